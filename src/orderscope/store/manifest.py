@@ -1,0 +1,170 @@
+"""The manifest: one JSON line per finished shard, appended and never rewritten.
+
+Each line carries a check over itself and the line before it, so a flipped bit, a line taken out and two lines
+exchanged are all found. A last line cut short is what a killed writer leaves behind and is no damage. The rule of the
+check and the words `schema` and `check` are the same in every schema version.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import asdict, dataclass
+
+from orderscope.errors import OrderscopeError
+
+SCHEMA = 1
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    """What the manifest says of one finished shard: `file` is relative to the run, `size` in bytes."""
+
+    name: str
+    file: str
+    size: int
+    sha256: str
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The sound lines of a manifest, what is wrong with the others, and the check of the last sound line.
+
+    `length` is the number of bytes up to the end of the last whole line; `ended` says whether that line has its
+    newline.
+    """
+
+    entries: dict[str, ShardInfo]
+    problems: list[str]
+    check: str
+    length: int
+    ended: bool
+
+
+class BadLine(ValueError):
+    """A line that is not what was written."""
+
+
+def file_name(name: str) -> str:
+    """The file of a shard: `record/reference/segment-003` lies in `record+reference+segment-003.h5`.
+
+    Raises:
+        OrderscopeError: the name has characters that do not belong in a file name.
+    """
+    if len(name) > 200 or not NAME.fullmatch(name):
+        raise OrderscopeError(
+            f"shard name {name!r}",
+            "words of letters, digits, '_', '.', '-' joined by '/', 200 characters at most",
+            "rename the shard",
+        )
+    return name.replace("/", "+") + ".h5"
+
+
+def line(entry: ShardInfo, previous: str) -> bytes:
+    """The manifest line of a shard, newline included; `previous` is the check of the line before, or ''."""
+    fields = asdict(entry)
+    return _encode(fields | {"check": _check(fields, previous)}) + b"\n"
+
+
+def check_of(raw: bytes) -> str:
+    """The check that a line made by `line` ends its chain with."""
+    return json.loads(raw)["check"]
+
+
+def parse(raw: bytes) -> Manifest:
+    """Read a manifest.
+
+    Raises:
+        OrderscopeError: it is a sound manifest of another schema version.
+    """
+    *whole, tail = raw.split(b"\n")
+    ended = True
+    if tail and _complete(tail):
+        whole.append(tail)
+        ended = False
+    entries: dict[str, ShardInfo] = {}
+    problems: list[str] = []
+    check, length = "", 0
+    for number, text in enumerate(whole, 1):
+        try:
+            fields = _decode(text, check)
+            _refuse_other_schema(fields["schema"])
+            entry = ShardInfo(**fields)
+            if entry.name in entries or entry.file != file_name(entry.name):
+                raise BadLine
+            entries[entry.name] = entry
+        except (BadLine, TypeError):
+            problems.append(f"manifest.jsonl, line {number}: not what was written ({_shown(text)})")
+        check = _stated_check(text)
+        length += len(text) + 1
+    if not entries:
+        _refuse_other_schema(_common_schema(whole))
+    if tail and ended and _complete(tail[:-1]):
+        problems.append(f"manifest.jsonl, line {len(whole) + 1}: its newline was changed ({_shown(tail)})")
+    return Manifest(entries, problems, check, min(length, len(raw)), ended)
+
+
+def _encode(fields: dict) -> bytes:
+    return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _check(fields: dict, previous: str) -> str:
+    return hashlib.sha256(previous.encode() + _encode(fields)).hexdigest()[:16]
+
+
+def _decode(text: bytes, previous: str) -> dict:
+    """The fields of a line whose check holds; the comparison with the canonical text catches every other change."""
+    fields = _object(text)
+    stated = fields.pop("check", None)
+    if "schema" not in fields or stated != _check(fields, previous) or _encode(fields | {"check": stated}) != text:
+        raise BadLine
+    return fields
+
+
+def _object(text: bytes) -> dict:
+    try:
+        fields = json.loads(text)
+    except (ValueError, RecursionError):
+        raise BadLine from None
+    if not isinstance(fields, dict):
+        raise BadLine
+    return fields
+
+
+def _complete(text: bytes) -> bool:
+    try:
+        return "check" in _object(text)
+    except BadLine:
+        return False
+
+
+def _stated_check(text: bytes) -> str:
+    """The check written on a line, so that one bad line is reported once and not again as a break of the chain."""
+    found = re.search(rb'"check":"([0-9a-f]{16})"', text)
+    return found[1].decode() if found else ""
+
+
+def _common_schema(lines: list[bytes]) -> object:
+    """The schema that two or more lines agree on though their checks do not hold: no bit flip does that."""
+    try:
+        found = {json.dumps(_object(text).get("schema")) for text in lines}
+    except BadLine:
+        return SCHEMA
+    return json.loads(found.pop()) if len(lines) > 1 and len(found) == 1 else SCHEMA
+
+
+def _refuse_other_schema(schema: object) -> None:
+    if schema != SCHEMA:
+        raise OrderscopeError(
+            f"a run of schema version {schema}",
+            f"version {SCHEMA}",
+            "read it with the version of orderscope that wrote it, or record it again",
+        )
+
+
+def _shown(text: bytes) -> str:
+    shown = re.search(rb'"name":"([A-Za-z0-9_./-]{1,200})"', text)
+    return f"shard {shown[1].decode()}" if shown else f"{len(text)} bytes, no readable shard name"

@@ -1,0 +1,353 @@
+"""A run on disk, for reading and for writing."""
+
+from __future__ import annotations
+
+import copy
+import errno
+import fcntl
+import json
+import os
+import threading
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from orderscope.errors import DamagedRun, IncompleteRun, OrderscopeError
+from orderscope.store import manifest
+from orderscope.store.manifest import ShardInfo, file_name
+from orderscope.store.packed import JOURNAL, MANIFEST, Packed, is_packed, read_packed
+from orderscope.store.shards import BadShard, Blob, Contents, Extent, read_array, read_contents, write_shard
+
+LOCK = ".lock"
+TEMPORARY = ".tmp"
+
+
+class RunStore:
+    """The shards of one run, in a directory or in a packed file.
+
+    A shard is a named, immutable set of arrays and JSON attributes. It exists from the moment its line stands in the
+    manifest; a writer killed at any instant leaves only whole shards behind. Made by `create` or `open`.
+    """
+
+    def __init__(self, path: Path, index: manifest.Manifest, *, packed: Packed | None, lock: int | None) -> None:
+        self.path = path
+        self._entries, self._problems, self._check = index.entries, index.problems, index.check
+        self._packed, self._lock = packed, lock
+        self._contents: dict[str, Contents] = {}
+        self._pending: set[str] = set()
+        self._mutex = threading.Lock()
+
+    @classmethod
+    def create(cls, path: str | os.PathLike[str]) -> Self:
+        """Open a run for writing; make it if there is none.
+
+        One process writes to a run at a time: the lock is held until `close`, or until the process and all it forked
+        have ended.
+
+        Raises:
+            OrderscopeError: another process is writing, or the path holds something that is no run.
+            DamagedRun: the manifest is damaged, so nothing can be added to it.
+        """
+        path = Path(path)
+        if path.is_file():
+            raise OrderscopeError(f"a file at {path}", "a directory to write a run to", "choose another path")
+        _refuse_foreign_directory(path)
+        path.mkdir(parents=True, exist_ok=True)
+        lock = _take_lock(path)
+        try:
+            index = manifest.parse(_read_or_empty(path / MANIFEST))
+            if index.problems:
+                raise _damaged(path, index.problems[0])
+            _end_last_line(path / MANIFEST, index)
+            for leftover in path.glob(f"*.h5{TEMPORARY}"):
+                leftover.unlink()
+            _sync_directory(path)
+            _sync_directory(path.parent)
+            return cls(path, index, packed=None, lock=lock)
+        except BaseException:
+            os.close(lock)
+            raise
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Self:
+        """Open a run for reading: a directory, or the file that `pack` made of one.
+
+        A damaged manifest is told by the first access, so that `verify` can list all there is to say.
+
+        Raises:
+            OrderscopeError: no run there, or one of another schema version.
+            DamagedRun: the index of a packed file is damaged.
+        """
+        path = Path(path)
+        if path.is_dir() and (path / MANIFEST).is_file():
+            return cls(path, manifest.parse((path / MANIFEST).read_bytes()), packed=None, lock=None)
+        if path.is_file() and is_packed(path):
+            packed = read_packed(path)
+            return cls(path, manifest.parse(packed.manifest), packed=packed, lock=None)
+        what = "something that is no run" if path.exists() else "nothing"
+        raise OrderscopeError(
+            f"{what} at {path}",
+            "the directory of a recorded run, or a packed run",
+            "give the path that record wrote to",
+        )
+
+    @property
+    def writable(self) -> bool:
+        return self._lock is not None
+
+    def close(self) -> None:
+        """End writing and let another process write; reading goes on."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._sound()
+
+    def names(self, prefix: str = "") -> list[str]:
+        """The finished shards whose name starts with `prefix`, in the order they were finished."""
+        return [name for name in self._sound() if name.startswith(prefix)]
+
+    def describe(self) -> list[ShardInfo]:
+        """What the sound lines of the manifest say."""
+        return list(self._entries.values())
+
+    def write(self, name: str, arrays: Mapping[str, np.ndarray], attrs: Mapping[str, Any] | None = None) -> None:
+        """Add a shard: on return it is on disk and will be found, before that nobody sees any of it.
+
+        Args:
+            name: words of letters, digits, '_', '.', '-', joined by '/'.
+            arrays: plain numpy arrays by key.
+            attrs: JSON values by key; numpy scalars and arrays become numbers and lists.
+
+        Raises:
+            OrderscopeError: the store is not open for writing, or the shard exists.
+        """
+        self._refuse_reader("written to")
+        file = self.path / file_name(name)
+        with self._mutex:
+            if name in self._sound() or name in self._pending:
+                raise OrderscopeError(
+                    f"shard {name} in {self.path}",
+                    "a name not yet taken",
+                    "shards are never overwritten: use a new name",
+                )
+            self._pending.add(name)
+        temporary = file.with_name(file.name + TEMPORARY)
+        try:
+            size, sha256 = write_shard(temporary, name, arrays, attrs or {})
+            os.replace(temporary, file)
+            _sync_directory(self.path)
+            self._append(ShardInfo(name, file.name, size, sha256))
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        finally:
+            self._pending.discard(name)
+
+    def read(self, name: str, keys: Iterable[str] | None = None) -> dict[str, np.ndarray]:
+        """The arrays of a shard, all or those named by `keys`, each in memory of its own.
+
+        Raises:
+            IncompleteRun: there is no such shard.
+            DamagedRun: its bytes are not what was written.
+            OrderscopeError: there is no such key.
+        """
+        blob, contents = self._look(name)
+        wanted = list(contents.extents) if keys is None else list(keys)
+        try:
+            return {key: read_array(blob, _extent(name, contents, key)) for key in wanted}
+        except (BadShard, OSError) as error:
+            raise _damaged(self.path, f"shard {name} ({file_name(name)}): {error}") from None
+
+    def map(self, name: str, key: str) -> np.ndarray:
+        """One array of a shard, read-only and left on disk until it is touched. Raises as `read`."""
+        blob, contents = self._look(name)
+        extent = _extent(name, contents, key)
+        if not extent.nbytes:
+            empty = np.empty(extent.shape, extent.dtype)
+            empty.flags.writeable = False
+            return empty
+        return np.memmap(blob.path, extent.dtype, "r", blob.offset + extent.offset, extent.shape)
+
+    def attrs(self, name: str) -> dict[str, Any]:
+        """The attributes of a shard. Raises as `read`."""
+        return copy.deepcopy(self._look(name)[1].attrs)
+
+    def verify(self) -> list[str]:
+        """Read everything again; one line for each damage, naming shard and file. Empty if the run is sound."""
+        found = list(self._problems)
+        for entry in self._entries.values():
+            try:
+                self._contents[entry.name] = self._check_shard(entry)[1]
+            except BadShard as error:
+                self._contents.pop(entry.name, None)
+                found.append(f"shard {entry.name} ({entry.file}): {error}")
+        if self._packed is not None and not found:
+            found = self._packed.problems()
+        return found
+
+    def log(self, event: Mapping[str, Any]) -> None:
+        """Append an event to the journal: what may differ between two equal runs, such as wall seconds.
+
+        The journal is not part of the run's bytes, is not hashed, and its last lines may be lost in a crash.
+        """
+        self._refuse_reader("logged to")
+        with open(self.path / JOURNAL, "ab", buffering=0) as file:
+            file.write(json.dumps(dict(event), sort_keys=True).encode() + b"\n")
+
+    def journal(self) -> list[dict[str, Any]]:
+        """The events of the journal that can be read, oldest first."""
+        raw = self._packed.journal if self._packed is not None else _read_or_empty(self.path / JOURNAL)
+        return [event for line in raw.splitlines() if isinstance(event := _json_or_none(line), dict)]
+
+    def blob(self, entry: ShardInfo) -> Blob:
+        """Where the bytes of a shard lie, not yet checked."""
+        if self._packed is not None:
+            return self._packed.blob(entry)
+        file = self.path / entry.file
+        return Blob(file, 0, file.stat().st_size)
+
+    def _sound(self) -> dict[str, ShardInfo]:
+        if self._problems:
+            raise _damaged(self.path, self._problems[0])
+        return self._entries
+
+    def _look(self, name: str) -> tuple[Blob, Contents]:
+        """A shard whose bytes have been found to be what was written; hashed once for each store object."""
+        entry = self._sound().get(name)
+        if entry is None:
+            raise IncompleteRun(
+                f"no shard {name} in {self.path}", "a finished run", "resume the command that writes it"
+            )
+        try:
+            if name not in self._contents:
+                blob, self._contents[name] = self._check_shard(entry)
+                return blob, self._contents[name]
+            return self.blob(entry), self._contents[name]
+        except (BadShard, OSError) as error:
+            raise _damaged(self.path, f"shard {name} ({entry.file}): {error}") from None
+
+    def _check_shard(self, entry: ShardInfo) -> tuple[Blob, Contents]:
+        """Size and hash come first: HDF5 must not parse bytes that are not ours."""
+        try:
+            blob = self.blob(entry)
+            if blob.size != entry.size:
+                raise BadShard(f"{blob.size} bytes, the manifest says {entry.size}")
+            if blob.sha256() != entry.sha256:
+                raise BadShard("its bytes are not what was written")
+        except FileNotFoundError:
+            raise BadShard("the file is missing") from None
+        except KeyError:
+            raise BadShard("not in the packed file") from None
+        except OSError as error:
+            raise BadShard(f"cannot be read, {error.strerror}") from None
+        contents = read_contents(blob)
+        if contents.name != entry.name:
+            raise BadShard("it holds a shard of another name")
+        return blob, contents
+
+    def _append(self, entry: ShardInfo) -> None:
+        with self._mutex:
+            line = manifest.line(entry, self._check)
+            descriptor = os.open(self.path / MANIFEST, os.O_WRONLY | os.O_APPEND)
+            end = os.fstat(descriptor).st_size
+            try:
+                if os.write(descriptor, line) != len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path / MANIFEST))
+                os.fsync(descriptor)
+            except OSError:
+                os.ftruncate(descriptor, end)
+                raise
+            finally:
+                os.close(descriptor)
+            self._check = manifest.check_of(line)
+            self._entries[entry.name] = entry
+
+    def _refuse_reader(self, verb: str) -> None:
+        if not self.writable:
+            raise OrderscopeError(
+                f"run {self.path} {verb}, but opened for reading", "a run opened for writing", "use RunStore.create"
+            )
+
+
+def _extent(name: str, contents: Contents, key: str) -> Extent:
+    if key not in contents.extents:
+        raise OrderscopeError(
+            f"no array {key!r} in shard {name}",
+            f"one of {', '.join(contents.extents) or 'none'}",
+            "ask for an array that was recorded",
+        )
+    return contents.extents[key]
+
+
+def _refuse_foreign_directory(path: Path) -> None:
+    if path.is_dir() and not (path / MANIFEST).exists():
+        others = [entry.name for entry in path.iterdir() if entry.name != LOCK]
+        if others:
+            raise OrderscopeError(
+                f"directory {path} with {others[0]!r} in it", "an empty directory or a run", "choose another path"
+            )
+
+
+def _take_lock(path: Path) -> int:
+    descriptor = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
+        os.close(descriptor)
+        raise OrderscopeError(
+            f"run {path} being written by process {holder or 'unknown'}",
+            "one writer at a time",
+            "wait until it ends, or stop it",
+        ) from None
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+    return descriptor
+
+
+def _end_last_line(path: Path, index: manifest.Manifest) -> None:
+    """Make the manifest, or take away what a killed writer left of its last line."""
+    with open(path, "ab") as file:
+        if file.tell() != index.length:
+            file.truncate(index.length)
+        if not index.ended:
+            file.write(b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _read_or_empty(path: Path) -> bytes:
+    return path.read_bytes() if path.exists() else b""
+
+
+def _json_or_none(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
+
+
+def _damaged(path: Path, what: str) -> DamagedRun:
+    return DamagedRun(
+        f"damage in run {path}: {what}",
+        "the bytes that were written",
+        "restore it from a copy or record the run again; `orderscope inspect` lists all damage",
+    )
