@@ -1,0 +1,63 @@
+"""Orderscope: record one training run, then ask what any other order of the same samples would have done.
+
+Public names are loaded when they are first used, so that `import orderscope` costs milliseconds and needs no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from orderscope.errors import DamagedRun, IncompleteRun, OrderscopeError
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "DamagedRun": "orderscope.errors",
+    "IncompleteRun": "orderscope.errors",
+    "OrderscopeError": "orderscope.errors",
+    "OrderSampler": "orderscope.orders",
+    "ParameterLayout": "orderscope.layout",
+    "Recorder": "orderscope.recording",
+    "RunStore": "orderscope.store",
+    "Simulator": "orderscope.simulator",
+    "Task": "orderscope.task",
+    "Truth": "orderscope.retrain",
+    "positions": "orderscope.positions",
+    "propose": "orderscope.search",
+    "record": "orderscope.recording",
+    "retrain": "orderscope.retrain",
+    "validate": "orderscope.validate",
+}
+
+__all__ = sorted([*_HOME, "__version__"])
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})
+
+
+class _Package(ModuleType):
+    """Keeps `osc.record`, `osc.retrain`, ... the functions, whatever was imported before.
+
+    Importing the submodule `orderscope.record` makes the import system bind it to the package under that name, which
+    would hide the function. `from orderscope.record import ...` does not need that binding.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOME and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -1,0 +1,1 @@
+"""Orders of samples: checked, written as expressions, played to a DataLoader."""

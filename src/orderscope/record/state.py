@@ -1,0 +1,170 @@
+"""Everything a training run needs to go on as if it had never stopped."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from orderscope.errors import OrderscopeError
+from orderscope.hyper import advance
+from orderscope.record.loop import Session
+
+STATE_KEYS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")
+SUPPORTED = {"SGD": torch.optim.SGD, "Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """The state between two steps.
+
+    Args:
+        theta: parameters in layout order, [P].
+        moments: optimizer state by key (`exp_avg`, `exp_avg_sq`, `max_exp_avg_sq`, `momentum_buffer`), [P] each, zero
+            where the optimizer has none yet.
+        count: the optimizer's own step count per parameter, [n_params]; zero for SGD.
+        present: whether the optimizer has state for the parameter, bool [n_params].
+        buffers: the model's buffers by name.
+        rng: random-number states by generator, see `rng_state`.
+    """
+
+    theta: Tensor
+    moments: dict[str, Tensor]
+    count: Tensor
+    present: Tensor
+    buffers: dict[str, Tensor]
+    rng: dict[str, Tensor] = field(default_factory=dict)
+
+
+def require_supported(optimizer: torch.optim.Optimizer) -> None:
+    """Raises: OrderscopeError naming an optimizer whose state cannot be carried, and those that can."""
+    kind = type(optimizer)
+    if SUPPORTED.get(kind.__name__) is not kind:
+        raise OrderscopeError(
+            f"optimizer {kind.__module__}.{kind.__qualname__}",
+            "one of torch.optim's " + ", ".join(SUPPORTED),
+            "use one of these; osc.retrain trains with any optimizer",
+        )
+    for option in ("capturable", "differentiable"):
+        if any(group.get(option) for group in optimizer.param_groups):
+            raise OrderscopeError(
+                f"optimizer {kind.__name__} with {option}=True", f"{option}=False", f"leave out {option}"
+            )
+
+
+def capture(session: Session) -> TrainingState:
+    """A copy of the session's state, on the CPU."""
+    layout, parameters = session.layout, session.parameters
+    states = [session.optimizer.state.get(p, {}) for p in parameters]
+    present = torch.tensor([any(v is not None for v in s.values()) for s in states])
+    moments = {}
+    for key in STATE_KEYS:
+        if any(s.get(key) is not None for s in states):
+            parts = [torch.zeros_like(p) if s.get(key) is None else s[key] for s, p in zip(states, parameters)]
+            moments[key] = layout.flatten(parts).cpu()
+    counts = [torch.as_tensor(s.get("step", 0.0), dtype=torch.float64).cpu() for s in states]
+    return TrainingState(
+        theta=layout.flatten(parameters).cpu(),
+        moments=moments,
+        count=torch.stack(counts),
+        present=present,
+        buffers={name: b.detach().cpu().clone() for name, b in session.model.named_buffers()},
+        rng=rng_state(),
+    )
+
+
+def restore(session: Session, state: TrainingState, step: int) -> None:
+    """Bring a freshly started session to `state` at `step`: the schedule is stepped again, nothing is trained."""
+    advance(session.optimizer, session.scheduler, step)
+    views = session.layout.unflatten(state.theta)
+    moments = {key: session.layout.unflatten(flat) for key, flat in state.moments.items()}
+    counted = isinstance(session.optimizer, (torch.optim.Adam, torch.optim.AdamW))
+    with torch.no_grad():
+        for i, (name, p) in enumerate(zip(session.layout.names, session.parameters, strict=True)):
+            p.copy_(views[name])
+            session.optimizer.state.pop(p, None)
+            if state.present[i]:
+                own = session.optimizer.state[p]
+                if counted:
+                    own["step"] = _step_tensor(session.optimizer, p, float(state.count[i]))
+                for key, by_name in moments.items():
+                    own[key] = torch.empty_like(p).copy_(by_name[name])
+        _set_buffers(session, state.buffers)
+    if state.rng:
+        set_rng_state(state.rng)
+
+
+@contextmanager
+def undisturbed(session: Session) -> Iterator[None]:
+    """Whatever is done with the model inside leaves buffers, train/eval flags and random numbers as they were."""
+    rng = rng_state()
+    buffers = {name: b.detach().clone() for name, b in session.model.named_buffers()}
+    training = [(m, m.training) for m in session.model.modules()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            _set_buffers(session, buffers)
+        for module, flag in training:
+            module.training = flag
+        set_rng_state(rng)
+
+
+def rng_state() -> dict[str, Tensor]:
+    """States of the global generators: torch, torch on each CUDA device in use, numpy, Python's random."""
+    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    version, words, next_gauss = random.getstate()
+    states = {
+        "torch": torch.get_rng_state(),
+        "numpy": torch.from_numpy(np.array([*keys, position, has_gauss], dtype=np.int64)),
+        "numpy_gauss": torch.tensor([gauss], dtype=torch.float64),
+        "python": torch.tensor([version, *words], dtype=torch.int64),
+        "python_gauss": torch.tensor([] if next_gauss is None else [next_gauss], dtype=torch.float64),
+    }
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        states |= {f"cuda{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
+    return states
+
+
+def set_rng_state(states: Mapping[str, Tensor]) -> None:
+    torch.set_rng_state(states["torch"])
+    keys = states["numpy"].numpy()
+    np.random.set_state(
+        ("MT19937", keys[:-2].astype(np.uint32), int(keys[-2]), int(keys[-1]), float(states["numpy_gauss"][0]))
+    )
+    version, *words = states["python"].tolist()
+    gauss = states["python_gauss"].tolist()
+    random.setstate((version, tuple(words), gauss[0] if gauss else None))
+    for name, state in states.items():
+        if name.startswith("cuda"):
+            torch.cuda.set_rng_state(state, int(name.removeprefix("cuda")))
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Fixed random numbers inside, the caller's own afterwards."""
+    before = rng_state()
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        set_rng_state(before)
+
+
+def _step_tensor(optimizer: torch.optim.Optimizer, p: Tensor, count: float) -> Tensor:
+    fused = any(group.get("fused") for group in optimizer.param_groups)
+    if fused:
+        return torch.tensor(count, dtype=torch.float32, device=p.device)
+    return torch.tensor(count, dtype=torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32)
+
+
+def _set_buffers(session: Session, buffers: Mapping[str, Tensor]) -> None:
+    for name, buffer in session.model.named_buffers():
+        buffer.copy_(buffers[name])
