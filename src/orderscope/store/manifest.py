@@ -54,7 +54,7 @@ def file_name(name: str) -> str:
     Raises:
         OrderscopeError: the name has characters that do not belong in a file name.
     """
-    if len(name) > 200 or not NAME.fullmatch(name):
+    if not _is_name(name):
         raise OrderscopeError(
             f"shard name {name!r}",
             "words of letters, digits, '_', '.', '-' joined by '/', 200 characters at most",
@@ -92,11 +92,11 @@ def parse(raw: bytes) -> Manifest:
         try:
             fields = _decode(text, check)
             _refuse_other_schema(fields["schema"])
-            entry = ShardInfo(**fields)
-            if entry.name in entries or entry.file != file_name(entry.name):
+            entry = _entry(fields)
+            if entry.name in entries:
                 raise BadLine
             entries[entry.name] = entry
-        except (BadLine, TypeError):
+        except BadLine:
             problems.append(f"manifest.jsonl, line {number}: not what was written ({_shown(text)})")
         check = _stated_check(text)
         length += len(text) + 1
@@ -145,6 +145,20 @@ def _stated_check(text: bytes) -> str:
     """The check written on a line, so that one bad line is reported once and not again as a break of the chain."""
     found = re.search(rb'"check":"([0-9a-f]{16})"', text)
     return found[1].decode() if found else ""
+
+
+def _entry(fields: dict) -> ShardInfo:
+    """A sound line need not be an honest one."""
+    name, size = fields.get("name"), fields.get("size")
+    if fields.keys() != ShardInfo.__dataclass_fields__.keys() or not isinstance(name, str) or not _is_name(name):
+        raise BadLine
+    if not isinstance(size, int) or size < 0 or fields["file"] != file_name(name):
+        raise BadLine
+    return ShardInfo(**fields)
+
+
+def _is_name(name: str) -> bool:
+    return len(name) <= 200 and NAME.fullmatch(name) is not None
 
 
 def _common_schema(lines: list[bytes]) -> object:

@@ -42,10 +42,7 @@ class Packed:
 
     def problems(self) -> list[str]:
         """Damage to any byte behind the header."""
-        size = self.path.stat().st_size
-        if size != self.size:
-            return [f"packed file {self.path.name}: {size} bytes, its header says {self.size}"]
-        if Blob(self.path, HEADER, size - HEADER).sha256() != self.sha256:
+        if Blob(self.path, HEADER, self.size - HEADER).sha256() != self.sha256:
             return [f"packed file {self.path.name}: its bytes are not what was written"]
         return []
 
@@ -83,9 +80,11 @@ def read_packed(path: Path) -> Packed:
     try:
         index = json.loads(_checked(path, *header["index"]))
         manifest, journal = (_checked(path, *index[part]) for part in ("manifest", "journal"))
+        if path.stat().st_size != header["size"]:
+            raise ValueError
         return Packed(path, manifest, journal, dict(index["shards"]), header["size"], header["sha256"])
     except (ValueError, KeyError, TypeError, OSError, OverflowError, RecursionError):
-        raise _damaged(path, "index, manifest or journal") from None
+        raise _damaged(path, "size, index, manifest or journal") from None
 
 
 def write_packed(path: Path, manifest: bytes, journal: bytes, shards: Iterable[tuple[ShardInfo, Blob]]) -> list[str]:
@@ -142,6 +141,8 @@ def _checked(path: Path, offset: int, size: int, sha256: str) -> bytes:
 
 def _copy(blob: Blob, descriptor: int, offset: int) -> str:
     digest = hashlib.sha256()
+    if not blob.path.exists():
+        return "missing"
     with blob.open() as window:
         while piece := window.read(CHUNK):
             digest.update(piece)

@@ -20,6 +20,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+from h5py import h5d, h5f, h5g, h5l, h5o, h5p, h5s, h5t  # pyright: ignore[reportAttributeAccessIssue]
 
 from orderscope.errors import OrderscopeError
 from orderscope.store.manifest import SCHEMA
@@ -79,7 +80,7 @@ class Window(io.RawIOBase):
     def fill(self, array: np.ndarray, offset: int) -> None:
         """Read the bytes from `offset` on into a contiguous array."""
         self.seek(offset)
-        view = memoryview(array.reshape(-1).view(np.uint8))
+        view = _bytes(array)
         while view:
             done = self.readinto(view)
             if not done:
@@ -187,23 +188,24 @@ def allot(
 
     Offsets count from the start of the file; None where there is nothing to write.
     """
-    access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
-    access.set_libver_bounds(h5py.h5f.LIBVER_V110, h5py.h5f.LIBVER_V110)
+    access = h5p.create(h5p.FILE_ACCESS)
+    access.set_libver_bounds(h5f.LIBVER_V110, h5f.LIBVER_V110)
     access.set_alignment(512, 64)
-    creation = h5py.h5p.create(h5py.h5p.FILE_CREATE)
+    creation = h5p.create(h5p.FILE_CREATE)
     creation.set_userblock(userblock)
-    layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    layout.set_layout(h5py.h5d.CONTIGUOUS)
-    layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-    layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    creation.set_obj_track_times(False)  # the root group has time stamps of its own
+    layout = h5p.create(h5p.DATASET_CREATE)
+    layout.set_layout(h5d.CONTIGUOUS)
+    layout.set_alloc_time(h5d.ALLOC_TIME_EARLY)
+    layout.set_fill_time(h5d.FILL_TIME_NEVER)
     layout.set_obj_track_times(False)
-    file = h5py.h5f.create(os.fsencode(path), h5py.h5f.ACC_TRUNC, fcpl=creation, fapl=access)
+    file = h5f.create(os.fsencode(path), h5f.ACC_TRUNC, fcpl=creation, fapl=access)
     try:
         offsets = {}
         for key, dtype, shape in parts:
-            kind = h5py.h5t.py_create(dtype, logical=True)
-            space = h5py.h5s.create_simple(shape) if shape else h5py.h5s.create(h5py.h5s.SCALAR)
-            offsets[key] = h5py.h5d.create(file, key.encode(), kind, space, layout).get_offset()
+            kind = h5t.py_create(dtype, logical=True)
+            space = h5s.create_simple(shape) if shape else h5s.create(h5s.SCALAR)
+            offsets[key] = h5d.create(file, key.encode(), kind, space, layout).get_offset()
         return offsets
     finally:
         file.close()
@@ -241,7 +243,7 @@ def _plain(value: Any) -> Any:
 
 
 def _bytes(array: np.ndarray) -> memoryview:
-    return memoryview(array.reshape(-1).view(np.uint8))
+    return array.reshape(-1).view(np.uint8).data
 
 
 def _digest(descriptor: int, size: int, pieces: list[tuple[int, memoryview]]) -> str:
@@ -255,20 +257,20 @@ def _digest(descriptor: int, size: int, pieces: list[tuple[int, memoryview]]) ->
 
 
 def _extents(file: Any, size: int) -> Iterator[tuple[str, Extent]]:
-    root = h5py.h5g.open(file, b"/")
+    root = h5g.open(file, b"/")
     for index in range(root.get_num_objs()):
         key = root.get_objname_by_idx(index)
         shown = key.decode("utf-8", "replace")
-        if root.links.get_info(key).type != h5py.h5l.TYPE_HARD:
+        if root.links.get_info(key).type != h5l.TYPE_HARD:
             raise BadShard(f"{shown!r} is a link to somewhere else")
-        if h5py.h5o.get_info(root, key).type != h5py.h5o.TYPE_DATASET:
+        if h5o.get_info(root, key).type != h5o.TYPE_DATASET:
             raise BadShard(f"{shown!r} is no array")
-        yield shown, _extent(shown, h5py.h5d.open(root, key), size)
+        yield shown, _extent(shown, h5d.open(root, key), size)
 
 
 def _extent(key: str, dataset: Any, size: int) -> Extent:
     layout, dtype, shape = dataset.get_create_plist(), dataset.dtype, dataset.shape
-    plain = layout.get_layout() == h5py.h5d.CONTIGUOUS and not layout.get_external_count() and not layout.get_nfilters()
+    plain = layout.get_layout() == h5d.CONTIGUOUS and not layout.get_external_count() and not layout.get_nfilters()
     if not plain:
         raise BadShard(f"{key!r} is not stored in one piece in this file")
     if dtype not in DTYPES and not (key == META and dtype.kind == "S"):
