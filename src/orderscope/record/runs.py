@@ -1,0 +1,238 @@
+"""Recording: train one order and keep what a simulator needs, resumable at every boundary."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from orderscope.errors import OrderscopeError
+from orderscope.fingerprint import digest
+from orderscope.hyper import hyper_parameters
+from orderscope.orders.checks import check_order
+from orderscope.record.loop import Session, start, train
+from orderscope.record.segments import finished_segments, read_state, segment_name, write_segment
+from orderscope.record.state import capture, require_supported, restore, seeded, undisturbed
+from orderscope.store import RunStore
+from orderscope.task import Evaluation, Task
+
+Progress = Callable[[int, int], None]
+
+
+def record_run(
+    task: Task,
+    store: RunStore,
+    name: str,
+    order: Any,
+    boundaries: Sequence[int],
+    *,
+    coords: Tensor | None = None,
+    metrics_at: str = "all",
+    keep_gradients: bool = True,
+    progress: Progress | None = None,
+) -> dict[str, float]:
+    """Train `order` and write the shard `record/<name>/segment-<k>` at each boundary; go on after the last one written.
+
+    Segment k holds the state after step `boundaries[k]` and everything about the steps since boundary k - 1. A run that
+    was killed and is recorded again ends with the same bytes as one that was not.
+
+    Args:
+        order: sample ids, [steps, batch].
+        boundaries: ascending steps, from 0 to `task.steps`.
+        coords: ascending coordinates of [P] on which each step's gradient is kept; all if not given.
+        metrics_at: "all" boundaries or only the "final" one.
+        keep_gradients: whether to keep the steps' gradients.
+        progress: called as `progress(steps done, steps)` after each step.
+
+    Returns:
+        The metrics of the final model.
+
+    Raises:
+        OrderscopeError: for an optimizer that cannot be carried, a run of this name with another order, or a loss or
+            gradient that is not finite. What was written before stays.
+    """
+    ids = check_order(order, task.order, samples=task.samples, allow_other_samples=True)
+    ends = _check_boundaries(boundaries, task.steps)
+    _check_coords(coords, task.layout.size)
+    if metrics_at not in ("all", "final"):
+        raise OrderscopeError(f"metrics_at={metrics_at!r}", "'all' or 'final'", "change metrics_at=")
+    plan = digest(ids, ends, coords, metrics_at, keep_gradients)
+    done = finished_segments(store, name)
+    if done:
+        _check_same_plan(store, name, plan)
+    if done == len(ends):
+        return store.attrs(segment_name(name, done - 1))["metrics"]
+    with seeded(0):
+        session = start(task)
+        require_supported(session.optimizer)
+        if done:
+            restore(session, read_state(store, name, done - 1), ends[done - 1])
+        metrics: dict[str, float] = {}
+        for index in range(done, len(ends)):
+            began = time.perf_counter()
+            first = ends[max(index - 1, 0)]
+            rows = _StepRows(name, session, ids, first, ends[index], coords, keep_gradients, progress)
+            train(task, session, ids, first, ends[index], rows)
+            trained = time.perf_counter()
+            last = index == len(ends) - 1
+            evaluation = _evaluate(task, session, name, ends[index]) if last or metrics_at == "all" else Evaluation({}, {})
+            metrics = evaluation.metrics
+            held_out = {f"metric:{metric}": losses for metric, losses in evaluation.losses.items()}
+            attrs = {
+                "run": name, "index": index, "start": first, "stop": ends[index],
+                "boundaries": ends, "plan": plan, "metrics": metrics,
+            }  # fmt: skip
+            write_segment(store, name, index, {**rows.tensors(), **held_out}, capture(session), attrs)
+            store.log(
+                {"event": "segment", "run": name, "index": index, "steps": ends[index] - first,
+                 "train_seconds": trained - began, "seconds": time.perf_counter() - began}
+            )  # fmt: skip
+    return metrics
+
+
+class _StepRows:
+    """Collects what each step of a segment shows; see `orderscope.record.loop.Watcher`."""
+
+    def __init__(
+        self,
+        run: str,
+        session: Session,
+        order: np.ndarray,
+        first: int,
+        last: int,
+        coords: Tensor | None,
+        keep_gradients: bool,
+        progress: Progress | None,
+    ) -> None:
+        self._run, self._session, self._order, self._first, self._last = run, session, order, first, last
+        self._progress = progress
+        self._losses: list[Tensor] = []
+        self._has_grad: list[list[bool]] = []
+        self._norms: list[float] = []
+        self._hyper: list[dict[str, list[float]]] = []
+        self._zeros = [p.new_zeros(p.numel()) for p in session.parameters] if last > first else []
+        self._pick = None if coords is None else _Pick(coords, session)
+        size = session.layout.size if coords is None else len(coords)
+        self._gradients = torch.empty(last - first if keep_gradients else 0, size, dtype=session.layout.dtype)
+
+    def gradient(self, step: int, losses: Tensor) -> None:
+        grads = [p.grad for p in self._session.parameters]
+        self._losses.append(losses)
+        self._has_grad.append([g is not None for g in grads])
+        if len(self._gradients):
+            flat = [z if g is None else g.reshape(-1) for g, z in zip(grads, self._zeros, strict=True)]
+            row = self._gradients[step - self._first]
+            if self._pick is not None:
+                row.copy_(self._pick(flat))
+            elif row.device == flat[0].device:
+                torch.cat(flat, out=row)
+            else:
+                row.copy_(torch.cat(flat))
+
+    def norm(self, step: int, value: Tensor | None) -> None:
+        if value is None:
+            whole = self._pick is None and len(self._gradients)
+            value = torch.linalg.vector_norm(self._gradients[step - self._first]) if whole else self._total_norm()
+        norm = float(value)
+        if not (math.isfinite(norm) and torch.isfinite(self._losses[-1]).all()):
+            self._refuse_not_finite(step)
+        self._norms.append(norm)
+        self._hyper.append(hyper_parameters(self._session.optimizer))
+        if self._progress is not None:
+            self._progress(step + 1, len(self._order))
+
+    def tensors(self) -> dict[str, Tensor]:
+        if self._first == self._last:
+            return {}
+        tensors = {
+            "order": torch.from_numpy(self._order[self._first : self._last]),
+            "loss": torch.stack(self._losses),
+            "grad_norm": torch.tensor(self._norms, dtype=torch.float64),
+            "has_grad": torch.tensor(self._has_grad),
+        }
+        for key in self._hyper[0]:
+            tensors[f"hyper:{key}"] = torch.tensor([values[key] for values in self._hyper], dtype=torch.float64)
+        return tensors | ({"gradient": self._gradients} if len(self._gradients) else {})
+
+    def _total_norm(self) -> Tensor:
+        return torch.nn.utils.get_total_norm([p.grad for p in self._session.parameters if p.grad is not None])
+
+    def _refuse_not_finite(self, step: int) -> None:
+        losses = self._losses[-1]
+        ids = self._order[step]
+        bad = [int(i) for i, fine in zip(ids, torch.isfinite(losses).tolist(), strict=True) if not fine]
+        what = "loss" if bad else "gradient"
+        names = zip(self._session.layout.names, self._session.parameters, strict=True)
+        where = [n for n, p in names if p.grad is not None and not torch.isfinite(p.grad).all()]
+        if not bad and not where:
+            return  # only the norm overflowed
+        detail = f"sample ids {bad or [int(i) for i in ids]}" + (f", first in {where[0]!r}" if where else "")
+        raise OrderscopeError(
+            f"a {what} that is not finite in run {self._run!r} at step {step} ({detail})",
+            "finite losses and gradients",
+            "lower the learning rate, clip with max_grad_norm=, or look at these samples; finished segments are kept",
+        )
+
+
+class _Pick:
+    """Some coordinates of a gradient that comes as one tensor per parameter."""
+
+    def __init__(self, coords: Tensor, session: Session) -> None:
+        starts = torch.tensor(session.layout.offsets)
+        cuts = torch.searchsorted(coords.contiguous(), starts).tolist()
+        self._parts = [
+            (i, (coords[low:high] - starts[i]).to(session.parameters[i].device))
+            for i, (low, high) in enumerate(zip(cuts, cuts[1:], strict=False))
+            if high > low
+        ]
+
+    def __call__(self, flat: list[Tensor]) -> Tensor:
+        return torch.cat([flat[i].index_select(0, local) for i, local in self._parts])
+
+
+def _evaluate(task: Task, session: Session, run: str, step: int) -> Evaluation:
+    with undisturbed(session):
+        evaluation = task.evaluation(session.model)
+    for name, value in evaluation.metrics.items():
+        if not math.isfinite(value):
+            raise OrderscopeError(
+                f"metric {name!r} = {value} in run {run!r} after step {step}",
+                "finite metrics",
+                "look at that metric and at the learning rate; finished segments are kept",
+            )
+    return evaluation
+
+
+def _check_boundaries(boundaries: Sequence[int], steps: int) -> list[int]:
+    ends = [int(b) for b in boundaries]
+    if len(ends) < 2 or ends[0] != 0 or ends[-1] != steps or any(a >= b for a, b in zip(ends, ends[1:], strict=False)):
+        raise OrderscopeError(
+            f"boundaries {ends}", f"ascending steps from 0 to {steps}", "begin with 0 and end with the number of steps"
+        )
+    return ends
+
+
+def _check_coords(coords: Tensor | None, size: int) -> None:
+    if coords is None:
+        return
+    ascending = coords.dim() == 1 and len(coords) and bool((coords[1:] > coords[:-1]).all())
+    if coords.dtype != torch.int64 or not ascending or coords[0] < 0 or coords[-1] >= size:
+        raise OrderscopeError(
+            f"coordinates of shape {list(coords.shape)}, dtype {coords.dtype}",
+            f"ascending int64 indices below {size}",
+            "sort them and take each once",
+        )
+
+
+def _check_same_plan(store: RunStore, name: str, plan: str) -> None:
+    if store.attrs(segment_name(name, 0))["plan"] != plan:
+        raise OrderscopeError(
+            f"run {name!r} recorded with another order, other boundaries or other coordinates",
+            "the same recording to go on with",
+            "record it under another name or into another directory",
+        )
