@@ -90,6 +90,14 @@ def _check_same_start(first: nn.Module, second: nn.Module) -> None:
             "fixed starting weights",
             "seed inside model() with torch.manual_seed, or load saved weights there",
         )
+    place = {t.data_ptr() for _, t in _tensors(first) if t.numel()}
+    shared = next((n for n, t in _tensors(second) if t.requires_grad and t.numel() and t.data_ptr() in place), None)
+    if shared is not None:
+        raise OrderscopeError(
+            f"{shared} that shares its memory between two calls of model()",
+            "starting weights of its own for every model",
+            "copy the saved weights in model(), for instance with load_state_dict or clone()",
+        )
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 
 from orderscope.errors import OrderscopeError
 from orderscope.fingerprint import digest
@@ -116,7 +117,7 @@ class _StepRows:
         self._norms: list[float] = []
         self._hyper: list[dict[str, list[float]]] = []
         self._zeros = [p.new_zeros(p.numel()) for p in session.parameters] if last > first else []
-        self._pick = None if coords is None else _Pick(coords, session)
+        self._flat = _Flat(session, coords)
         size = session.layout.size if coords is None else len(coords)
         self._gradients = torch.empty(last - first if keep_gradients else 0, size, dtype=session.layout.dtype)
 
@@ -124,20 +125,11 @@ class _StepRows:
         grads = [p.grad for p in self._session.parameters]
         self._losses.append(losses)
         self._has_grad.append([g is not None for g in grads])
-        if len(self._gradients):
-            flat = [z if g is None else g.reshape(-1) for g, z in zip(grads, self._zeros, strict=True)]
-            row = self._gradients[step - self._first]
-            if self._pick is not None:
-                row.copy_(self._pick(flat))
-            elif row.device == flat[0].device:
-                torch.cat(flat, out=row)
-            else:
-                row.copy_(torch.cat(flat))
+        flat = [z if g is None else g.reshape(-1) for g, z in zip(grads, self._zeros, strict=True)]
+        self._flat.take(flat, self._gradients[step - self._first] if len(self._gradients) else None)
 
     def norm(self, step: int, value: Tensor | None) -> None:
-        if value is None:
-            whole = self._pick is None and len(self._gradients)
-            value = torch.linalg.vector_norm(self._gradients[step - self._first]) if whole else self._total_norm()
+        value = self._flat.norm() if value is None else value
         norm = float(value)
         if not (math.isfinite(norm) and torch.isfinite(self._losses[-1]).all()):
             self._refuse_not_finite(step)
@@ -150,7 +142,7 @@ class _StepRows:
         if self._first == self._last:
             return {}
         tensors = {
-            "order": torch.from_numpy(self._order[self._first : self._last]),
+            "order": torch.tensor(self._order[self._first : self._last]),
             "loss": torch.stack(self._losses),
             "grad_norm": torch.tensor(self._norms, dtype=torch.float64),
             "has_grad": torch.tensor(self._has_grad),
@@ -158,9 +150,6 @@ class _StepRows:
         for key in self._hyper[0]:
             tensors[f"hyper:{key}"] = torch.tensor([values[key] for values in self._hyper], dtype=torch.float64)
         return tensors | ({"gradient": self._gradients} if len(self._gradients) else {})
-
-    def _total_norm(self) -> Tensor:
-        return torch.nn.utils.get_total_norm([p.grad for p in self._session.parameters if p.grad is not None])
 
     def _refuse_not_finite(self, step: int) -> None:
         losses = self._losses[-1]
@@ -179,20 +168,44 @@ class _StepRows:
         )
 
 
-class _Pick:
-    """Some coordinates of a gradient that comes as one tensor per parameter."""
+class _Flat:
+    """A step's gradient, tensor by tensor, as one vector or as some coordinates of it.
 
-    def __init__(self, coords: Tensor, session: Session) -> None:
-        starts = torch.tensor(session.layout.offsets)
-        cuts = torch.searchsorted(coords.contiguous(), starts).tolist()
-        self._parts = [
-            (i, (coords[low:high] - starts[i]).to(session.parameters[i].device))
+    Up to `SCRATCH` coordinates it is copied together first, which is quicker than one call per tensor.
+    """
+
+    SCRATCH = 1 << 22
+
+    def __init__(self, session: Session, coords: Tensor | None) -> None:
+        device, layout = session.parameters[0].device, session.layout
+        small = layout.size <= self.SCRATCH
+        self._whole = torch.empty(layout.size, dtype=layout.dtype, device=device) if small else None
+        self._coords = None if coords is None else coords.to(device)
+        starts = torch.tensor(layout.offsets)
+        cuts = [] if coords is None else torch.searchsorted(coords.contiguous(), starts).tolist()
+        self._local = [
+            (i, self._coords[low:high] - layout.offsets[i])
             for i, (low, high) in enumerate(zip(cuts, cuts[1:], strict=False))
-            if high > low
+            if self._coords is not None and high > low
         ]
+        self._parts: list[Tensor] = []
 
-    def __call__(self, flat: list[Tensor]) -> Tensor:
-        return torch.cat([flat[i].index_select(0, local) for i, local in self._parts])
+    def take(self, parts: list[Tensor], row: Tensor | None) -> None:
+        """Look at a gradient before it is clipped; write its coordinates into `row`."""
+        self._parts = parts
+        if self._whole is not None:
+            torch.cat(parts, out=self._whole)
+        if row is None:
+            return
+        if self._coords is None:
+            row.copy_(torch.cat(parts) if self._whole is None else self._whole)
+        elif self._whole is not None:
+            row.copy_(self._whole.index_select(0, self._coords))
+        else:
+            row.copy_(torch.cat([parts[i].index_select(0, local) for i, local in self._local]))
+
+    def norm(self) -> Tensor:
+        return torch.linalg.vector_norm(self._whole) if self._whole is not None else get_total_norm(self._parts)
 
 
 def _evaluate(task: Task, session: Session, run: str, step: int) -> Evaluation:

@@ -1,0 +1,45 @@
+# Everything is set up in .venv by the first target that needs it.
+
+# Not every python3.x on the path need run: a version manager's shim may stand for one that is not installed.
+PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3.14 python3,$(shell \
+	$(p) -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $(p))))
+BIN := .venv/bin
+READY := .venv/ready
+# One thread: reruns give the same bits, and small tensors run faster.
+RUN := OMP_NUM_THREADS=1 $(BIN)/python
+
+.PHONY: demo test lint format accuracy bench clean
+
+demo: $(READY)
+	$(RUN) examples/demo.py
+
+test: $(READY)
+	$(RUN) -m pytest $(ARGS)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+accuracy: $(READY)
+	$(RUN) benchmarks/accuracy.py
+
+bench: $(READY)
+	$(RUN) benchmarks/speed.py
+
+clean:
+	rm -rf .venv build dist src/*.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+
+# One rule, made once: targets run side by side (make -j) share it.
+$(READY): pyproject.toml constraints.txt
+	$(if $(PYTHON),,$(error Python 3.11 or newer with its venv module is needed; found none. \
+		On Debian: apt-get install python3-venv))
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -c constraints.txt pip setuptools wheel
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[test]'
+	touch $(READY)
