@@ -164,7 +164,10 @@ def test_no_run_there(tmp_path: Path) -> None:
 
 
 def test_one_writer_at_a_time(run: Path) -> None:
-    hold = f"import sys; from orderscope.store import RunStore; s = RunStore.create({str(run)!r}); print(1, flush=True); sys.stdin.read()"
+    hold = (
+        f"import sys; from orderscope.store import RunStore; store = RunStore.create({str(run)!r}); "
+        "print(1, flush=True); sys.stdin.read()"
+    )
     other = subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert other.stdout is not None
     other.stdout.readline()
