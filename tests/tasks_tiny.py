@@ -92,16 +92,16 @@ def linear(steps: int = 8, batch: int = 4, width: int = 3) -> dict[str, Any]:
             model.bias.copy_(start[width:])
         return model
 
-    return dict(
-        model=build,
-        loss=squared_error,
-        data=Rows(x, y),
-        optimizer=sgd,
-        scheduler=None,
-        metrics={"eval": Rows(*held)},
-        order=permuted(steps, batch, seed=1),
-        groups=blocks(steps, batch),
-    )
+    return {
+        "model": build,
+        "loss": squared_error,
+        "data": Rows(x, y),
+        "optimizer": sgd,
+        "scheduler": None,
+        "metrics": {"eval": Rows(*held)},
+        "order": permuted(steps, batch, seed=1),
+        "groups": blocks(steps, batch),
+    }
 
 
 class Mlp(nn.Module):
@@ -160,16 +160,16 @@ def classifier(
     def accuracy(model):
         return float((model(held[0]).argmax(1) == held[1]).double().mean())
 
-    return dict(
-        model=build,
-        loss=cross_entropy,
-        data=Rows(*train),
-        optimizer=adamw,
-        scheduler=cosine(steps),
-        metrics={"eval": Rows(*held), "accuracy": accuracy},
-        order=permuted(steps, batch, seed=4),
-        groups=blocks(steps, batch),
-    )
+    return {
+        "model": build,
+        "loss": cross_entropy,
+        "data": Rows(*train),
+        "optimizer": adamw,
+        "scheduler": cosine(steps),
+        "metrics": {"eval": Rows(*held), "accuracy": accuracy},
+        "order": permuted(steps, batch, seed=4),
+        "groups": blocks(steps, batch),
+    }
 
 
 class CharGPT(nn.Module):
@@ -214,15 +214,15 @@ def char(steps: int = 9, batch: int = 4, vocab: int = 16, context: int = 8, widt
         return fresh
 
     order = np.arange(steps * batch).reshape(steps, batch)
-    return dict(
-        model=build,
-        loss=next_char_loss,
-        data=Rows(rows),
-        optimizer=adamw,
-        scheduler=cosine(steps),
-        metrics={"eval": Rows(held)},
-        order=order[torch.randperm(steps, generator=generator(7)).numpy()],
-        groups=groups,
-        optimizer_state=moments,
-        max_grad_norm=1.0,
-    )
+    return {
+        "model": build,
+        "loss": next_char_loss,
+        "data": Rows(rows),
+        "optimizer": adamw,
+        "scheduler": cosine(steps),
+        "metrics": {"eval": Rows(held)},
+        "order": order[torch.randperm(steps, generator=generator(7)).numpy()],
+        "groups": groups,
+        "optimizer_state": moments,
+        "max_grad_norm": 1.0,
+    }

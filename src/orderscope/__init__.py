@@ -11,7 +11,15 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from orderscope.errors import DamagedRun, IncompleteRun, OrderscopeError
+    from orderscope.errors import DamagedRun as DamagedRun
+    from orderscope.errors import IncompleteRun as IncompleteRun
+    from orderscope.errors import OrderscopeError as OrderscopeError
+    from orderscope.layout import ParameterLayout as ParameterLayout
+    from orderscope.orders import OrderSampler as OrderSampler
+    from orderscope.retrain import Truth as Truth
+    from orderscope.retrain import retrain as retrain
+    from orderscope.store import RunStore as RunStore
+    from orderscope.task import Task as Task
 
 __version__ = "0.1.0"
 
@@ -33,7 +41,24 @@ _HOME = {
     "validate": "orderscope.validate",
 }
 
-__all__ = sorted([*_HOME, "__version__"])
+__all__ = [
+    "DamagedRun",
+    "IncompleteRun",
+    "OrderSampler",
+    "OrderscopeError",
+    "ParameterLayout",
+    "Recorder",
+    "RunStore",
+    "Simulator",
+    "Task",
+    "Truth",
+    "__version__",
+    "positions",
+    "propose",
+    "record",
+    "retrain",
+    "validate",
+]
 
 
 def __getattr__(name: str) -> Any:

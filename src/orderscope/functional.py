@@ -13,7 +13,8 @@ from orderscope.layout import ParameterLayout
 
 
 class HasLoss(Protocol):
-    loss: Callable[[Any, Any], Tensor]
+    @property
+    def loss(self) -> Callable[[Any, Any], Tensor]: ...
 
 
 class FunctionalLoss(Protocol):
@@ -43,7 +44,7 @@ class _Loss(nn.Module):
 
 
 def functional_loss(task: HasLoss, model: nn.Module) -> FunctionalLoss:
-    """`f(params, frozen_and_buffers, batch, wrap=None) -> [len(batch)]`, the task's loss with these tensors in the model.
+    """`f(params, frozen_and_buffers, batch, wrap=None) -> [len(batch)]`: the loss with these tensors in the model.
 
     `params` and `frozen_and_buffers` are dicts by name (tied parameters under their first name); together they must
     hold every parameter, see `frozen_and_buffers`. Neither is written to. The model itself keeps its own tensors.

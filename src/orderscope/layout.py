@@ -102,4 +102,6 @@ class ParameterLayout:
     def unflatten(self, flat: Tensor) -> dict[str, Tensor]:
         """[..., P] -> views by name, [..., *shape]."""
         pieces = flat.split(self.sizes, dim=-1)
-        return {n: piece.view(*flat.shape[:-1], *s) for n, s, piece in zip(self.names, self.shapes, pieces, strict=True)}
+        return {
+            n: piece.view(*flat.shape[:-1], *s) for n, s, piece in zip(self.names, self.shapes, pieces, strict=True)
+        }

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from orderscope import fingerprint as prints
-from orderscope.errors import OrderscopeError
 from orderscope.layout import ParameterLayout
 from orderscope.orders.checks import check_reference
 from orderscope.task_checks import check_data, check_task
@@ -134,11 +133,12 @@ class Task:
 
     def evaluation(self, model: nn.Module) -> Evaluation:
         """As `evaluate`, with the per-sample losses the values are means of."""
-        values, losses = {}, {}
+        values: dict[str, float] = {}
+        losses: dict[str, Tensor] = {}
         with torch.no_grad():
             for name, metric in self.metrics.items():
                 if callable(metric):
-                    values[name] = float(metric(model))
+                    values[name] = float(cast(Any, metric)(model))
                 else:
                     losses[name] = self.held_out_losses(model, metric)
                     exact = len(metric) <= ONE_BATCH

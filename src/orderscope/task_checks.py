@@ -145,7 +145,9 @@ def _check_clipping(task: Task, model: nn.Module, layout: ParameterLayout) -> No
     if task.max_grad_norm is None:
         return
     if not task.max_grad_norm > 0:
-        raise OrderscopeError(f"max_grad_norm {task.max_grad_norm}", "a positive number or None", "change max_grad_norm=")
+        raise OrderscopeError(
+            f"max_grad_norm {task.max_grad_norm}", "a positive number or None", "change max_grad_norm="
+        )
     held = set(layout.names)
     loose = [n for n, p in model.named_parameters() if p.requires_grad and n not in held]
     if loose:
@@ -215,7 +217,7 @@ def _check_loss(task: Task, model: nn.Module, batch: Any, ids: list[int]) -> Ten
         raise OrderscopeError(
             f"a loss of {losses[k].item():.6g} for sample {ids[k]} in a batch and {alone[k].item():.6g} alone",
             "a sample's loss that does not depend on the rest of its batch",
-            "normalise each sample by itself (its own tokens, LayerNorm), and call .eval() on layers with batch statistics",
+            "normalise each sample by itself (its own tokens, LayerNorm); call .eval() on layers with batch statistics",
         )
     return losses
 
@@ -245,7 +247,7 @@ def _check_gradients(task: Task, model: nn.Module, layout: ParameterLayout, loss
         raise OrderscopeError(
             f"a model whose per-sample gradients torch.func cannot take ({reason})",
             "a forward pass and loss that torch.func.vmap(grad(...)) accepts",
-            "turn off gradient checkpointing, replace in-place operations, .item() and control flow that depends on the data",
+            "turn off gradient checkpointing, replace in-place operations, .item() and data-dependent control flow",
         ) from error
     rows = layout.flatten(each)
     mean, scale = layout.flatten(filled), rows.norm(dim=1).mean()

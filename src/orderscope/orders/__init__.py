@@ -1,1 +1,15 @@
 """Orders of samples: checked, written as expressions, played to a DataLoader."""
+
+from orderscope.orders.checks import as_int64, check_order, check_orders, check_reference
+from orderscope.orders.expression import resolve, step_groups
+from orderscope.orders.sampler import OrderSampler
+
+__all__ = [
+    "OrderSampler",
+    "as_int64",
+    "check_order",
+    "check_orders",
+    "check_reference",
+    "resolve",
+    "step_groups",
+]

@@ -21,7 +21,8 @@ def task_shard(task: Task, store: RunStore) -> None:
     """Write `record/task`, or check that the one there is of this task.
 
     Raises:
-        OrderscopeError: the store holds another task (naming the parts that differ), or its optimizer cannot be carried.
+        OrderscopeError: the store holds another task (the parts that differ are named), or the optimizer cannot be
+            carried.
     """
     model = task.build_model()
     optimizer = task.build_optimizer(model)

@@ -46,7 +46,9 @@ def start(task: Task) -> Session:
     return Session(model, optimizer, task.build_scheduler(optimizer), task.layout)
 
 
-def train(task: Task, session: Session, order: np.ndarray, first: int, last: int, watcher: Watcher | None = None) -> None:
+def train(
+    task: Task, session: Session, order: np.ndarray, first: int, last: int, watcher: Watcher | None = None
+) -> None:
     """Steps `first` .. `last` - 1 of `order`, exactly as the plain loop does them:
 
     zero_grad, mean of the per-sample losses backward, clip_grad_norm_ over all parameters, optimizer, scheduler.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -80,8 +81,8 @@ def record_run(
             rows = _StepRows(name, session, ids, first, ends[index], coords, keep_gradients, progress)
             train(task, session, ids, first, ends[index], rows)
             trained = time.perf_counter()
-            last = index == len(ends) - 1
-            evaluation = _evaluate(task, session, name, ends[index]) if last or metrics_at == "all" else Evaluation({}, {})
+            asked = metrics_at == "all" or index == len(ends) - 1
+            evaluation = _evaluate(task, session, name, ends[index]) if asked else Evaluation({}, {})
             metrics = evaluation.metrics
             held_out = {f"metric:{metric}": losses for metric, losses in evaluation.losses.items()}
             attrs = {
@@ -185,7 +186,7 @@ class _Flat:
         cuts = [] if coords is None else torch.searchsorted(coords.contiguous(), starts).tolist()
         self._local = [
             (i, self._coords[low:high] - layout.offsets[i])
-            for i, (low, high) in enumerate(zip(cuts, cuts[1:], strict=False))
+            for i, (low, high) in enumerate(pairwise(cuts))
             if self._coords is not None and high > low
         ]
         self._parts: list[Tensor] = []
@@ -223,7 +224,7 @@ def _evaluate(task: Task, session: Session, run: str, step: int) -> Evaluation:
 
 def _check_boundaries(boundaries: Sequence[int], steps: int) -> list[int]:
     ends = [int(b) for b in boundaries]
-    if len(ends) < 2 or ends[0] != 0 or ends[-1] != steps or any(a >= b for a, b in zip(ends, ends[1:], strict=False)):
+    if len(ends) < 2 or ends[0] != 0 or ends[-1] != steps or any(a >= b for a, b in pairwise(ends)):
         raise OrderscopeError(
             f"boundaries {ends}", f"ascending steps from 0 to {steps}", "begin with 0 and end with the number of steps"
         )

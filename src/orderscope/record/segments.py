@@ -120,7 +120,7 @@ class RecordedRun:
         return torch.stack([self._part(k, "theta", coords) for k in range(len(self.boundaries))])
 
     def moment(self, key: str, coords: Tensor | None = None) -> Tensor:
-        """One of the optimizer's moments at the boundaries, [anchors, P] or [anchors, coords]; zero where it has none."""
+        """An optimizer moment at the boundaries, [anchors, P] or [anchors, coords]; zero where there is none."""
         rows = []
         for k in range(len(self.boundaries)):
             kept = key in self.store.attrs(segment_name(self.name, k))["keys"]["moments"]
@@ -149,7 +149,9 @@ def load_run(store: RunStore, name: str) -> RecordedRun:
     boundaries = store.attrs(segment_name(name, 0))["boundaries"] if done else []
     if not done or done < len(boundaries):
         reached = f"up to step {boundaries[done - 1]} of {boundaries[-1]}" if done else "not at all"
-        raise IncompleteRun(f"run {name!r} recorded {reached}", "a finished run", "record again: it goes on where it was")
+        raise IncompleteRun(
+            f"run {name!r} recorded {reached}", "a finished run", "record again: it goes on where it was"
+        )
     shards = [_Shard(store, segment_name(name, k)) for k in range(done)]
     steps = shards[1:]
 

@@ -65,7 +65,9 @@ def capture(session: Session) -> TrainingState:
     moments = {}
     for key in STATE_KEYS:
         if any(s.get(key) is not None for s in states):
-            parts = [torch.zeros_like(p) if s.get(key) is None else s[key] for s, p in zip(states, parameters)]
+            parts = [
+                torch.zeros_like(p) if s.get(key) is None else s[key] for s, p in zip(states, parameters, strict=True)
+            ]
             moments[key] = layout.flatten(parts).cpu()
     counts = [torch.as_tensor(s.get("step", 0.0), dtype=torch.float64).cpu() for s in states]
     return TrainingState(
@@ -117,7 +119,7 @@ def undisturbed(session: Session) -> Iterator[None]:
 
 def rng_state() -> dict[str, Tensor]:
     """States of the global generators: torch, torch on each CUDA device in use, numpy, Python's random."""
-    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    _, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     version, words, next_gauss = random.getstate()
     states = {
         "torch": torch.get_rng_state(),

@@ -1,0 +1,231 @@
+"""Orders written down: `reverse`, `groups:prose,code|swap:3,4`, `best.npy`.
+
+An expression is a chain of steps joined by `|`. Each rearranges the steps of the order it is given; the first is given
+the reference. The samples of a step stay together.
+
+reference             as recorded
+reverse               last step first
+shuffle:SEED          steps permuted by numpy's default generator with this seed
+groups:a,b,c          steps of group a first, then b, then c, then the others in name order
+interleave            the steps of every group spread evenly over the run
+sort:SIGNAL           steps by the mean of a per-sample signal, smallest first
+sort:-SIGNAL          the same, largest first; also sort:SIGNAL:desc
+early:GROUP           steps of this group first, the rest as it was
+late:GROUP            steps of this group last, the rest as it was
+swap:i,j              steps i and j exchanged
+move:i,j              step i taken out and put in at position j
+FILE.npy              an order [steps, batch] from a numpy file; takes the place of the order it is given
+
+A step belongs to the group most of its samples are in; of equally frequent ones, the first in name order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from orderscope.errors import OrderscopeError
+from orderscope.orders.checks import check_order, check_reference
+
+
+@dataclass(frozen=True)
+class Context:
+    """What an expression may refer to.
+
+    Args:
+        reference: the recorded order, int64 [steps, batch].
+        groups: one label per sample, or None.
+        signals: name -> one number per sample.
+    """
+
+    reference: np.ndarray
+    groups: Sequence[Any] | None = None
+    signals: Mapping[str, Any] = field(default_factory=dict)
+
+
+def resolve(
+    text: str, reference: Any, groups: Sequence[Any] | None = None, signals: Mapping[str, Any] | None = None
+) -> np.ndarray:
+    """The order an expression stands for, int64 [steps, batch].
+
+    Args:
+        text: see the module's text for the language.
+        reference: the recorded order, [steps, batch].
+        groups: one label per sample, or None.
+        signals: name -> one number per sample, for `sort:`.
+
+    Raises:
+        OrderscopeError: naming the part of the expression that is wrong and what is known.
+    """
+    order = check_reference(reference, np.iinfo(np.int64).max)
+    context = Context(order, groups, signals or {})
+    for part in text.split("|"):
+        part = part.strip()
+        if part.endswith(".npy"):
+            order = _from_file(part, context)
+            continue
+        verb, _, argument = part.partition(":")
+        if verb not in VERBS:
+            raise OrderscopeError(
+                f"order expression {part!r}", "one of " + ", ".join([*VERBS, "a path ending in .npy"]), "correct it"
+            )
+        order = order[VERBS[verb](order, argument.strip(), context)]
+    return order
+
+
+def step_groups(order: np.ndarray, groups: Sequence[Any] | None) -> list[str]:
+    """The group of each step: the most frequent of its samples' labels, of ties the first in name order.
+
+    Raises: OrderscopeError where there are no groups.
+    """
+    if groups is None:
+        raise OrderscopeError("a task without groups", "one group label per sample", "pass groups= to the task")
+    names, codes = np.unique([str(g) for g in groups], return_inverse=True)
+    if order.max() >= len(codes):
+        raise OrderscopeError(
+            f"{len(codes)} group labels", f"a label for sample {order.max()} too", "pass one per sample"
+        )
+    return [str(names[np.bincount(codes[ids], minlength=len(names)).argmax()]) for ids in order]
+
+
+def _reference(order: np.ndarray, argument: str, context: Context) -> np.ndarray:
+    _no_argument("reference", argument)
+    return np.arange(len(order))
+
+
+def _reverse(order: np.ndarray, argument: str, context: Context) -> np.ndarray:
+    _no_argument("reverse", argument)
+    return np.arange(len(order))[::-1]
+
+
+def _shuffle(order: np.ndarray, argument: str, context: Context) -> np.ndarray:
+    if not argument.isdecimal():
+        raise OrderscopeError(
+            f"order expression 'shuffle:{argument}'", "shuffle:SEED, a whole number", "for instance shuffle:7"
+        )
+    return np.random.default_rng(int(argument)).permutation(len(order))
+
+
+def _groups(order: np.ndarray, argument: str, context: Context) -> np.ndarray:
+    labels = step_groups(order, context.groups)
+    named = _known_groups("groups", argument, context)
+    place = {name: i for i, name in enumerate([*named, *sorted(set(labels) - set(named))])}
+    return np.argsort([place[label] for label in labels], kind="stable")
+
+
+def _interleave(order: np.ndarray, argument: str, context: Context) -> np.ndarray:
+    _no_argument("interleave", argument)
+    labels = np.array(step_groups(order, context.groups))
+    at = np.empty(len(order))
+    for name in np.unique(labels):
+        mine = np.flatnonzero(labels == name)
+        at[mine] = (np.arange(len(mine)) + 0.5) / len(mine)
+    return np.argsort(at, kind="stable")
+
+
+def _early(order: np.ndarray, argument: str, context: Context) -> np.ndarray:
+    (name,) = _known_groups("early", argument, context, single=True)
+    return np.argsort([label != name for label in step_groups(order, context.groups)], kind="stable")
+
+
+def _late(order: np.ndarray, argument: str, context: Context) -> np.ndarray:
+    (name,) = _known_groups("late", argument, context, single=True)
+    return np.argsort([label == name for label in step_groups(order, context.groups)], kind="stable")
+
+
+def _sort(order: np.ndarray, argument: str, context: Context) -> np.ndarray:
+    name, _, direction = argument.partition(":")
+    falling = name.startswith("-") and name not in context.signals
+    name = name.removeprefix("-") if falling else name
+    if direction not in ("", "asc", "desc"):
+        raise OrderscopeError(
+            f"order expression 'sort:{argument}'", "sort:SIGNAL, sort:-SIGNAL or sort:SIGNAL:desc", "correct it"
+        )
+    if name not in context.signals:
+        known = ", ".join(context.signals) or "none"
+        raise OrderscopeError(f"unknown signal {name!r}", f"one of the known signals: {known}", "name a known signal")
+    signal = context.signals[name]
+    values = np.asarray(signal.detach().cpu() if hasattr(signal, "detach") else signal, dtype=np.float64)
+    if values.ndim != 1 or order.max() >= len(values) or not np.isfinite(values[order]).all():
+        raise OrderscopeError(
+            f"signal {name!r} of shape {list(values.shape)}"
+            + (" with values that are not finite" if values.ndim == 1 and order.max() < len(values) else ""),
+            f"one finite number per sample, ids up to {order.max()}",
+            "give the signal a value for every sample of the order",
+        )
+    mean = values[order].mean(axis=1)
+    return np.argsort(-mean if falling != (direction == "desc") else mean, kind="stable")
+
+
+def _swap(order: np.ndarray, argument: str, context: Context) -> np.ndarray:
+    i, j = _two_steps("swap", argument, len(order))
+    steps = np.arange(len(order))
+    steps[[i, j]] = steps[[j, i]]
+    return steps
+
+
+def _move(order: np.ndarray, argument: str, context: Context) -> np.ndarray:
+    i, j = _two_steps("move", argument, len(order))
+    return np.insert(np.delete(np.arange(len(order)), i), j, i)
+
+
+VERBS: dict[str, Callable[[np.ndarray, str, Context], np.ndarray]] = {
+    "reference": _reference,
+    "reverse": _reverse,
+    "shuffle": _shuffle,
+    "groups": _groups,
+    "interleave": _interleave,
+    "sort": _sort,
+    "early": _early,
+    "late": _late,
+    "swap": _swap,
+    "move": _move,
+}
+
+
+def _from_file(path: str, context: Context) -> np.ndarray:
+    try:
+        order = np.load(Path(path).expanduser(), allow_pickle=False)
+    except FileNotFoundError:
+        raise OrderscopeError(f"no file {path}", "an order saved with numpy.save", "correct the path") from None
+    except (OSError, ValueError) as error:
+        raise OrderscopeError(
+            f"file {path} that is not a numpy array ({error})", "an order saved with numpy.save", "save it again"
+        ) from None
+    return check_order(order, context.reference)
+
+
+def _no_argument(verb: str, argument: str) -> None:
+    if argument:
+        raise OrderscopeError(f"order expression '{verb}:{argument}'", f"{verb} without an argument", "leave it out")
+
+
+def _known_groups(verb: str, argument: str, context: Context, single: bool = False) -> list[str]:
+    known = sorted({str(g) for g in context.groups}) if context.groups is not None else []
+    if not known:
+        step_groups(context.reference, context.groups)
+    names = [name.strip() for name in argument.split(",")]
+    unknown = next((name for name in names if name not in known), None)
+    if unknown is not None:
+        raise OrderscopeError(
+            f"unknown group {unknown!r} in '{verb}:{argument}'",
+            "one of the known groups: " + ", ".join(known),
+            "correct it",
+        )
+    if len(set(names)) < len(names) or (single and len(names) > 1):
+        wanted = f"{verb}:GROUP" if single else "each group once"
+        raise OrderscopeError(f"order expression '{verb}:{argument}'", wanted, "correct it")
+    return names
+
+
+def _two_steps(verb: str, argument: str, steps: int) -> tuple[int, int]:
+    parts = [p.strip() for p in argument.split(",")]
+    if len(parts) != 2 or not all(p.isdecimal() and int(p) < steps for p in parts):
+        raise OrderscopeError(
+            f"order expression '{verb}:{argument}'", f"{verb}:i,j with steps from 0 to {steps - 1}", "correct the steps"
+        )
+    return int(parts[0]), int(parts[1])

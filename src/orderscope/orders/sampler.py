@@ -1,0 +1,85 @@
+"""Play an order to a DataLoader."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from orderscope.errors import OrderscopeError
+from orderscope.orders.checks import check_reference
+
+
+class OrderSampler:
+    """A batch sampler that plays an order: `DataLoader(data, batch_sampler=OrderSampler(order))`.
+
+    One pass is the whole order, over all its epochs; there is nothing to set between epochs. Every rank gets a
+    contiguous part of each step's ids, so that over the ranks, in rank order, the step is what was recorded, for any
+    number of ranks. Parts differ by one sample at most where the batch does not divide evenly: such steps are the
+    recorded ones only if the gradients of all ranks are weighted by the samples they saw.
+
+    Args:
+        order: sample ids, [steps, batch].
+        rank: this process, from 0.
+        world_size: number of processes.
+
+    Raises:
+        OrderscopeError: for an order that is not [steps, batch] integers, or a rank that would get no samples.
+
+    Example:
+        >>> list(OrderSampler([[3, 1], [0, 2]]))
+        [[3, 1], [0, 2]]
+        >>> list(OrderSampler([[3, 1], [0, 2]], rank=1, world_size=2))
+        [[1], [2]]
+    """
+
+    def __init__(self, order: Any, *, rank: int = 0, world_size: int = 1) -> None:
+        self.order = check_reference(order, np.iinfo(np.int64).max)
+        batch = self.order.shape[1]
+        if not 0 <= rank < world_size:
+            raise OrderscopeError(f"rank {rank} of {world_size}", f"a rank from 0 to {world_size - 1}", "correct rank=")
+        if world_size > batch:
+            raise OrderscopeError(
+                f"{world_size} ranks for steps of {batch} samples", "at least one sample per rank", "use fewer ranks"
+            )
+        self.rank, self.world_size = rank, world_size
+        self._mine = np.array_split(self.order, world_size, axis=1)[rank]
+        self._start = self._next = 0
+
+    def __len__(self) -> int:
+        """Steps of the pass that is under way or comes next."""
+        return len(self.order) - self._start
+
+    def __iter__(self) -> Iterator[list[int]]:
+        self._next = self._start
+        while self._next < len(self._mine):
+            self._next += 1
+            yield self._mine[self._next - 1].tolist()
+        self._start = self._next = 0
+
+    def state_dict(self, *, taken: int | None = None) -> dict[str, Any]:
+        """Where it stands: the same order can go on from there, on any number of ranks.
+
+        Args:
+            taken: steps of the order that were trained. A DataLoader with workers asks for ids ahead of training, so
+                with workers say how many steps were taken; without, the sampler knows.
+        """
+        return {"next": self._next if taken is None else int(taken), "order": self._digest()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a `state_dict`; the pass after that starts from the beginning.
+
+        Raises: OrderscopeError where the state is of another order.
+        """
+        if state["order"] != self._digest() or not 0 <= state["next"] <= len(self.order):
+            raise OrderscopeError(
+                "the state of a sampler of another order",
+                "a state of this order",
+                "build the sampler with the same order",
+            )
+        self._start = self._next = int(state["next"])
+
+    def _digest(self) -> str:
+        return hashlib.sha256(repr(self.order.shape).encode() + self.order.tobytes()).hexdigest()
