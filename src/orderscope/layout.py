@@ -102,6 +102,5 @@ class ParameterLayout:
     def unflatten(self, flat: Tensor) -> dict[str, Tensor]:
         """[..., P] -> views by name, [..., *shape]."""
         pieces = flat.split(self.sizes, dim=-1)
-        return {
-            n: piece.view(*flat.shape[:-1], *s) for n, s, piece in zip(self.names, self.shapes, pieces, strict=True)
-        }
+        named = zip(self.names, self.shapes, pieces, strict=True)
+        return {name: piece.view((*flat.shape[:-1], *shape)) for name, shape, piece in named}

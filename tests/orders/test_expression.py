@@ -55,7 +55,10 @@ def test_shuffle_is_the_seed_and_nothing_else():
 plain = st.sampled_from(["reference", "reverse", "interleave", "groups:c,b", "early:b", "late:c", "sort:loss"])
 pair = st.tuples(st.integers(0, 5), st.integers(0, 5))
 part = st.one_of(
-    plain, st.integers(0, 99).map("shuffle:{}".format), pair.map(lambda p: "swap:%d,%d" % p), pair.map(lambda p: "move:%d,%d" % p)
+    plain,
+    st.integers(0, 99).map("shuffle:{}".format),
+    pair.map(lambda p: f"swap:{p[0]},{p[1]}"),
+    pair.map(lambda p: f"move:{p[0]},{p[1]}"),
 )
 
 
@@ -100,7 +103,7 @@ def test_file_takes_the_place_of_the_order(tmp_path):
     np.save(path, np.array([{}], dtype=object), allow_pickle=True)
     with pytest.raises(OrderscopeError, match="not a numpy array"):
         resolve(str(path), REFERENCE)
-    with pytest.raises(OrderscopeError, match="no file .*missing.npy"):
+    with pytest.raises(OrderscopeError, match=r"no file missing\.npy"):
         resolve("missing.npy", REFERENCE)
 
 
