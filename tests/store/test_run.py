@@ -17,6 +17,13 @@ from hypothesis.extra import numpy as hnp
 from orderscope.errors import IncompleteRun, OrderscopeError
 from orderscope.store import SCHEMA, RunStore, ShardInfo
 
+HOLD = """
+import sys
+from orderscope.store import RunStore
+store = RunStore.create(sys.argv[1])
+print("held", flush=True)
+sys.stdin.read()
+"""
 KINDS = ["?", "i1", "<i2", "<i4", "<i8", "u1", "<u2", "<u4", "<u8", "<f2", "<f4", "<f8", "<c8", "<c16"]
 
 
@@ -35,7 +42,7 @@ def test_every_type_and_shape_comes_back_bit_for_bit(writer: RunStore, kind: str
 @settings(max_examples=25, deadline=None)
 @given(
     arrays=st.dictionaries(
-        st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1),
+        st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1),
         hnp.arrays(st.sampled_from(KINDS), hnp.array_shapes(max_side=4)),
         max_size=4,
     )
@@ -47,6 +54,12 @@ def test_any_keys(tmp_path_factory: pytest.TempPathFactory, arrays: dict[str, np
         back = store.read("one")
     assert back.keys() == arrays.keys()
     assert all(back[key].tobytes() == arrays[key].tobytes() for key in arrays)
+
+
+def test_a_key_may_hold_what_hdf5_reads_as_a_path(writer: RunStore) -> None:
+    arrays = {key: np.array(i) for i, key in enumerate(["eval/loss", "eval%2Floss", "%", "/", "//", "..", "a/../b"])}
+    writer.write("one", arrays)
+    assert writer.read("one") == arrays
 
 
 def test_attributes_are_any_json(writer: RunStore) -> None:
@@ -118,7 +131,12 @@ def test_nothing_is_written_over(run: Path) -> None:
 
 
 def test_a_shard_that_cannot_be_written_leaves_nothing(writer: RunStore) -> None:
-    for arrays, attrs in [({"x": np.array(["a"])}, {}), ({"x": np.array([{}])}, {}), ({"a/b": np.ones(1)}, {})]:
+    for arrays, attrs in [
+        ({"x": np.array(["a"])}, {}),
+        ({"x": np.array([{}])}, {}),
+        ({"": np.ones(1)}, {}),
+        ({"__attrs__": np.ones(1)}, {}),
+    ]:
         with pytest.raises(OrderscopeError):
             writer.write("one", arrays, attrs)
     with pytest.raises(TypeError, match="object is no JSON value"):
@@ -164,11 +182,7 @@ def test_no_run_there(tmp_path: Path) -> None:
 
 
 def test_one_writer_at_a_time(run: Path) -> None:
-    hold = (
-        f"import sys; from orderscope.store import RunStore; store = RunStore.create({str(run)!r}); "
-        "print(1, flush=True); sys.stdin.read()"
-    )
-    other = subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    other = subprocess.Popen([sys.executable, "-c", HOLD, str(run)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert other.stdout is not None
     other.stdout.readline()
     with pytest.raises(OrderscopeError, match=f"written by process {other.pid}; expected one writer"):

@@ -121,7 +121,7 @@ def write_shard(path: Path, name: str, arrays: Mapping[str, np.ndarray], attrs: 
     Args:
         path: the file to make.
         name: the shard's name, kept inside it.
-        arrays: numbers or truth values by key; keys have no '/'.
+        arrays: numbers or truth values by key.
         attrs: JSON values by key.
 
     Returns:
@@ -205,7 +205,7 @@ def allot(
         for key, dtype, shape in parts:
             kind = h5t.py_create(dtype, logical=True)
             space = h5s.create_simple(shape) if shape else h5s.create(h5s.SCALAR)
-            offsets[key] = h5d.create(file, key.encode(), kind, space, layout).get_offset()
+            offsets[key] = h5d.create(file, _link(key), kind, space, layout).get_offset()
         return offsets
     finally:
         file.close()
@@ -222,6 +222,15 @@ def _lay_out(path: Path, stored: Mapping[str, np.ndarray]) -> dict[str, int | No
     return allot(path, ((key, array.dtype, array.shape) for key, array in stored.items()))
 
 
+def _link(key: str) -> bytes:
+    """A key as the name of an HDF5 link, in which a '/' would open a group."""
+    return key.replace("%", "%25").replace("/", "%2F").encode()
+
+
+def _key(link: bytes) -> str:
+    return link.decode("utf-8", "replace").replace("%2F", "/").replace("%25", "%")
+
+
 def _storable(name: str, key: str, array: np.ndarray) -> np.ndarray:
     array = np.asarray(array, order="C")
     little = array.dtype.newbyteorder("<")
@@ -231,8 +240,8 @@ def _storable(name: str, key: str, array: np.ndarray) -> np.ndarray:
             "truth values, integers, floats or complex numbers of a plain numpy type",
             "convert it; text belongs into attrs, bfloat16 into uint16",
         )
-    if not key or "/" in key or key in (META, ".") or "\0" in key:
-        raise OrderscopeError(f"array key {key!r} for shard {name}", "a key without '/'", "rename the array")
+    if key in ("", ".", META) or "\0" in key:
+        raise OrderscopeError(f"array key {key!r} for shard {name}", "a word", "rename the array")
     return array.astype(little, copy=False)
 
 
@@ -260,7 +269,7 @@ def _extents(file: Any, size: int) -> Iterator[tuple[str, Extent]]:
     root = h5g.open(file, b"/")
     for index in range(root.get_num_objs()):
         key = root.get_objname_by_idx(index)
-        shown = key.decode("utf-8", "replace")
+        shown = _key(key)
         if root.links.get_info(key).type != h5l.TYPE_HARD:
             raise BadShard(f"{shown!r} is a link to somewhere else")
         if h5o.get_info(root, key).type != h5o.TYPE_DATASET:

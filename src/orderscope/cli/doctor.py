@@ -1,0 +1,157 @@
+"""`orderscope doctor`: whether this machine can do what will be asked of it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from orderscope import __version__
+from orderscope.cli.text import columns, json_option, print_json, size
+from orderscope.store import RunStore
+
+REQUIRED = ("numpy", "h5py", "click", "scipy", "jinja2", "matplotlib")
+EXTRAS = {
+    "triton": "GPU kernels",
+    "rich": "progress bars",
+    "transformers": "recording inside the Hugging Face Trainer",
+    "lightning": "recording inside Lightning",
+}
+LARGE = 32 << 20
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at. `level` is "ok", "note" (works, could be better) or "wrong" (something will fail)."""
+
+    what: str
+    found: str
+    level: str = "ok"
+    advice: str = ""
+
+
+@click.command()
+@click.option(
+    "--dir",
+    "where",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    default=".",
+    help="Where runs will be written; the disk there is tried. Default: here.",
+)
+@json_option
+def doctor(where: Path, as_json: bool) -> None:
+    """Look at Python, torch, threads, extras and the disk. Exit code 1 if something will not work."""
+    findings = [*_packages(), *_torch(), *_disk(where)]
+    wrong = any(finding.level == "wrong" for finding in findings)
+    if as_json:
+        print_json({"ok": not wrong, "findings": [asdict(finding) for finding in findings]})
+    else:
+        click.echo(columns([[f.level, f.what, f.found + (f" - {f.advice}" if f.advice else "")] for f in findings], ""))
+    click.get_current_context().exit(int(wrong))
+
+
+def _packages() -> Iterator[Finding]:
+    yield Finding("orderscope", __version__)
+    yield Finding("python", f"{platform.python_version()} on {platform.platform()}")
+    for name in REQUIRED:
+        version = _version(name)
+        yield Finding(name, version) if version else Finding(name, "missing", "wrong", "pip install orderscope")
+    for name, purpose in EXTRAS.items():
+        advice = "" if _version(name) else f"for {purpose}: pip install 'orderscope[{name}]'"
+        yield Finding(name, _version(name) or "not installed", "ok", advice)
+
+
+def _torch() -> Iterator[Finding]:
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        yield Finding("torch", f"cannot be imported: {error}", "wrong", "pip install torch")
+        return
+    yield Finding("torch", torch.__version__)
+    threads = torch.get_num_threads()
+    advice = "reruns may differ in the last bits, and small models are slower: set OMP_NUM_THREADS=1"
+    yield Finding("threads", f"{threads} of {os.cpu_count()} cores", *(("note", advice) if threads > 1 else ()))
+    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    yield Finding("device", ", ".join(devices) or "cpu")
+    yield _attempt(
+        "torch.func", lambda: _func_error(torch), "per-sample gradients will fail: install torch 2.10 or newer"
+    )
+    yield _attempt("same bits twice", lambda: _rerun_error(torch), "resumed runs may differ from uninterrupted ones")
+
+
+def _disk(where: Path) -> Iterator[Finding]:
+    free = shutil.disk_usage(where).free
+    yield Finding("disk", f"{size(free)} free", *(("note", "large runs may not fit") if free < 2e9 else ()))
+    try:
+        small, large = _write_seconds(where)
+    except OSError as error:
+        yield Finding("writing", f"fails: {error.strerror}", "wrong", "choose another directory with --dir")
+        return
+    slow = ("note", "recording will wait for the disk") if small > 0.05 or large > 1 else ()
+    speed = size(LARGE / large)
+    yield Finding("writing", f"a small shard in {small * 1e3:.1f} ms, {speed} a second, synced", *slow)
+
+
+def _write_seconds(where: Path) -> tuple[float, float]:
+    """Median seconds of a shard of 16 kB, and seconds of one of `LARGE` bytes."""
+    array = np.random.default_rng(0).standard_normal(LARGE // 8)
+    with (
+        tempfile.TemporaryDirectory(dir=where, prefix=".orderscope-doctor-") as folder,
+        RunStore.create(folder) as store,
+    ):
+        seconds = []
+        for index in range(8):
+            began = time.perf_counter()
+            store.write(f"shard-{index}", {"x": array[:2048] if index < 7 else array})
+            seconds.append(time.perf_counter() - began)
+    return float(np.median(seconds[:7])), seconds[7]
+
+
+def _func_error(torch: Any) -> str:
+    """What is wrong with vmap of grad, and jvp of grad through attention; empty if nothing is."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    def loss(weight: Any, x: Any) -> Any:
+        y = (x @ weight).reshape(1, 1, 4, 4)
+        return torch.nn.functional.scaled_dot_product_attention(y, y, y).square().sum()
+
+    weight, x = torch.linspace(-1, 1, 16).reshape(4, 4), torch.linspace(-1, 1, 48).reshape(3, 4, 4)
+    with sdpa_kernel(SDPBackend.MATH):
+        rows = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(weight, x)
+        one_by_one = torch.stack([torch.func.grad(loss)(weight, row) for row in x])
+        torch.func.jvp(lambda w: torch.func.grad(loss)(w, x[0]), (weight,), (weight,))
+    return "" if torch.allclose(rows, one_by_one, rtol=1e-4, atol=1e-5) else "vmap of grad is not the gradient"
+
+
+def _rerun_error(torch: Any) -> str:
+    def once() -> Any:
+        weight = torch.linspace(-1, 1, 128 * 128).reshape(128, 128).requires_grad_()
+        (torch.linspace(0, 1, 64 * 128).reshape(64, 128) @ weight).tanh().square().mean().backward()
+        return weight.grad
+
+    return "" if all(torch.equal(once(), once()) for _ in range(5)) else "the same gradient differs between two runs"
+
+
+def _attempt(what: str, check: Callable[[], str], advice: str) -> Finding:
+    try:
+        error = check()
+    except Exception as failure:  # whatever it is, the doctor reports it
+        error = f"{type(failure).__name__}: {failure}"
+    return Finding(what, error, "wrong", advice) if error else Finding(what, "works")
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,170 @@
+"""`orderscope inspect`: what is in a run, what is missing, what is damaged."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from orderscope.cli.text import columns, json_option, plain, print_json, size
+from orderscope.errors import DamagedRun, IncompleteRun, OrderscopeError
+from orderscope.store import SCHEMA, RunStore
+
+TASK = "record/task"
+SEGMENT = re.compile(r"record/([^/]+)/segment-\d+")
+STAGES = {
+    TASK: "the task's description",
+    "record/reference/": "the reference run",
+    "sketch/": "the sketch",
+    "calibration": "the calibration",
+}
+TASK_FACTS = (
+    "model", "size", "dtype", "steps", "batch", "samples", "group_names", "metrics",
+    "optimizer", "param_groups", "scheduler", "warm", "max_grad_norm",
+)  # fmt: skip
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@json_option
+def inspect(run: Path, as_json: bool) -> None:
+    """Say what is in a run, what is missing and what is damaged. Reads every byte of it once.
+
+    Exit code 4 if it is damaged, 5 if it is sound but not finished.
+    """
+    facts = inventory(RunStore.open(run))
+    if as_json:
+        print_json(facts)
+    else:
+        click.echo("\n".join(_lines(facts)))
+    state = facts["state"]
+    code = {"damaged": DamagedRun.exit_code, "incomplete": IncompleteRun.exit_code}.get(state, 0)
+    click.get_current_context().exit(code)
+
+
+def inventory(store: RunStore) -> dict[str, Any]:
+    """What a run holds, as JSON values: `state` is "complete", "incomplete" or "damaged"."""
+    damage = store.verify()
+    shards = store.describe()
+    attrs = {info.name: _attrs_or_none(store, info.name) for info in shards}
+    task = attrs.get(TASK)
+    runs = _runs(attrs)
+    parts = _parts({info.name: info.size for info in shards})
+    missing = _missing(attrs, runs)
+    return {
+        "path": str(store.path),
+        "packed": store.path.is_file(),
+        "schema": SCHEMA,
+        "state": "damaged" if damage else "incomplete" if missing else "complete",
+        "damage": damage,
+        "missing": missing,
+        "shards": len(shards),
+        "bytes": sum(info.size for info in shards),
+        "disk_bytes": _disk_bytes(store.path),
+        "task": None if task is None else {key: task.get(key) for key in TASK_FACTS},
+        "weights": None if task is None else len(task.get("parameters", [])),
+        "runs": runs,
+        "parts": parts,
+        "environment": None if task is None else task.get("environment"),
+        "seconds": sum(event.get("seconds", 0) for event in store.journal()),
+    }
+
+
+def _attrs_or_none(store: RunStore, name: str) -> dict[str, Any] | None:
+    try:
+        return store.attrs(name)
+    except OrderscopeError:
+        return None  # told under damage
+
+
+def _runs(attrs: dict[str, dict[str, Any] | None]) -> list[dict[str, Any]]:
+    """The reference run and the probes: the steps whose state is kept, how many were planned, and the last metrics."""
+    runs: dict[str, dict[str, Any]] = {}
+    for name, values in attrs.items():
+        if match := SEGMENT.fullmatch(name):
+            new = {"name": match[1], "anchors": [], "planned": None, "steps": None, "metrics": {}}
+            run = runs.setdefault(match[1], new)
+            if values is not None:
+                run["anchors"].append(values["stop"])
+                run |= {"planned": len(values["boundaries"]), "steps": values["boundaries"][-1]}
+                run["metrics"] = values["metrics"]
+    for run in runs.values():
+        run["finished"] = len(run["anchors"]) == run["planned"]
+    return list(runs.values())
+
+
+def _parts(sizes: dict[str, int]) -> dict[str, dict[str, int]]:
+    """Shards and bytes of everything that is no recorded run, by the first two words of the name."""
+    parts: dict[str, dict[str, int]] = {}
+    for name, length in sizes.items():
+        if name != TASK and not SEGMENT.fullmatch(name):
+            part = parts.setdefault("/".join(name.split("/")[:2]), {"shards": 0, "bytes": 0})
+            part["shards"] += 1
+            part["bytes"] += length
+    return parts
+
+
+def _missing(attrs: dict[str, dict[str, Any] | None], runs: list[dict[str, Any]]) -> list[str]:
+    """What was never written; what was and can no longer be read is told under damage."""
+    missing = [title for prefix, title in STAGES.items() if not any(name.startswith(prefix) for name in attrs)]
+    for run in runs:
+        if run["anchors"] and not run["finished"]:
+            missing.append(f"run {run['name']} after step {run['anchors'][-1]} of {run['steps']}")
+    return missing
+
+
+def _disk_bytes(path: Path) -> int:
+    files = [path] if path.is_file() else [path / entry.name for entry in os.scandir(path) if entry.is_file()]
+    return sum(file.stat().st_size for file in files)
+
+
+def _lines(facts: dict[str, Any]) -> Iterator[str]:
+    kind = "packed file" if facts["packed"] else "directory"
+    yield f"{plain(facts['path'])}: {facts['state']}, {kind} of {size(facts['disk_bytes'])}, {facts['shards']} shards"
+    for line in facts["damage"]:
+        yield f"  damaged: {plain(line)}"
+    for line in facts["missing"]:
+        yield f"  missing: {plain(line)}"
+    if facts["task"] is not None:
+        yield ""
+        yield columns(list(_task_rows(facts)))
+    if facts["runs"]:
+        yield ""
+        yield columns([["run", "anchors at steps", "metrics"], *map(_run_row, facts["runs"])])
+    if facts["parts"]:
+        yield ""
+        rows = [[name, str(part["shards"]), size(part["bytes"])] for name, part in facts["parts"].items()]
+        yield columns([["part", "shards", "size"], *rows])
+
+
+def _task_rows(facts: dict[str, Any]) -> Iterator[list[str]]:
+    task = facts["task"]
+    yield ["model", f"{task['model']}: {_count(task['size'])} {task['dtype']} weights in {facts['weights']} tensors"]
+    yield ["order", f"{task['steps']} steps of {task['batch']} samples, from {_count(task['samples'])}"]
+    yield ["groups", ", ".join(map(str, task["group_names"] or [])) or "none"]
+    clipping = f"clipped at {task['max_grad_norm']}" if task["max_grad_norm"] else "not clipped"
+    start = "from a state in mid-run" if task["warm"] else "from the start"
+    groups = f"{task['param_groups']} parameter groups" if task["param_groups"] != 1 else "1 parameter group"
+    yield ["optimizer", f"{task['optimizer']}, {groups}, {task['scheduler'] or 'no scheduler'}, {clipping}, {start}"]
+    rows = [f"{name} ({'a function' if n is None else f'{n} rows'})" for name, n in (task["metrics"] or {}).items()]
+    yield ["metrics", ", ".join(rows) or "none"]
+    if facts["environment"]:
+        yield ["recorded on", ", ".join(f"{key} {value}" for key, value in facts["environment"].items())]
+    if facts["seconds"]:
+        yield ["time", f"{facts['seconds']:.3g} s"]
+
+
+def _run_row(run: dict[str, Any]) -> list[str]:
+    anchors = " ".join(map(str, run["anchors"])) + ("" if run["finished"] else f" (of {run['steps']})")
+    if not run["anchors"]:
+        anchors = "unreadable"
+    metrics = ", ".join(f"{name} {value:.5g}" for name, value in (run["metrics"] or {}).items())
+    return [run["name"], anchors, metrics if run["finished"] else ""]
+
+
+def _count(number: Any) -> str:
+    return f"{number:,}" if isinstance(number, int) else str(number)

@@ -1,0 +1,54 @@
+"""`orderscope`: the verbs, loaded when they are called, and what becomes of an error."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+
+import click
+
+from orderscope import __version__
+from orderscope.cli.text import plain
+from orderscope.errors import OrderscopeError
+
+# A verb's module must not import torch before the verb is run: help would then take seconds.
+VERBS = {
+    "inspect": "orderscope.cli.inspect:inspect",
+    "pack": "orderscope.cli.pack:pack",
+    "doctor": "orderscope.cli.doctor:doctor",
+}
+
+
+class Verbs(click.Group):
+    """Loads a verb's module when the verb is asked for; turns an expected error into one line and its exit code."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        module, name = VERBS[cmd_name].split(":")
+        return getattr(importlib.import_module(module), name)
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except OrderscopeError as error:
+            click.echo(f"orderscope: {plain(str(error))}", err=True)
+            ctx.exit(error.exit_code)
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                raise
+            click.echo(f"orderscope: {plain(str(error))}", err=True)
+            ctx.exit(1)
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="orderscope")
+def main() -> None:
+    """Record one training run; ask what any other order of its samples would have given.
+
+    Exit codes: 0 done, 1 an expected error, 2 usage, 3 the prediction is outside what can be trusted, 4 the run is
+    damaged, 5 the run is incomplete.
+    """

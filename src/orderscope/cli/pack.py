@@ -1,0 +1,24 @@
+"""`orderscope pack`: one file of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from orderscope import store
+from orderscope.cli.text import json_option, plain, print_json, size
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The file to make, say run.h5.")
+@json_option
+def pack(run: Path, out: Path, as_json: bool) -> None:
+    """Make one HDF5 file of a run, to share. Every command reads it as it reads the directory."""
+    store.pack(run, out)
+    shards, length = len(store.RunStore.open(out).names()), out.stat().st_size
+    if as_json:
+        print_json({"file": str(out), "bytes": length, "shards": shards})
+    else:
+        click.echo(f"{plain(str(out))}: {shards} shards, {size(length)}")

@@ -1,0 +1,158 @@
+"""`inspect` and `pack` on whole, unfinished and damaged runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from orderscope.cli.main import main
+from orderscope.store import RunStore
+
+TASK = {
+    "model": "Net", "size": 35_200, "dtype": "float32", "steps": 24, "batch": 4, "samples": 96,
+    "group_names": ["code", "prose\x1b[2J"], "metrics": {"eval": 32, "accuracy": None}, "optimizer": "AdamW",
+    "param_groups": 2, "scheduler": None, "warm": False, "max_grad_norm": 1.0, "parameters": [{}] * 7,
+    "environment": {"torch": "2.13.0", "threads": 1},
+}  # fmt: skip
+BOUNDARIES = [0, 12, 24]
+
+
+def segment(store: RunStore, run: str, index: int) -> None:
+    attrs = {"stop": BOUNDARIES[index], "boundaries": BOUNDARIES, "metrics": {"eval": 2.5 - index}}
+    store.write(f"record/{run}/segment-{index:03d}", {"theta": np.arange(100.0)}, attrs)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    with RunStore.create(tmp_path / "run") as store:
+        store.write("record/task", {"order": np.arange(96).reshape(24, 4)}, TASK)
+        for name in ("reference", "probe-0"):
+            for index in range(3):
+                segment(store, name, index)
+                store.log({"event": "segment", "seconds": 0.5})
+        for block in range(2):
+            store.write(f"sketch/rows/a00-b{block:03d}", {"rows": np.zeros((4, 5))})
+        store.write("calibration", {"residuals": np.zeros(3)})
+    return tmp_path / "run"
+
+
+def call(*args: object) -> Result:
+    return CliRunner().invoke(main, [str(arg) for arg in args], catch_exceptions=False)
+
+
+def flip(file: Path) -> None:
+    raw = bytearray(file.read_bytes())
+    raw[len(raw) // 2] ^= 4
+    file.write_bytes(raw)
+
+
+def test_a_complete_run(run: Path) -> None:
+    result = call("inspect", run)
+    assert result.exit_code == 0
+    head, *rest = result.output.splitlines()
+    assert head.startswith(f"{run}: complete, directory of ")
+    assert head.endswith(", 10 shards")
+    assert [line.strip() for line in rest if line] == [
+        "model        Net: 35,200 float32 weights in 7 tensors",
+        "order        24 steps of 4 samples, from 96",
+        "groups       code, prose\\x1b[2J",
+        "optimizer    AdamW, 2 parameter groups, no scheduler, clipped at 1.0, from the start",
+        "metrics      accuracy (a function), eval (32 rows)",
+        "recorded on  threads 1, torch 2.13.0",
+        "time         3 s",
+        "run        anchors at steps  metrics",
+        "reference  0 12 24           eval 0.5",
+        "probe-0    0 12 24           eval 0.5",
+        "part         shards  size",
+        rest[-2].strip(),
+        rest[-1].strip(),
+    ]
+    assert rest[-2].split()[:2] == ["sketch/rows", "2"]
+
+
+def test_json_says_the_same(run: Path) -> None:
+    facts = json.loads(call("inspect", run, "--json").output)
+    assert (facts["state"], facts["damage"], facts["missing"]) == ("complete", [], [])
+    assert facts["runs"][0] == {
+        "name": "reference",
+        "anchors": BOUNDARIES,
+        "planned": 3,
+        "steps": 24,
+        "metrics": {"eval": 0.5},
+        "finished": True,
+    }
+    assert facts["task"]["optimizer"] == "AdamW"
+    assert facts["parts"]["sketch/rows"]["shards"] == 2
+
+
+def test_an_unfinished_run(tmp_path: Path) -> None:
+    with RunStore.create(tmp_path / "run") as store:
+        for state in (
+            ["the task's description", "the reference run", "the sketch", "the calibration"],
+            ["the reference run", "the sketch", "the calibration"],
+            ["the sketch", "the calibration", "run reference after step 0 of 24"],
+            ["the sketch", "the calibration", "run reference after step 12 of 24"],
+            ["the sketch", "the calibration"],
+        ):
+            result = call("inspect", store.path)
+            assert result.exit_code == 5
+            assert [line[11:] for line in result.output.splitlines() if line.startswith("  missing: ")] == state
+            if "record/task" not in store:
+                store.write("record/task", {}, TASK)
+            elif len(store.names()) < 4:
+                segment(store, "reference", len(store.names()) - 1)
+
+
+def test_a_damaged_shard(run: Path) -> None:
+    flip(run / "record+reference+segment-001.h5")
+    result = call("inspect", run)
+    assert result.exit_code == 4
+    shard = "shard record/reference/segment-001 (record+reference+segment-001.h5)"
+    assert f"  damaged: {shard}: its bytes are not what was written\n" in result.output
+    assert "probe-0    0 12 24" in result.output
+    facts = json.loads(call("inspect", run, "--json").output)
+    assert facts["state"] == "damaged"
+    assert len(facts["damage"]) == 1
+
+
+def test_a_damaged_task_is_not_called_missing(run: Path) -> None:
+    flip(run / "record+task.h5")
+    result = call("inspect", run)
+    assert result.exit_code == 4
+    assert "missing" not in result.output
+
+
+def test_a_damaged_manifest(run: Path) -> None:
+    manifest = run / "manifest.jsonl"
+    manifest.write_bytes(manifest.read_bytes().replace(b"probe-0/segment-002", b"probe-1/segment-002"))
+    result = call("inspect", run)
+    assert result.exit_code == 4
+    assert "damaged: manifest.jsonl, line 7: not what was written (shard record/probe-1/segment-002)" in result.output
+
+
+def test_pack(run: Path) -> None:
+    out = run.parent / "run.h5"
+    assert call("pack", run, "--out", out).output.startswith(f"{out}: 10 shards, ")
+    packed, plain = (json.loads(call("inspect", path, "--json").output) for path in (out, run))
+    assert packed.pop("packed")
+    assert not plain.pop("packed")
+    for facts in (packed, plain):
+        del facts["path"], facts["disk_bytes"]
+    assert packed == plain
+    again = call("pack", run, "--out", out)
+    assert again.exit_code == 1
+    assert again.stderr.startswith(f"orderscope: found an existing {out}; expected")
+    facts = json.loads(call("pack", run, "--out", run.parent / "other.h5", "--json").output)
+    assert facts == {"file": str(run.parent / "other.h5"), "bytes": out.stat().st_size, "shards": 10}
+
+
+def test_a_damaged_run_is_not_packed(run: Path) -> None:
+    flip(run / "calibration.h5")
+    result = call("pack", run, "--out", run.parent / "run.h5")
+    assert result.exit_code == 4
+    assert "calibration.h5" in result.stderr
+    assert len(result.stderr.splitlines()) == 1

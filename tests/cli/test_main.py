@@ -1,0 +1,124 @@
+"""What every verb shares: help without torch, one line for an error, exit codes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from orderscope.cli import main as module
+from orderscope.cli.text import columns, plain, size
+from orderscope.errors import DamagedRun, IncompleteRun, OrderscopeError
+
+CODE = """
+import sys
+sys.argv[0] = "orderscope"
+from orderscope.cli.main import main
+try:
+    main()
+finally:
+    print("torch" in sys.modules, file=sys.stderr)
+"""
+
+
+def orderscope(*args: str) -> tuple[int, str, str, bool]:
+    """Exit code, output, errors, and whether torch was imported."""
+    done = subprocess.run([sys.executable, "-c", CODE, *args], capture_output=True, text=True, check=False)
+    *errors, torch = done.stderr.splitlines()
+    return done.returncode, done.stdout, "\n".join(errors), torch == "True"
+
+
+@pytest.mark.parametrize(
+    ("args", "code"),
+    [
+        (["--help"], 0),
+        (["--version"], 0),
+        *[([verb, "--help"], 0) for verb in module.VERBS],
+        ([], 2),
+        (["no-such-verb"], 2),
+        (["inspect"], 2),
+        (["inspect", "--no-such-option", "run"], 2),
+        (["pack", "run"], 2),
+        (["doctor", "--dir", "no-such-directory"], 2),
+        (["inspect", "no-such-run"], 1),
+    ],
+    ids=str,
+)
+def test_help_and_usage_errors_need_no_torch(args: list[str], code: int) -> None:
+    got, out, errors, torch = orderscope(*args)
+    assert got == code
+    assert not torch
+    assert bool(out) == (code == 0)
+    assert bool(errors) == (code != 0)
+
+
+def test_help_names_every_verb() -> None:
+    out = CliRunner().invoke(module.main, ["--help"]).output
+    assert all(verb in out for verb in module.VERBS)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (OrderscopeError("a", "b", "do c"), 1, "orderscope: found a; expected b; do c\n"),
+        (DamagedRun("a\n\x1b[2J", "b", "do c"), 4, "orderscope: found a\\n\\x1b[2J; expected b; do c\n"),
+        (IncompleteRun("a", "b", "do c"), 5, "orderscope: found a; expected b; do c\n"),
+        (PermissionError(13, "Permission denied", "x"), 1, "orderscope: [Errno 13] Permission denied: 'x'\n"),
+    ],
+)
+def test_an_expected_error_is_one_line_and_its_exit_code(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, code: int, line: str
+) -> None:
+    @click.command()
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setitem(module.VERBS, "fail", f"{__name__}:fail")
+    monkeypatch.setattr(module.importlib, "import_module", lambda _: type("Module", (), {"fail": fail}))
+    result = CliRunner().invoke(module.main, ["fail"])
+    assert (result.exit_code, result.stderr, result.stdout) == (code, line, "")
+
+
+def test_what_is_not_expected_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    @click.command()
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setitem(module.VERBS, "fail", f"{__name__}:fail")
+    monkeypatch.setattr(module.importlib, "import_module", lambda _: type("Module", (), {"fail": fail}))
+    with pytest.raises(ZeroDivisionError):
+        CliRunner().invoke(module.main, ["fail"], catch_exceptions=False)
+
+
+def test_text() -> None:
+    assert plain("ok é\t\x1b[31m\u202e") == "ok é\\t\\x1b[31m\\u202e"
+    assert [size(n) for n in (0, 999, 1000, 45_600_000, 2e12)] == ["0 B", "999 B", "1 kB", "45.6 MB", "2 TB"]
+    assert columns([["a", "b"], ["long", "\n"]]) == "  a     b\n  long  \\n"
+
+
+def test_doctor(tmp_path: Path) -> None:
+    code, out, _, _ = orderscope("doctor", "--dir", str(tmp_path), "--json")
+    facts = json.loads(out)
+    found = {finding["what"]: finding for finding in facts["findings"]}
+    assert code == 0
+    assert facts["ok"]
+    assert found["torch.func"]["level"] == found["writing"]["level"] == "ok"
+    assert found.keys() >= {"python", "torch", "threads", "h5py", "triton", "disk"}
+    assert not list(tmp_path.iterdir())
+
+
+def test_doctor_where_nothing_can_be_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from orderscope.cli import doctor
+
+    def fail(_: Path) -> tuple[float, float]:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(doctor, "_write_seconds", fail)
+    result = CliRunner().invoke(module.main, ["doctor", "--dir", str(tmp_path)])
+    assert result.exit_code == 1
+    assert "wrong  writing          fails: No space left on device - choose another directory" in result.output
