@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from orderscope.fingerprint import compare
-from orderscope.record.state import require_supported
+from orderscope.record.state import require_supported, seeded
 from orderscope.store import RunStore
 from orderscope.task import Task
 
@@ -24,18 +25,29 @@ def task_shard(task: Task, store: RunStore) -> None:
         OrderscopeError: the store holds another task (the parts that differ are named), or the optimizer cannot be
             carried.
     """
-    model = task.build_model()
-    optimizer = task.build_optimizer(model)
-    require_supported(optimizer)
-    here = environment(next(model.parameters()).device)
-    if TASK_SHARD in store:
+    with seeded(0):
+        model = task.build_model()
+        optimizer = task.build_optimizer(model)
+        require_supported(optimizer)
+        here = environment(next(model.parameters()).device)
+        if TASK_SHARD not in store:
+            arrays = {"order": np.array(task.order), "group_codes": task.group_codes}
+            store.write(TASK_SHARD, arrays, _attrs(task, model, optimizer) | {"environment": here})
+            return
         require_recorded(task, store)
         if store.attrs(TASK_SHARD)["environment"] != here:
             store.log({"event": "resumed elsewhere", "environment": here})
-        return
+
+
+def require_recorded(task: Task, store: RunStore) -> None:
+    """Raises: OrderscopeError naming the parts in which `task` is not the one the store was recorded with."""
+    compare(store.attrs(TASK_SHARD)["fingerprint"], task.fingerprint())
+
+
+def _attrs(task: Task, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     layout = task.layout
     held = set(layout.names)
-    attrs = {
+    return {
         "fingerprint": task.fingerprint(),
         "steps": task.steps,
         "batch": task.batch_size,
@@ -57,14 +69,7 @@ def task_shard(task: Task, store: RunStore) -> None:
         "metrics": {name: None if callable(m) else len(m) for name, m in task.metrics.items()},
         "metric_names": list(task.metrics),
         "group_names": list(task.group_names),
-        "environment": here,
     }
-    store.write(TASK_SHARD, {"order": np.array(task.order), "group_codes": task.group_codes}, attrs)
-
-
-def require_recorded(task: Task, store: RunStore) -> None:
-    """Raises: OrderscopeError naming the parts in which `task` is not the one the store was recorded with."""
-    compare(store.attrs(TASK_SHARD)["fingerprint"], task.fingerprint())
 
 
 def environment(device: torch.device) -> dict[str, Any]:
