@@ -1,0 +1,138 @@
+"""The carried estimator: replay an order with the optimizer's whole state, the gradient alone predicted.
+
+At position t with unit u = o[t],
+
+    g = sum_k w_k g_u(theta_k)  +  C_u (theta - sum_k w_k theta_k),        x <- one step of the optimizer with g.
+
+Three members run side by side: one with the whole sampled curvature and one with each independent half of it. What
+they differ in is the noise of the sample; a loss that is curved along it is too high by an amount proportional to the
+noise, so 2 L(whole) - (L(half_0) + L(half_1)) / 2 is free of it to first order (the jackknife).
+Source of the jackknife: Quenouille, "Notes on bias in estimation", 1956.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from orderscope_kernels.reference import curvature_product, gather_rows
+from torch import Tensor
+
+from orderscope.engine.optimizers import clip, start_states, step
+from orderscope.engine.units import Units
+from orderscope.engine.window import Window
+
+MEMBERS = 3
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """Results of a replay.
+
+    Args:
+        theta: final weights, [members, orders, m].
+        outside: how far the states lay outside what the anchors span: mean over the steps of the remainder's length as
+            a share of the distance to the nearest anchor, [orders].
+        snapshots: weights after the steps asked for, [members, orders, m] each.
+    """
+
+    theta: Tensor
+    outside: Tensor
+    snapshots: dict[int, Tensor]
+
+
+def replay(
+    window: Window,
+    units: Units,
+    *,
+    members: int = MEMBERS,
+    allowed: Tensor | None = None,
+    lr: np.ndarray | None = None,
+    snapshots: Sequence[int] = (),
+    curvature: bool = True,
+) -> Replayed:
+    """Replay orders side by side.
+
+    Args:
+        units: what they train on, see `units_of`.
+        members: 3, or 1 for the whole curvature alone (quicker, no debiasing, no spread).
+        allowed: bool [orders, anchors], anchors that may be used; all if not given.
+        lr: learning rates instead of the recorded ones, [orders, steps].
+        snapshots: positions after which weights are kept; 0 is the start.
+        curvature: whether to use it; without, the gradient is only interpolated.
+    """
+    orders, recorded = len(units.index), len(window.table)
+    states = start_states(window, members * orders)
+    table_anchors = torch.zeros(len(window.anchors), dtype=torch.bool)
+    table_anchors[list(window.sample_anchors)] = True
+    outside = torch.zeros(orders, dtype=torch.float64)
+    kept = {0: states.theta.clone().view(members, orders, -1)} if 0 in snapshots else {}
+    for t in range(window.steps):
+        unit = torch.from_numpy(units.index[:, t])
+        new = unit >= recorded
+        usable = allowed
+        if bool(new.any()):
+            usable = torch.ones(orders, len(window.anchors), dtype=torch.bool) if usable is None else usable.clone()
+            usable[new] &= table_anchors
+        everyone = unit.repeat(members)
+        weights, remainder, far = window.anchors.weights(
+            states.theta, None if usable is None else usable.repeat(members, 1)
+        )
+        outside += far[:orders]
+        gradient = _gather(window, units, weights, everyone, recorded)
+        if curvature:
+            add_curvature(window, gradient, remainder, units.fractions[unit], members)
+        if window.max_grad_norm:
+            gradient = clip(gradient, window.max_grad_norm, window.weight)
+        rate = None if lr is None else torch.from_numpy(lr[:, t]).to(gradient.dtype).repeat(members).unsqueeze(1)
+        active = None if units.has_grad is None else units.has_grad[everyone]
+        step(window, states, gradient, t, rate, active)
+        if t + 1 in snapshots:
+            kept[t + 1] = states.theta.clone().view(members, orders, -1)
+    return Replayed(states.theta.view(members, orders, -1), outside / window.steps, kept)
+
+
+def add_curvature(window: Window, gradient: Tensor, remainder: Tensor, fractions: Tensor, members: int) -> None:
+    """Add C_u times the remainder in place, each member with its own part of the curvature.
+
+    Args:
+        gradient, remainder: [members * orders, m].
+        fractions: share of each group in each order's unit, [orders, groups].
+    """
+    orders = len(fractions)
+    grad, rest = gradient.view(members, orders, -1), remainder.view(members, orders, -1)
+    for group, halves in enumerate(window.factors):
+        at = fractions[:, group].nonzero()[:, 0]
+        if not len(at):
+            continue
+        share = fractions[at, group].unsqueeze(1)
+        for half, factor in enumerate(halves):
+            own = [0, 1 + half] if members == MEMBERS else [0]
+            d = torch.cat([rest[member, at] for member in own])
+            product = curvature_product(factor, d, share.repeat(len(own), 1))
+            for member, part in zip(own, product.split(len(at)), strict=True):
+                grad[member, at] += part * (0.5 if member == 0 else 1.0)
+
+
+def _gather(window: Window, units: Units, weights: Tensor, unit: Tensor, recorded: int) -> Tensor:
+    new = unit >= recorded
+    if not bool(new.any()):
+        return gather_rows(window.table, weights, unit)
+    gradient = torch.empty(len(unit), window.coords, dtype=window.table.dtype)
+    old = ~new
+    if bool(old.any()):
+        gradient[old] = gather_rows(window.table, weights[old], unit[old])
+    gradient[new] = gather_rows(units.rows, weights[new], unit[new] - recorded)
+    return gradient
+
+
+def jackknife(values: np.ndarray) -> np.ndarray:
+    """[3, ...] values of the members -> the debiased value, [...]; one member is returned as it is.
+
+    Example:
+        >>> jackknife(np.array([[1.0], [1.2], [1.4]]))
+        array([0.7])
+    """
+    return values[0] if len(values) == 1 else 2 * values[0] - (values[1] + values[2]) / 2

@@ -1,0 +1,81 @@
+"""From orders of sample ids to units of the gradient table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from orderscope.engine.window import Window, group_fractions
+from orderscope.errors import OrderscopeError
+
+
+@dataclass(frozen=True)
+class Units:
+    """What each order trains on at each step.
+
+    Args:
+        index: [orders, steps]: u < U is a recorded batch, U + x the regrouped batch x.
+        rows: gradients of the regrouped batches, [regrouped, anchors, m], zero at anchors without samples.
+        fractions: share of each group, [U + regrouped, groups].
+        has_grad: bool [U + regrouped, n_params], or None.
+    """
+
+    index: np.ndarray
+    rows: Tensor
+    fractions: Tensor
+    has_grad: Tensor | None
+
+    def regrouped(self, recorded: int) -> np.ndarray:
+        return self.index >= recorded
+
+
+class Batches:
+    """Finds recorded batches again, whatever the order of their samples."""
+
+    def __init__(self, order: np.ndarray) -> None:
+        self.order = order
+        self._unit = {tuple(row): u for u, row in reversed(list(enumerate(np.sort(order, axis=1).tolist())))}
+
+    def index(self, orders: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Units [orders, steps] and the batches that were not recorded, [regrouped, batch]."""
+        found: dict[tuple[int, ...], int] = {}
+        flat = np.sort(orders.reshape(-1, orders.shape[-1]), axis=1).tolist()
+        units = np.empty(len(flat), dtype=np.int64)
+        for i, row in enumerate(flat):
+            key = tuple(row)
+            unit = self._unit.get(key)
+            units[i] = found.setdefault(key, len(self.order) + len(found)) if unit is None else unit
+        new = np.array(list(found), dtype=np.int64).reshape(-1, orders.shape[-1])
+        return units.reshape(orders.shape[:2]), new
+
+
+def units_of(window: Window, batches: Batches, orders: np.ndarray) -> Units:
+    """Raises: OrderscopeError where samples are regrouped but no per-sample gradients were kept."""
+    index, new = batches.index(orders)
+    if len(new) and not window.sample_anchors:
+        raise OrderscopeError(
+            f"{len(new)} batches whose samples were not trained on together",
+            "a rearrangement of recorded batches, since no single samples' gradients were kept",
+            "record with sample_anchors=4 (or more), or keep the batches together",
+        )
+    anchors = len(window.anchors)
+    rows = torch.zeros(len(new), anchors, window.coords, dtype=window.table.dtype)
+    for which, samples in zip(window.sample_anchors, window.sample_rows, strict=True):
+        for x, ids in enumerate(new):
+            rows[x, which] = samples[torch.from_numpy(ids)].to(window.table.dtype).mean(0)
+    fractions, has_grad = window.fractions, window.has_grad
+    if len(new):
+        fractions = torch.cat([fractions, group_fractions(new, window.group_codes, fractions.shape[1])])
+        has_grad = None if has_grad is None else torch.cat([has_grad, _any_sample(window, new)])
+    return Units(index, rows, fractions, has_grad)
+
+
+def _any_sample(window: Window, batches: np.ndarray) -> Tensor:
+    """A parameter gets a gradient where it did in the recorded batch of any of the samples."""
+    assert window.has_grad is not None
+    place = np.zeros(int(window.order.max()) + 1, dtype=np.int64)
+    place[window.order] = np.arange(len(window.order))[:, None]
+    return torch.stack([window.has_grad[torch.from_numpy(place[ids])].any(0) for ids in batches])

@@ -1,0 +1,239 @@
+"""Everything a replay needs of a run, as tensors on the carried coordinates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from orderscope.engine.anchors import AnchorSpace
+from orderscope.errors import IncompleteRun
+from orderscope.record import TASK_SHARD, load_run
+from orderscope.record.segments import read_state, segment_name
+from orderscope.sketch import REFERENCE, SketchPlan, from_bfloat16, missing_units
+from orderscope.store import RunStore
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A run of carried coordinates that one parameter group's hyper-parameters hold for.
+
+    Args:
+        coords: their range in [0, m).
+        group: parameter group.
+        parameter: index of the parameter they belong to (the first of several where no parameter ever lacks a gradient).
+        count: optimizer steps already taken at the start of the window.
+        present: whether there is optimizer state at the start.
+    """
+
+    coords: slice
+    group: int
+    parameter: int
+    count: float
+    present: bool
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where the window starts: weights [m] and moments by key, [m] each."""
+
+    theta: Tensor
+    moments: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Window:
+    """One recorded window, ready to be replayed.
+
+    Args:
+        optimizer: "Adam", "AdamW" or "SGD".
+        hyper: hyper-parameter -> float64 [steps, param_groups].
+        start: state before the first step.
+        slices: how hyper-parameters and step counts map to coordinates.
+        anchors: their states, [anchors, m].
+        table: batch gradients, [units, anchors, m]; unit u is step u of the reference order.
+        sample_rows: per-sample gradients by anchor with samples, bfloat16 [samples, m] each.
+        sample_anchors: which anchors those are.
+        fractions: share of each group in a unit, [units, groups].
+        has_grad: whether a parameter gets a gradient in a unit, bool [units, n_params]; None where all always do.
+        factors: per group the two independent halves A_0, A_1 of the curvature, [rank, m] each: C = (A_0^T A_0 +
+            A_1^T A_1) / 2, coordinate weight included.
+        order: the reference order; group_codes: group of every sample.
+        weight: P / m.
+        max_grad_norm: clipping, or None.
+        anchor_runs: name of the run each anchor is of; anchor_steps: its step.
+    """
+
+    optimizer: str
+    hyper: dict[str, np.ndarray]
+    start: Start
+    slices: tuple[Slice, ...]
+    anchors: AnchorSpace
+    table: Tensor
+    sample_rows: tuple[Tensor, ...]
+    sample_anchors: tuple[int, ...]
+    fractions: Tensor
+    has_grad: Tensor | None
+    factors: tuple[tuple[Tensor, Tensor], ...]
+    order: np.ndarray
+    group_codes: np.ndarray
+    weight: float
+    max_grad_norm: float | None
+    anchor_runs: tuple[str, ...]
+    anchor_steps: tuple[int, ...]
+
+    @property
+    def steps(self) -> int:
+        return len(self.order)
+
+    @property
+    def coords(self) -> int:
+        return len(self.start.theta)
+
+
+def load_window(store: RunStore, *, energy: float) -> Window:
+    """Read a finished sketch.
+
+    Args:
+        energy: share of the curvature's trace that the kept rank must hold; 1 keeps every row.
+
+    Raises:
+        IncompleteRun: the sketch is not finished.
+    """
+    plan = SketchPlan.read(store)
+    missing = missing_units(store, plan)
+    if missing:
+        raise IncompleteRun(
+            f"{len(missing)} of {len(plan.units())} sketch units missing, first {missing[0]}",
+            "a finished sketch",
+            "resume it: run `orderscope sketch` again",
+        )
+    attrs = store.attrs(TASK_SHARD)
+    arrays = store.read(TASK_SHARD)
+    order, codes = arrays["order"], arrays["group_codes"]
+    reference = load_run(store, REFERENCE)
+    coordinates = plan.coordinates
+    first = read_state(store, REFERENCE, 0)
+    has_grad = reference.has_grad
+    masks = None if bool(has_grad.all()) else has_grad
+    return Window(
+        optimizer=attrs["optimizer"],
+        hyper={name: values.numpy() for name, values in reference.hyper.items()},
+        start=Start(coordinates.take(first.theta), {k: coordinates.take(v) for k, v in first.moments.items()}),
+        slices=_slices(attrs["parameters"], coordinates.indices, plan.size, first.count, first.present, masks is not None),
+        anchors=AnchorSpace(_anchor_states(store, plan, coordinates.indices)),
+        table=_table(store, plan),
+        sample_rows=tuple(_sample_rows(store, plan, a, len(codes)) for a in _sample_anchors(plan)),
+        sample_anchors=_sample_anchors(plan),
+        fractions=group_fractions(order, codes, len(attrs["group_names"])),
+        has_grad=masks,
+        factors=_factors(store, plan, coordinates.weight, energy, len(attrs["group_names"])),
+        order=order,
+        group_codes=codes,
+        weight=coordinates.weight,
+        max_grad_norm=attrs["max_grad_norm"],
+        anchor_runs=tuple(a.run for a in plan.anchors),
+        anchor_steps=tuple(a.step for a in plan.anchors),
+    )
+
+
+def group_fractions(batches: np.ndarray, codes: np.ndarray, groups: int) -> Tensor:
+    """Share of each group in each batch of ids [n, batch], [n, groups]."""
+    counts = [np.bincount(codes[ids], minlength=groups) for ids in batches]
+    return torch.from_numpy(np.stack(counts) / batches.shape[1]).float()
+
+
+def compress(rows: Tensor, energy: float) -> Tensor:
+    """The fewest leading directions of A^T A that hold `energy` of its trace, [rank, m], from rows A [n, m].
+
+    They come from the eigendecomposition of the small matrix A A^T; with energy 1 the rows are kept as they are.
+    """
+    if energy >= 1 or len(rows) < 2:
+        return rows
+    values, vectors = torch.linalg.eigh(rows @ rows.T)
+    values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
+    held = values.cumsum(0) / values.sum().clamp_min(1e-30)
+    rank = int((held < energy).sum()) + 1
+    return (vectors[:, :rank].T @ rows).contiguous() if rank < 0.8 * len(rows) else rows
+
+
+def _factors(
+    store: RunStore, plan: SketchPlan, weight: float, energy: float, groups: int
+) -> tuple[tuple[Tensor, Tensor], ...]:
+    """Halves are told apart by sample, so that the draws of one sample stay together and the halves are independent."""
+    halves: list[tuple[list[Tensor], list[Tensor]]] = [([], []) for _ in range(groups)]
+    for block in range(len(plan.curvature_ids)):
+        name = f"sketch/curvature/b{block:03d}"
+        rows = from_bfloat16(store.map(name, "rows")).float().unflatten(0, (-1, plan.draws))
+        group = store.attrs(name)["group"]
+        for half in (0, 1):
+            halves[group][half].append(rows[half::2].flatten(0, 1))
+    factors = []
+    for pair in halves:
+        joined = [torch.cat(part) if part else torch.zeros(0, plan.carried) for part in pair]
+        if not len(joined[1]):
+            joined[1] = joined[0]
+        first, second = (compress(a * (weight / max(1, len(a))) ** 0.5, energy) for a in joined)
+        factors.append((first, second))
+    return tuple(factors)
+
+
+def _anchor_states(store: RunStore, plan: SketchPlan, indices: Tensor | None) -> Tensor:
+    rows = []
+    for a in plan.anchors:
+        theta = store.map(segment_name(a.run, a.segment), "theta")
+        rows.append(torch.from_numpy(np.array(theta if indices is None else theta[indices.numpy()])))
+    return torch.stack(rows)
+
+
+def _table(store: RunStore, plan: SketchPlan) -> Tensor:
+    shape = (plan.steps, len(plan.anchors), plan.carried)
+    table: Tensor | None = None
+    for a in range(len(plan.anchors)):
+        for b, (first, last) in enumerate(plan.blocks):
+            rows = store.map(f"sketch/rows/a{a:02d}-b{b:03d}", "batch")
+            if table is None:
+                table = torch.empty(shape, dtype=torch.from_numpy(np.array(rows[:0])).dtype)
+            table[first:last, a] = torch.from_numpy(np.array(rows))
+    assert table is not None
+    return table
+
+
+def _sample_anchors(plan: SketchPlan) -> tuple[int, ...]:
+    return tuple(i for i, a in enumerate(plan.anchors) if a.samples)
+
+
+def _sample_rows(store: RunStore, plan: SketchPlan, anchor: int, samples: int) -> Tensor:
+    rows = torch.zeros(samples, plan.carried, dtype=torch.bfloat16)
+    for b in range(len(plan.blocks)):
+        name = f"sketch/rows/a{anchor:02d}-b{b:03d}"
+        ids = torch.from_numpy(store.read(name, ["ids"])["ids"])
+        rows[ids] = from_bfloat16(store.map(name, "samples"))
+    return rows
+
+
+def _slices(
+    parameters: Sequence[dict[str, Any]],
+    indices: Tensor | None,
+    size: int,
+    count: Tensor,
+    present: Tensor,
+    single: bool,
+) -> tuple[Slice, ...]:
+    """One slice a parameter, or, where every parameter always gets a gradient, one a run of like parameters."""
+    edges = np.cumsum([0, *(int(np.prod(p["shape"])) for p in parameters)])
+    cuts = edges if indices is None else np.searchsorted(indices.numpy(), edges)
+    slices: list[Slice] = []
+    for i, (low, high) in enumerate(pairwise(cuts.tolist())):
+        new = Slice(slice(low, high), parameters[i]["group"], i, float(count[i]), bool(present[i]))
+        last = slices[-1] if slices else None
+        if last and not single and (last.group, last.count, last.present) == (new.group, new.count, new.present):
+            slices[-1] = Slice(slice(last.coords.start, high), last.group, last.parameter, last.count, last.present)
+        elif high > low:
+            slices.append(new)
+    return tuple(slices)

@@ -1,0 +1,150 @@
+"""Record a task: train the reference order and the probes, then sketch."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from orderscope.errors import OrderscopeError
+from orderscope.orders import step_groups
+from orderscope.record import load_run, record_run, task_shard
+from orderscope.sketch import PLAN, REFERENCE, SketchPlan, SketchStage, make_plan, run_stage
+from orderscope.store import RunStore
+from orderscope.task import Task
+
+COORDS = 1 << 16
+METRIC_ROWS = 128
+Progress = Callable[[str, int, int], None]
+
+
+def record(
+    task: Task,
+    path: str | os.PathLike[str],
+    *,
+    anchors: int = 8,
+    probes: int = 4,
+    sample_anchors: int = 3,
+    coords: int = COORDS,
+    curvature_rows: int | None = None,
+    seed: int = 0,
+    sketch: bool = True,
+    progress: Progress | None = None,
+) -> RunStore:
+    """Train the reference order and the probe orders, then sketch them. Resumable: what is finished is not done again.
+
+    Args:
+        task: what is trained.
+        path: directory of the run.
+        anchors: states of the reference run that are kept, the first and the last among them. A probe keeps a quarter.
+        probes: true runs under other orders: they are anchors where queries go, and calibrate every prediction.
+        sample_anchors: at how many anchors single samples' gradients are kept, for orders that regroup samples.
+        coords: most coordinates to carry; all P where the model is smaller.
+        curvature_rows: pseudo-gradients to draw; by default two passes over the samples, 512 at least, 8,192 at most.
+        seed: of probes, coordinates and curvature.
+        sketch: whether to sketch too; `osc.sketch` does it later.
+        progress: called as `progress(stage, done, total)`.
+
+    Returns:
+        The finished run, open for reading.
+
+    Raises:
+        OrderscopeError: another task was recorded there, or training or sketching cannot go on; nothing is lost.
+    """
+    _check_counts(task, anchors, probes, sample_anchors, coords)
+    with RunStore.create(path) as store:
+        task_shard(task, store)
+        boundaries = spaced(task.steps, anchors)
+        runs = [(REFERENCE, np.asarray(task.order), boundaries)]
+        short = spaced(task.steps, max(2, 1 + anchors // 4))
+        runs += [(f"probe-{i}", order, short) for i, order in enumerate(probe_orders(task, probes, seed))]
+        for name, order, ends in runs:
+            record_run(task, store, name, order, ends, metrics_at="all" if name == REFERENCE else "final",
+                       keep_gradients=False, progress=_stage(progress, f"train {name}"))  # fmt: skip
+        if PLAN not in store:
+            store.write(PLAN, {}, _plan(task, store, sample_anchors, coords, curvature_rows, seed).attrs())
+        if sketch:
+            _sketch(task, store, progress)
+    return RunStore.open(path)
+
+
+def sketch(task: Task, path: str | os.PathLike[str], *, progress: Progress | None = None) -> RunStore:
+    """Compute what is missing of a recorded run's sketch. Raises as `record`."""
+    with RunStore.create(path) as store:
+        task_shard(task, store)
+        SketchPlan.read(store)
+        _sketch(task, store, progress)
+    return RunStore.open(path)
+
+
+def _sketch(task: Task, store: RunStore, progress: Progress | None) -> None:
+    began = time.perf_counter()
+    run_stage(SketchStage(task, store, SketchPlan.read(store)), progress=_stage(progress, "sketch"))
+    store.log({"event": "sketch finished", "seconds": time.perf_counter() - began})
+
+
+def spaced(steps: int, count: int) -> list[int]:
+    """`count` boundaries from 0 to `steps`, evenly spaced, fewer where there are fewer steps.
+
+    Example:
+        >>> spaced(24, 5)
+        [0, 6, 12, 18, 24]
+    """
+    return sorted({round(i * steps / (count - 1)) for i in range(count)})
+
+
+def probe_orders(task: Task, count: int, seed: int) -> list[np.ndarray]:
+    """Orders for the probes: shuffled steps and, in turn with them, the groups in blocks in a random sequence."""
+    rng = np.random.default_rng(seed)
+    order = np.asarray(task.order)
+    labels = step_groups(order, task.groups) if task.groups is not None else [""] * len(order)
+    names = sorted(set(labels))
+    orders = []
+    for i in range(count):
+        steps = rng.permutation(len(order))
+        if i % 2 and len(names) > 1:
+            place = dict(zip(names, rng.permutation(len(names)), strict=True))
+            steps = steps[np.argsort([place[labels[s]] for s in steps], kind="stable")]
+        orders.append(order[steps])
+    return orders
+
+
+def _plan(
+    task: Task, store: RunStore, sample_anchors: int, coords: int, curvature_rows: int | None, seed: int
+) -> SketchPlan:
+    used = len(np.unique(task.order))
+    return make_plan(
+        store,
+        coords=coords,
+        seed=seed,
+        curvature_rows=int(np.clip(2 * used, 512, 8192)) if curvature_rows is None else curvature_rows,
+        sample_anchors=sample_anchors,
+        group_codes=task.group_codes,
+        order=np.asarray(task.order),
+        size=task.layout.size,
+        item_size=task.layout.dtype.itemsize,
+        metrics={n: min(METRIC_ROWS, len(rows)) for n, rows in task.metrics.items() if not callable(rows)},
+    )
+
+
+def _check_counts(task: Task, anchors: int, probes: int, sample_anchors: int, coords: int) -> None:
+    for name, value, least in (
+        ("anchors", anchors, 2), ("probes", probes, 0), ("sample_anchors", sample_anchors, 0), ("coords", coords, 1),
+    ):  # fmt: skip
+        if int(value) != value or value < least:
+            raise OrderscopeError(f"{name}={value!r}", f"a whole number from {least}", f"change {name}=")
+
+
+def _stage(progress: Progress | None, stage: str) -> Callable[[int, int], None] | None:
+    if progress is None:
+        return None
+    told: Any = progress
+    return lambda done, total: told(stage, done, total)
+
+
+def recorded_metrics(store: RunStore, run: str) -> dict[str, float]:
+    """Metrics of a recorded run's final model."""
+    return load_run(store, run).metrics[-1]

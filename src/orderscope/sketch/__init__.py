@@ -1,0 +1,21 @@
+"""What is computed once a run: gradients at the anchors, curvature, the metrics' expansion. A list of independent units."""
+
+from orderscope.sketch.coordinates import Coordinates, draw_coordinates
+from orderscope.sketch.plan import PLAN, REFERENCE, Anchor, SketchPlan, make_plan, missing_units
+from orderscope.sketch.stage import SPLIT, SketchStage, from_bfloat16, run_stage, stored_split
+
+__all__ = [
+    "PLAN",
+    "REFERENCE",
+    "SPLIT",
+    "Anchor",
+    "Coordinates",
+    "SketchPlan",
+    "SketchStage",
+    "draw_coordinates",
+    "from_bfloat16",
+    "make_plan",
+    "missing_units",
+    "run_stage",
+    "stored_split",
+]

@@ -1,0 +1,59 @@
+"""The coordinate sketch: which entries of the flat parameter vector [P] are carried, and what they stand for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Coordinates:
+    """A fixed sample S of m of the P coordinates, drawn uniformly without replacement.
+
+    Adam is elementwise, so the state on S is carried exactly; sums over all coordinates are estimated by the
+    Horvitz-Thompson estimator, sum_i x_i ~ (P / m) sum_{i in S} x_i, which is unbiased over the draw of S.
+
+    Args:
+        indices: ascending int64 [m], or None where all are carried (m = P).
+        size: P.
+
+    Source: Horvitz and Thompson, "A Generalization of Sampling Without Replacement From a Finite Universe", 1952.
+    """
+
+    indices: Tensor | None
+    size: int
+
+    @property
+    def carried(self) -> int:
+        """m, the number of coordinates carried."""
+        return self.size if self.indices is None else len(self.indices)
+
+    @property
+    def weight(self) -> float:
+        """P / m: what one carried coordinate stands for in a sum over all."""
+        return self.size / self.carried
+
+    def take(self, flat: Tensor) -> Tensor:
+        """[..., P] -> [..., m]."""
+        return flat if self.indices is None else flat.index_select(-1, self.indices)
+
+    def total(self, values: Tensor) -> Tensor:
+        """Horvitz-Thompson estimate of the sum over all coordinates: [..., m] -> [...]."""
+        return values.sum(-1) * self.weight
+
+
+def draw_coordinates(size: int, carried: int, seed: int) -> Coordinates:
+    """`carried` of `size` coordinates; all of them where `carried >= size`.
+
+    Example:
+        >>> draw_coordinates(5, 9, seed=0).carried
+        5
+        >>> draw_coordinates(1000, 10, seed=0).weight
+        100.0
+    """
+    if carried >= size:
+        return Coordinates(None, size)
+    generator = torch.Generator().manual_seed(seed)
+    return Coordinates(torch.randperm(size, generator=generator)[:carried].sort().values, size)

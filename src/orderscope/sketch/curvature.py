@@ -1,0 +1,114 @@
+"""Sampled Gauss-Newton curvature: pseudo-gradients whose outer products have the Gauss-Newton matrix as their mean.
+
+For a sample with outputs z(theta), J = dz/dtheta and L the Hessian of the loss in z,
+
+    ghat = J^T L^(1/2) e,    E[e e^T] = 1    =>    E[ghat ghat^T] = J^T L J.
+
+With softmax cross-entropy this is the gradient at a label drawn from the model's own softmax, token by token.
+Source: Schraudolph, "Fast curvature matrix-vector products", 2002; Martens, "New insights and perspectives on the
+natural gradient method", 2020, for the sampled form.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.func import vjp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from orderscope.sketch.coordinates import Coordinates
+from orderscope.sketch.gradients import Point, chunks
+from orderscope.sketch.outputs import (
+    OutputSplit,
+    draw_output_gradient,
+    loss_of_outputs,
+    outputs_of,
+)
+
+BLOCK = 64  # samples that share a random stream: draws do not depend on how the work is split
+
+
+def pseudo_gradients(
+    at: Point,
+    split: OutputSplit,
+    batch_of: Any,
+    ids: Any,
+    coordinates: Coordinates,
+    *,
+    draws: int,
+    seed: int,
+    micro_batch: int,
+) -> Tensor:
+    """`draws` pseudo-gradients of each sample, [len(ids), draws, m].
+
+    The draws of one sample are stratified: their uniform numbers are one number shifted by 1/draws, so together they
+    cover the softmax more evenly than independent ones; each alone has the right distribution.
+
+    Args:
+        batch_of: ids -> collated batch.
+        seed: numbers depend on it and on the position of a sample in `ids`, not on `micro_batch`.
+    """
+    params, rest = at.params, at.rest
+
+    def rows(sample: Any, noise: Tensor) -> Any:
+        def outputs(p: Any) -> tuple[Tensor, list[Any]]:
+            z, leaves = outputs_of(at, split, p, rest, sample)
+            return z, leaves
+
+        z, pull, leaves = vjp(outputs, params, has_aux=True)
+        fixed = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+
+        def loss(y: Tensor) -> Tensor:
+            return loss_of_outputs(at, split, params, rest, sample, fixed, y)
+
+        z = z.detach()
+        return vmap(lambda u: pull(draw_output_gradient(split, loss, z, u))[0])(noise)
+
+    many = vmap(rows, in_dims=(0, 0))
+    noise = uniform_noise(len(ids), draws, split.noise_shape, seed).to(next(iter(params.values())))
+    parts = []
+    with sdpa_kernel(SDPBackend.MATH):
+        step = max(1, micro_batch // draws)
+        for start, chunk in zip(range(0, len(ids), step), chunks(ids, step), strict=True):
+            out = many(batch_of(chunk), noise[start : start + len(chunk)])
+            parts.append(coordinates.take(at.layout.flatten([out[n] for n in at.layout.names])))
+    return torch.cat(parts)
+
+
+def uniform_noise(samples: int, draws: int, shape: tuple[int, ...], seed: int) -> Tensor:
+    """Uniform numbers in [0, 1), [samples, draws, *shape], stratified over the draws of a sample."""
+    first = []
+    for block in range(0, samples, BLOCK):
+        generator = torch.Generator().manual_seed(int(np.random.SeedSequence([seed, block]).generate_state(1)[0]))
+        first.append(torch.rand((BLOCK, *shape), generator=generator, dtype=torch.float64))
+    base = torch.cat(first)[:samples] if first else torch.empty((0, *shape), dtype=torch.float64)
+    shift = torch.arange(draws, dtype=torch.float64).view(1, draws, *[1] * len(shape)) / draws
+    return (base.unsqueeze(1) + shift) % 1.0
+
+
+def gauss_newton_matrix(at: Point, split: OutputSplit, batch_of: Any, ids: Any, coordinates: Coordinates) -> Tensor:
+    """The exact mean Gauss-Newton matrix of the samples, [m, m]: slow and obvious, for tests and small models."""
+    from torch.func import jacrev
+
+    from orderscope.sketch.outputs import hessian_product
+
+    params, rest = at.params, at.rest
+    total = torch.zeros(coordinates.carried, coordinates.carried, dtype=torch.float64)
+    with sdpa_kernel(SDPBackend.MATH):
+        for i in ids:
+            sample = torch.utils._pytree.tree_map(lambda leaf: leaf[0], batch_of([i]))
+            z, leaves = outputs_of(at, split, params, rest, sample)
+            jacobian = jacrev(lambda p, s=sample: outputs_of(at, split, p, rest, s)[0])(params)
+            flat = torch.cat([jacobian[n].reshape(z.numel(), -1) for n in at.layout.names], dim=1)
+            flat = coordinates.take(flat.detach()).double()
+
+            def loss(y: Tensor, s: Any = sample, f: Any = leaves) -> Tensor:
+                return loss_of_outputs(at, split, params, rest, s, f, y)
+
+            eye = torch.eye(z.numel(), dtype=z.dtype).view(-1, *z.shape)
+            hessian = torch.stack([hessian_product(loss, z.detach(), e).reshape(-1) for e in eye]).double()
+            total += flat.T @ hessian @ flat
+    return total / len(ids)

@@ -1,0 +1,169 @@
+"""What a sketch is made of: a fixed list of independent units, decided once and kept in the run."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from orderscope.errors import IncompleteRun
+from orderscope.record import load_run, recorded_runs
+from orderscope.sketch.coordinates import Coordinates, draw_coordinates
+from orderscope.store import RunStore
+
+PLAN = "sketch/plan"
+REFERENCE = "reference"
+SHARD_BYTES = 1 << 27
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """A recorded state at which gradients are taken.
+
+    Args:
+        run: name of the recorded run.
+        segment: its boundary number.
+        step: steps trained at that boundary.
+        samples: whether single samples' gradients are kept here too, or only those of recorded batches.
+    """
+
+    run: str
+    segment: int
+    step: int
+    samples: bool
+
+
+@dataclass(frozen=True)
+class SketchPlan:
+    """All decisions of a sketch.
+
+    Args:
+        size, carried, seed: P, m, and the seed of every random draw.
+        anchors: where gradients are taken.
+        blocks: first and last step of the reference order of each block of rows.
+        curvature_anchor: index of the anchor at which pseudo-gradients are drawn.
+        curvature_ids: sample ids they are drawn for, in blocks of one group.
+        draws: pseudo-gradients a sample.
+        metrics: held-out sets with a stored expansion, name -> rows used for its curvature.
+        batch: samples a step, steps: T.
+    """
+
+    size: int
+    carried: int
+    seed: int
+    anchors: list[Anchor]
+    blocks: list[tuple[int, int]]
+    curvature_anchor: int
+    curvature_ids: list[list[int]]
+    draws: int
+    metrics: dict[str, int] = field(default_factory=dict)
+    batch: int = 1
+    steps: int = 1
+
+    @property
+    def coordinates(self) -> Coordinates:
+        return draw_coordinates(self.size, self.carried, self.seed)
+
+    def units(self) -> list[str]:
+        """Names of all shards of the sketch, in the order a single worker writes them."""
+        rows = [f"sketch/rows/a{a:02d}-b{b:03d}" for a in range(len(self.anchors)) for b in range(len(self.blocks))]
+        curvature = [f"sketch/curvature/b{b:03d}" for b in range(len(self.curvature_ids))]
+        return [*rows, *curvature, *(f"sketch/metric/{name}" for name in self.metrics)]
+
+    def cost(self) -> dict[str, float]:
+        """Gradient evaluations in run equivalents, by part."""
+        rows = sum(len(ids) for ids in self.curvature_ids) * self.draws
+        held_out = sum(2 * n for n in self.metrics.values())
+        per_run = self.steps * self.batch
+        return {
+            "gradients": float(len(self.anchors)),
+            "curvature": rows / per_run,
+            "metrics": held_out / per_run,
+        }
+
+    def attrs(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def read(cls, store: RunStore) -> SketchPlan:
+        """Raises: IncompleteRun where nothing was planned yet."""
+        if PLAN not in store:
+            raise IncompleteRun("a run without a sketch", "a sketched run", "run `orderscope sketch` on it")
+        attrs = store.attrs(PLAN)
+        attrs["anchors"] = [Anchor(**a) for a in attrs["anchors"]]
+        attrs["blocks"] = [(int(a), int(b)) for a, b in attrs["blocks"]]
+        return cls(**attrs)
+
+
+def missing_units(store: RunStore, plan: SketchPlan) -> list[str]:
+    return [name for name in plan.units() if name not in store]
+
+
+def make_plan(
+    store: RunStore,
+    *,
+    coords: int,
+    seed: int,
+    curvature_rows: int,
+    sample_anchors: int,
+    group_codes: np.ndarray,
+    order: np.ndarray,
+    size: int,
+    item_size: int,
+    metrics: dict[str, int],
+) -> SketchPlan:
+    """Decide a sketch for what was recorded.
+
+    Args:
+        coords: most coordinates to carry.
+        curvature_rows: about how many pseudo-gradients to draw in all; every group gets a share.
+        sample_anchors: at how many reference anchors single samples' gradients are kept.
+        item_size: bytes of one number.
+    """
+    carried = min(coords, size)
+    anchors: list[Anchor] = []
+    for run in recorded_runs(store):
+        boundaries = load_run(store, run).boundaries
+        first = 0 if run == REFERENCE else 1  # every run starts in the same state
+        anchors += [Anchor(run, k, int(boundaries[k]), False) for k in range(first, len(boundaries))]
+    own = [i for i, a in enumerate(anchors) if a.run == REFERENCE]
+    kept = {own[round(i)] for i in np.linspace(0, len(own) - 1, min(sample_anchors, len(own)))} if sample_anchors else {}
+    anchors = [Anchor(a.run, a.segment, a.step, i in kept) for i, a in enumerate(anchors)]
+    steps, batch = order.shape
+    block = max(1, SHARD_BYTES // max(1, carried * max(item_size, batch * 2 if kept else 0)))
+    middle = min(own, key=lambda i: abs(anchors[i].step - steps / 2))
+    used = np.unique(order)
+    draws = max(1, round(curvature_rows / len(used)))
+    return SketchPlan(
+        size=size,
+        carried=carried,
+        seed=seed,
+        anchors=anchors,
+        blocks=[(b, min(b + block, steps)) for b in range(0, steps, block)],
+        curvature_anchor=middle,
+        curvature_ids=_curvature_blocks(used, group_codes, curvature_rows // draws, draws, carried, seed),
+        draws=draws,
+        metrics=metrics,
+        batch=batch,
+        steps=steps,
+    )
+
+
+def _curvature_blocks(
+    used: np.ndarray, group_codes: np.ndarray, samples: int, draws: int, carried: int, seed: int
+) -> list[list[int]]:
+    """Sample ids for the curvature, in blocks of one group each.
+
+    Where not all samples are used, every group gets its share but at least 32, so that a rare group has a curvature.
+    """
+    rng = np.random.default_rng(seed)
+    block = max(1, min(256, SHARD_BYTES // (2 * carried * draws)))
+    blocks: list[list[int]] = []
+    for code in np.unique(group_codes[used]):
+        ids = used[group_codes[used] == code]
+        wanted = max(32, math.ceil(samples * len(ids) / len(used)))
+        ids = np.sort(rng.permutation(ids)[:wanted])
+        blocks += [ids[i : i + block].tolist() for i in range(0, len(ids), block)]
+    return blocks

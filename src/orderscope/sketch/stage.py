@@ -1,0 +1,207 @@
+"""Compute the units of a sketch that are missing, and write each as one shard."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from orderscope.errors import OrderscopeError
+from orderscope.record.segments import read_state
+from orderscope.sketch.curvature import pseudo_gradients
+from orderscope.sketch.gradients import (
+    MEMORY,
+    Point,
+    batch_gradient,
+    micro_batch_size,
+    point,
+    sample_gradients,
+)
+from orderscope.sketch.outputs import OutputSplit, find_split
+from orderscope.sketch.plan import REFERENCE, SketchPlan, missing_units
+from orderscope.store import RunStore
+from orderscope.task import CHUNK, ONE_BATCH, Task
+
+SPLIT = "sketch/split"
+
+
+@dataclass
+class SketchStage:
+    """Computes units one after the other; a model is built once and moved from anchor to anchor.
+
+    Args:
+        memory: bytes that full per-sample gradients may take at once.
+    """
+
+    task: Task
+    store: RunStore
+    plan: SketchPlan
+    memory: int = MEMORY
+
+    def __post_init__(self) -> None:
+        self._model = self.task.build_model()
+        self._at: tuple[int, Point] | None = None
+        self._coordinates = self.plan.coordinates
+        self._micro_batch = micro_batch_size(self.task.layout.size, self.memory)
+        self._first_use = _first_use(self.task.order)
+
+    def compute(self, unit: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Arrays and attributes of one unit."""
+        _, kind, which = unit.split("/", 2)
+        if kind == "rows":
+            anchor, block = (int(part[1:]) for part in which.split("-"))
+            return self._rows(anchor, self.plan.blocks[block])
+        if kind == "curvature":
+            return self._curvature(int(which[1:]))
+        return self._metric(which)
+
+    def split(self) -> OutputSplit:
+        """The form of the loss, found on a few samples of the reference order at the curvature anchor."""
+        ids = np.unique(self.task.order)
+        some = ids[np.linspace(0, len(ids) - 1, min(4, len(ids))).astype(int)]
+        return find_split(self._point(self.plan.curvature_anchor), self.task.batch(some))
+
+    def _point(self, anchor: int) -> Point:
+        if self._at is None or self._at[0] != anchor:
+            a = self.plan.anchors[anchor]
+            self._at = anchor, point(self.task, self._model, read_state(self.store, a.run, a.segment))
+        return self._at[1]
+
+    def _rows(self, anchor: int, block: tuple[int, int]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        at, first, last = self._point(anchor), *block
+        order = np.asarray(self.task.order[first:last])
+        what = f"anchor {anchor} ({self.plan.anchors[anchor].run}, step {self.plan.anchors[anchor].step})"
+        if not self.plan.anchors[anchor].samples:
+            rows = [batch_gradient(at, self.task.loss, self.task.batch(ids), self._coordinates) for ids in order]
+            return {"batch": finite(torch.stack(rows), what)}, {}
+        ids, where = np.unique(order, return_inverse=True)
+        samples = sample_gradients(at, self.task.batch, ids, self._coordinates, micro_batch=self._micro_batch)
+        place = torch.from_numpy(where.reshape(order.shape))
+        means = torch.stack([samples[p].mean(0) for p in place])
+        own = [i for i, sample in enumerate(ids) if first <= self._first_use[sample] < last]
+        arrays = {"batch": finite(means, what), "samples": to_bfloat16(samples[own]), "ids": ids[own]}
+        return arrays, {"bfloat16": ["samples"]}
+
+    def _curvature(self, block: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        ids = self.plan.curvature_ids[block]
+        at = self._point(self.plan.curvature_anchor)
+        rows = self._pseudo(at, self.task.batch, ids, self.plan.draws, block)
+        group = int(self.task.group_codes[ids[0]])
+        return {"rows": to_bfloat16(rows.flatten(0, 1))}, {"group": group, "bfloat16": ["rows"]}
+
+    def _metric(self, name: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Value, gradient and pseudo-gradients of a held-out set at the end of the reference run."""
+        rows: Any = self.task.metrics[name]
+        at = self._point(max(i for i, a in enumerate(self.plan.anchors) if a.run == REFERENCE))
+
+        def batch_of(ids: Any) -> Any:
+            return (self.task.collate or torch.utils.data.default_collate)([rows[int(i)] for i in ids])
+
+        size = len(rows) if len(rows) <= ONE_BATCH else CHUNK
+        gradient = torch.zeros(self.plan.carried, dtype=self.task.layout.dtype)
+        for start in range(0, len(rows), size):
+            ids = range(start, min(start + size, len(rows)))
+            part = batch_gradient(at, self.task.loss, batch_of(ids), self._coordinates)
+            gradient += part * (len(ids) / len(rows))
+        some = np.linspace(0, len(rows) - 1, self.plan.metrics[name]).round().astype(int)
+        pseudo = self._pseudo(at, batch_of, some, 1, 1 << 20).flatten(0, 1)
+        arrays = {"gradient": finite(gradient, f"metric {name!r}"), "rows": to_bfloat16(pseudo)}
+        return arrays, {"metric": name, "bfloat16": ["rows"]}
+
+    def _pseudo(self, at: Point, batch_of: Any, ids: Any, draws: int, stream: int) -> Tensor:
+        split = stored_split(self.store)
+        if split.kind == "empirical":
+            rows = sample_gradients(at, batch_of, ids, self._coordinates, micro_batch=self._micro_batch)
+            return finite_tensor(rows.unsqueeze(1), "curvature rows")
+        seed = int(np.random.SeedSequence([self.plan.seed, stream]).generate_state(1)[0])
+        rows = pseudo_gradients(
+            at, split, batch_of, ids, self._coordinates, draws=draws, seed=seed, micro_batch=self._micro_batch
+        )
+        return finite_tensor(rows, "curvature rows")
+
+
+def run_stage(
+    stage: SketchStage, *, only: Callable[[int], bool] | None = None, progress: Callable[[int, int], None] | None = None
+) -> None:
+    """Compute and write what is missing. Writing runs beside computing, in the order of the plan.
+
+    Args:
+        only: of the units, by number, which are this worker's.
+        progress: called as `progress(done, units)`.
+    """
+    units = stage.plan.units()
+    mine = [u for i, u in enumerate(units) if only is None or only(i)]
+    todo = [u for u in missing_units(stage.store, stage.plan) if u in set(mine)]
+    done = len(mine) - len(todo)
+    if SPLIT not in stage.store and todo:
+        write_split(stage.store, stage.split())
+    with ThreadPoolExecutor(1) as writer:
+        pending: list[Future[None]] = []
+        for unit in todo:
+            began = time.perf_counter()
+            arrays, attrs = stage.compute(unit)
+            stage.store.log({"event": "sketched", "unit": unit, "seconds": time.perf_counter() - began})
+            pending.append(writer.submit(stage.store.write, unit, arrays, attrs))
+            if len(pending) > 2:  # computed but unwritten arrays take memory
+                pending.pop(0).result()
+            done += 1
+            if progress is not None:
+                progress(done, len(mine))
+        for future in pending:
+            future.result()
+
+
+def write_split(store: RunStore, split: OutputSplit) -> None:
+    store.write(
+        SPLIT, {}, {"kind": split.kind, "why": split.why, "leaf": split.leaf, "dim": split.dim, "shape": split.shape,
+                    "spec": _spec_to_text(split)}
+    )  # fmt: skip
+
+
+def stored_split(store: RunStore) -> OutputSplit:
+    """How the run's pseudo-gradients are drawn."""
+    attrs = store.attrs(SPLIT)
+    spec = torch.utils._pytree.treespec_loads(attrs["spec"]) if attrs["spec"] else None
+    return OutputSplit(attrs["kind"], attrs["why"], attrs["leaf"], spec, attrs["dim"], tuple(attrs["shape"]))
+
+
+def to_bfloat16(tensor: Tensor) -> np.ndarray:
+    """Rounded to bfloat16, as uint16 bits: numpy has no such type. Relative precision 2^-9 at every scale, which Adam
+    needs: it divides small gradients by small roots."""
+    return tensor.to(torch.bfloat16).contiguous().view(torch.uint16).numpy()
+
+
+def from_bfloat16(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array)).view(torch.bfloat16)
+
+
+def finite(tensor: Tensor, what: str) -> np.ndarray:
+    return finite_tensor(tensor, what).numpy()
+
+
+def finite_tensor(tensor: Tensor, what: str) -> Tensor:
+    if not bool(torch.isfinite(tensor).all()):
+        raise OrderscopeError(
+            f"gradients that are not finite at {what}",
+            "finite gradients at every anchor",
+            "look at the loss for inf or nan there; what was sketched before is kept",
+        )
+    return tensor
+
+
+def _first_use(order: np.ndarray) -> np.ndarray:
+    """Step at which each sample id is first trained on; -1 where it never is."""
+    first = np.full(int(order.max()) + 1, -1, dtype=np.int64)
+    for step in range(len(order) - 1, -1, -1):
+        first[order[step]] = step
+    return first
+
+
+def _spec_to_text(split: OutputSplit) -> str | None:
+    return None if split.spec is None else torch.utils._pytree.treespec_dumps(split.spec)
