@@ -33,7 +33,7 @@ bench: $(READY)
 	$(RUN) benchmarks/speed.py
 
 clean:
-	rm -rf .venv build dist src/*.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv build dist *.egg-info src/*.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
 # One rule, made once: targets run side by side (make -j) share it.
 $(READY): pyproject.toml constraints.txt
@@ -41,6 +41,6 @@ $(READY): pyproject.toml constraints.txt
 		On Debian: apt-get install python3-venv))
 	@echo "Setting up .venv, once; this may take some minutes"
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet -c constraints.txt pip setuptools wheel
-	@$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[test]'
+	@$(BIN)/python -m pip install -qq -c constraints.txt pip setuptools wheel
+	@$(BIN)/python -m pip install -qq -c constraints.txt --no-build-isolation -e '.[test]'
 	@touch $(READY)

@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from orderscope.cli.main import main
+from orderscope.sketch.plan import Anchor, SketchPlan
 from orderscope.store import RunStore
 
 TASK = {
@@ -19,6 +20,19 @@ TASK = {
     "environment": {"torch": "2.13.0", "threads": 1},
 }  # fmt: skip
 BOUNDARIES = [0, 12, 24]
+PLAN = SketchPlan(
+    size=35_200,
+    carried=4096,
+    seed=0,
+    anchors=[Anchor("reference", k, step, False) for k, step in enumerate(BOUNDARIES)],
+    blocks=[(0, 12), (12, 24)],
+    curvature_anchor=1,
+    curvature_ids=[list(range(32)), list(range(32, 64))],
+    draws=3,
+    metrics={"eval": 32},
+    batch=4,
+    steps=24,
+)
 
 
 def segment(store: RunStore, run: str, index: int) -> None:
@@ -34,8 +48,9 @@ def run(tmp_path: Path) -> Path:
             for index in range(3):
                 segment(store, name, index)
                 store.log({"event": "segment", "seconds": 0.5})
-        for block in range(2):
-            store.write(f"sketch/rows/a00-b{block:03d}", {"rows": np.zeros((4, 5))})
+        store.write("sketch/plan", {}, PLAN.attrs())
+        for unit in PLAN.units():
+            store.write(unit, {"rows": np.zeros((4, 5))})
         store.write("calibration", {"residuals": np.zeros(3)})
     return tmp_path / "run"
 
@@ -55,23 +70,24 @@ def test_a_complete_run(run: Path) -> None:
     assert result.exit_code == 0
     head, *rest = result.output.splitlines()
     assert head.startswith(f"{run}: complete, directory of ")
-    assert head.endswith(", 10 shards")
+    assert head.endswith(", 18 shards")
     assert [line.strip() for line in rest if line] == [
         "model        Net: 35,200 float32 weights in 7 tensors",
         "order        24 steps of 4 samples, from 96",
         "groups       code, prose\\x1b[2J",
         "optimizer    AdamW, 2 parameter groups, no scheduler, clipped at 1.0, from the start",
         "metrics      accuracy (a function), eval (32 rows)",
+        "sketch       4,096 coordinates, 3 anchors, 192 curvature rows, seed 0",
         "recorded on  threads 1, torch 2.13.0",
         "time         3 s",
         "run        anchors at steps  metrics",
         "reference  0 12 24           eval 0.5",
         "probe-0    0 12 24           eval 0.5",
-        "part         shards  size",
-        rest[-2].strip(),
-        rest[-1].strip(),
+        "part              shards  size",
+        *(line.strip() for line in rest[-5:]),
     ]
-    assert rest[-2].split()[:2] == ["sketch/rows", "2"]
+    parts = [("sketch/plan", 1), ("sketch/rows", 6), ("sketch/curvature", 2), ("sketch/metric", 1), ("calibration", 1)]
+    assert [line.split()[:2] for line in rest[-5:]] == [[name, str(count)] for name, count in parts]
 
 
 def test_json_says_the_same(run: Path) -> None:
@@ -86,7 +102,7 @@ def test_json_says_the_same(run: Path) -> None:
         "finished": True,
     }
     assert facts["task"]["optimizer"] == "AdamW"
-    assert facts["parts"]["sketch/rows"]["shards"] == 2
+    assert facts["parts"]["sketch/rows"]["shards"] == 6
 
 
 def test_an_unfinished_run(tmp_path: Path) -> None:
@@ -105,6 +121,20 @@ def test_an_unfinished_run(tmp_path: Path) -> None:
                 store.write("record/task", {}, TASK)
             elif len(store.names()) < 4:
                 segment(store, "reference", len(store.names()) - 1)
+
+
+def test_a_half_made_sketch(tmp_path: Path, run: Path) -> None:
+    whole = RunStore.open(run)
+    with RunStore.create(tmp_path / "half") as store:
+        for name in whole.names():
+            if name not in ("sketch/rows/a01-b001", "sketch/rows/a02-b000", "sketch/metric/eval"):
+                store.write(name, whole.read(name), whole.attrs(name))
+    result = call("inspect", tmp_path / "half")
+    assert result.exit_code == 5
+    assert [line for line in result.output.splitlines() if "missing" in line] == [
+        "  missing: 2 of 6 units of sketch/rows",
+        "  missing: 1 of 1 units of sketch/metric",
+    ]
 
 
 def test_a_damaged_shard(run: Path) -> None:
@@ -136,7 +166,7 @@ def test_a_damaged_manifest(run: Path) -> None:
 
 def test_pack(run: Path) -> None:
     out = run.parent / "run.h5"
-    assert call("pack", run, "--out", out).output.startswith(f"{out}: 10 shards, ")
+    assert call("pack", run, "--out", out).output.startswith(f"{out}: 18 shards, ")
     packed, plain = (json.loads(call("inspect", path, "--json").output) for path in (out, run))
     assert packed.pop("packed")
     assert not plain.pop("packed")
@@ -147,7 +177,7 @@ def test_pack(run: Path) -> None:
     assert again.exit_code == 1
     assert again.stderr.startswith(f"orderscope: found an existing {out}; expected")
     facts = json.loads(call("pack", run, "--out", run.parent / "other.h5", "--json").output)
-    assert facts == {"file": str(run.parent / "other.h5"), "bytes": out.stat().st_size, "shards": 10}
+    assert facts == {"file": str(run.parent / "other.h5"), "bytes": out.stat().st_size, "shards": 18}
 
 
 def test_a_damaged_run_is_not_packed(run: Path) -> None:

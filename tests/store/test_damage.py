@@ -103,6 +103,13 @@ def test_missing_and_shortened_files(run: Path) -> None:
         store.read("record/task")
 
 
+def test_a_lost_manifest(run: Path) -> None:
+    (run / "manifest.jsonl").unlink()
+    for act in (RunStore.open, RunStore.create):
+        with pytest.raises(DamagedRun, match=r"manifest\.jsonl is missing"):
+            act(run)
+
+
 def test_shards_exchanged_on_disk(run: Path) -> None:
     shutil.copy(run / "record+task.h5", run / "sketch+rows+a00-b000.h5")
     assert len(RunStore.open(run).verify()) == 1

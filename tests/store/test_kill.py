@@ -26,7 +26,7 @@ with RunStore.create(sys.argv[1]) as store:
             store.write(name, {"x": np.full(1 + 40_000 * (i % 3), i, np.float32)}, {"i": i})
             print(i, flush=True)
 """
-SHARDS = 400
+SHARDS = 150
 
 
 def start(path: Path) -> subprocess.Popen[str]:
@@ -45,7 +45,7 @@ def test_killed_five_times_it_ends_with_the_same_bytes(tmp_path: Path, seed: int
     draw, acknowledged = random.Random(seed), set()
     for _ in range(5):
         writer = start(tmp_path / "killed")
-        time.sleep(draw.uniform(0, 0.15))
+        time.sleep(draw.uniform(0, 0.06))
         writer.send_signal(signal.SIGKILL)
         out, _ = writer.communicate()
         acknowledged |= {f"record/reference/segment-{int(i):03d}" for i in out.split("\n")[:-1]}

@@ -8,6 +8,7 @@ import platform
 import shutil
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -144,7 +145,9 @@ def _rerun_error(torch: Any) -> str:
 
 def _attempt(what: str, check: Callable[[], str], advice: str) -> Finding:
     try:
-        error = check()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns about its own insides
+            error = check()
     except Exception as failure:  # whatever it is, the doctor reports it
         error = f"{type(failure).__name__}: {failure}"
     return Finding(what, error, "wrong", advice) if error else Finding(what, "works")

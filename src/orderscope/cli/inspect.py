@@ -14,7 +14,7 @@ from orderscope.cli.text import columns, json_option, plain, print_json, size
 from orderscope.errors import DamagedRun, IncompleteRun, OrderscopeError
 from orderscope.store import SCHEMA, RunStore
 
-TASK = "record/task"
+TASK, PLAN = "record/task", "sketch/plan"
 SEGMENT = re.compile(r"record/([^/]+)/segment-\d+")
 STAGES = {
     TASK: "the task's description",
@@ -68,6 +68,7 @@ def inventory(store: RunStore) -> dict[str, Any]:
         "task": None if task is None else {key: task.get(key) for key in TASK_FACTS},
         "weights": None if task is None else len(task.get("parameters", [])),
         "runs": runs,
+        "sketch": _sketch(attrs.get(PLAN)),
         "parts": parts,
         "environment": None if task is None else task.get("environment"),
         "seconds": sum(event.get("seconds", 0) for event in store.journal()),
@@ -108,13 +109,40 @@ def _parts(sizes: dict[str, int]) -> dict[str, dict[str, int]]:
     return parts
 
 
+def _sketch(plan: dict[str, Any] | None) -> dict[str, Any] | None:
+    if plan is None:
+        return None
+    samples = sum(len(ids) for ids in plan["curvature_ids"])
+    return {
+        "coordinates": plan["carried"],
+        "anchors": len(plan["anchors"]),
+        "curvature_rows": samples * plan["draws"],
+        "seed": plan["seed"],
+    }
+
+
 def _missing(attrs: dict[str, dict[str, Any] | None], runs: list[dict[str, Any]]) -> list[str]:
     """What was never written; what was and can no longer be read is told under damage."""
     missing = [title for prefix, title in STAGES.items() if not any(name.startswith(prefix) for name in attrs)]
+    missing += [f"{wanted - found} of {wanted} units of {part}" for part, (found, wanted) in _units(attrs).items()]
     for run in runs:
         if run["anchors"] and not run["finished"]:
             missing.append(f"run {run['name']} after step {run['anchors'][-1]} of {run['steps']}")
     return missing
+
+
+def _units(attrs: dict[str, dict[str, Any] | None]) -> dict[str, tuple[int, int]]:
+    """The parts of a planned sketch that are unfinished: units written, units planned. Counts as `SketchPlan`."""
+    plan = attrs.get(PLAN)
+    if plan is None:
+        return {}
+    planned = {
+        "sketch/rows": len(plan["anchors"]) * len(plan["blocks"]),
+        "sketch/curvature": len(plan["curvature_ids"]),
+        "sketch/metric": len(plan["metrics"]),
+    }
+    found = {part: sum(name.startswith(f"{part}/") for name in attrs) for part in planned}
+    return {part: (found[part], wanted) for part, wanted in planned.items() if found[part] < wanted}
 
 
 def _disk_bytes(path: Path) -> int:
@@ -152,6 +180,13 @@ def _task_rows(facts: dict[str, Any]) -> Iterator[list[str]]:
     yield ["optimizer", f"{task['optimizer']}, {groups}, {task['scheduler'] or 'no scheduler'}, {clipping}, {start}"]
     rows = [f"{name} ({'a function' if n is None else f'{n} rows'})" for name, n in (task["metrics"] or {}).items()]
     yield ["metrics", ", ".join(rows) or "none"]
+    if facts["sketch"]:
+        sketch = facts["sketch"]
+        yield [
+            "sketch",
+            f"{_count(sketch['coordinates'])} coordinates, {sketch['anchors']} anchors, "
+            f"{_count(sketch['curvature_rows'])} curvature rows, seed {sketch['seed']}",
+        ]
     if facts["environment"]:
         yield ["recorded on", ", ".join(f"{key} {value}" for key, value in facts["environment"].items())]
     if facts["seconds"]:

@@ -11,11 +11,12 @@ import hashlib
 import json
 import re
 from dataclasses import asdict, dataclass
+from urllib.parse import quote
 
 from orderscope.errors import OrderscopeError
 
 SCHEMA = 1
-NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
+MAX_FILE_NAME = 200
 
 
 @dataclass(frozen=True)
@@ -51,16 +52,17 @@ class BadLine(ValueError):
 def file_name(name: str) -> str:
     """The file of a shard: `record/reference/segment-003` lies in `record+reference+segment-003.h5`.
 
+    Different names have different files, and none leaves the run's directory; unusual characters become `%20`.
+
     Raises:
-        OrderscopeError: the name has characters that do not belong in a file name.
+        OrderscopeError: no name, or one too long for a file.
     """
-    if not _is_name(name):
+    file = _safe(name)
+    if not name or len(file) > MAX_FILE_NAME:
         raise OrderscopeError(
-            f"shard name {name!r}",
-            "words of letters, digits, '_', '.', '-' joined by '/', 200 characters at most",
-            "rename the shard",
+            f"shard name {name!r}", f"1 to {MAX_FILE_NAME} letters, digits, '_', '.', '-' and '/'", "rename the shard"
         )
-    return name.replace("/", "+") + ".h5"
+    return file + ".h5"
 
 
 def line(entry: ShardInfo, previous: str) -> bytes:
@@ -150,15 +152,17 @@ def _stated_check(text: bytes) -> str:
 def _entry(fields: dict) -> ShardInfo:
     """A sound line need not be an honest one."""
     name, size = fields.get("name"), fields.get("size")
-    if fields.keys() != ShardInfo.__dataclass_fields__.keys() or not isinstance(name, str) or not _is_name(name):
+    if fields.keys() != ShardInfo.__dataclass_fields__.keys() or not isinstance(name, str) or not name:
         raise BadLine
-    if not isinstance(size, int) or size < 0 or fields["file"] != file_name(name):
+    if not isinstance(size, int) or size < 0 or fields["file"] != _safe(name) + ".h5":
         raise BadLine
     return ShardInfo(**fields)
 
 
-def _is_name(name: str) -> bool:
-    return len(name) <= 200 and NAME.fullmatch(name) is not None
+def _safe(name: str) -> str:
+    """Injective: '+' stands for '/' alone, '%' only begins a code, and no file begins with a dot."""
+    text = re.sub(r"^\.", "%2E", quote(name, safe="/", errors="surrogatepass").replace("~", "%7E"))
+    return text.replace("/", "+")
 
 
 def _common_schema(lines: list[bytes]) -> object:

@@ -86,6 +86,7 @@ class RunStore:
         if path.is_file() and is_packed(path):
             packed = read_packed(path)
             return cls(path, manifest.parse(packed.manifest), packed=packed, lock=None)
+        _refuse_lost_manifest(path)
         what = "something that is no run" if path.exists() else "nothing"
         raise OrderscopeError(
             f"{what} at {path}",
@@ -124,7 +125,7 @@ class RunStore:
         """Add a shard: on return it is on disk and will be found, before that nobody sees any of it.
 
         Args:
-            name: words of letters, digits, '_', '.', '-', joined by '/'.
+            name: words joined by '/'.
             arrays: plain numpy arrays by key.
             attrs: JSON values by key; numpy scalars and arrays become numbers and lists.
 
@@ -289,7 +290,13 @@ def _extent(name: str, contents: Contents, key: str) -> Extent:
     return contents.extents[key]
 
 
+def _refuse_lost_manifest(path: Path) -> None:
+    if (path / LOCK).exists() and not (path / MANIFEST).exists() and any(path.glob("*.h5")):
+        raise _damaged(path, f"{MANIFEST} is missing")
+
+
 def _refuse_foreign_directory(path: Path) -> None:
+    _refuse_lost_manifest(path)
     if path.is_dir() and not (path / MANIFEST).exists():
         others = [entry.name for entry in path.iterdir() if entry.name != LOCK]
         if others:
