@@ -51,6 +51,8 @@ def run(tmp_path: Path) -> Path:
         store.write("sketch/plan", {}, PLAN.attrs())
         for unit in PLAN.units():
             store.write(unit, {"rows": np.zeros((4, 5))})
+        store.log({"event": "sketched", "seconds": 0.25})
+        store.log({"event": "sketch finished", "seconds": 0.3})
         store.write("calibration", {"residuals": np.zeros(3)})
     return tmp_path / "run"
 
@@ -79,7 +81,8 @@ def test_a_complete_run(run: Path) -> None:
         "metrics      accuracy (a function), eval (32 rows)",
         "sketch       4,096 coordinates, 3 anchors, 192 curvature rows, seed 0",
         "recorded on  threads 1, torch 2.13.0",
-        "time         3 s",
+        "calibration  there",
+        "time         training 3 s, sketching 0.25 s",
         "run        anchors at steps  metrics",
         "reference  0 12 24           eval 0.5",
         "probe-0    0 12 24           eval 0.5",
@@ -108,11 +111,11 @@ def test_json_says_the_same(run: Path) -> None:
 def test_an_unfinished_run(tmp_path: Path) -> None:
     with RunStore.create(tmp_path / "run") as store:
         for state in (
-            ["the task's description", "the reference run", "the sketch", "the calibration"],
-            ["the reference run", "the sketch", "the calibration"],
-            ["the sketch", "the calibration", "run reference after step 0 of 24"],
-            ["the sketch", "the calibration", "run reference after step 12 of 24"],
-            ["the sketch", "the calibration"],
+            ["the task's description", "the reference run", "the sketch"],
+            ["the reference run", "the sketch"],
+            ["the sketch", "run reference after step 0 of 24"],
+            ["the sketch", "run reference after step 12 of 24"],
+            ["the sketch"],
         ):
             result = call("inspect", store.path)
             assert result.exit_code == 5

@@ -20,8 +20,9 @@ STAGES = {
     TASK: "the task's description",
     "record/reference/": "the reference run",
     "sketch/": "the sketch",
-    "calibration": "the calibration",
 }
+CALIBRATION = "calibration"
+SECONDS = {"segment": "training", "sketched": "sketching"}
 TASK_FACTS = (
     "model", "size", "dtype", "steps", "batch", "samples", "group_names", "metrics",
     "optimizer", "param_groups", "scheduler", "warm", "max_grad_norm",
@@ -71,7 +72,11 @@ def inventory(store: RunStore) -> dict[str, Any]:
         "sketch": _sketch(attrs.get(PLAN)),
         "parts": parts,
         "environment": None if task is None else task.get("environment"),
-        "seconds": sum(event.get("seconds", 0) for event in store.journal()),
+        "calibrated": any(info.name.startswith(CALIBRATION) for info in shards),
+        "seconds": {
+            title: sum(event["seconds"] for event in store.journal() if event.get("event") == kind)
+            for kind, title in SECONDS.items()
+        },
     }
 
 
@@ -189,8 +194,8 @@ def _task_rows(facts: dict[str, Any]) -> Iterator[list[str]]:
         ]
     if facts["environment"]:
         yield ["recorded on", ", ".join(f"{key} {value}" for key, value in facts["environment"].items())]
-    if facts["seconds"]:
-        yield ["time", f"{facts['seconds']:.3g} s"]
+    yield ["calibration", "there" if facts["calibrated"] else "none yet"]
+    yield ["time", ", ".join(f"{title} {seconds:.3g} s" for title, seconds in facts["seconds"].items())]
 
 
 def _run_row(run: dict[str, Any]) -> list[str]:
