@@ -127,16 +127,17 @@ class Task:
         """The collated batch of these sample ids."""
         return self._collated([self.data[int(i)] for i in ids])
 
-    def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """Name -> value of every metric of the model as it stands, without gradients."""
-        return self.evaluation(model).metrics
+    def evaluate(self, model: nn.Module, names: Sequence[str] | None = None) -> dict[str, float]:
+        """Name -> value of every metric (or those named) of the model as it stands, without gradients."""
+        return self.evaluation(model, names).metrics
 
-    def evaluation(self, model: nn.Module) -> Evaluation:
+    def evaluation(self, model: nn.Module, names: Sequence[str] | None = None) -> Evaluation:
         """As `evaluate`, with the per-sample losses the values are means of."""
         values: dict[str, float] = {}
         losses: dict[str, Tensor] = {}
         with torch.no_grad():
-            for name, metric in self.metrics.items():
+            for name in self.metrics if names is None else names:
+                metric = self.metrics[name]
                 if callable(metric):
                     values[name] = float(cast(Any, metric)(model))
                 else:

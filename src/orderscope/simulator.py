@@ -1,0 +1,356 @@
+"""Ask a recorded run: what would the final model have been under another order?"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from orderscope.engine import Batches, Replayed, jackknife, load_window, replay, units_of
+from orderscope.engine.calibration import Calibration, fit_calibration
+from orderscope.engine.metrics import MetricModel, evaluated, expanded, load_expansions
+from orderscope.errors import OrderscopeError
+from orderscope.orders.checks import check_order, check_orders
+from orderscope.record import TASK_SHARD, load_run, recorded_runs, require_recorded
+from orderscope.sketch import REFERENCE, SketchPlan
+from orderscope.store import RunStore
+from orderscope.task import Task
+
+ENERGY = 0.95
+BLOCK_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What n orders would have led to.
+
+    Args:
+        metrics: name -> estimated value, float64 [n].
+        error: name -> half-width of a 90 % interval around it, [n].
+        trusted: whether the order lies where the estimate was found to hold, bool [n].
+        reference: name -> the recorded value of the reference order.
+        sigma_order: name -> standard deviation of the true values of reference and probes: how much order matters here.
+        skilled: name -> whether the estimate is better than a constant on the probes.
+        outside: how far each order's states lay outside the anchors' span, [n]; not a number for other estimators.
+        estimator: which one answered.
+        cost: gradient evaluations spent on this answer beside the recording, in runs.
+    """
+
+    metrics: dict[str, np.ndarray]
+    error: dict[str, np.ndarray]
+    trusted: np.ndarray
+    reference: dict[str, float]
+    sigma_order: dict[str, float]
+    skilled: dict[str, bool]
+    outside: np.ndarray
+    estimator: str
+    cost: float = 0.0
+
+    def detectable(self, metric: str) -> np.ndarray:
+        """Whether the predicted difference to the reference is larger than its error, bool [n]."""
+        return np.abs(self.metrics[metric] - self.reference[metric]) > self.error[metric]
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """Estimated metrics along an order.
+
+    Args:
+        steps: positions, [k].
+        metrics: name -> [k].
+        reference: name -> the recorded run's own values there, [k].
+    """
+
+    steps: np.ndarray
+    metrics: dict[str, np.ndarray]
+    reference: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+class Simulator:
+    """Estimates for any order of a recorded run.
+
+    Args:
+        path: a run, as a directory or packed.
+        task: the recorded task; may be left out where only metrics with a stored expansion are asked.
+        energy: share of the curvature's trace that is kept.
+
+    Raises:
+        OrderscopeError: the task is not the recorded one; the differing parts are named.
+        IncompleteRun: record or sketch is not finished.
+        DamagedRun: a file is not what was written.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], task: Task | None = None, *, energy: float = ENERGY) -> None:
+        self.store = RunStore.open(path)
+        self.path, self.task = path, task
+        if task is not None:
+            require_recorded(task, self.store)
+        self.plan = SketchPlan.read(self.store)
+        self.window = load_window(self.store, energy=energy)
+        self.description = self.store.attrs(TASK_SHARD)
+        self._batches = Batches(self.window.order)
+
+    @property
+    def order(self) -> np.ndarray:
+        """The reference order, int64 [steps, batch]."""
+        return self.window.order
+
+    @cached_property
+    def reference(self) -> dict[str, float]:
+        """The recorded final metrics of the reference order."""
+        return load_run(self.store, REFERENCE).metrics[-1]
+
+    @cached_property
+    def probes(self) -> tuple[str, ...]:
+        """Names of the true runs under other orders."""
+        return tuple(run for run in recorded_runs(self.store) if run != REFERENCE)
+
+    @cached_property
+    def probe_orders(self) -> np.ndarray:
+        """Their orders, [probes, steps, batch]."""
+        return np.stack([load_run(self.store, run).order for run in self.probes])
+
+    @cached_property
+    def truth(self) -> dict[str, np.ndarray]:
+        """True final metrics of the probes, name -> [probes]."""
+        found = [load_run(self.store, run).metrics[-1] for run in self.probes]
+        return {name: np.array([m[name] for m in found]) for name in self.reference}
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """Metrics that can be asked."""
+        return tuple(self.reference if self.task is not None and self.exact else self.plan.metrics)
+
+    @property
+    def exact(self) -> bool:
+        """Whether all coordinates are carried, so that the real model can be run at estimated weights."""
+        return self.plan.carried == self.plan.size
+
+    @cached_property
+    def metric_model(self) -> MetricModel:
+        if self.task is not None and self.exact:
+            return evaluated(self.task)
+        return self.expansion_model
+
+    @cached_property
+    def expansion_model(self) -> MetricModel:
+        """The stored expansions: quicker than the real model, for searches."""
+        final = [i for i, run in enumerate(self.window.anchor_runs) if run == REFERENCE][-1]
+        center = self.window.anchors.states[final]
+        return expanded(load_expansions(self.store, center, self.reference, self.window.weight))
+
+    @cached_property
+    def calibration(self) -> dict[str, Calibration]:
+        """Fitted on every probe predicted without its own anchors."""
+        names = self.metric_names
+        if not self.probes:
+            return {name: fit_calibration(np.zeros((3, 0)), np.zeros(0), self.reference[name], np.zeros(0)) for name in names}
+        runs = np.array(self.window.anchor_runs)
+        allowed = torch.from_numpy(np.stack([runs != probe for probe in self.probes]))
+        raw, replayed = self._raw(self.probe_orders, names, allowed=allowed)
+        outside = replayed.outside.numpy()
+        return {n: fit_calibration(raw[n], self.truth[n], self.reference[n], outside) for n in names}
+
+    def predict(
+        self,
+        orders: Any,
+        estimator: str = "carried",
+        *,
+        lr: Any = None,
+        metrics: Sequence[str] | None = None,
+        allow_other_samples: bool = False,
+    ) -> Prediction:
+        """Estimate the final metrics under other orders.
+
+        Args:
+            orders: sample ids, [n, steps, batch] or one order [steps, batch].
+            estimator: "carried", or the baselines "replay", "fut", "fut2".
+            lr: learning rates to use instead of the recorded ones, [steps] or [n, steps].
+            metrics: names to estimate; all by default.
+            allow_other_samples: accept orders that are not rearrangements of the recorded samples.
+
+        Raises:
+            OrderscopeError: for orders, learning rates, metrics or an estimator that do not fit.
+        """
+        checked = self._checked(orders, allow_other_samples)
+        names = self._names(metrics)
+        rates = self._rates(lr, len(checked))
+        if estimator != "carried":
+            return self._baseline(estimator, checked, names, rates)
+        values, errors, outside = self._carried(checked, names, rates)
+        geometry = self._inside(outside, rates)
+        skilled = {name: self.calibration[name].skilled for name in names}
+        finite = np.all([np.isfinite(v) for v in values.values()], axis=0)
+        return Prediction(
+            metrics=values,
+            error=errors,
+            trusted=geometry & finite & any(skilled.values()),
+            reference={name: self.reference[name] for name in names},
+            sigma_order={name: self.sigma_order(name) for name in names},
+            skilled=skilled,
+            outside=outside,
+            estimator=estimator,
+        )
+
+    def parameters(self, order: Any, *, lr: Any = None, allow_other_samples: bool = False) -> dict[str, Tensor]:
+        """Estimated final weights of an order by parameter name: the mean over the two halves of the curvature, whose
+        noise is independent.
+
+        Raises:
+            OrderscopeError: only some coordinates were carried.
+        """
+        if not self.exact:
+            raise OrderscopeError(
+                f"a sketch of {self.plan.carried} of {self.plan.size} coordinates",
+                "all of them, to estimate every weight",
+                f"record with coords={self.plan.size}, or ask for metrics",
+            )
+        checked = self._checked(check_order(order, self.order, allow_other_samples=allow_other_samples), True)
+        theta = self._replay(checked, self._rates(lr, 1)).theta[1:].mean(0)[0]
+        found, start = {}, 0
+        for parameter in self.description["parameters"]:
+            size = int(np.prod(parameter["shape"]))
+            found[parameter["name"]] = theta[start : start + size].view(parameter["shape"]).clone()
+            start += size
+        return found
+
+    def trajectory(self, order: Any, *, lr: Any = None, metrics: Sequence[str] | None = None) -> Trajectory:
+        """Estimated metrics of an order at the steps of the reference run's anchors."""
+        names = self._names(metrics)
+        reference = load_run(self.store, REFERENCE)
+        steps = reference.boundaries
+        checked = self._checked(order, False)
+        replayed = self._replay(checked, self._rates(lr, 1), snapshots=steps.tolist())
+        rows = torch.stack([replayed.snapshots[int(s)] for s in steps])  # [k, members, 1, m]
+        raw = self.metric_model(rows.flatten(0, 2), names)
+        return Trajectory(
+            steps=steps,
+            metrics={n: jackknife(v.reshape(len(steps), -1).T) for n, v in raw.items()},
+            reference={n: np.array([m[n] for m in reference.metrics]) for n in names},
+        )
+
+    def sigma_order(self, metric: str) -> float:
+        """Standard deviation of the metric over reference and probes: how much order matters here."""
+        values = np.append(self.truth[metric], self.reference[metric]) if self.probes else np.zeros(2)
+        return float(values.std(ddof=1))
+
+    def score(self, orders: np.ndarray, metric: str, *, exact: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """Estimated values and errors of many orders for a search, [n] each; `exact` runs the real model at the
+        estimated weights where it can, otherwise the stored expansion answers."""
+        model = self.metric_model if exact else self.expansion_model
+        raw, replayed = self._raw(orders, (metric,), model=model)
+        return self.calibration[metric].apply(raw[metric], replayed.outside.numpy())
+
+    def _carried(
+        self, orders: np.ndarray, names: tuple[str, ...], rates: np.ndarray | None
+    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], np.ndarray]:
+        raw, replayed = self._raw(orders, names, rates=rates)
+        outside = replayed.outside.numpy()
+        values, errors = {}, {}
+        for name in names:
+            values[name], errors[name] = self.calibration[name].apply(raw[name], outside)
+        return values, errors, outside
+
+    def _raw(
+        self,
+        orders: np.ndarray,
+        names: tuple[str, ...],
+        *,
+        rates: np.ndarray | None = None,
+        allowed: Tensor | None = None,
+        model: MetricModel | None = None,
+    ) -> tuple[dict[str, np.ndarray], Replayed]:
+        """Values of the three members, name -> [3, n], before calibration."""
+        model = model or self.metric_model
+        parts: list[dict[str, np.ndarray]] = []
+        outside: list[Tensor] = []
+        replayed: Replayed | None = None
+        for rows in self._blocks(len(orders)):
+            replayed = self._replay(
+                orders[rows], None if rates is None else rates[rows], None if allowed is None else allowed[rows]
+            )
+            members, count, _ = replayed.theta.shape
+            found = model(replayed.theta.flatten(0, 1), names)
+            parts.append({name: v.reshape(members, count) for name, v in found.items()})
+            outside.append(replayed.outside)
+        assert replayed is not None
+        values = {name: np.concatenate([p[name] for p in parts], axis=1) for name in names}
+        return values, Replayed(replayed.theta, torch.cat(outside), {})
+
+    def _replay(
+        self,
+        orders: np.ndarray,
+        rates: np.ndarray | None,
+        allowed: Tensor | None = None,
+        snapshots: Sequence[int] = (),
+    ) -> Replayed:
+        units = units_of(self.window, self._batches, orders)
+        return replay(self.window, units, lr=rates, allowed=allowed, snapshots=snapshots)
+
+    def _blocks(self, count: int) -> list[slice]:
+        """Orders at once: three members with about six vectors each within `BLOCK_BYTES`."""
+        block = max(1, BLOCK_BYTES // (self.window.coords * 4 * 3 * 6))
+        return [slice(start, min(start + block, count)) for start in range(0, count, block)]
+
+    def _inside(self, outside: np.ndarray, rates: np.ndarray | None) -> np.ndarray:
+        seen = [c.farthest for c in self.calibration.values() if c.farthest > 0]
+        return outside <= 1.5 * max(seen) if seen else np.zeros(len(outside), dtype=bool)
+
+    def _checked(self, orders: Any, allow_other_samples: bool) -> np.ndarray:
+        samples = self.description["samples"]
+        return check_orders(orders, self.order, samples=samples, allow_other_samples=allow_other_samples)
+
+    def _names(self, metrics: Sequence[str] | None) -> tuple[str, ...]:
+        if metrics is None:
+            return self.metric_names
+        for name in metrics:
+            if name not in self.metric_names:
+                raise OrderscopeError(
+                    f"metric {name!r}", "one of " + (", ".join(self.metric_names) or "none"), "name a recorded metric"
+                )
+        return tuple(metrics)
+
+    def _rates(self, lr: Any, count: int) -> np.ndarray | None:
+        if lr is None:
+            return None
+        rates = np.asarray(lr, dtype=np.float64)
+        if rates.ndim == 1:
+            rates = np.broadcast_to(rates, (count, len(rates)))
+        if rates.shape != (count, self.window.steps) or not np.isfinite(rates).all() or (rates < 0).any():
+            raise OrderscopeError(
+                f"learning rates of shape {list(np.shape(lr))}",
+                f"finite rates >= 0 of shape [{self.window.steps}] or [{count}, {self.window.steps}]",
+                "give one rate a step",
+            )
+        return rates
+
+    def _baseline(
+        self, estimator: str, orders: np.ndarray, names: tuple[str, ...], rates: np.ndarray | None
+    ) -> Prediction:
+        from orderscope.engine.baselines import ESTIMATORS
+
+        if estimator not in ESTIMATORS:
+            raise OrderscopeError(
+                f"estimator {estimator!r}", "one of carried, " + ", ".join(ESTIMATORS), "choose one of these"
+            )
+        values, cost = ESTIMATORS[estimator](self, orders, names, rates)
+        unknown = {name: np.full(len(orders), np.nan) for name in names}
+        return Prediction(
+            metrics=values,
+            error=unknown,
+            trusted=np.zeros(len(orders), dtype=bool),
+            reference={name: self.reference[name] for name in names},
+            sigma_order={name: self.sigma_order(name) for name in names},
+            skilled=dict.fromkeys(names, False),
+            outside=np.full(len(orders), np.nan),
+            estimator=estimator,
+            cost=cost,
+        )
+
+
