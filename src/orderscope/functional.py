@@ -68,7 +68,7 @@ def frozen_and_buffers(model: nn.Module, layout: ParameterLayout) -> dict[str, T
 
 
 def sample_loss(loss: FunctionalLoss) -> Callable[..., Tensor]:
-    """`f(params, frozen_and_buffers, sample) -> scalar`: a batch of one, for `vmap(grad(f), (None, None, 0))`."""
+    """`f(params, frozen_and_buffers, sample) -> scalar`: a batch of one; `each_sample(grad(f), (None, None, 0))`."""
 
     def one(params, frozen_and_buffers, sample):
         return loss(params, frozen_and_buffers, tree_map(lambda leaf: leaf[None], sample))[0]

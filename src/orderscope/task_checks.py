@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import grad, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.func import grad
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.utils._pytree import tree_leaves
@@ -17,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from orderscope.errors import OrderscopeError
 from orderscope.functional import frozen_and_buffers, functional_loss, sample_loss
 from orderscope.layout import ParameterLayout
+from orderscope.per_sample import each_sample
 
 if TYPE_CHECKING:
     from orderscope.task import Task
@@ -240,14 +240,13 @@ def _check_gradients(task: Task, model: nn.Module, layout: ParameterLayout, loss
     theta = {n: p.detach() for n, p in zip(layout.names, parameters, strict=True)}
     one = sample_loss(functional_loss(task, model))
     try:
-        with sdpa_kernel(SDPBackend.MATH):
-            each = vmap(grad(one), (None, None, 0))(theta, frozen_and_buffers(model, layout), batch)
+        each = each_sample(grad(one), (None, None, 0))(theta, frozen_and_buffers(model, layout), batch)
     except Exception as error:  # whatever the user's code raises under torch.func
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0]
         raise OrderscopeError(
             f"a model whose per-sample gradients torch.func cannot take ({reason})",
             "a forward pass and loss that torch.func.vmap(grad(...)) accepts",
-            "turn off gradient checkpointing, replace in-place operations, .item() and data-dependent control flow",
+            "turn off gradient checkpointing, replace in-place operations and shapes that depend on the data",
         ) from error
     rows = layout.flatten(each)
     mean, scale = layout.flatten(filled), rows.norm(dim=1).mean()
