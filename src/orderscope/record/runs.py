@@ -87,7 +87,7 @@ def record_run(
             held_out = {f"metric:{metric}": losses for metric, losses in evaluation.losses.items()}
             attrs = {
                 "run": name, "index": index, "start": first, "stop": ends[index],
-                "boundaries": ends, "plan": plan, "metrics": metrics,
+                "boundaries": ends, "plan": plan, "metrics": metrics, "hyper": rows.hyper_names,
             }  # fmt: skip
             write_segment(store, name, index, {**rows.tensors(), **held_out}, capture(session), attrs)
             store.log(
@@ -139,6 +139,11 @@ class _StepRows:
         if self._progress is not None:
             self._progress(step + 1, len(self._order))
 
+    @property
+    def hyper_names(self) -> list[str]:
+        """Names along the second axis of `hyper` [steps, names, param_groups]."""
+        return list(self._hyper[0]) if self._hyper else []
+
     def tensors(self) -> dict[str, Tensor]:
         if self._first == self._last:
             return {}
@@ -147,9 +152,8 @@ class _StepRows:
             "loss": torch.stack(self._losses),
             "grad_norm": torch.tensor(self._norms, dtype=torch.float64),
             "has_grad": torch.tensor(self._has_grad),
+            "hyper": torch.tensor([list(values.values()) for values in self._hyper], dtype=torch.float64),
         }
-        for key in self._hyper[0]:
-            tensors[f"hyper:{key}"] = torch.tensor([values[key] for values in self._hyper], dtype=torch.float64)
         return tensors | ({"gradient": self._gradients} if len(self._gradients) else {})
 
     def _refuse_not_finite(self, step: int) -> None:

@@ -166,7 +166,7 @@ def load_run(store: RunStore, name: str) -> RecordedRun:
         order=over_steps("order").numpy(),
         loss=over_steps("loss"),
         grad_norm=over_steps("grad_norm"),
-        hyper={k.removeprefix("hyper:"): over_steps(k) for k in stored if k.startswith("hyper:")},
+        hyper=dict(zip(steps[0].attrs["hyper"], over_steps("hyper").unbind(1), strict=True)),
         has_grad=over_steps("has_grad"),
         gradient=over_steps("gradient") if "gradient" in stored else None,
         count=torch.stack([shard["step"] for shard in shards]),

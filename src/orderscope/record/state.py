@@ -16,6 +16,7 @@ from orderscope.hyper import advance
 from orderscope.record.loop import Session
 
 STATE_KEYS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")
+MT19937 = 624  # words of the state of numpy's generator
 SUPPORTED = {"SGD": torch.optim.SGD, "Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
 
 
@@ -118,15 +119,17 @@ def undisturbed(session: Session) -> Iterator[None]:
 
 
 def rng_state() -> dict[str, Tensor]:
-    """States of the global generators: torch, torch on each CUDA device in use, numpy, Python's random."""
+    """States of the global generators: "torch", "cuda<i>" of each device in use, "host" for numpy and Python's random.
+
+    "host" is float64, which holds their 32-bit words and their spare Gaussian alike.
+    """
     _, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
-    version, words, next_gauss = random.getstate()
+    version, words, spare = random.getstate()
+    numpy_part = [*keys, position, has_gauss, gauss]
+    python_part = [version, *words, spare is not None, spare or 0.0]
     states = {
         "torch": torch.get_rng_state(),
-        "numpy": torch.from_numpy(np.array([*keys, position, has_gauss], dtype=np.int64)),
-        "numpy_gauss": torch.tensor([gauss], dtype=torch.float64),
-        "python": torch.tensor([version, *words], dtype=torch.int64),
-        "python_gauss": torch.tensor([] if next_gauss is None else [next_gauss], dtype=torch.float64),
+        "host": torch.tensor(np.array([*numpy_part, *python_part], dtype=np.float64)),
     }
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         states |= {f"cuda{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
@@ -135,13 +138,11 @@ def rng_state() -> dict[str, Tensor]:
 
 def set_rng_state(states: Mapping[str, Tensor]) -> None:
     torch.set_rng_state(states["torch"])
-    keys = states["numpy"].numpy()
-    np.random.set_state(
-        ("MT19937", keys[:-2].astype(np.uint32), int(keys[-2]), int(keys[-1]), float(states["numpy_gauss"][0]))
-    )
-    version, *words = states["python"].tolist()
-    gauss = states["python_gauss"].tolist()
-    random.setstate((version, tuple(words), gauss[0] if gauss else None))
+    host = states["host"].numpy()
+    keys, (position, has_gauss, gauss) = host[:MT19937], host[MT19937 : MT19937 + 3]
+    np.random.set_state(("MT19937", keys.astype(np.uint32), int(position), int(has_gauss), float(gauss)))
+    version, *words, has_spare, spare = host[MT19937 + 3 :].tolist()
+    random.setstate((int(version), tuple(int(word) for word in words), spare if has_spare else None))
     for name, state in states.items():
         if name.startswith("cuda"):
             torch.cuda.set_rng_state(state, int(name.removeprefix("cuda")))
