@@ -38,7 +38,7 @@ def each_sample(function: Callable[..., Any], in_dims: tuple[int | None, ...]) -
 
     def run(*args: Any) -> Any:
         try:
-            with _Looking():
+            with _Looking(level=(_functorch.maybe_current_level() or 0) + 1):
                 return mapped(*args)
         except _Differ as differ:
             answers, part_of = differ.answers.unique(return_inverse=True)
@@ -73,23 +73,28 @@ class _Differ(Exception):
 
 
 class _Looking(TorchFunctionMode):
-    """Answers Python's looks at tensors that hold one value per sample."""
+    """Answers Python's looks at tensors that hold one value per sample, batched by the `vmap` at `level` alone."""
+
+    def __init__(self, level: int) -> None:
+        super().__init__()
+        self.level = level
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in LOOKS and (answers := _answers(args[0])) is not None:
-            if not (answers == answers[0]).all():
+        if func in LOOKS and (answers := _answers(args[0], self.level)) is not None:
+            if len(answers) > 1 and not (answers == answers[0]).all():
                 raise _Differ(answers)
             return func(answers[0])
         return func(*args, **(kwargs or {}))
 
 
-def _answers(tensor: Tensor) -> Tensor | None:
+def _answers(tensor: Tensor, level: int) -> Tensor | None:
     """One value per sample, or None where the tensor does not hold that."""
-    batched = 0
+    levels = []
     while _functorch.is_functorch_wrapped_tensor(tensor):
-        batched += _functorch.is_batchedtensor(tensor)
+        if _functorch.is_batchedtensor(tensor):
+            levels.append(_functorch.maybe_get_level(tensor))
         tensor = _functorch.get_unwrapped(tensor)
-    return tensor.detach().reshape(-1) if batched == 1 else None
+    return tensor.detach().reshape(-1) if levels == [level] else None
 
 
 def _rows(tree: Any, ids: Tensor) -> Any:

@@ -69,6 +69,33 @@ def test_attention_has_a_batching_rule():
     torch.testing.assert_close(each_sample(grad(f), (0,))(q), torch.stack([grad(f)(x) for x in q]))
 
 
+def test_other_axes_inside_and_outside():
+    def f(w, x):
+        return torch.func.vmap(lambda c: c * branching(w, x))(torch.arange(4.0))
+
+    alone = torch.stack([torch.arange(4.0) * branching(W, x) for x in X])
+    torch.testing.assert_close(each_sample(f, (None, 0))(W, X), alone)
+
+    def total(w):
+        return each_sample(branching, (None, 0))(w, X).sum()
+
+    torch.testing.assert_close(grad(total)(W), sum(grad(branching)(W, x) for x in X))
+
+    def inner(x):
+        return torch.func.vmap(lambda c: c if c * x[0] > 0 else -c)(X[:, 0])
+
+    with pytest.raises(RuntimeError, match="vmap"):
+        each_sample(inner, (0,))(X)
+
+
+def test_answers_that_are_no_numbers():
+    x = torch.tensor([[torch.nan, 1.0], [torch.nan, 2.0], [1.0, 3.0]])
+    out = each_sample(lambda x: x[1] if x[0] > 0 else x[1] * float(x[0] != x[0]), (0,))(x)
+    torch.testing.assert_close(out, torch.tensor([1.0, 2.0, 3.0]))
+    out = each_sample(lambda x: x[1] + (x[0].item() if x[0] == x[0] else 0), (0,))(x)
+    torch.testing.assert_close(out, torch.tensor([1.0, 2.0, 4.0]))
+
+
 def test_what_is_left_is_refused():
     with pytest.raises(RuntimeError, match="vmap"):
         each_sample(lambda x: x[x > 0].sum(), (0,))(X)
