@@ -13,6 +13,9 @@ from orderscope.errors import OrderscopeError
 
 # A verb's module must not import torch before the verb is run: help would then take seconds.
 VERBS = {
+    "record": "orderscope.cli.record:record",
+    "sketch": "orderscope.cli.sketch:sketch",
+    "query": "orderscope.cli.query:query",
     "inspect": "orderscope.cli.inspect:inspect",
     "pack": "orderscope.cli.pack:pack",
     "doctor": "orderscope.cli.doctor:doctor",

@@ -26,6 +26,17 @@ def size(count: float) -> str:
     return f"{count:.3g} TB"
 
 
+def figures(value: float, error: float) -> tuple[str, str]:
+    """A value and its error with as many decimals as give the error two figures: ("2.5130", "±0.0062").
+
+    Where there is no error the value has five figures.
+    """
+    if not (math.isfinite(value) and math.isfinite(error) and error > 0):
+        return f"{value:.5g}", "none" if not math.isfinite(error) else "±0"
+    decimals = min(max(0, 1 - math.floor(math.log10(error))), 12)
+    return f"{value:.{decimals}f}", f"±{error:.{decimals}f}"
+
+
 def columns(rows: Sequence[Sequence[str]], indent: str = "  ") -> str:
     """Rows in left-aligned columns; control characters are shown, not sent."""
     shown = [[plain(cell) for cell in row] for row in rows]

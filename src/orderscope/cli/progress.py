@@ -1,0 +1,109 @@
+"""Progress on stderr: bars with the time left where rich and a terminal are there, else one line a stage."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+from orderscope.cli.text import plain
+
+Report = Callable[[str, int, int], None]
+
+
+@contextmanager
+def progress_bars(quiet: bool = False) -> Iterator[Report]:
+    """A function `(stage, done, total)` to be called as work goes on.
+
+    Args:
+        quiet: show nothing unless stderr is a terminal.
+    """
+    terminal = sys.stderr.isatty()
+    rich = _rich() if terminal else None
+    if rich is not None:
+        yield from _bars(rich)
+    elif terminal:
+        yield _OneLine()
+        click.echo(err=True)
+    else:
+        yield _silent if quiet else _Lines()
+
+
+def _silent(stage: str, done: int, total: int) -> None:
+    pass
+
+
+def _rich() -> Any:
+    try:
+        import rich.console
+        import rich.progress
+    except ImportError:
+        return None
+    return rich
+
+
+def _bars(rich: Any) -> Iterator[Report]:
+    parts = rich.progress
+    columns = (
+        parts.TextColumn("{task.description}", markup=False),
+        parts.BarColumn(),
+        parts.MofNCompleteColumn(),
+        parts.TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+    )
+    with parts.Progress(*columns, console=rich.console.Console(stderr=True)) as bars:
+        ids: dict[str, Any] = {}
+
+        def report(stage: str, done: int, total: int) -> None:
+            if stage not in ids:
+                ids[stage] = bars.add_task(plain(stage), total=total)
+            bars.update(ids[stage], completed=done, total=total)
+
+        yield report
+
+
+class _Clock:
+    """When each stage began, and how long it will still take at its pace so far."""
+
+    def __init__(self) -> None:
+        self._began: dict[str, float] = {}
+
+    def seconds(self, stage: str) -> float:
+        now = time.monotonic()
+        return now - self._began.setdefault(stage, now)
+
+    def left(self, stage: str, done: int, total: int) -> float:
+        return self.seconds(stage) * (total - done) / max(done, 1)
+
+
+class _Lines:
+    """One line when a stage is finished, and one a minute in a long one."""
+
+    EVERY = 60.0
+
+    def __init__(self) -> None:
+        self._clock, self._told, self._finished = _Clock(), time.monotonic(), set[str]()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        seconds = self._clock.seconds(stage)
+        if done >= total and stage not in self._finished:
+            self._finished.add(stage)
+            click.echo(f"{plain(stage)}: {total} in {seconds:.1f} s", err=True)
+        elif done < total and time.monotonic() - self._told > self.EVERY:
+            self._told = time.monotonic()
+            left = self._clock.left(stage, done, total)
+            click.echo(f"{plain(stage)}: {done} of {total}, {left:.0f} s left", err=True)
+
+
+class _OneLine:
+    """One line that is written over."""
+
+    def __init__(self) -> None:
+        self._clock = _Clock()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        left = self._clock.left(stage, done, total)
+        click.echo(f"\r\x1b[K{plain(stage)}: {done} of {total}, {left:.0f} s left", nl=False, err=True)

@@ -1,0 +1,170 @@
+"""`orderscope query`: what would these orders have given?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import numpy as np
+
+from orderscope.cli.options import open_simulator, run_argument, task_option, threads_option
+from orderscope.cli.table import print_table
+from orderscope.cli.text import figures, json_option, plain, print_json
+from orderscope.errors import OrderscopeError
+
+if TYPE_CHECKING:
+    from orderscope.report.effect import Effect
+    from orderscope.simulator import Prediction, Simulator
+
+UNTRUSTED = 3
+NO_EFFECT = "no detectable effect"
+
+
+@click.command()
+@run_argument
+@click.option(
+    "--order",
+    "texts",
+    multiple=True,
+    required=True,
+    metavar="EXPR|FILE",
+    help="An order expression or a .npy file; may be given several times.",
+)
+@click.option("--metric", "metrics", multiple=True, help="Only this metric; may be given several times.")
+@click.option("--estimator", default="carried", show_default=True, help="carried, or a baseline: replay, fut, fut2.")
+@click.option(
+    "--lr",
+    metavar="RATES",
+    default=None,
+    help="Other learning rates: x0.5 (times the recorded), a number, or a .npy file, one a step.",
+)
+@task_option
+@threads_option
+@json_option
+def query(
+    run: Path, texts: Sequence[str], metrics: Sequence[str], estimator: str, lr: str | None, spec: str | None,
+    threads: int, as_json: bool,
+) -> None:  # fmt: skip
+    """Predict the final metrics under other orders: value, 90 % error, difference to the reference, trusted or not.
+
+    \b
+    Order expressions; joined by | each is applied to what comes before:
+      reference  reverse  shuffle:SEED  interleave  groups:a,b,c
+      early:GROUP  late:GROUP  sort:loss  swap:i,j  move:i,j  FILE.npy
+
+    Exit code 3 if anything lies outside what can be trusted; it is printed all the same.
+    """
+    sim, told = open_simulator(run, spec, threads)
+    from orderscope.report.asked import remember_orders, resolve_order
+    from orderscope.report.effect import effects
+
+    orders = np.stack([resolve_order(sim, text) for text in texts])
+    prediction = sim.predict(orders, estimator, lr=learning_rates(sim, lr), metrics=list(metrics) or None)
+    if lr is None:
+        remember_orders(run, texts)
+    measured = effects(sim, list(prediction.metrics))
+    rows = [answer(prediction, i, text) for i, text in enumerate(texts)]
+    if as_json:
+        print_json(
+            {"run": str(run), "task": told, "estimator": estimator, "lr": lr, "cost": prediction.cost,
+             "metrics": {effect.metric: effect.as_json() for effect in measured}, "orders": rows}
+        )  # fmt: skip
+    else:
+        _show(run, told, measured, rows, estimator)
+    trusted = all(values["trusted"] for row in rows for values in row["metrics"].values())
+    click.get_current_context().exit(0 if trusted else UNTRUSTED)
+
+
+def answer(prediction: Prediction, index: int, text: str) -> dict[str, Any]:
+    """One order's prediction as JSON values."""
+    metrics = {}
+    for name, values in prediction.metrics.items():
+        error = float(prediction.error[name][index])
+        difference = float(values[index] - prediction.reference[name])
+        metrics[name] = {
+            "value": float(values[index]),
+            "error": error,
+            "difference": difference,
+            "detectable": bool(np.isfinite(error) and abs(difference) > error),
+            "trusted": bool(prediction.trusted[index] and prediction.skilled[name]),
+        }
+    return {"order": text, "metrics": metrics}
+
+
+def learning_rates(sim: Simulator, text: str | None) -> np.ndarray | None:
+    """`x0.5`, `1e-3` or `rates.npy` as rates [steps]; None stays None.
+
+    Raises:
+        OrderscopeError: it is none of these, or a multiple is asked where parameter groups have rates of their own.
+    """
+    if text is None:
+        return None
+    if text.endswith(".npy"):
+        try:
+            return np.load(text, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise OrderscopeError(f"learning rates {text} ({error})", "a numpy file of rates", "correct it") from None
+    factor, times = (text[1:], True) if text.startswith("x") else (text, False)
+    try:
+        number = float(factor)
+    except ValueError:
+        raise OrderscopeError(
+            f"learning rates {text!r}", "x0.5, a number, or a .npy file with one rate a step", "correct --lr"
+        ) from None
+    return number * _recorded_rates(sim) if times else np.full(len(sim.order), number)
+
+
+def _recorded_rates(sim: Simulator) -> np.ndarray:
+    from orderscope.record import load_run
+    from orderscope.sketch import REFERENCE
+
+    rates = load_run(sim.store, REFERENCE).hyper["lr"].numpy()
+    if (rates != rates[:, :1]).any():
+        raise OrderscopeError(
+            f"{rates.shape[1]} parameter groups with learning rates of their own",
+            "one rate a step",
+            "give a number or a .npy file, used for every group",
+        )
+    return rates[:, 0]
+
+
+def _show(run: Path, told: str, measured: list[Effect], rows: list[dict[str, Any]], estimator: str) -> None:
+    click.echo(f"{plain(str(run))}   task: {plain(told)}")
+    for effect in measured:
+        click.echo(f"\n{plain(effect.metric)}: {effect.reference:.5g} in the recorded order")
+        click.echo(f"  sigma_order {effect.sigma:.2g}: one standard deviation over {effect.runs} true runs")
+        click.echo(f"  {noise_line(effect)}")
+        click.echo()
+        print_table(
+            ["order", effect.metric, "error", "difference", "", "trusted"],
+            [_cells(row["order"], row["metrics"][effect.metric]) for row in rows],
+            text=(0, 4, 5),
+        )
+    if not all(values["trusted"] for row in rows for values in row["metrics"].values()):
+        why = (
+            "not trusted: outside what the recorded runs cover, or no better than a constant on the probes"
+            if estimator == "carried"
+            else f"not trusted: the baseline {plain(estimator)} has no error bar"
+        )
+        click.echo(f"\n{why}")
+
+
+def noise_line(effect: Effect) -> str:
+    """The noise beside sigma_order, in words."""
+    if effect.source == "floor":
+        return f"noise floor {effect.noise:.2g}: the same order, the samples of each batch shuffled"
+    if effect.source == "held-out":
+        return (
+            f"noise {effect.noise:.2g}: of the difference between two orders, from the choice of held-out rows "
+            "(orderscope validate measures the noise floor)"
+        )
+    return "noise floor unknown: orderscope validate measures it"
+
+
+def _cells(order: str, values: dict[str, Any]) -> list[str]:
+    value, error = figures(values["value"], values["error"])
+    difference = f"{values['difference']:+.2g}"
+    said = "" if values["detectable"] or not np.isfinite(values["error"]) else NO_EFFECT
+    return [order, value, error, difference, said, "yes" if values["trusted"] else "no"]

@@ -1,0 +1,102 @@
+"""`orderscope record`: train the reference run and the probes, then sketch them."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from orderscope.cli.options import seed_option, set_threads, threads_option
+from orderscope.cli.progress import progress_bars
+from orderscope.cli.tasks import Spec, load_task, remember_task
+from orderscope.cli.text import json_option, plain, print_json, size
+
+
+@click.command()
+@click.argument("spec", metavar="TASK", type=Spec())
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Directory of the run.")
+@click.option(
+    "--anchors",
+    type=click.IntRange(min=2),
+    default=8,
+    show_default=True,
+    help="States of the reference run to keep: the more, the better; each costs a run of gradients.",
+)
+@click.option(
+    "--probes",
+    type=click.IntRange(min=0),
+    default=4,
+    show_default=True,
+    help="True runs under other orders. They give every prediction its error bar.",
+)
+@click.option(
+    "--coords",
+    type=click.IntRange(min=1),
+    default=None,
+    help="Most coordinates to carry. Default: 65,536, all of a smaller model.",
+)
+@click.option("--sketch/--no-sketch", default=True, help="Whether to sketch too; `orderscope sketch` does it later.")
+@seed_option
+@threads_option
+@json_option
+def record(
+    spec: str, out: Path, anchors: int, probes: int, coords: int | None, sketch: bool, seed: int, threads: int,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Train TASK once, and the probes, and keep what predictions need in the directory --out.
+
+    TASK is file.py:name or module:name: an orderscope.Task, its keyword arguments, or a function returning either.
+
+    Killed at any instant and called again, it goes on where it was and ends with the same bytes.
+    """
+    set_threads(threads)
+    from orderscope import recording
+
+    task = load_task(spec)
+    remember_task(out, spec, task)
+    chosen = {} if coords is None else {"coords": coords}
+    began = time.monotonic()
+    with progress_bars(quiet=as_json) as progress:
+        recording.record(
+            task, out, anchors=anchors, probes=probes, seed=seed, sketch=sketch, progress=progress, **chosen
+        )
+    tell(out, time.monotonic() - began, as_json)
+
+
+def tell(run: Path, seconds: float, as_json: bool) -> None:
+    """Print what a run holds now."""
+    facts: dict[str, Any] = {**summary(run), "seconds": seconds}
+    if as_json:
+        print_json(facts)
+        return
+    runs = facts["runs"]
+    click.echo(f"{plain(str(run))}: {len(runs)} runs trained, {size(facts['bytes'])}, in {seconds:.1f} s")
+    if facts["cost"]:
+        parts = ", ".join(f"{name} {value:.3g}" for name, value in facts["cost"].items())
+        click.echo(f"  cost in runs: {sum(facts['cost'].values()):.3g} ({parts})")
+    for name, value in facts["metrics"].items():
+        click.echo(f"  {plain(name)} of the reference order: {value:.5g}")
+    if not facts["sketched"]:
+        click.echo(f"  not sketched yet: orderscope sketch {plain(str(run))}")
+
+
+def summary(path: Path) -> dict[str, Any]:
+    """A finished recording as JSON values."""
+    from orderscope.record import load_run, recorded_runs
+    from orderscope.sketch import PLAN, REFERENCE, SketchPlan, missing_units
+    from orderscope.store import RunStore
+
+    store = RunStore.open(path)
+    runs = recorded_runs(store)
+    plan = SketchPlan.read(store) if PLAN in store else None
+    sketched = plan is not None and not missing_units(store, plan)
+    return {
+        "run": str(path),
+        "runs": runs,
+        "metrics": load_run(store, REFERENCE).metrics[-1],
+        "sketched": sketched,
+        "cost": {"training": float(len(runs))} | (plan.cost() if plan is not None and sketched else {}),
+        "bytes": sum(shard.size for shard in store.describe()),
+    }

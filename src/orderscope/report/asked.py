@@ -1,0 +1,70 @@
+"""Orders somebody asked about: from text to array, and remembered in the run's journal for the report."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from orderscope.errors import OrderscopeError
+from orderscope.store import RunStore
+
+if TYPE_CHECKING:
+    from orderscope.simulator import Simulator
+
+EVENT = "query"
+
+
+def sample_groups(sim: Simulator) -> list[str]:
+    """The group label of every sample, as recorded."""
+    from orderscope.record import TASK_SHARD
+
+    names = sim.description["group_names"]
+    return [names[code] for code in sim.store.read(TASK_SHARD, ["group_codes"])["group_codes"]]
+
+
+def resolve_order(sim: Simulator, text: str) -> np.ndarray:
+    """The order an expression or a .npy file stands for in this run, int64 [steps, batch].
+
+    The signal `loss` is what a sample's loss was when the reference run trained on it, the mean where it did so again.
+
+    Raises:
+        OrderscopeError: see `orderscope.orders.resolve`.
+    """
+    from orderscope.orders import resolve
+    from orderscope.record import load_run
+    from orderscope.sketch import REFERENCE
+
+    signals = {}
+    if "sort:" in text:
+        recorded = load_run(sim.store, REFERENCE)
+        ids, losses = recorded.order.ravel(), recorded.loss.double().numpy().ravel()
+        samples = sim.description["samples"]
+        seen = np.maximum(np.bincount(ids, minlength=samples), 1)
+        signals["loss"] = np.bincount(ids, weights=losses, minlength=samples) / seen
+    return resolve(text, sim.order, sample_groups(sim), signals)
+
+
+def remember_orders(run: Path, texts: Sequence[str]) -> None:
+    """Note what was asked, where the run can be written to and nobody else does."""
+    if not run.is_dir():
+        return
+    kept = [str(Path(text).resolve()) if _is_file(text) else text for text in texts]
+    with contextlib.suppress(OrderscopeError, OSError), RunStore.create(run) as store:
+        new = [text for text in kept if text not in asked_orders(store)]
+        if new:
+            store.log({"event": EVENT, "orders": new})
+
+
+def asked_orders(store: RunStore) -> list[str]:
+    """What was asked of a run, oldest first, each once."""
+    found = [event.get("orders") for event in store.journal() if event.get("event") == EVENT]
+    texts = [text for orders in found if isinstance(orders, list) for text in orders if isinstance(text, str)]
+    return list(dict.fromkeys(texts))
+
+
+def _is_file(text: str) -> bool:
+    return text.endswith(".npy") and "|" not in text

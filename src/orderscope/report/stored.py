@@ -1,0 +1,143 @@
+"""Answers kept in a run: validations, proposals and position maps, each an immutable shard of its own."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from orderscope.store import RunStore
+
+VALIDATIONS, PROPOSALS, POSITIONS = "validation/", "proposal/", "positions/"
+
+
+@dataclass(frozen=True)
+class StoredValidation:
+    """Unseen orders that were truly trained; see `orderscope.validate`.
+
+    Args:
+        orders: int64 [n, steps, batch].
+        predicted, error, true: metric -> [n].
+        noise_floor: metric -> spread with the order of steps unchanged; metrics without one are left out.
+    """
+
+    orders: np.ndarray
+    predicted: dict[str, np.ndarray]
+    error: dict[str, np.ndarray]
+    true: dict[str, np.ndarray]
+    noise_floor: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StoredProposal:
+    """A proposal as it was made; see `orderscope.propose`. `facts` holds its numbers by name, `table` its rows."""
+
+    order: np.ndarray
+    facts: dict[str, Any]
+    table: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class StoredHeat:
+    """A position map as it was made; see `orderscope.positions`.
+
+    Args:
+        units: recorded steps that were moved, [n].
+        places: where to, [k].
+        at: where they were recorded, [n].
+        value, error: final loss on the unit, [n, k].
+        recorded: the same at the end of the reference run, [n].
+    """
+
+    units: np.ndarray
+    places: np.ndarray
+    at: np.ndarray
+    value: np.ndarray
+    error: np.ndarray
+    recorded: np.ndarray
+
+
+def next_name(store: RunStore, prefix: str) -> str:
+    """A free shard name `prefix` + number.
+
+    Example:
+        >>> next_name(RunStore.open("run"), "proposal/")  # doctest: +SKIP
+        'proposal/000'
+    """
+    return f"{prefix}{len(store.names(prefix)):03d}"
+
+
+def validations(store: RunStore) -> list[StoredValidation]:
+    """All validations of a run, oldest first."""
+    found = []
+    for name in store.names(VALIDATIONS):
+        attrs = store.attrs(name)
+        found.append(
+            StoredValidation(
+                orders=store.read(name, ["order"])["order"],
+                predicted=_arrays(attrs.get("predicted")),
+                error=_arrays(attrs.get("error")),
+                true=_arrays(attrs.get("true")),
+                noise_floor={k: v for k, v in (attrs.get("noise_floor") or {}).items() if v is not None},
+            )
+        )
+    return found
+
+
+def keep_proposal(store: RunStore, proposal: Any) -> str:
+    """Write a `Proposal` and return the name of its shard."""
+    name = next_name(store, PROPOSALS)
+    store.write(name, {"order": np.asarray(proposal.order)}, proposal_facts(proposal))
+    return name
+
+
+def proposal_facts(proposal: Any) -> dict[str, Any]:
+    """A `Proposal` as JSON values, without its orders."""
+    names = (
+        "metric", "predicted", "error", "confirmed", "reference", "random", "gain_sigma", "scored", "cost",
+        "best_of_n", "undetectable", "notes",
+    )  # fmt: skip
+    row = ("name", "source", "predicted", "error", "confirmed")
+    return {name: json_value(getattr(proposal, name)) for name in names} | {
+        "table": [{key: json_value(getattr(entry, key)) for key in row} for entry in proposal.table]
+    }
+
+
+def proposals(store: RunStore) -> list[StoredProposal]:
+    """All proposals of a run, oldest first."""
+    found = []
+    for name in store.names(PROPOSALS):
+        facts = store.attrs(name)
+        table = facts.pop("table")
+        found.append(StoredProposal(store.read(name, ["order"])["order"], facts, table))
+    return found
+
+
+def keep_heat(store: RunStore, heat: Any) -> str:
+    """Write a `Heat` and return the name of its shard."""
+    name = next_name(store, POSITIONS)
+    keys = ("units", "places", "at", "value", "error", "recorded")
+    store.write(name, {key: np.asarray(getattr(heat, key)) for key in keys})
+    return name
+
+
+def heats(store: RunStore) -> list[StoredHeat]:
+    """All position maps of a run, oldest first."""
+    return [StoredHeat(**store.read(name)) for name in store.names(POSITIONS)]
+
+
+def json_value(value: Any) -> Any:
+    """A number, text, list or mapping as JSON has it: arrays become lists, what is not finite becomes None."""
+    if isinstance(value, dict):
+        return {str(key): json_value(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray | list | tuple):
+        return [json_value(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _arrays(values: dict[str, Any] | None) -> dict[str, np.ndarray]:
+    return {name: np.array(column, dtype=np.float64) for name, column in (values or {}).items()}
