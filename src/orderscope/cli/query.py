@@ -58,10 +58,10 @@ def query(
     """
     sim, told = open_simulator(run, spec, threads)
     from orderscope.report.asked import remember_orders, resolve_order
-    from orderscope.report.effect import effects
+    from orderscope.report.effect import effects, metric_names
 
     orders = np.stack([resolve_order(sim, text) for text in texts])
-    prediction = sim.predict(orders, estimator, lr=learning_rates(sim, lr), metrics=list(metrics) or None)
+    prediction = sim.predict(orders, estimator, lr=learning_rates(sim, lr), metrics=list(metrics) or metric_names(sim))
     if lr is None:
         remember_orders(run, texts)
     measured = effects(sim, list(prediction.metrics))

@@ -9,12 +9,10 @@ from typing import Any
 
 import click
 
+from orderscope.report.words import figures as figures
+from orderscope.report.words import plain as plain
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for a program to read.")
-
-
-def plain(text: str) -> str:
-    """Text on one line without control characters: names from a file could otherwise steer the terminal."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def size(count: float) -> str:
@@ -24,17 +22,6 @@ def size(count: float) -> str:
             return f"{count:.0f} B" if unit == "B" else f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} TB"
-
-
-def figures(value: float, error: float) -> tuple[str, str]:
-    """A value and its error with as many decimals as give the error two figures: ("2.5130", "±0.0062").
-
-    Where there is no error the value has five figures.
-    """
-    if not (math.isfinite(value) and math.isfinite(error) and error > 0):
-        return f"{value:.5g}", "none" if not math.isfinite(error) else "±0"
-    decimals = min(max(0, 1 - math.floor(math.log10(error))), 12)
-    return f"{value:.{decimals}f}", f"±{error:.{decimals}f}"
 
 
 def columns(rows: Sequence[Sequence[str]], indent: str = "  ") -> str:

@@ -48,17 +48,22 @@ class Effect:
 
 
 def effects(sim: Simulator, metrics: Sequence[str]) -> list[Effect]:
-    """The effect of order on each metric: over reference, probes and what was truly retrained since."""
+    """The effect of order on each metric, over reference and probes."""
     floors = {name: floor for check in validations(sim.store) for name, floor in check.noise_floor.items()}
-    extra = {name: [v for check in validations(sim.store) for v in check.true.get(name, ())] for name in metrics}
     found = []
     for name in metrics:
-        true = np.array([sim.reference[name], *sim.truth[name], *extra[name]])
-        sigma = float(true.std(ddof=1)) if len(true) > 1 else 0.0
+        sigma = sim.sigma_order(name)
         floor = floors.get(name, math.nan)
         noise, source = (floor, "floor") if math.isfinite(floor) else (held_out_noise(sim, name), "held-out")
-        found.append(Effect(name, sim.reference[name], sigma, len(true), noise, source if math.isfinite(noise) else ""))
+        found.append(
+            Effect(name, sim.reference[name], sigma, 1 + len(sim.probes), noise, source if math.isfinite(noise) else "")
+        )
     return found
+
+
+def metric_names(sim: Simulator) -> list[str]:
+    """The metrics that can be asked, in the task's own order."""
+    return [name for name in sim.description["metric_names"] if name in sim.metric_names]
 
 
 def held_out_noise(sim: Simulator, metric: str) -> float:

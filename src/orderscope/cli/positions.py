@@ -1,0 +1,119 @@
+"""`orderscope positions`: how well is a batch remembered, depending on when it came?"""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from orderscope.cli.options import open_simulator, run_argument, task_option, threads_option
+from orderscope.cli.progress import progress_bars
+from orderscope.cli.table import print_table
+from orderscope.cli.tasks import need_task
+from orderscope.cli.text import figures, json_option, plain, print_json
+from orderscope.errors import OrderscopeError
+from orderscope.store import RunStore
+
+SHADES = " .:-=+*#%@"
+ARRAYS = ("units", "places", "at", "value", "error", "recorded", "held_out")
+
+
+@click.command()
+@run_argument
+@click.option("--units", type=click.IntRange(min=1), help="How many recorded batches to move. Default: the library's.")
+@click.option("--places", type=click.IntRange(min=2), help="How many positions to try. Default: the library's.")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write it there: heat.csv or heat.npz.")
+@task_option
+@threads_option
+@json_option
+def positions(
+    run: Path, units: int | None, places: int | None, out: Path | None, spec: str | None, threads: int, as_json: bool
+) -> None:
+    """A map: the final model's loss on a recorded batch, were it trained at another position.
+
+    The map is kept in the run, for the report.
+    """
+    if out is not None and out.suffix not in (".csv", ".npz"):
+        raise click.BadParameter("the file of a map ends in .csv or .npz", param_hint="--out")
+    sim, told = open_simulator(run, spec, threads)
+    need_task(sim.task, told)
+    import orderscope
+
+    with progress_bars(quiet=as_json) as progress:
+        heat = orderscope.positions(
+            sim, spread(len(sim.order), units), places=spread(len(sim.order), places), progress=progress
+        )
+    kept = keep(run, heat)
+    if out is not None:
+        write_heat(out, heat)
+    if as_json:
+        from orderscope.report.stored import json_value
+
+        arrays = {key: json_value(np.asarray(getattr(heat, key))) for key in ARRAYS if hasattr(heat, key)}
+        print_json({"run": str(run), "task": told, "kept": kept, "out": None if out is None else str(out), **arrays})
+    else:
+        _show(run, heat, out)
+
+
+def spread(steps: int, count: int | None) -> list[int] | None:
+    """`count` steps, evenly spaced over the run; None stays None.
+
+    Example:
+        >>> spread(10, 4)
+        [0, 3, 6, 9]
+    """
+    if count is None:
+        return None
+    return sorted({round(float(x)) for x in np.linspace(0, steps - 1, min(count, steps))})
+
+
+def keep(run: Path, heat: Any) -> str | None:
+    """Write a map into the run, for the report; None where the run is packed or cannot be written to."""
+    from orderscope.report.stored import keep_heat
+
+    if not run.is_dir():
+        return None
+    try:
+        with RunStore.create(run) as store:
+            return keep_heat(store, heat)
+    except (OrderscopeError, PermissionError):
+        return None
+
+
+def write_heat(out: Path, heat: Any) -> None:
+    """A map as a .npz file of its arrays, or as a .csv file with one row a unit and place."""
+    if out.suffix == ".npz":
+        arrays: dict[str, Any] = {key: np.asarray(getattr(heat, key)) for key in ARRAYS if hasattr(heat, key)}
+        np.savez_compressed(out, **arrays)
+        return
+    with open(out, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["unit", "recorded_at", "place", "loss", "error", "recorded_loss"])
+        for i, unit in enumerate(heat.units):
+            for j, place in enumerate(heat.places):
+                cell = float(heat.value[i, j]), float(heat.error[i, j])
+                writer.writerow([int(unit), int(heat.at[i]), int(place), *cell, float(heat.recorded[i])])
+
+
+def _show(run: Path, heat: Any, out: Path | None) -> None:
+    value, error = np.asarray(heat.value), np.asarray(heat.error)
+    click.echo(f"{plain(str(run))}: loss on a batch after training, by where it stood (lowest first)\n")
+    moved = value - value.mean(axis=1, keepdims=True)
+    top = float(np.abs(moved).max()) or 1.0
+    rows = []
+    for i, unit in enumerate(heat.units):
+        low = int(value[i].argmin())
+        shades = "".join(SHADES[round(float(x / top + 1) / 2 * (len(SHADES) - 1))] for x in moved[i])
+        best, width = figures(float(value[i, low]), float(error[i, low]))
+        span = float(np.ptp(value[i]))
+        rows.append([str(int(unit)), f"{heat.recorded[i]:.4g}", best, width, str(int(heat.places[low])),
+                     f"{span:.2g}", f"|{shades}|"])  # fmt: skip
+    first, last = int(heat.places[0]), int(heat.places[-1])
+    header = ["batch", "recorded", "lowest", "error", "at", "span", f"position {first} to {last}"]
+    print_table(header, rows, text=(0, 6))
+    click.echo(f"\n{SHADES!r}: from lower to higher loss than the batch's mean over positions, {top:.2g} either way")
+    if out is not None:
+        click.echo(f"map written to {plain(str(out))}")

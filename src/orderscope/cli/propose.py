@@ -1,0 +1,153 @@
+"""`orderscope propose`: look for a better order, and confirm it by training it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from orderscope.cli.options import open_simulator, run_argument, seed_option, task_option, threads_option
+from orderscope.cli.progress import progress_bars
+from orderscope.cli.query import NO_EFFECT, UNTRUSTED
+from orderscope.cli.table import print_table
+from orderscope.cli.text import figures, json_option, plain, print_json
+from orderscope.errors import OrderscopeError
+from orderscope.store import RunStore
+
+SHOWN = 12
+
+
+@click.command()
+@run_argument
+@click.option("--metric", default=None, help="What to improve. Default: the first metric of the task.")
+@click.option("--maximize", is_flag=True, help="More of the metric is better.")
+@click.option(
+    "--verify",
+    type=click.IntRange(min=0),
+    default=3,
+    show_default=True,
+    help="How many of the best to train truly; one run each.",
+)
+@click.option(
+    "--budget", type=click.IntRange(min=1), default=2000, show_default=True, help="Orders to score while searching."
+)
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write the order there, as a .npy file.")
+@seed_option
+@task_option
+@threads_option
+@json_option
+def propose(
+    run: Path,
+    metric: str | None,
+    maximize: bool,
+    verify: int,
+    budget: int,
+    out: Path | None,
+    seed: int,
+    spec: str | None,
+    threads: int,
+    as_json: bool,
+) -> None:
+    """Search for an order with a better final metric, and confirm the best by training them.
+
+    The proposal is kept in the run, for the report. Exit code 3 where it is neither confirmed nor to be trusted.
+    """
+    if out is not None and out.suffix != ".npy":
+        raise click.BadParameter("the file of an order ends in .npy", param_hint="--out")
+    sim, told = open_simulator(run, spec, threads)
+    import orderscope
+    from orderscope.report.effect import metric_names
+
+    metric = metric or metric_names(sim)[0]
+    with progress_bars(quiet=as_json) as progress:
+        proposal = orderscope.propose(
+            sim,
+            metric=metric,
+            budget=budget,
+            verify=verify if sim.task is not None else 0,
+            maximize=maximize,
+            seed=seed,
+            progress=progress,
+        )
+    from orderscope.report.stored import proposal_facts
+
+    kept = keep(run, proposal)
+    if out is not None:
+        np.save(out, np.asarray(proposal.order, dtype=np.int64))
+    facts = {
+        "run": str(run),
+        "task": told,
+        "kept": kept,
+        "out": None if out is None else str(out),
+        **proposal_facts(proposal),
+    }
+    facts["trusted"] = proposal.confirmed is not None or _trusted(sim, proposal)
+    if as_json:
+        print_json(facts | {"order": np.asarray(proposal.order).tolist()})
+    else:
+        _show(facts, verify)
+    click.get_current_context().exit(0 if facts["trusted"] else UNTRUSTED)
+
+
+def keep(run: Path, proposal: Any) -> str | None:
+    """Write a proposal into the run, for the report; None where the run is packed or cannot be written to."""
+    from orderscope.report.stored import keep_proposal
+
+    if not run.is_dir():
+        return None
+    try:
+        with RunStore.create(run) as store:
+            return keep_proposal(store, proposal)
+    except (OrderscopeError, PermissionError):
+        return None
+
+
+def _trusted(sim: Any, proposal: Any) -> bool:
+    prediction = sim.predict(proposal.order, metrics=[proposal.metric])
+    return bool(prediction.trusted[0] and prediction.skilled[proposal.metric])
+
+
+def _show(facts: dict[str, Any], verify: int) -> None:
+    metric, table = facts["metric"], facts["table"]
+    click.echo(f"{plain(facts['run'])}   task: {plain(facts['task'])}\n")
+    rows = [_cells(row) for row in table[:SHOWN]]
+    print_table(["order", "from", metric, "error", "trained"], rows, text=(0, 1))
+    if len(table) > SHOWN:
+        click.echo(f"  and {len(table) - SHOWN} more; --json prints all")
+    click.echo()
+    for line in summary_lines(facts):
+        click.echo(plain(line))
+    if verify and facts["confirmed"] is None:
+        click.echo("not confirmed: training needs the task (--task file.py:name)")
+    for note in facts["notes"]:
+        click.echo(f"note: {plain(str(note))}")
+    if facts["out"]:
+        click.echo(f"order written to {plain(facts['out'])}")
+
+
+def summary_lines(facts: dict[str, Any]) -> list[str]:
+    """What a proposal gained, in words: predicted, true, and against best-of-N at equal cost."""
+    value, error = figures(facts["predicted"], _number(facts["error"]))
+    change = facts["predicted"] - facts["reference"]
+    lines = [f"{facts['metric']}: {facts['reference']:.5g} as recorded, {value} {error} predicted ({change:+.2g})"]
+    if facts["confirmed"] is not None:
+        gained = facts["confirmed"] - facts["reference"]
+        lines.append(f"trained for confirmation: {facts['confirmed']:.5g} ({gained:+.2g})")
+    if facts["undetectable"]:
+        lines.append(f"{NO_EFFECT}: the predicted gain is inside its error")
+    if facts["best_of_n"] is not None:
+        lines.append(
+            f"best of {facts['cost']:.0f} random orders, truly trained at equal cost: {facts['best_of_n']:.5g} expected"
+        )
+    return lines
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    value, error = figures(row["predicted"], _number(row["error"]))
+    return [row["name"], row["source"], value, error, "" if row["confirmed"] is None else f"{row['confirmed']:.5g}"]
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value

@@ -1,0 +1,44 @@
+"""`orderscope report`: one HTML page about a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from orderscope.cli.options import open_simulator, run_argument, task_option, threads_option
+from orderscope.cli.progress import progress_bars
+from orderscope.cli.text import json_option, plain, print_json, size
+
+
+@click.command()
+@run_argument
+@click.option(
+    "--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="The page, say report.html."
+)
+@click.option("--metric", default=None, help="What the page speaks of first. Default: the first metric of the task.")
+@click.option(
+    "--order", "texts", multiple=True, metavar="EXPR|FILE", help="An order to show beside those queried before."
+)
+@task_option
+@threads_option
+@json_option
+def report(
+    run: Path, out: Path, metric: str | None, texts: Sequence[str], spec: str | None, threads: int, as_json: bool
+) -> None:
+    """Write one HTML file about a run: what order does to this model, in figures and plain words.
+
+    It shows the orders queried before, what validate and positions measured, and the last proposal. It needs no
+    network and no server, and the same run gives the same bytes.
+    """
+    sim, told = open_simulator(run, spec, threads)
+    from orderscope.report.page import write_report
+
+    with progress_bars(quiet=as_json) as progress:
+        sections = write_report(sim, out, metric=metric, orders=texts, progress=progress)
+    facts = {"run": str(run), "task": told, "file": str(out), "bytes": out.stat().st_size, "sections": sections}
+    if as_json:
+        print_json(facts)
+    else:
+        click.echo(f"{plain(str(out))}: {size(facts['bytes'])}, open it in a browser")

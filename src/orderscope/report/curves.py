@@ -1,0 +1,117 @@
+"""Reference and other orders, as curves with bands."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from orderscope.report.figure import GRID, INK, MUTED, bare, drawing, series
+from orderscope.report.material import PROPOSED, Asked, Material
+from orderscope.report.section import Section
+from orderscope.report.strip import legend, strip
+from orderscope.report.words import figures, plain, short, signed
+
+
+def section(material: Material) -> Section:
+    return Section(
+        "orders",
+        "What other orders would have done",
+        "Other orders",
+        {
+            "panels": [_panel(material, metric) for metric in material.metrics] if material.asked else [],
+            "legend": legend(material.group_names),
+            "reference_strip": strip(material.reference_groups, material.group_names, "recorded order"),
+            "left_out": material.left_out,
+            "trained": any(asked.true for asked in material.asked),
+        },
+    )
+
+
+def mark(material: Material, index: int) -> str:
+    """The sign of an order in figures and table: its number, P for the proposal."""
+    return "P" if material.asked[index].label == PROPOSED else str(index + 1)
+
+
+def verdict(asked: Asked, metric: str, reference: float) -> tuple[str, str]:
+    """Words for a prediction and their kind: "worse" and "better" are not said, a metric may go either way."""
+    if not asked.trusted[metric]:
+        return "not trusted", "warn"
+    if not asked.detectable(metric, reference):
+        return "no detectable effect", "quiet"
+    return ("lower" if asked.difference(metric, reference) < 0 else "higher"), "clear"
+
+
+def _panel(material: Material, metric: str) -> dict[str, Any]:
+    rows = [_row(material, i, metric) for i in range(len(material.asked))]
+    return {
+        "metric": short(metric),
+        "reference": f"{material.reference[metric]:.5g}",
+        "rows": rows,
+        "figure": _figure(material, metric),
+    }
+
+
+def _row(material: Material, index: int, metric: str) -> dict[str, Any]:
+    asked, reference = material.asked[index], material.reference[metric]
+    value, error = figures(asked.values[metric], asked.errors[metric])
+    words, kind = verdict(asked, metric, reference)
+    return {
+        "mark": mark(material, index),
+        "color": index,
+        "label": plain(asked.label),
+        "strip": strip(asked.groups, material.group_names, asked.label),
+        "value": value,
+        "error": error,
+        "difference": signed(asked.difference(metric, reference), asked.errors[metric]),
+        "true": f"{asked.true[metric]:.5g}" if metric in asked.true else "",
+        "words": words,
+        "kind": kind,
+    }
+
+
+def _figure(material: Material, metric: str) -> object:
+    """Left the curves, right where they end: the differences there are small beside those on the way."""
+    steps = material.steps
+    reference = material.reference_curves[metric]
+    asked = material.asked
+
+    def draw(figure: Figure, narrow: bool) -> None:
+        if narrow:
+            along, end = figure.subplots(2, 1, height_ratios=[1.5, 0.25 + 0.2 * len(asked)])
+        else:
+            along, end = figure.subplots(1, 2, width_ratios=[1.55, 1])
+        along.plot(steps, reference, color=INK, marker="o", markersize=3.5, linewidth=2, zorder=5)
+        end.axvline(0, color=INK, linewidth=1.4, zorder=1)
+        for i, order in enumerate(asked):
+            curve, error, color = order.curves[metric], order.errors[metric], series(i)
+            curve = np.append(curve[:-1], order.values[metric])
+            difference = order.values[metric] - reference[-1]
+            along.plot(steps, curve, color=color, zorder=4)
+            if math.isfinite(error):
+                width = error * steps / steps[-1]
+                along.fill_between(steps, curve - width, curve + width, color=color, alpha=0.15, linewidth=0, zorder=1)
+                end.plot(
+                    [difference - error, difference + error], [i, i], color=color, alpha=0.55, linewidth=2, zorder=2
+                )
+            end.plot(difference, i, "o", color=color, markersize=6, zorder=3)
+            if metric in order.true:
+                end.plot(order.true[metric] - reference[-1], i, "o", color=color, markerfacecolor="none", markersize=10,
+                         markeredgewidth=1.4, zorder=4)  # fmt: skip
+        along.grid(axis="y", color=GRID)
+        along.set_axisbelow(True)
+        along.set_xlabel("steps trained")
+        along.set_title(short(metric, 24), loc="left", color=MUTED, fontsize=10)
+        end.set_ylim(len(asked) - 0.5, -0.5)
+        end.set_yticks(range(len(asked)), [mark(material, i) for i in range(len(asked))], fontweight="bold")
+        for i, label in enumerate(end.get_yticklabels()):
+            label.set_color(series(i))
+        end.locator_params(axis="x", nbins=5)
+        end.set_title("at the end, to the recorded order", loc="left", color=MUTED, fontsize=10)
+        bare(along, "left")
+        bare(end, "left")
+
+    label = f"{plain(metric)} while training, in the recorded order and in {len(asked)} others."
+    return drawing(f"curves-{material.metrics.index(metric)}", label, draw, 3.4, 3.6 + 0.24 * len(asked))

@@ -1,0 +1,105 @@
+"""Drawings as SVG that takes its colours and its type from the page, the same bytes every time.
+
+Colours are drawn as markers, `#0101xx`, and become CSS variables: one drawing serves light and dark. Each figure is
+drawn twice, wide and narrow, so that its lettering has the page's size on a telephone too.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import matplotlib
+from markupsafe import Markup
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+SERIES, HEAT, GROUPS = 6, 11, 8
+NAMES = [
+    "ink", "muted", "grid", "surface", "accent", "good",
+    *(f"s{i}" for i in range(SERIES)), *(f"d{i}" for i in range(HEAT)), *(f"g{i}" for i in range(GROUPS)),
+]  # fmt: skip
+COLORS = {name: f"#0101{i:02x}" for i, name in enumerate(NAMES)}
+INK, MUTED, GRID, SURFACE, ACCENT = (COLORS[name] for name in ("ink", "muted", "grid", "surface", "accent"))
+WIDE, NARROW = 8.4, 3.7
+STYLE: Any = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,  # a metric may be called "$x$"
+    "font.size": 10,
+    "text.color": INK,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": MUTED,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.unicode_minus": True,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "lines.linewidth": 1.6,
+    "lines.solid_capstyle": "round",
+}
+Draw = Callable[[Figure, bool], None]
+
+
+def series(index: int) -> str:
+    return COLORS[f"s{index % SERIES}"]
+
+
+def drawing(name: str, label: str, draw: Draw, height: float, narrow_height: float | None = None) -> Markup:
+    """A figure in both widths.
+
+    Args:
+        name: its own name on the page.
+        label: what it shows, for those who cannot see it.
+        draw: `(figure, narrow)`, puts axes on the figure.
+        height, narrow_height: in inches at 72 pixels each.
+    """
+    versions = [("wide", WIDE, height, False), ("narrow", NARROW, narrow_height or height, True)]
+    return Markup("").join(
+        Markup('<div class="drawing {}" role="img" aria-label="{}">{}</div>').format(
+            width, label, Markup(_svg(f"{name}-{width}", draw, inches, tall, narrow))
+        )
+        for width, inches, tall, narrow in versions
+    )
+
+
+def _svg(name: str, draw: Draw, width: float, height: float, narrow: bool) -> str:
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # letters its own font lacks: the page's font draws them
+        figure = Figure(figsize=(width, height), layout="constrained")
+        figure.patch.set_alpha(0)
+        draw(figure, narrow)
+        for axes in figure.axes:
+            axes.patch.set_alpha(0)
+        out = io.StringIO()
+        FigureCanvasSVG(figure).print_svg(out, metadata={"Date": None})
+    return _inline(out.getvalue())
+
+
+def _inline(svg: str) -> str:
+    """The part of an SVG file that a page needs, with the page's colours and type."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    head, body = svg.split(">", 1)
+    head = re.sub(r'\s(?:xmlns(?::\w+)?|version|height|width)="[^"]*"', "", head)
+    body = body.replace("xlink:href", "href")
+    used = set(re.findall(r'(?:url\(#|href="#)([^")]+)', body))
+    body = re.sub(r'\sid="([^"]*)"', lambda found: found[0] if found[1] in used else "", body)
+    body = re.sub(r"font:\s*((?:[\w.]+ )*[\d.]+px) [^;\"]*", r"font: \1 var(--sans)", body)
+    body = re.sub(r"#0101([0-9a-f]{2})", lambda found: f"var(--{NAMES[int(found[1], 16)]})", body)
+    return re.sub(r"\n\s*", "\n", f"{head}>{body}").strip()
+
+
+def bare(axes: Any, *sides: str) -> None:
+    """Take away the frame's sides and the ticks on them."""
+    for side in sides:
+        axes.spines[side].set_visible(False)
+    if "left" in sides:
+        axes.tick_params(axis="y", length=0)
+    if "bottom" in sides:
+        axes.tick_params(axis="x", length=0)

@@ -1,0 +1,108 @@
+"""The position map: how well a batch is remembered, by when it was trained."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import PathPatch
+from matplotlib.path import Path
+
+from orderscope.report.figure import ACCENT, COLORS, GRID, HEAT, INK, MUTED, bare, drawing
+from orderscope.report.material import Material
+from orderscope.report.section import Section
+from orderscope.report.stored import StoredHeat
+from orderscope.report.words import short, two
+
+
+def section(material: Material) -> Section:
+    title = "When a batch comes, and how well it is remembered"
+    if material.heat is None:
+        return Section("heat", title, "Positions", {"found": False})
+    heat, moved = material.heat, _moved(material.heat)
+    detectable = np.abs(moved) > heat.error
+    top = float(np.abs(moved).max()) or 1.0
+    return Section(
+        "heat",
+        title,
+        "Positions",
+        {
+            "found": True,
+            "words": _words(heat, moved, detectable),
+            "figure": _figure(material, heat, moved, detectable, top),
+            "top": two(top),
+            "colors": range(HEAT),
+        },
+    )
+
+
+def _moved(heat: StoredHeat) -> np.ndarray:
+    """Loss at each place minus the loss at the place nearest to where the unit was recorded, [n, k]."""
+    own = np.abs(heat.places[None, :] - heat.at[:, None]).argmin(axis=1)
+    return heat.value - heat.value[np.arange(len(heat.units)), own][:, None]
+
+
+def _words(heat: StoredHeat, moved: np.ndarray, detectable: np.ndarray) -> str:
+    early, late = int(heat.places.argmin()), int(heat.places.argmax())
+    gain = float((heat.value[:, early] - heat.value[:, late]).mean())
+    direction = "lower" if gain > 0 else "higher"
+    share = f"{100 * detectable.mean():.0f} %"
+    batches = f"{len(heat.units)} batches" if len(heat.units) != 1 else "1 batch"
+    return (
+        f"Over {batches}, training a batch last instead of first leaves the final loss on it {two(abs(gain))} "
+        f"{direction}. {share} of the moves shown are larger than their error."
+    )
+
+
+def _figure(material: Material, heat: StoredHeat, moved: np.ndarray, detectable: np.ndarray, top: float) -> object:
+    rows = np.argsort(heat.at, kind="stable")
+    bins = np.clip(((moved / top + 1) / 2 * HEAT).astype(int), 0, HEAT - 1)
+    edges = _edges(heat.places)
+
+    def draw(figure: Figure, narrow: bool) -> None:
+        axes, below = figure.subplots(2, 1, height_ratios=[max(2.0, 0.16 * len(rows)), 1], sharex=True)
+        cells: dict[int, list[Path]] = {}
+        for y, i in enumerate(rows):
+            for j in range(len(heat.places)):
+                inset = 0.0 if detectable[i, j] else 0.3
+                width = edges[j + 1] - edges[j]
+                cells.setdefault(int(bins[i, j]), []).append(
+                    _box(edges[j] + inset * width, y - 0.5 + inset, width * (1 - 2 * inset), 1 - 2 * inset)
+                )
+        for level, boxes in sorted(cells.items()):
+            path = Path.make_compound_path(*boxes)
+            axes.add_patch(PathPatch(path, facecolor=COLORS[f"d{level}"], edgecolor="none", linewidth=0))
+        axes.plot(heat.at[rows], np.arange(len(rows)), "o", color=INK, markersize=3, zorder=3)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        every = max(1, round(len(rows) / 12))
+        names = [f"{heat.units[i]} {short(material.reference_groups[heat.units[i]], 10)}"
+                 if material.grouped and not narrow else str(heat.units[i]) for i in rows]  # fmt: skip
+        axes.set_yticks(range(0, len(rows), every), names[::every], fontsize=9)
+        axes.set_ylabel("batch of step" if material.grouped else "batch of recorded step")
+        bare(axes, "left", "bottom")
+        mean = moved.mean(axis=0)
+        width = heat.error.mean(axis=0)
+        below.fill_between(heat.places, mean - width, mean + width, color=ACCENT, alpha=0.16, linewidth=0)
+        below.plot(heat.places, mean, color=ACCENT)
+        below.axhline(0, color=MUTED, linewidth=0.8)
+        below.grid(axis="y", color=GRID)
+        below.set_xlabel("position it is trained at")
+        below.set_ylabel("mean")
+        below.set_xlim(edges[0], edges[-1])
+        below.locator_params(axis="y", nbins=4)
+        bare(below, "left")
+
+    label = "Change of the final loss on a batch, by the position it is trained at."
+    tall = max(2.0, 0.16 * len(rows)) + 2.2
+    return drawing("heat", label, draw, tall)
+
+
+def _edges(places: np.ndarray) -> np.ndarray:
+    middle = (places[1:] + places[:-1]) / 2
+    if not len(middle):
+        return np.array([places[0] - 0.5, places[0] + 0.5])
+    return np.concatenate([[places[0] - 0.5], middle, [places[-1] + 0.5]])
+
+
+def _box(x: float, y: float, width: float, height: float) -> Path:
+    corners = [(x, y), (x + width, y), (x + width, y + height), (x, y + height), (x, y)]
+    return Path(corners, [Path.MOVETO, Path.LINETO, Path.LINETO, Path.LINETO, Path.CLOSEPOLY])

@@ -1,0 +1,50 @@
+"""What the page cannot say, in plain words; some lines depend on the run."""
+
+from __future__ import annotations
+
+from orderscope.report.material import Material
+from orderscope.report.section import Section
+from orderscope.report.words import listed, short
+
+
+def section(material: Material) -> Section:
+    return Section("limits", "Limits", "Limits", {"lines": list(_lines(material))})
+
+
+def _lines(material: Material) -> list[str]:
+    unskilled = [short(name) for name in material.metrics if not material.skilled[name]]
+    probes = len(material.probes[material.metric])
+    lines = [
+        "Predictions are estimates. An error bar is meant to hold for nine orders in ten; what matters to a decision "
+        "should be confirmed by training it, which the proposer does for its best.",
+        "They hold for this window, this model, these samples and this optimizer. Nothing here carries over to another "
+        "run unless it is recorded too.",
+    ]
+    if unskilled:
+        lines.append(
+            f"On the probes, predictions of {listed(unskilled)} were no better than a constant. They are shown, and "
+            "marked as not trusted."
+        )
+    if probes < 4:
+        lines.append(f"With {probes} probes the error bars themselves are rough; record with more for better ones.")
+    if not material.validations:
+        lines.append("No unseen orders have been trained to check this run yet: orderscope validate does it.")
+    if material.effects[material.metric].source != "floor":
+        lines.append(
+            "The noise floor has not been measured. The noise given instead is that of the held-out rows: another set "
+            "of as many rows would move a difference between two orders by that much."
+        )
+    if material.carried < material.facts["size"]:
+        lines.append(
+            f"{material.carried:,} of {material.facts['size']:,} weights are carried; metrics are estimated by a "
+            "second-order expansion around the end of the recorded run."
+        )
+    lines.append(
+        "Orders far from everything recorded lie outside what can be estimated. Each prediction knows how far outside "
+        "it is and is marked where that is too far."
+    )
+    lines.append(
+        "Curves are drawn at the steps whose state was kept. A curve's band is the error of its last value, narrowed "
+        "towards the start, where all orders share the same weights."
+    )
+    return lines

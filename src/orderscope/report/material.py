@@ -1,0 +1,311 @@
+"""Everything a report is about, gathered once; the sections only show it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from orderscope.errors import OrderscopeError
+from orderscope.orders import step_groups
+from orderscope.record import load_run
+from orderscope.report.asked import asked_orders, resolve_order, sample_groups
+from orderscope.report.effect import Effect, effects, metric_names
+from orderscope.report.stored import (
+    StoredHeat,
+    StoredProposal,
+    StoredValidation,
+    heats,
+    proposals,
+    validations,
+)
+from orderscope.report.words import short
+from orderscope.sketch import REFERENCE
+
+if TYPE_CHECKING:
+    from orderscope.simulator import Simulator
+
+CURVES, METRICS, UNITS, PLACES = 6, 6, 12, 12
+PROPOSED = "proposal"
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One order somebody asked about, with its prediction.
+
+    Args:
+        label: the expression, or "proposal".
+        order: [steps, batch].
+        groups: the group of each step.
+        values, errors: metric -> number.
+        curves: metric -> [k], the metric at the reference's anchors.
+        trusted: metric -> bool.
+        true: metric -> value, where the order was truly trained.
+    """
+
+    label: str
+    order: np.ndarray
+    groups: list[str]
+    values: dict[str, float]
+    errors: dict[str, float]
+    curves: dict[str, np.ndarray]
+    trusted: dict[str, bool]
+    true: dict[str, float] = field(default_factory=dict)
+
+    def difference(self, metric: str, reference: float) -> float:
+        return self.values[metric] - reference
+
+    def detectable(self, metric: str, reference: float) -> bool:
+        return abs(self.difference(metric, reference)) > self.errors[metric]
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Predicted and true values of one metric.
+
+    Args:
+        kind: "probes" (predicted without their own anchors) or "unseen" (trained by `validate`).
+        predicted, error, true: [n].
+    """
+
+    kind: str
+    predicted: np.ndarray
+    error: np.ndarray
+    true: np.ndarray
+
+
+@dataclass(frozen=True)
+class Material:
+    """What the sections of a report draw from.
+
+    Args:
+        name, path: of the run.
+        metric: the one the page speaks of first.
+        metrics: all that are shown, `metric` first.
+        facts: the recorded task's description.
+        plan: what the sketch is made of, with its cost in runs by part.
+        seconds: journal's wall seconds by stage.
+        reference: the recorded run's final metrics.
+        reference_groups: group of each recorded step.
+        steps, reference_curves: where states were kept, [k], and the recorded metrics there.
+        effects: metric -> how much order matters.
+        asked: orders asked about, the proposal last.
+        left_out: orders asked about that could not be shown, and why.
+        pairs: metric -> predicted beside true.
+        probes: metric -> true values of the probes.
+        validations, proposal, heat: what was kept in the run; the latest of each kind, all of the first.
+        with_task: whether the task itself was at hand.
+    """
+
+    name: str
+    path: str
+    metric: str
+    metrics: list[str]
+    facts: dict[str, Any]
+    carried: int
+    cost: dict[str, float]
+    seconds: dict[str, float]
+    shards: int
+    bytes: int
+    reference: dict[str, float]
+    reference_groups: list[str]
+    steps: np.ndarray
+    reference_curves: dict[str, np.ndarray]
+    effects: dict[str, Effect]
+    asked: list[Asked]
+    left_out: list[str]
+    pairs: dict[str, list[Pairs]]
+    probes: dict[str, np.ndarray]
+    skilled: dict[str, bool]
+    validations: list[StoredValidation]
+    proposal: StoredProposal | None
+    heat: StoredHeat | None
+    with_task: bool
+
+    @property
+    def group_names(self) -> list[str]:
+        return self.facts["group_names"]
+
+    @property
+    def grouped(self) -> bool:
+        return len(self.group_names) > 1
+
+    def metric_words(self, metric: str) -> str:
+        """`final eval loss` for a held-out set, `final accuracy` for a function of the model."""
+        return f"final {short(metric)}" + (" loss" if self.facts["metrics"].get(metric) is not None else "")
+
+
+def gather(
+    sim: Simulator, *, metric: str | None = None, orders: Sequence[str] = (), progress: Progress | None = None
+) -> Material:
+    """Read a run and predict the orders asked about.
+
+    Args:
+        metric: the one to speak of first; that of the last proposal, or the task's first, if not given.
+        orders: expressions to show beside those asked before.
+
+    Raises:
+        OrderscopeError: for a metric that was not recorded, or an expression in `orders` that is wrong.
+    """
+    names = metric_names(sim)
+    made = proposals(sim.store)
+    if metric is not None and metric not in names:
+        raise OrderscopeError(f"metric {metric!r}", "one of " + ", ".join(names), "name a recorded metric")
+    if not names:
+        raise OrderscopeError("a run without metrics", "a metric to speak of", "record a task with metrics=")
+    proposed = [p.facts["metric"] for p in made if p.facts["metric"] in names]
+    first = metric or (proposed[-1] if proposed else names[0])
+    names = [first, *(name for name in names if name != first)][:METRICS]
+    recorded = load_run(sim.store, REFERENCE)
+    mine = [p for p in made if p.facts["metric"] == first] or made
+    checks = validations(sim.store)
+    labels = sample_groups(sim)
+    chosen, left_out = _chosen(sim, orders)
+    if mine:
+        chosen[PROPOSED] = mine[-1].order
+    return Material(
+        name=Path(sim.path).name or str(sim.path),
+        path=str(sim.path),
+        metric=first,
+        metrics=names,
+        facts=sim.description,
+        carried=sim.plan.carried,
+        cost=_cost(sim, checks, made),
+        seconds=_seconds(sim),
+        shards=len(sim.store.names()),
+        bytes=sum(shard.size for shard in sim.store.describe()),
+        reference=sim.reference,
+        reference_groups=step_groups(sim.order, labels),
+        steps=recorded.boundaries,
+        reference_curves={n: np.array([m[n] for m in recorded.metrics]) for n in names},
+        effects={effect.metric: effect for effect in effects(sim, names)},
+        asked=_ask(sim, chosen, names, labels, _trained(sim, checks, mine), progress),
+        left_out=left_out,
+        pairs={name: _pairs(sim, name, checks) for name in names},
+        probes={name: sim.truth[name] for name in names},
+        skilled={name: sim.calibration[name].skilled for name in names},
+        validations=checks,
+        proposal=mine[-1] if mine else None,
+        heat=_heat(sim, progress),
+        with_task=sim.task is not None,
+    )
+
+
+def _chosen(sim: Simulator, orders: Sequence[str]) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Orders to show: those named, then those asked before, newest first; some usual ones where there are none."""
+    found = {text: resolve_order(sim, text) for text in orders}
+    left_out = []
+    before = [text for text in reversed(asked_orders(sim.store)) if text != "reference"]
+    for text in before or ([] if found else _usual(sim)):
+        if len(found) >= CURVES - 1:
+            break
+        try:
+            found.setdefault(text, resolve_order(sim, text))
+        except OrderscopeError as error:
+            left_out.append(f"{short(text)}: {error.found}")
+    return found, left_out
+
+
+def _usual(sim: Simulator) -> list[str]:
+    names = sim.description["group_names"]
+    plain_names = len(names) > 1 and not any("," in name or "|" in name or name != name.strip() for name in names)
+    blocks = [f"groups:{','.join(names)}", f"groups:{','.join(reversed(names))}"] if plain_names else []
+    return ["reverse", *(["interleave"] if len(names) > 1 else []), *blocks]
+
+
+def _ask(
+    sim: Simulator,
+    chosen: dict[str, np.ndarray],
+    names: list[str],
+    labels: list[str],
+    trained: list[tuple[np.ndarray, dict[str, float]]],
+    progress: Progress | None,
+) -> list[Asked]:
+    if not chosen:
+        return []
+    prediction = sim.predict(np.stack(list(chosen.values())), metrics=names)
+    found = []
+    for i, (label, order) in enumerate(chosen.items()):
+        along = sim.trajectory(order, metrics=names)
+        true = next((metrics for known, metrics in trained if np.array_equal(known, order)), {})
+        found.append(
+            Asked(
+                label=label,
+                order=order,
+                groups=step_groups(order, labels),
+                values={n: float(prediction.metrics[n][i]) for n in names},
+                errors={n: float(prediction.error[n][i]) for n in names},
+                curves=along.metrics,
+                trusted={n: bool(prediction.trusted[i] and prediction.skilled[n]) for n in names},
+                true=true,
+            )
+        )
+        if progress is not None:
+            progress("predict orders", i + 1, len(chosen))
+    return found
+
+
+def _trained(
+    sim: Simulator, checks: list[StoredValidation], made: list[StoredProposal]
+) -> list[tuple[np.ndarray, dict[str, float]]]:
+    """Orders whose true values are known."""
+    known = [
+        (order, {name: float(values[i]) for name, values in sim.truth.items()})
+        for i, order in enumerate(sim.probe_orders if sim.probes else ())
+    ]
+    for check in checks:
+        known += [(order, {n: float(v[i]) for n, v in check.true.items()}) for i, order in enumerate(check.orders)]
+    confirmed = [p for p in made if p.facts["confirmed"] is not None]
+    return known + [(p.order, {p.facts["metric"]: p.facts["confirmed"]}) for p in confirmed]
+
+
+def _pairs(sim: Simulator, metric: str, checks: list[StoredValidation]) -> list[Pairs]:
+    found = []
+    calibration = sim.calibration[metric]
+    if len(calibration.true):
+        unknown = np.full(len(calibration.true), np.nan)
+        found.append(Pairs("probes", np.asarray(calibration.predicted), unknown, np.asarray(calibration.true)))
+    seen = [check for check in checks if metric in check.true and metric in check.predicted]
+    if seen:
+        columns = [[getattr(c, key)[metric] for c in seen] for key in ("predicted", "error", "true")]
+        found.append(Pairs("unseen", *(np.concatenate(column) for column in columns)))
+    return found
+
+
+def _cost(sim: Simulator, checks: list[StoredValidation], made: list[StoredProposal]) -> dict[str, float]:
+    """Runs spent, by part."""
+    cost = {"the reference run": 1.0, "probes": float(len(sim.probes))} | sim.plan.cost()
+    if checks:
+        cost["validation"] = float(sum(len(check.orders) for check in checks))
+    confirmed = sum(row["confirmed"] is not None for proposal in made for row in proposal.table)
+    if confirmed:
+        cost["confirmation"] = float(confirmed)
+    return cost
+
+
+def _seconds(sim: Simulator) -> dict[str, float]:
+    events = sim.store.journal()
+    return {
+        title: float(sum(event.get("seconds", 0.0) for event in events if event.get("event") == kind))
+        for kind, title in (("segment", "training"), ("sketched", "sketching"))
+    }
+
+
+def _heat(sim: Simulator, progress: Progress | None) -> StoredHeat | None:
+    """The map kept last, or a small one made now where the task is at hand."""
+    kept = heats(sim.store)
+    if kept or sim.task is None:
+        return kept[-1] if kept else None
+    import orderscope
+
+    steps = len(sim.order)
+    units, places = (
+        np.unique(np.linspace(0, steps - 1, min(count, steps)).round().astype(int)) for count in (UNITS, PLACES)
+    )
+    heat = orderscope.positions(sim, units, places=places, progress=progress)
+    keys = ("units", "places", "at", "value", "error", "recorded")
+    return StoredHeat(**{key: np.asarray(getattr(heat, key)) for key in keys})

@@ -1,0 +1,75 @@
+"""How much order matters here, beside the noise."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from orderscope.report.effect import Effect
+from orderscope.report.figure import ACCENT, GRID, INK, MUTED, SURFACE, bare, drawing
+from orderscope.report.material import Material
+from orderscope.report.section import Section
+from orderscope.report.words import count, short, two
+
+VERDICTS = {True: "order matters", False: "within the noise", None: "noise unknown"}
+
+
+def section(material: Material) -> Section:
+    rows = [_row(material.effects[name]) for name in material.metrics]
+    return Section(
+        "matters",
+        "How much order matters here",
+        "Effect of order",
+        {"rows": rows, "figure": _figure(material), "floor": any(e.source == "floor" for e in _effects(material))},
+    )
+
+
+def _effects(material: Material) -> list[Effect]:
+    return [material.effects[name] for name in material.metrics]
+
+
+def _row(effect: Effect) -> dict[str, str]:
+    kinds = {"floor": "batches reshuffled", "held-out": "held-out rows", "": ""}
+    ratio = effect.sigma / effect.noise if effect.noise and math.isfinite(effect.noise) else math.nan
+    return {
+        "metric": short(effect.metric),
+        "reference": f"{effect.reference:.5g}",
+        "sigma": two(effect.sigma),
+        "noise": two(effect.noise),
+        "kind": kinds[effect.source],
+        "ratio": f"{ratio:.1f}" if math.isfinite(ratio) else "",
+        "verdict": VERDICTS[effect.matters],
+    }
+
+
+def _figure(material: Material) -> object:
+    shown = [effect for effect in _effects(material) if effect.sigma > 0]
+    if not shown:
+        return None
+    unseen = {
+        name: [v for check in material.validations for v in check.true.get(name, ())] for name in material.metrics
+    }
+
+    def draw(figure: Figure, narrow: bool) -> None:
+        axes = figure.subplots()
+        for row, effect in enumerate(reversed(shown)):
+            noise = effect.noise / effect.sigma if math.isfinite(effect.noise) else 0.0
+            axes.barh(row, 2, left=-1, height=0.64, color=GRID, alpha=0.7, zorder=1)
+            axes.barh(row, 2 * noise, left=-noise, height=0.64, color=MUTED, alpha=0.35, zorder=2)
+            for values, filled in ((material.probes[effect.metric], False), (unseen[effect.metric], True)):
+                x = (np.asarray(values, dtype=float) - effect.reference) / effect.sigma
+                axes.plot(
+                    x, np.full(len(x), row), "o", color=ACCENT, markersize=6, zorder=4,
+                    markerfacecolor=ACCENT if filled else SURFACE, markeredgewidth=1.4, linestyle="none",
+                )  # fmt: skip
+            axes.plot([0, 0], [row - 0.32, row + 0.32], color=INK, linewidth=2, zorder=3)
+        axes.set_yticks(range(len(shown)), [short(e.metric, 14 if narrow else 24) for e in reversed(shown)], color=INK)
+        axes.set_ylim(-0.6, len(shown) - 0.4)
+        long = "true final value minus that of the recorded order, in standard deviations over orders"
+        axes.set_xlabel("difference to the recorded order, in σ" if narrow else long)
+        bare(axes, "left")
+
+    label = f"True final values of {count(shown[0].runs - 1, 'other order')} beside the recorded one, for every metric."
+    return drawing("matters", label, draw, 0.9 + 0.42 * len(shown))

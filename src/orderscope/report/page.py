@@ -1,0 +1,85 @@
+"""The page: its sections in order, one file with all it needs inside."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import jinja2
+from markupsafe import Markup
+
+from orderscope import __version__
+from orderscope.report import curves, heat, limits, matters, proposal, recorded, summary, truth
+from orderscope.report.material import Material, Progress, gather
+from orderscope.report.section import Section
+from orderscope.report.words import plain
+
+if TYPE_CHECKING:
+    from orderscope.simulator import Simulator
+
+SECTIONS: tuple[Callable[[Material], Section], ...] = (
+    matters.section,
+    curves.section,
+    proposal.section,
+    truth.section,
+    heat.section,
+    recorded.section,
+    limits.section,
+)
+
+
+def write_report(
+    sim: Simulator,
+    out: str | os.PathLike[str],
+    *,
+    metric: str | None = None,
+    orders: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> list[str]:
+    """Write the page about a run.
+
+    The same run gives the same bytes. The file asks nothing of a network.
+
+    Args:
+        sim: the run, with its task where there is one.
+        out: the file to write.
+        metric: what the page speaks of first; the task's first metric if not given.
+        orders: expressions to show beside those asked before.
+        progress: called as `progress(stage, done, total)`.
+
+    Returns:
+        The names of the page's sections.
+
+    Raises:
+        OrderscopeError: for a metric that was not recorded, or an expression that is wrong.
+    """
+    material = gather(sim, metric=metric, orders=orders, progress=progress)
+    sections = [make(material) for make in SECTIONS]
+    Path(out).write_text(render(material, sections), encoding="utf-8")
+    return [section.name for section in sections]
+
+
+def render(material: Material, sections: Sequence[Section]) -> str:
+    """The page as text. Every name that comes from a run is escaped."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("orderscope.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.globals["section_html"] = lambda section: Markup(
+        environment.get_template(f"{section.name}.html.jinja").render(section.values, run=plain(material.path))
+    )
+    environment.globals["file"] = lambda name: Markup(environment.get_template(name).render())
+    return environment.get_template("page.html.jinja").render(
+        title=plain(material.name),
+        headline=summary.headline(material),
+        story=summary.story(material),
+        tiles=summary.tiles(material),
+        sections=sections,
+        version=__version__,
+    )

@@ -1,0 +1,126 @@
+"""The proposed order, what it gains, and its regret against random retraining at equal cost."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from orderscope.report.figure import ACCENT, GRID, INK, MUTED, SURFACE, bare, drawing
+from orderscope.report.material import PROPOSED, Material
+from orderscope.report.section import Section
+from orderscope.report.strip import legend, strip
+from orderscope.report.words import count, figures, plain, short, signed, two
+
+ROWS = 12
+
+
+def section(material: Material) -> Section:
+    title = "A better order"
+    if material.proposal is None:
+        return Section("proposal", title, "A better order", {"found": False, "metric": short(material.metric)})
+    facts = material.proposal.facts
+    asked = next(asked for asked in material.asked if asked.label == PROPOSED)
+    return Section(
+        "proposal",
+        title,
+        "A better order",
+        {
+            "found": True,
+            "metric": short(facts["metric"]),
+            "words": words(facts),
+            "regret": regret(facts),
+            "notes": [plain(str(note)) for note in facts["notes"]],
+            "rows": [_row(row) for row in material.proposal.table[:ROWS]],
+            "more": max(0, len(material.proposal.table) - ROWS),
+            "scored": count(int(facts["scored"]), "order"),
+            "strips": [
+                ("recorded", strip(material.reference_groups, material.group_names, "recorded order")),
+                ("proposed", strip(asked.groups, material.group_names, "proposed order")),
+            ]
+            if material.grouped
+            else [],
+            "legend": legend(material.group_names),
+            "figure": _figure(facts),
+        },
+    )
+
+
+def words(facts: dict[str, Any]) -> str:
+    """What the proposal gains, predicted and true."""
+    reference, error = facts["reference"], _number(facts["error"])
+    change = facts["predicted"] - reference
+    value, width = figures(facts["predicted"], error)
+    said = f"Predicted: {short(facts['metric'])} {value} {width}, {signed(change, error)} to the recorded order"
+    if facts["undetectable"]:
+        said += ", which is inside its error: no detectable effect"
+    if facts["confirmed"] is None:
+        return said + ". It was not trained to confirm it."
+    return f"{said}. Truly trained: {facts['confirmed']:.5g}, {signed(facts['confirmed'] - reference, error)}."
+
+
+def regret(facts: dict[str, Any]) -> str:
+    """The proposal beside the best of as many random orders as its cost in runs would have trained."""
+    if facts["best_of_n"] is None or facts["cost"] is None:
+        return ""
+    got = facts["confirmed"] if facts["confirmed"] is not None else facts["predicted"]
+    runs = f"{facts['cost']:.0f}"
+    behind = got - facts["best_of_n"]
+    better = behind > 0 if facts.get("maximize") else behind < 0
+    verdict = "the proposal is ahead by" if better else "the proposal is behind by"
+    return (
+        f"Everything spent on it equals {runs} runs. The best of {runs} random orders, all truly trained, would be "
+        f"expected at {facts['best_of_n']:.5g}: {verdict} {two(abs(behind))}."
+    )
+
+
+def _row(row: dict[str, Any]) -> dict[str, str]:
+    value, error = figures(row["predicted"], _number(row["error"]))
+    return {
+        "name": plain(row["name"]),
+        "source": plain(row["source"]),
+        "value": value,
+        "error": error,
+        "confirmed": "" if row["confirmed"] is None else f"{row['confirmed']:.5g}",
+    }
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _figure(facts: dict[str, Any]) -> object:
+    random = facts["random"] or {}
+    mean, spread = random.get("mean"), random.get("std")
+    lines = [("recorded order", facts["reference"], 0.0, "tick")]
+    if mean is not None and spread is not None:
+        lines.append(("random orders, ±1 σ", mean, spread, "band"))
+    if facts["best_of_n"] is not None:
+        lines.append((f"best of {facts['cost']:.0f} random", facts["best_of_n"], 0.0, "open"))
+    lines.append(("proposal, predicted", facts["predicted"], _number(facts["error"]), "open"))
+    if facts["confirmed"] is not None:
+        lines.append(("proposal, trained", facts["confirmed"], 0.0, "full"))
+
+    def draw(figure: Figure, narrow: bool) -> None:
+        axes = figure.subplots()
+        axes.axvline(facts["reference"], color=INK, linewidth=1, zorder=1)
+        for row, (_, x, width, kind) in enumerate(reversed(lines)):
+            if kind == "band":
+                axes.barh(row, 2 * width, left=x - width, height=0.5, color=GRID, zorder=2)
+                axes.plot([x, x], [row - 0.25, row + 0.25], color=MUTED, linewidth=2, zorder=3)
+            elif kind == "tick":
+                axes.plot([x, x], [row - 0.28, row + 0.28], color=INK, linewidth=3, zorder=3)
+            else:
+                if width > 0:
+                    axes.plot([x - width, x + width], [row, row], color=ACCENT, alpha=0.5, linewidth=2, zorder=3)
+                axes.plot(x, row, "o", color=ACCENT, markersize=8, markeredgewidth=1.6, zorder=4,
+                          markerfacecolor=ACCENT if kind == "full" else SURFACE)  # fmt: skip
+        axes.set_yticks(range(len(lines)), [name for name, *_ in reversed(lines)], color=INK)
+        axes.set_ylim(-0.6, len(lines) - 0.4)
+        axes.set_xlabel(short(facts["metric"], 24))
+        axes.locator_params(axis="x", nbins=4 if narrow else 8)
+        bare(axes, "left")
+
+    label = "The proposal beside the recorded order and random ones."
+    return drawing("proposal", label, draw, 0.9 + 0.4 * len(lines))

@@ -1,0 +1,103 @@
+"""The sentence on top, and the few figures under it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from orderscope.report.material import Material, Pairs
+from orderscope.report.truth import agreement
+from orderscope.report.words import count, signed, two
+
+
+def headline(material: Material) -> str:
+    """How much order matters, in one sentence."""
+    effect, what = material.effects[material.metric], material.metric_words(material.metric)
+    if not effect.sigma:
+        return f"How much order moves the {what} is not known: no probes were recorded."
+    said = f"Order moves the {what} by about ±{two(effect.sigma)}"
+    if effect.source == "floor":
+        return f"{said}, where noise alone moves it by ±{two(effect.noise)}."
+    if effect.source == "held-out":
+        return f"{said}, where the choice of held-out rows accounts for ±{two(effect.noise)}."
+    return f"{said}."
+
+
+def story(material: Material) -> list[str]:
+    """What predictions were worth here, and what was found with them."""
+    return [line for line in (_trust(material), _extremes(material), _found(material)) if line]
+
+
+def tiles(material: Material) -> list[dict[str, str]]:
+    """The figures of the page: value, what it is, a remark."""
+    effect = material.effects[material.metric]
+    noise = {"floor": "the same order, batches reshuffled", "held-out": "from the choice of held-out rows", "": ""}
+    found = [
+        _tile(f"±{two(effect.sigma)}" if effect.sigma else "unknown", "effect of order",
+              f"1 σ over {count(effect.runs, 'true run')}"),
+        _tile(f"±{two(effect.noise)}" if effect.source else "unknown", "noise", noise[effect.source]),
+    ]  # fmt: skip
+    best = _best_pairs(material)
+    if best is not None:
+        scores = agreement(best)
+        if math.isfinite(scores["pearson"]):
+            kind = "unseen order" if best.kind == "unseen" else "left-out probe"
+            value = f"{scores['pearson']:.2f}".replace("-", "−")
+            found.append(_tile(value, "predicted with true", f"correlation over {count(len(best.true), kind)}"))
+    proposal = material.proposal
+    if proposal is not None:
+        got = proposal.facts["confirmed"]
+        value = got if got is not None else proposal.facts["predicted"]
+        error = effect.sigma or math.nan
+        remark = "truly trained, to the recorded order" if got is not None else "predicted, to the recorded order"
+        found.append(_tile(signed(value - proposal.facts["reference"], error), "best proposed order", remark))
+    return found
+
+
+def _tile(value: str, what: str, remark: str) -> dict[str, str]:
+    return {"value": value, "what": what, "remark": remark}
+
+
+def _best_pairs(material: Material) -> Pairs | None:
+    pairs = material.pairs[material.metric]
+    return pairs[-1] if pairs else None
+
+
+def _trust(material: Material) -> str:
+    best = _best_pairs(material)
+    if best is None:
+        return "No probes were recorded, so predictions have no error bars and are not to be trusted."
+    if not material.skilled[material.metric]:
+        return "Predictions of it were no better than a constant on the probes, and are not to be trusted."
+    scores, what = agreement(best), "unseen orders" if best.kind == "unseen" else "probes left out"
+    near = f"a mean error of {two(float(abs(best.predicted - best.true).mean()))}"
+    with_correlation = f" and a correlation of {scores['pearson']:.2f}" if math.isfinite(scores["pearson"]) else ""
+    return f"Over {len(best.true)} {what}, predictions made without training had {near}{with_correlation}."
+
+
+def _extremes(material: Material) -> str:
+    """The asked order that moves the metric most, if any does beyond its error."""
+    reference = material.reference[material.metric]
+    moved: list[Any] = [
+        asked
+        for asked in material.asked
+        if asked.trusted[material.metric] and asked.detectable(material.metric, reference) and asked.label != "proposal"
+    ]
+    if not moved:
+        return ""
+    most = max(moved, key=lambda asked: abs(asked.difference(material.metric, reference)))
+    difference, error = most.difference(material.metric, reference), most.errors[material.metric]
+    return f"Of the orders asked about, “{most.label}” moves it most, by {signed(difference, error)}."
+
+
+def _found(material: Material) -> str:
+    if material.proposal is None:
+        return ""
+    facts = material.proposal.facts
+    sigma = material.effects[facts["metric"]].sigma if facts["metric"] in material.effects else math.nan
+    if facts["confirmed"] is not None:
+        change = signed(facts["confirmed"] - facts["reference"], sigma)
+        return f"The proposed order was trained to confirm it: {facts['confirmed']:.5g}, {change} to the recorded one."
+    if facts["undetectable"]:
+        return "The best order found is predicted to gain less than its error: no detectable effect."
+    return f"The best order found is predicted at {facts['predicted']:.5g}; it was not trained to confirm it."

@@ -1,0 +1,59 @@
+"use strict";
+for (const tabs of document.querySelectorAll(".tabs")) {
+  const panels = [...tabs.querySelectorAll(":scope > .panel")];
+  if (panels.length < 2) { continue; }
+  const list = document.createElement("div");
+  list.className = "tablist";
+  list.setAttribute("role", "tablist");
+  const buttons = panels.map((panel, index) => {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.textContent = panel.dataset.title;
+    button.setAttribute("role", "tab");
+    panel.setAttribute("role", "tabpanel");
+    panel.setAttribute("aria-label", panel.dataset.title);
+    button.addEventListener("click", () => show(index));
+    button.addEventListener("keydown", (event) => {
+      const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+      if (step) {
+        const next = (index + step + panels.length) % panels.length;
+        show(next);
+        buttons[next].focus();
+      }
+    });
+    list.append(button);
+    return button;
+  });
+  const show = (chosen) => panels.forEach((panel, index) => {
+    panel.hidden = index !== chosen;
+    buttons[index].setAttribute("aria-selected", String(index === chosen));
+    buttons[index].tabIndex = index === chosen ? 0 : -1;
+  });
+  tabs.classList.add("on");
+  tabs.prepend(list);
+  show(0);
+}
+const number = (text) => parseFloat(text.replace("−", "-").replace("±", ""));
+for (const table of document.querySelectorAll("table.sortable")) {
+  const heads = [...table.tHead.rows[0].cells];
+  heads.forEach((head, column) => {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.append(...head.childNodes);
+    head.append(button);
+    button.addEventListener("click", () => {
+      const rising = head.getAttribute("aria-sort") !== "ascending";
+      heads.forEach((other) => other.removeAttribute("aria-sort"));
+      head.setAttribute("aria-sort", rising ? "ascending" : "descending");
+      const key = (row) => row.cells[column].textContent.trim();
+      const rows = [...table.tBodies[0].rows].sort((a, b) => {
+        const [x, y] = [number(key(a)), number(key(b))];
+        if (Number.isNaN(x) || Number.isNaN(y)) {
+          return Number.isNaN(x) && Number.isNaN(y) ? key(a).localeCompare(key(b)) : Number.isNaN(x) ? 1 : -1;
+        }
+        return x - y;
+      });
+      table.tBodies[0].append(...(rising ? rows : rows.reverse()));
+    });
+  });
+}

@@ -1,0 +1,110 @@
+"""Predicted against true."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from orderscope.report.figure import ACCENT, GRID, INK, SURFACE, drawing
+from orderscope.report.material import Material, Pairs
+from orderscope.report.section import Section
+from orderscope.report.words import count, short, two
+
+
+def section(material: Material) -> Section:
+    panels = [_panel(material, metric) for metric in material.metrics if material.pairs[metric]]
+    return Section(
+        "truth",
+        "Predicted against true",
+        "Predicted and true",
+        {"panels": panels, "validated": bool(material.validations)},
+    )
+
+
+def agreement(pairs: Pairs) -> dict[str, float]:
+    """Correlation, error as a share of a constant guess's, and share of true values inside their interval.
+
+    Not a number where there are too few values, or no intervals.
+    """
+    error = np.abs(pairs.predicted - pairs.true)
+    spread = np.abs(pairs.true - np.median(pairs.true)).mean()
+    enough = len(pairs.true) > 2 and np.ptp(pairs.true) > 0 and np.ptp(pairs.predicted) > 0
+    known = np.isfinite(pairs.error)
+    return {
+        "pearson": float(np.corrcoef(pairs.predicted, pairs.true)[0, 1]) if enough else math.nan,
+        "mae_ratio": float(error.mean() / spread) if spread > 0 else math.nan,
+        "coverage": float((error <= pairs.error)[known].mean()) if known.any() else math.nan,
+    }
+
+
+def _panel(material: Material, metric: str) -> dict[str, Any]:
+    titles = {"probes": "probes, left out of their own prediction", "unseen": "unseen orders, trained to check"}
+    rows = []
+    for pairs in material.pairs[metric]:
+        found = agreement(pairs)
+        rows.append(
+            {
+                "kind": titles[pairs.kind],
+                "n": len(pairs.true),
+                "pearson": _ratio(found["pearson"]),
+                "mae_ratio": _ratio(found["mae_ratio"]),
+                "coverage": f"{100 * found['coverage']:.0f} %" if math.isfinite(found["coverage"]) else "",
+            }
+        )
+    return {
+        "metric": short(metric),
+        "rows": rows,
+        "skilled": material.skilled[metric],
+        "words": _words(material, metric),
+        "figure": _figure(material, metric),
+    }
+
+
+def _words(material: Material, metric: str) -> str:
+    best = material.pairs[metric][-1]
+    mean = float(np.abs(best.predicted - best.true).mean())
+    sigma = material.effects[metric].sigma
+    what = "unseen orders" if best.kind == "unseen" else "probes"
+    share = f", {100 * mean / sigma:.0f} % of σ" if sigma > 0 else ""
+    return f"Over {count(len(best.true), what[:-1])} the prediction was off by {two(mean)} on average{share}."
+
+
+def _ratio(value: float) -> str:
+    return f"{value:.2f}" if math.isfinite(value) else ""
+
+
+def _figure(material: Material, metric: str) -> object:
+    reference = material.reference[metric]
+
+    def draw(figure: Figure, narrow: bool) -> None:
+        axes = figure.subplots()
+        everything = [reference]
+        for pairs in material.pairs[metric]:
+            unseen = pairs.kind == "unseen"
+            if np.isfinite(pairs.error).any():
+                axes.errorbar(
+                    pairs.true, pairs.predicted, yerr=np.nan_to_num(pairs.error), fmt="none", color=ACCENT, alpha=0.35,
+                    linewidth=1.2, zorder=2,
+                )  # fmt: skip
+            axes.plot(
+                pairs.true, pairs.predicted, "o" if unseen else "D", color=ACCENT, markersize=6 if unseen else 5.5,
+                markerfacecolor=ACCENT if unseen else SURFACE, markeredgewidth=1.4, linestyle="none", zorder=3,
+            )  # fmt: skip
+            everything += [*pairs.true, *pairs.predicted]
+        axes.plot(reference, reference, "+", color=INK, markersize=11, markeredgewidth=2, zorder=4)
+        low, high = min(everything), max(everything)
+        room = 0.08 * (high - low or 1.0)
+        low, high = low - room, high + room
+        axes.plot([low, high], [low, high], color=GRID, linewidth=1.4, zorder=1)
+        axes.set_xlim(low, high)
+        axes.set_ylim(low, high)
+        axes.set_aspect("equal")
+        axes.locator_params(nbins=4 if narrow else 6)
+        axes.set_xlabel("truly trained")
+        axes.set_ylabel("predicted")
+
+    label = f"Predicted beside true {short(metric)}; on the diagonal they agree."
+    return drawing(f"truth-{material.metrics.index(metric)}", label, draw, 4.0, 3.7)

@@ -1,0 +1,61 @@
+"""Numbers and names as a person reads them."""
+
+from __future__ import annotations
+
+import math
+
+LONGEST = 48
+
+
+def plain(text: str) -> str:
+    """Text on one line without control characters: names from a file could otherwise steer a terminal or a page."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def short(text: str, longest: int = LONGEST) -> str:
+    """Plain text, its middle left out where it is too long for a figure or a table."""
+    text = plain(text)
+    if len(text) <= longest:
+        return text
+    kept = (longest - 1) // 2
+    return f"{text[: longest - 1 - kept]}…{text[-kept:]}"
+
+
+def figures(value: float, error: float) -> tuple[str, str]:
+    """A value and its error with as many decimals as give the error two figures: ("2.5130", "±0.0062").
+
+    Where there is no error the value has five figures.
+    """
+    if not (math.isfinite(value) and math.isfinite(error) and error > 0):
+        return f"{value:.5g}", "±0" if error == 0 else "none"
+    decimals = _decimals(error)
+    return f"{value:.{decimals}f}", f"±{error:.{decimals}f}"
+
+
+def signed(value: float, error: float) -> str:
+    """A difference with its sign, to the same decimals as `figures` gives; a true minus."""
+    text = f"{value:+.{_decimals(error)}f}" if math.isfinite(error) and error > 0 else f"{value:+.2g}"
+    return text.replace("-", "−")
+
+
+def two(value: float) -> str:
+    """Two figures, in decimals where that is short: 0.0089, 0.31, 12, 3.4e-07."""
+    if not math.isfinite(value):
+        return "unknown"
+    if value and (abs(value) >= 1e5 or abs(value) < 1e-5):
+        return f"{value:.1e}"
+    return f"{value:.{max(0, _decimals(value))}f}" if value else "0"
+
+
+def count(number: int, noun: str) -> str:
+    """`1 run`, `1,200 runs`."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def listed(items: list[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}" if items else "none"
+
+
+def _decimals(size: float) -> int:
+    return min(max(0, 1 - math.floor(math.log10(abs(size)))), 12)
