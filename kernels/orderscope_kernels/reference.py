@@ -5,6 +5,8 @@ Shapes: `orders` rows, `coords` carried coordinates, `anchors` states at which g
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -21,9 +23,7 @@ def gather_rows(table: Tensor, weights: Tensor, units: Tensor) -> Tensor:
         [orders, coords]. Each unit's rows are read once for all orders that are at it.
     """
     out = torch.empty(len(units), table.shape[-1], dtype=table.dtype, device=table.device)
-    order = torch.argsort(units, stable=True)
-    values, counts = torch.unique_consecutive(units[order], return_counts=True)
-    for unit, index in zip(values.tolist(), order.split(counts.tolist()), strict=True):
+    for unit, index in by_unit(units):
         w = weights[index]
         chosen = (w != 0).any(0)
         if int(chosen.sum()) == 1 and bool((w[:, chosen] == 1).all()):
@@ -31,6 +31,30 @@ def gather_rows(table: Tensor, weights: Tensor, units: Tensor) -> Tensor:
         else:
             out[index] = w.to(table.dtype) @ table[unit]
     return out
+
+
+def unit_products(table: Tensor, units: Tensor, rows: Tensor) -> Tensor:
+    """Inner products of each row with its unit's vectors: out[o, a] = table[units[o], a] . rows[o].
+
+    Args:
+        table: [units, anchors, coords].
+        units: int64 [orders].
+        rows: [orders, coords].
+
+    Returns:
+        [orders, anchors].
+    """
+    out = torch.empty(len(units), table.shape[1], dtype=rows.dtype, device=rows.device)
+    for unit, index in by_unit(units):
+        out[index] = rows[index] @ table[unit].T
+    return out
+
+
+def by_unit(units: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Each unit that occurs, and the rows that are at it."""
+    order = torch.argsort(units, stable=True)
+    values, counts = torch.unique_consecutive(units[order], return_counts=True)
+    yield from zip(values.tolist(), order.split(counts.tolist()), strict=True)
 
 
 def curvature_product(factor: Tensor, displacement: Tensor, scale: Tensor | float = 1.0) -> Tensor:

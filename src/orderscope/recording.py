@@ -12,7 +12,16 @@ import numpy as np
 from orderscope.errors import OrderscopeError
 from orderscope.orders import step_groups
 from orderscope.record import load_run, record_run, task_shard
-from orderscope.sketch import PLAN, REFERENCE, SketchPlan, SketchStage, make_plan, run_stage
+from orderscope.sketch import (
+    PLAN,
+    REFERENCE,
+    SketchPlan,
+    SketchStage,
+    default_jobs,
+    draw_coordinates,
+    make_plan,
+    run_stage,
+)
 from orderscope.store import RunStore
 from orderscope.task import Task
 
@@ -55,15 +64,15 @@ def record(
         OrderscopeError: another task was recorded there, or training or sketching cannot go on; nothing is lost.
     """
     _check_counts(task, anchors, probes, sample_anchors, coords)
+    coordinates = draw_coordinates(task.layout.size, coords, seed)
     with RunStore.create(path) as store:
         task_shard(task, store)
-        boundaries = spaced(task.steps, anchors)
-        runs = [(REFERENCE, np.asarray(task.order), boundaries)]
-        short = spaced(task.steps, max(2, 1 + anchors // 4))
-        runs += [(f"probe-{i}", order, short) for i, order in enumerate(probe_orders(task, probes, seed))]
+        runs = [(REFERENCE, np.asarray(task.order), spaced(task.steps, anchors))]
+        runs += [(f"probe-{i}", order, [0, task.steps]) for i, order in enumerate(probe_orders(task, probes, seed))]
         for name, order, ends in runs:
-            record_run(task, store, name, order, ends, metrics_at="all" if name == REFERENCE else "final",
-                       keep_gradients=False, progress=_stage(progress, f"train {name}"))  # fmt: skip
+            record_run(task, store, name, order, ends, coords=coordinates.indices,
+                       metrics_at="all" if name == REFERENCE else "final",
+                       progress=_stage(progress, f"train {name}"))  # fmt: skip
         if PLAN not in store:
             store.write(PLAN, {}, _plan(task, store, sample_anchors, coords, curvature_rows, seed).attrs())
         if sketch:
@@ -82,7 +91,9 @@ def sketch(task: Task, path: str | os.PathLike[str], *, progress: Progress | Non
 
 def _sketch(task: Task, store: RunStore, progress: Progress | None) -> None:
     began = time.perf_counter()
-    run_stage(SketchStage(task, store, SketchPlan.read(store)), progress=_stage(progress, "sketch"))
+    stage = SketchStage(task, store, SketchPlan.read(store))
+    jobs = default_jobs(next(task.build_model().parameters()).device)
+    run_stage(stage, jobs=jobs, progress=_stage(progress, "sketch"))
     store.log({"event": "sketch finished", "seconds": time.perf_counter() - began})
 
 
@@ -97,17 +108,23 @@ def spaced(steps: int, count: int) -> list[int]:
 
 
 def probe_orders(task: Task, count: int, seed: int) -> list[np.ndarray]:
-    """Orders for the probes: shuffled steps and, in turn with them, the groups in blocks in a random sequence."""
+    """Orders for the probes, spread over where queries go: the groups in blocks, then shuffled steps.
+
+    Block orders are the farthest from a mixed reference. Those taken are rotations of one random sequence of the
+    groups, so that with as many probes as groups each group is once in every place; a quarter of the probes, one at
+    least, is kept for shuffles.
+    """
     rng = np.random.default_rng(seed)
     order = np.asarray(task.order)
     labels = step_groups(order, task.groups) if task.groups is not None else [""] * len(order)
-    names = sorted(set(labels))
+    names = rng.permutation(sorted(set(labels))).tolist()
+    blocks = min(len(names), count - max(1, count // 4)) if len(names) > 1 else 0
     orders = []
     for i in range(count):
         steps = rng.permutation(len(order))
-        if i % 2 and len(names) > 1:
-            place = dict(zip(names, rng.permutation(len(names)), strict=True))
-            steps = steps[np.argsort([place[labels[s]] for s in steps], kind="stable")]
+        if i < blocks:
+            rotated = names[i:] + names[:i]
+            steps = steps[np.argsort([rotated.index(labels[s]) for s in steps], kind="stable")]
         orders.append(order[steps])
     return orders
 

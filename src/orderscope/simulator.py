@@ -141,16 +141,18 @@ class Simulator:
     @cached_property
     def expansion_model(self) -> MetricModel:
         """The stored expansions: quicker than the real model, for searches."""
-        final = [i for i, run in enumerate(self.window.anchor_runs) if run == REFERENCE][-1]
-        center = self.window.anchors.states[final]
-        return expanded(load_expansions(self.store, center, self.reference, self.window.weight))
+        weight = self.window.dynamics.weight
+        return expanded(load_expansions(self.store, self.window.final, self.reference, weight))
 
     @cached_property
     def calibration(self) -> dict[str, Calibration]:
         """Fitted on every probe predicted without its own anchors."""
         names = self.metric_names
         if not self.probes:
-            return {name: fit_calibration(np.zeros((3, 0)), np.zeros(0), self.reference[name], np.zeros(0)) for name in names}
+            return {
+                name: fit_calibration(np.zeros((3, 0)), np.zeros(0), self.reference[name], np.zeros(0))
+                for name in names
+            }
         runs = np.array(self.window.anchor_runs)
         allowed = torch.from_numpy(np.stack([runs != probe for probe in self.probes]))
         raw, replayed = self._raw(self.probe_orders, names, allowed=allowed)
@@ -352,5 +354,3 @@ class Simulator:
             estimator=estimator,
             cost=cost,
         )
-
-

@@ -5,70 +5,90 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-RIDGE = 0.01
+from orderscope_kernels.reference import gather_rows, unit_products
+
+RIDGE = 0.1
 JITTER = 1e-6
 FAR = 1e6
 
 
 class AnchorSpace:
-    """The anchors' states and their Gram matrix.
+    """Where gradients are known: states shared by all units, and states of each unit's own.
 
-    Weights of a state theta minimise
+    A unit's own anchors are the states at which it was trained on in the recorded runs; its gradient there came free
+    with training. Weights of a state theta for a unit minimise, over its K shared and R own anchors,
 
-        | theta - sum_k w_k theta_k |^2  +  ridge * sum_k w_k^2 | theta - theta_k |^2,    sum_k w_k = 1.
+        | theta - sum_k w_k theta_k |^2  +  ridge * sum_k w_k^2 | theta - theta_k |^4 / scale,    sum_k w_k = 1,
 
-    The penalty grows with an anchor's distance, as the error of interpolating from it does, so near anchors weigh more
-    and a state that is an anchor gets that anchor alone.
+    with scale the mean squared distance of the shared anchors from the start. What interpolation misses grows with the
+    square of an anchor's distance, so its square is the penalty: near anchors weigh more, far ones hardly, and a state
+    that is an anchor gets that anchor alone.
 
     Args:
-        states: [anchors, coords].
+        shared: [K, coords].
+        own: [units, R, coords].
+        start: state the window starts in, [coords]; distances are taken from there to keep numbers small.
         ridge: strength of the penalty.
     """
 
-    def __init__(self, states: Tensor, *, ridge: float = RIDGE) -> None:
-        self.states, self.ridge = states, ridge
-        self.center = states.mean(0)
-        self.spread = states - self.center
-        self.gram = (self.spread.double() @ self.spread.double().T)
-        self.norms = self.gram.diagonal()
+    def __init__(self, shared: Tensor, own: Tensor, start: Tensor, *, ridge: float = RIDGE) -> None:
+        self.start, self.ridge = start, ridge
+        self.shared, self.own = shared, own
+        self.spread, self.own_spread = shared - start, own - start
+        within = (self.spread.double() @ self.spread.double().T).expand(len(own), -1, -1)
+        across = torch.einsum("km,urm->ukr", self.spread, self.own_spread).double()
+        among = torch.einsum("urm,uqm->urq", self.own_spread, self.own_spread).double()
+        self.gram = torch.cat([torch.cat([within, across], 2), torch.cat([across.transpose(1, 2), among], 2)], 1)
+        self.norms = self.gram.diagonal(dim1=1, dim2=2)
+        self.scale = float(self.norms[:, : len(shared)].mean().clamp_min(1e-30))
 
-    def __len__(self) -> int:
-        return len(self.states)
+    @property
+    def count(self) -> int:
+        """K + R."""
+        return self.gram.shape[1]
 
-    def weights(self, theta: Tensor, allowed: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def weights(self, theta: Tensor, unit: Tensor, allowed: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Weights, what they leave, and how much that is.
 
         Args:
-            theta: [orders, coords].
-            allowed: bool [orders, anchors], which anchors may weigh in; all if not given.
+            theta: [rows, coords].
+            unit: unit of each row, int64 [rows].
+            allowed: bool [rows, K + R], which anchors may weigh in; all if not given.
 
         Returns:
-            weights [orders, anchors] float64; remainder theta - sum_k w_k theta_k, [orders, coords], exactly zero on an
-            anchor; its length as a share of the distance to the nearest anchor, [orders].
+            weights [rows, K + R] float64; remainder theta - sum_k w_k theta_k, [rows, coords], exactly zero on an
+            anchor; its length as a share of the distance from the start, [rows].
         """
-        d = theta - self.center
-        along = (d @ self.spread.T).double()
-        distance = ((d * d).sum(1, keepdim=True).double() - 2 * along + self.norms).clamp_min(0)
-        scale = self.norms.mean().clamp_min(1e-300)
-        matrix = self.gram + torch.diag_embed(self.ridge * distance + JITTER * scale)
+        d = theta - self.start
+        along = torch.cat([d @ self.spread.T, unit_products(self.own_spread, unit, d)], dim=1).double()
+        length = (d * d).sum(1).double()
+        distance = (length[:, None] - 2 * along + self.norms[unit]).clamp_min(0)
+        penalty = self.ridge * distance**2 / self.scale + JITTER * self.scale
         if allowed is not None:
-            matrix = matrix + torch.diag_embed((~allowed).double() * FAR * scale)
-        sides = torch.stack([along, torch.ones_like(along)], -1)
-        solved = torch.linalg.solve(matrix, sides)
+            penalty = penalty + (~allowed) * (FAR * self.scale)
+        matrix = self.gram[unit] + torch.diag_embed(penalty)
+        solved = torch.linalg.solve(matrix, torch.stack([along, torch.ones_like(along)], -1))
         fitted, ones = solved[..., 0], solved[..., 1]
         weights = fitted + ones * ((1 - fitted.sum(1)) / ones.sum(1))[:, None]
         if allowed is not None:
             weights = weights * allowed
             weights = weights / weights.sum(1, keepdim=True)
             distance = distance.masked_fill(~allowed, torch.inf)
-        remainder = d - weights.to(d.dtype) @ self.spread
+        shared = len(self.shared)
+        near = weights.to(d.dtype)
+        remainder = d - near[:, :shared] @ self.spread - gather_rows(self.own_spread, near[:, shared:], unit)
+        self._snap(theta, unit, distance, weights, remainder)
+        outside = remainder.norm(dim=1).double() / length.sqrt().clamp_min(1e-30)
+        return weights, remainder, outside
+
+    def _snap(self, theta: Tensor, unit: Tensor, distance: Tensor, weights: Tensor, remainder: Tensor) -> None:
+        """A row that is one of its anchors, to the bit, takes that anchor alone."""
         nearest = distance.argmin(1)
-        close = (distance.gather(1, nearest[:, None])[:, 0] <= 1e-5 * scale).nonzero()[:, 0]
-        on = close[(theta[close] == self.states[nearest[close]]).all(1)]
-        if len(on):
-            weights[on] = 0
-            weights[on, nearest[on]] = 1
-            remainder[on] = 0
-        size = remainder.norm(dim=1).double()
-        outside = size / distance.min(1).values.sqrt().clamp_min(1e-30)
-        return weights, remainder, torch.where(size > 0, outside, torch.zeros_like(outside))
+        close = (distance.gather(1, nearest[:, None])[:, 0] <= 1e-5 * self.scale).nonzero()[:, 0]
+        for row in close.tolist():
+            k, shared = int(nearest[row]), len(self.shared)
+            state = self.shared[k] if k < shared else self.own[unit[row], k - shared]
+            if torch.equal(theta[row], state):
+                weights[row] = 0
+                weights[row, k] = 1
+                remainder[row] = 0

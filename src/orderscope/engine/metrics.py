@@ -49,7 +49,9 @@ class Expansion:
         return self.value + (d @ self.gradient).double() + 0.5 * (d @ self.factor.T).double().pow(2).sum(-1)
 
 
-def load_expansions(store: RunStore, center: Tensor, values: Mapping[str, float], weight: float) -> dict[str, Expansion]:
+def load_expansions(
+    store: RunStore, center: Tensor, values: Mapping[str, float], weight: float
+) -> dict[str, Expansion]:
     """Every stored expansion by metric name."""
     found = {}
     for name in store.attrs(PLAN)["metrics"]:
@@ -89,4 +91,3 @@ def evaluated(task: Task) -> MetricModel:
         return {name: np.array([r[name] for r in rows], dtype=np.float64) for name in names}
 
     return values
-

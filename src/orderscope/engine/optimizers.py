@@ -2,21 +2,78 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
-from orderscope_kernels.reference import adam_update, sgd_update
 from torch import Tensor
 
-from orderscope.engine.window import Slice, Window
+from orderscope_kernels.reference import adam_update, sgd_update
 
 MOMENTS = {
     "Adam": ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"),
     "AdamW": ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"),
     "SGD": ("momentum_buffer",),
 }
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A run of carried coordinates that one parameter group's hyper-parameters hold for.
+
+    Args:
+        coords: their range in [0, m).
+        group: parameter group.
+        parameter: index of the parameter they belong to (the first of several where no parameter ever lacks a gradient).
+        count: optimizer steps already taken at the start of the dynamics.
+        present: whether there is optimizer state at the start.
+    """
+
+    coords: slice
+    group: int
+    parameter: int
+    count: float
+    present: bool
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where the window starts: weights [m] and moments by key, [m] each."""
+
+    theta: Tensor
+    moments: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Dynamics:
+    """The optimizer of a dynamics.
+
+    Args:
+        optimizer: "Adam", "AdamW" or "SGD".
+        hyper: hyper-parameter -> float64 [steps, param_groups].
+        start: state before the first step.
+        slices: how hyper-parameters and step counts map to coordinates.
+        parameters: number of parameters.
+        masked: whether some parameter lacks a gradient in some step.
+        max_grad_norm: clipping, or None.
+        weight: P / m, what a carried coordinate stands for in a norm.
+    """
+
+    optimizer: str
+    hyper: dict[str, np.ndarray]
+    start: Start
+    slices: tuple[Slice, ...]
+    parameters: int
+    masked: bool
+    max_grad_norm: float | None
+    weight: float
+
+    @property
+    def steps(self) -> int:
+        return len(self.hyper["lr"])
 
 
 @dataclass
@@ -35,28 +92,31 @@ class States:
     taken: Tensor | None
 
 
-def start_states(window: Window, rows: int) -> States:
+def start_states(dynamics: Dynamics, rows: int) -> States:
     """`rows` copies of the window's start."""
-    amsgrad = bool(window.hyper.get("amsgrad", np.zeros(1)).any())
-    momentum = bool(window.hyper.get("momentum", np.ones(1)).any())
+    amsgrad = bool(dynamics.hyper.get("amsgrad", np.zeros(1)).any())
+    momentum = bool(dynamics.hyper.get("momentum", np.ones(1)).any())
     moments = {}
-    for key in MOMENTS[window.optimizer]:
+    for key in MOMENTS[dynamics.optimizer]:
         if (key == "max_exp_avg_sq" and not amsgrad) or (key == "momentum_buffer" and not momentum):
             continue
-        given = window.start.moments.get(key)
-        moments[key] = (torch.zeros_like(window.start.theta) if given is None else given).repeat(rows, 1)
-    taken = None if window.has_grad is None else torch.zeros(rows, window.has_grad.shape[1])
-    return States(window.start.theta.repeat(rows, 1), moments, taken)
+        given = dynamics.start.moments.get(key)
+        moments[key] = (torch.zeros_like(dynamics.start.theta) if given is None else given).repeat(rows, 1)
+    taken = torch.zeros(rows, dynamics.parameters) if dynamics.masked else None
+    return States(dynamics.start.theta.repeat(rows, 1), moments, taken)
 
 
-def clip(gradient: Tensor, max_norm: float, weight: float) -> Tensor:
-    """As torch.nn.utils.clip_grad_norm_, with the Horvitz-Thompson estimate of the norm: [rows, m]."""
-    norm = gradient.norm(dim=1, keepdim=True) * weight**0.5
-    return gradient * (max_norm / (norm + 1e-6)).clamp_max(1.0)
+def clip(dynamics: Dynamics, gradient: Tensor, norm: Tensor | None = None) -> Tensor:
+    """As torch.nn.utils.clip_grad_norm_: [rows, m]. `norm` [rows] is estimated from the coordinates if not given."""
+    if not dynamics.max_grad_norm:
+        return gradient
+    if norm is None:
+        norm = gradient.norm(dim=1) * dynamics.weight**0.5
+    return gradient * (dynamics.max_grad_norm / (norm + 1e-6)).clamp_max(1.0).unsqueeze(1)
 
 
 def step(
-    window: Window, states: States, gradient: Tensor, position: int, lr: Tensor | None, active: Tensor | None
+    dynamics: Dynamics, states: States, gradient: Tensor, position: int, lr: Tensor | None, active: Tensor | None
 ) -> None:
     """Take the step at `position` in place.
 
@@ -66,26 +126,26 @@ def step(
             their ratio to it.
         active: parameters with a gradient, bool [rows, n_params], where some have none.
     """
-    update = _UPDATES[window.optimizer]
-    for part in window.slices:
-        recorded = float(window.hyper["lr"][position, part.group])
+    update = _UPDATES[dynamics.optimizer]
+    for part in dynamics.slices:
+        recorded = float(dynamics.hyper["lr"][position, part.group])
         rate: float | Tensor = recorded
         if lr is not None:
-            first = float(window.hyper["lr"][position, 0])
+            first = float(dynamics.hyper["lr"][position, 0])
             rate = lr * (recorded / first) if first else lr
         if active is None or states.taken is None:
-            update(window, states, part, gradient, position, rate, slice(None), None)
+            update(dynamics, states, part, gradient, position, rate, slice(None), None)
             continue
         rows = active[:, part.parameter].nonzero()[:, 0]
         if len(rows):
             done = states.taken[rows, part.parameter].unsqueeze(1)
             own = rate[rows] if isinstance(rate, Tensor) else rate
-            update(window, states, part, gradient, position, own, rows, done)
+            update(dynamics, states, part, gradient, position, own, rows, done)
             states.taken[rows, part.parameter] += 1
 
 
 def _adam(
-    window: Window,
+    dynamics: Dynamics,
     states: States,
     part: Slice,
     gradient: Tensor,
@@ -94,7 +154,7 @@ def _adam(
     rows: slice | Tensor,
     taken: Tensor | None,
 ) -> None:
-    h = {name: float(values[position, part.group]) for name, values in window.hyper.items()}
+    h = {name: float(values[position, part.group]) for name, values in dynamics.hyper.items()}
     amsgrad = bool(h.get("amsgrad", 0))
     parts = [states.theta, gradient, states.moments["exp_avg"], states.moments["exp_avg_sq"]]
     parts += [states.moments["max_exp_avg_sq"]] if amsgrad else []
@@ -115,7 +175,7 @@ def _adam(
 
 
 def _sgd(
-    window: Window,
+    dynamics: Dynamics,
     states: States,
     part: Slice,
     gradient: Tensor,
@@ -124,7 +184,7 @@ def _sgd(
     rows: slice | Tensor,
     taken: Tensor | None,
 ) -> None:
-    h = {name: float(values[position, part.group]) for name, values in window.hyper.items()}
+    h = {name: float(values[position, part.group]) for name, values in dynamics.hyper.items()}
     parts = [states.theta, gradient]
     parts += [states.moments["momentum_buffer"]] if "momentum_buffer" in states.moments else []
     own = [_part(t, part, rows) for t in parts]
@@ -157,3 +217,25 @@ def _put_back(parts: list[Tensor], own: list[Tensor], part: Slice, rows: slice |
 
 
 _UPDATES: dict[str, Callable[..., None]] = {"Adam": _adam, "AdamW": _adam, "SGD": _sgd}
+
+
+def slices(
+    parameters: Sequence[dict[str, Any]],
+    indices: Tensor | None,
+    size: int,
+    count: Tensor,
+    present: Tensor,
+    single: bool,
+) -> tuple[Slice, ...]:
+    """One slice a parameter, or, where every parameter always gets a gradient, one a run of like parameters."""
+    edges = np.cumsum([0, *(int(np.prod(p["shape"])) for p in parameters)])
+    cuts = edges if indices is None else np.searchsorted(indices.numpy(), edges)
+    slices: list[Slice] = []
+    for i, (low, high) in enumerate(pairwise(cuts.tolist())):
+        new = Slice(slice(low, high), parameters[i]["group"], i, float(count[i]), bool(present[i]))
+        last = slices[-1] if slices else None
+        if last and not single and (last.group, last.count, last.present) == (new.group, new.count, new.present):
+            slices[-1] = Slice(slice(last.coords.start, high), last.group, last.parameter, last.count, last.present)
+        elif high > low:
+            slices.append(new)
+    return tuple(slices)

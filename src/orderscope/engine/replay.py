@@ -17,12 +17,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from orderscope_kernels.reference import curvature_product, gather_rows
 from torch import Tensor
 
 from orderscope.engine.optimizers import clip, start_states, step
 from orderscope.engine.units import Units
 from orderscope.engine.window import Window
+from orderscope_kernels.reference import curvature_product, gather_rows
 
 MEMBERS = 3
 
@@ -34,7 +34,7 @@ class Replayed:
     Args:
         theta: final weights, [members, orders, m].
         outside: how far the states lay outside what the anchors span: mean over the steps of the remainder's length as
-            a share of the distance to the nearest anchor, [orders].
+            a share of the distance from the start, [orders].
         snapshots: weights after the steps asked for, [members, orders, m] each.
     """
 
@@ -64,34 +64,39 @@ def replay(
         curvature: whether to use it; without, the gradient is only interpolated.
     """
     orders, recorded = len(units.index), len(window.table)
-    states = start_states(window, members * orders)
-    table_anchors = torch.zeros(len(window.anchors), dtype=torch.bool)
-    table_anchors[list(window.sample_anchors)] = True
+    dynamics = window.dynamics
+    states = start_states(dynamics, members * orders)
     outside = torch.zeros(orders, dtype=torch.float64)
     kept = {0: states.theta.clone().view(members, orders, -1)} if 0 in snapshots else {}
     for t in range(window.steps):
         unit = torch.from_numpy(units.index[:, t])
-        new = unit >= recorded
-        usable = allowed
-        if bool(new.any()):
-            usable = torch.ones(orders, len(window.anchors), dtype=torch.bool) if usable is None else usable.clone()
-            usable[new] &= table_anchors
+        usable = usable_anchors(window, unit, allowed).repeat(members, 1)
         everyone = unit.repeat(members)
-        weights, remainder, far = window.anchors.weights(
-            states.theta, None if usable is None else usable.repeat(members, 1)
-        )
+        place = everyone.masked_fill(everyone >= recorded, 0)  # a regrouped batch has no anchors of its own
+        weights, remainder, far = window.anchors.weights(states.theta, place, usable)
         outside += far[:orders]
         gradient = _gather(window, units, weights, everyone, recorded)
         if curvature:
             add_curvature(window, gradient, remainder, units.fractions[unit], members)
-        if window.max_grad_norm:
-            gradient = clip(gradient, window.max_grad_norm, window.weight)
-        rate = None if lr is None else torch.from_numpy(lr[:, t]).to(gradient.dtype).repeat(members).unsqueeze(1)
+        gradient = clip(dynamics, gradient)
+        rate = None if lr is None else torch.from_numpy(lr[:, t].copy()).to(gradient.dtype).repeat(members).unsqueeze(1)
         active = None if units.has_grad is None else units.has_grad[everyone]
-        step(window, states, gradient, t, rate, active)
+        step(dynamics, states, gradient, t, rate, active)
         if t + 1 in snapshots:
             kept[t + 1] = states.theta.clone().view(members, orders, -1)
     return Replayed(states.theta.view(members, orders, -1), outside / window.steps, kept)
+
+
+def usable_anchors(window: Window, unit: Tensor, allowed: Tensor | None) -> Tensor:
+    """Which anchors each order may use at a step, bool [orders, anchors]: those its unit has, among those allowed."""
+    recorded = len(window.table)
+    new = unit >= recorded
+    usable = window.known[unit.masked_fill(new, 0)]
+    if bool(new.any()):
+        sampled = torch.zeros(window.anchors.count, dtype=torch.bool)
+        sampled[list(window.sample_anchors)] = True
+        usable[new] = sampled
+    return usable if allowed is None else usable & allowed
 
 
 def add_curvature(window: Window, gradient: Tensor, remainder: Tensor, fractions: Tensor, members: int) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from orderscope.engine.batches import Batches
 from orderscope.engine.window import Window, group_fractions
 from orderscope.errors import OrderscopeError
 
@@ -32,26 +33,6 @@ class Units:
         return self.index >= recorded
 
 
-class Batches:
-    """Finds recorded batches again, whatever the order of their samples."""
-
-    def __init__(self, order: np.ndarray) -> None:
-        self.order = order
-        self._unit = {tuple(row): u for u, row in reversed(list(enumerate(np.sort(order, axis=1).tolist())))}
-
-    def index(self, orders: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Units [orders, steps] and the batches that were not recorded, [regrouped, batch]."""
-        found: dict[tuple[int, ...], int] = {}
-        flat = np.sort(orders.reshape(-1, orders.shape[-1]), axis=1).tolist()
-        units = np.empty(len(flat), dtype=np.int64)
-        for i, row in enumerate(flat):
-            key = tuple(row)
-            unit = self._unit.get(key)
-            units[i] = found.setdefault(key, len(self.order) + len(found)) if unit is None else unit
-        new = np.array(list(found), dtype=np.int64).reshape(-1, orders.shape[-1])
-        return units.reshape(orders.shape[:2]), new
-
-
 def units_of(window: Window, batches: Batches, orders: np.ndarray) -> Units:
     """Raises: OrderscopeError where samples are regrouped but no per-sample gradients were kept."""
     index, new = batches.index(orders)
@@ -61,7 +42,7 @@ def units_of(window: Window, batches: Batches, orders: np.ndarray) -> Units:
             "a rearrangement of recorded batches, since no single samples' gradients were kept",
             "record with sample_anchors=4 (or more), or keep the batches together",
         )
-    anchors = len(window.anchors)
+    anchors = window.anchors.count
     rows = torch.zeros(len(new), anchors, window.coords, dtype=window.table.dtype)
     for which, samples in zip(window.sample_anchors, window.sample_rows, strict=True):
         for x, ids in enumerate(new):

@@ -2,48 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from orderscope.engine.anchors import AnchorSpace
+from orderscope.engine.batches import Batches
+from orderscope.engine.optimizers import Dynamics, Start, slices
+from orderscope.engine.own import own_anchors
 from orderscope.errors import IncompleteRun
-from orderscope.record import TASK_SHARD, load_run
+from orderscope.record import TASK_SHARD, load_run, recorded_runs
 from orderscope.record.segments import read_state, segment_name
 from orderscope.sketch import REFERENCE, SketchPlan, from_bfloat16, missing_units
 from orderscope.store import RunStore
-
-
-@dataclass(frozen=True)
-class Slice:
-    """A run of carried coordinates that one parameter group's hyper-parameters hold for.
-
-    Args:
-        coords: their range in [0, m).
-        group: parameter group.
-        parameter: index of the parameter they belong to (the first of several where no parameter ever lacks a gradient).
-        count: optimizer steps already taken at the start of the window.
-        present: whether there is optimizer state at the start.
-    """
-
-    coords: slice
-    group: int
-    parameter: int
-    count: float
-    present: bool
-
-
-@dataclass(frozen=True)
-class Start:
-    """Where the window starts: weights [m] and moments by key, [m] each."""
-
-    theta: Tensor
-    moments: dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -51,12 +24,10 @@ class Window:
     """One recorded window, ready to be replayed.
 
     Args:
-        optimizer: "Adam", "AdamW" or "SGD".
-        hyper: hyper-parameter -> float64 [steps, param_groups].
-        start: state before the first step.
-        slices: how hyper-parameters and step counts map to coordinates.
-        anchors: their states, [anchors, m].
-        table: batch gradients, [units, anchors, m]; unit u is step u of the reference order.
+        dynamics: the optimizer, its hyper-parameters and the state it starts in.
+        anchors: states where gradients are known, K shared by all units and R of each unit's own.
+        known: which of them a unit has, bool [units, K + R].
+        table: batch gradients there, [units, K + R, m]; unit u is step u of the reference order.
         sample_rows: per-sample gradients by anchor with samples, bfloat16 [samples, m] each.
         sample_anchors: which anchors those are.
         fractions: share of each group in a unit, [units, groups].
@@ -64,16 +35,13 @@ class Window:
         factors: per group the two independent halves A_0, A_1 of the curvature, [rank, m] each: C = (A_0^T A_0 +
             A_1^T A_1) / 2, coordinate weight included.
         order: the reference order; group_codes: group of every sample.
-        weight: P / m.
-        max_grad_norm: clipping, or None.
-        anchor_runs: name of the run each anchor is of; anchor_steps: its step.
+        anchor_runs: name of the run each of the K + R anchors is of.
+        final: weights at the end of the reference run, [m].
     """
 
-    optimizer: str
-    hyper: dict[str, np.ndarray]
-    start: Start
-    slices: tuple[Slice, ...]
+    dynamics: Dynamics
     anchors: AnchorSpace
+    known: Tensor
     table: Tensor
     sample_rows: tuple[Tensor, ...]
     sample_anchors: tuple[int, ...]
@@ -82,10 +50,8 @@ class Window:
     factors: tuple[tuple[Tensor, Tensor], ...]
     order: np.ndarray
     group_codes: np.ndarray
-    weight: float
-    max_grad_norm: float | None
     anchor_runs: tuple[str, ...]
-    anchor_steps: tuple[int, ...]
+    final: Tensor
 
     @property
     def steps(self) -> int:
@@ -93,7 +59,7 @@ class Window:
 
     @property
     def coords(self) -> int:
-        return len(self.start.theta)
+        return len(self.dynamics.start.theta)
 
 
 def load_window(store: RunStore, *, energy: float) -> Window:
@@ -119,15 +85,27 @@ def load_window(store: RunStore, *, energy: float) -> Window:
     reference = load_run(store, REFERENCE)
     coordinates = plan.coordinates
     first = read_state(store, REFERENCE, 0)
-    has_grad = reference.has_grad
-    masks = None if bool(has_grad.all()) else has_grad
-    return Window(
+    masks = None if bool(reference.has_grad.all()) else reference.has_grad
+    dynamics = Dynamics(
         optimizer=attrs["optimizer"],
         hyper={name: values.numpy() for name, values in reference.hyper.items()},
         start=Start(coordinates.take(first.theta), {k: coordinates.take(v) for k, v in first.moments.items()}),
-        slices=_slices(attrs["parameters"], coordinates.indices, plan.size, first.count, first.present, masks is not None),
-        anchors=AnchorSpace(_anchor_states(store, plan, coordinates.indices)),
-        table=_table(store, plan),
+        slices=slices(
+            attrs["parameters"], coordinates.indices, plan.size, first.count, first.present, masks is not None
+        ),
+        parameters=len(attrs["parameters"]),
+        masked=masks is not None,
+        max_grad_norm=attrs["max_grad_norm"],
+        weight=coordinates.weight,
+    )
+    runs = [load_run(store, run) for run in recorded_runs(store)]
+    own = own_anchors(dynamics, Batches(order), runs)
+    shared, table = _anchor_states(store, plan, coordinates.indices), _table(store, plan)
+    return Window(
+        dynamics=dynamics,
+        anchors=AnchorSpace(shared, own.states, dynamics.start.theta),
+        known=torch.cat([torch.ones(len(order), len(shared), dtype=torch.bool), own.known], dim=1),
+        table=torch.cat([table, own.gradients], dim=1),
         sample_rows=tuple(_sample_rows(store, plan, a, len(codes)) for a in _sample_anchors(plan)),
         sample_anchors=_sample_anchors(plan),
         fractions=group_fractions(order, codes, len(attrs["group_names"])),
@@ -135,10 +113,8 @@ def load_window(store: RunStore, *, energy: float) -> Window:
         factors=_factors(store, plan, coordinates.weight, energy, len(attrs["group_names"])),
         order=order,
         group_codes=codes,
-        weight=coordinates.weight,
-        max_grad_norm=attrs["max_grad_norm"],
-        anchor_runs=tuple(a.run for a in plan.anchors),
-        anchor_steps=tuple(a.step for a in plan.anchors),
+        anchor_runs=(*(a.run for a in plan.anchors), *own.runs),
+        final=shared[max(i for i, a in enumerate(plan.anchors) if a.run == REFERENCE)],
     )
 
 
@@ -215,25 +191,3 @@ def _sample_rows(store: RunStore, plan: SketchPlan, anchor: int, samples: int) -
         ids = torch.from_numpy(store.read(name, ["ids"])["ids"])
         rows[ids] = from_bfloat16(store.map(name, "samples"))
     return rows
-
-
-def _slices(
-    parameters: Sequence[dict[str, Any]],
-    indices: Tensor | None,
-    size: int,
-    count: Tensor,
-    present: Tensor,
-    single: bool,
-) -> tuple[Slice, ...]:
-    """One slice a parameter, or, where every parameter always gets a gradient, one a run of like parameters."""
-    edges = np.cumsum([0, *(int(np.prod(p["shape"])) for p in parameters)])
-    cuts = edges if indices is None else np.searchsorted(indices.numpy(), edges)
-    slices: list[Slice] = []
-    for i, (low, high) in enumerate(pairwise(cuts.tolist())):
-        new = Slice(slice(low, high), parameters[i]["group"], i, float(count[i]), bool(present[i]))
-        last = slices[-1] if slices else None
-        if last and not single and (last.group, last.count, last.present) == (new.group, new.count, new.present):
-            slices[-1] = Slice(slice(last.coords.start, high), last.group, last.parameter, last.count, last.present)
-        elif high > low:
-            slices.append(new)
-    return tuple(slices)

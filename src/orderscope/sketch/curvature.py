@@ -69,13 +69,15 @@ def pseudo_gradients(
 
     many = vmap(rows, in_dims=(0, 0))
     noise = uniform_noise(len(ids), draws, split.noise_shape, seed).to(next(iter(params.values())))
-    parts = []
-    with sdpa_kernel(SDPBackend.MATH):
-        step = max(1, micro_batch // draws)
-        for start, chunk in zip(range(0, len(ids), step), chunks(ids, step), strict=True):
+    step = max(1, micro_batch // draws)
+    whole = noise.new_empty(min(step, len(ids)), draws, at.layout.size)
+    drawn = noise.new_empty(len(ids), draws, coordinates.carried)
+    for start, chunk in zip(range(0, len(ids), step), chunks(ids, step), strict=True):
+        with sdpa_kernel(SDPBackend.MATH):
             out = many(batch_of(chunk), noise[start : start + len(chunk)])
-            parts.append(coordinates.take(at.layout.flatten([out[n] for n in at.layout.names])))
-    return torch.cat(parts)
+        parts = [out[n].flatten(2) for n in at.layout.names]
+        drawn[start : start + len(chunk)] = coordinates.take(torch.cat(parts, dim=2, out=whole[: len(chunk)]))
+    return drawn
 
 
 def uniform_noise(samples: int, draws: int, shape: tuple[int, ...], seed: int) -> Tensor:

@@ -71,16 +71,24 @@ def batch_gradient(at: Point, loss: Callable[[Any, Any], Tensor], batch: Any, co
 
 def sample_gradients(
     at: Point, batch_of: Callable[[Any], Any], ids: Any, coordinates: Coordinates, *, micro_batch: int
-) -> Tensor:
-    """Per-sample gradients by `vmap` of `grad`, [len(ids), m]. `batch_of` collates sample ids."""
+) -> Iterator[Tensor]:
+    """Per-sample gradients by `vmap` of `grad`, a chunk [micro_batch, m] at a time; the last may be shorter.
+
+    A chunk is overwritten by the next: fresh memory of this size costs more than the gradients of a small model.
+
+    Args:
+        batch_of: sample ids -> collated batch.
+    """
     one = vmap(grad(sample_loss(at.loss)), in_dims=(None, None, 0), randomness="error")
     params, rest = at.params, at.rest
-    parts = []
-    with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no vmap of backward
-        for chunk in chunks(ids, micro_batch):
+    whole: Tensor | None = None
+    for chunk in chunks(ids, micro_batch):
+        with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no vmap of backward
             rows = one(params, rest, batch_of(chunk))
-            parts.append(coordinates.take(at.layout.flatten([rows[n] for n in at.layout.names])))
-    return torch.cat(parts)
+        parts = [rows[n].flatten(1) for n in at.layout.names]
+        if whole is None:
+            whole = parts[0].new_empty(len(chunk), at.layout.size)
+        yield coordinates.take(torch.cat(parts, dim=1, out=whole[: len(chunk)]))
 
 
 def micro_batch_size(size: int, memory: int = MEMORY) -> int:

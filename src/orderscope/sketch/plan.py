@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from orderscope.errors import IncompleteRun
-from orderscope.record import load_run, recorded_runs
+from orderscope.record import load_run
 from orderscope.sketch.coordinates import Coordinates, draw_coordinates
 from orderscope.store import RunStore
 
@@ -123,13 +123,12 @@ def make_plan(
         item_size: bytes of one number.
     """
     carried = min(coords, size)
-    anchors: list[Anchor] = []
-    for run in recorded_runs(store):
-        boundaries = load_run(store, run).boundaries
-        first = 0 if run == REFERENCE else 1  # every run starts in the same state
-        anchors += [Anchor(run, k, int(boundaries[k]), False) for k in range(first, len(boundaries))]
-    own = [i for i, a in enumerate(anchors) if a.run == REFERENCE]
-    kept = {own[round(i)] for i in np.linspace(0, len(own) - 1, min(sample_anchors, len(own)))} if sample_anchors else {}
+    boundaries = load_run(store, REFERENCE).boundaries
+    anchors = [Anchor(REFERENCE, k, int(step), False) for k, step in enumerate(boundaries)]
+    own = list(range(len(anchors)))
+    kept = (
+        {own[round(i)] for i in np.linspace(0, len(own) - 1, min(sample_anchors, len(own)))} if sample_anchors else {}
+    )
     anchors = [Anchor(a.run, a.segment, a.step, i in kept) for i, a in enumerate(anchors)]
     steps, batch = order.shape
     block = max(1, SHARD_BYTES // max(1, carried * max(item_size, batch * 2 if kept else 0)))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import multiprocessing
 import time
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,12 +82,20 @@ class SketchStage:
         if not self.plan.anchors[anchor].samples:
             rows = [batch_gradient(at, self.task.loss, self.task.batch(ids), self._coordinates) for ids in order]
             return {"batch": finite(torch.stack(rows), what)}, {}
-        ids, where = np.unique(order, return_inverse=True)
-        samples = sample_gradients(at, self.task.batch, ids, self._coordinates, micro_batch=self._micro_batch)
-        place = torch.from_numpy(where.reshape(order.shape))
-        means = torch.stack([samples[p].mean(0) for p in place])
-        own = [i for i, sample in enumerate(ids) if first <= self._first_use[sample] < last]
-        arrays = {"batch": finite(means, what), "samples": to_bfloat16(samples[own]), "ids": ids[own]}
+        at_once = max(1, self._micro_batch // order.shape[1]) * order.shape[1]
+        ids = order.reshape(-1)
+        own = self._first_use[ids] == np.repeat(np.arange(first, last), order.shape[1])
+        own[np.setdiff1d(np.arange(len(ids)), np.unique(ids, return_index=True)[1])] = False
+        means, samples = [], torch.empty(int(own.sum()), self.plan.carried, dtype=torch.bfloat16)
+        kept = 0
+        chunks = sample_gradients(at, self.task.batch, ids, self._coordinates, micro_batch=at_once)
+        for start, rows in zip(range(0, len(ids), at_once), chunks, strict=True):
+            means.append(rows.unflatten(0, (-1, order.shape[1])).mean(1))
+            chosen = torch.from_numpy(own[start : start + len(rows)])
+            count = int(chosen.sum())
+            samples[kept : kept + count] = rows if count == len(rows) else rows[chosen]
+            kept += count
+        arrays = {"batch": finite(torch.cat(means), what), "samples": bits(samples), "ids": ids[own]}
         return arrays, {"bfloat16": ["samples"]}
 
     def _curvature(self, block: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -117,8 +127,8 @@ class SketchStage:
     def _pseudo(self, at: Point, batch_of: Any, ids: Any, draws: int, stream: int) -> Tensor:
         split = stored_split(self.store)
         if split.kind == "empirical":
-            rows = sample_gradients(at, batch_of, ids, self._coordinates, micro_batch=self._micro_batch)
-            return finite_tensor(rows.unsqueeze(1), "curvature rows")
+            chunks = sample_gradients(at, batch_of, ids, self._coordinates, micro_batch=self._micro_batch)
+            return finite_tensor(torch.cat([rows.clone() for rows in chunks]).unsqueeze(1), "curvature rows")
         seed = int(np.random.SeedSequence([self.plan.seed, stream]).generate_state(1)[0])
         rows = pseudo_gradients(
             at, split, batch_of, ids, self._coordinates, draws=draws, seed=seed, micro_batch=self._micro_batch
@@ -127,26 +137,29 @@ class SketchStage:
 
 
 def run_stage(
-    stage: SketchStage, *, only: Callable[[int], bool] | None = None, progress: Callable[[int, int], None] | None = None
+    stage: SketchStage,
+    *,
+    jobs: int = 1,
+    only: Callable[[int], bool] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Compute and write what is missing. Writing runs beside computing, in the order of the plan.
+    """Compute and write what is missing, in the order of the plan; writing runs beside computing.
 
     Args:
+        jobs: processes that compute, one thread each; see `default_jobs`.
         only: of the units, by number, which are this worker's.
         progress: called as `progress(done, units)`.
     """
-    units = stage.plan.units()
-    mine = [u for i, u in enumerate(units) if only is None or only(i)]
-    todo = [u for u in missing_units(stage.store, stage.plan) if u in set(mine)]
+    mine = [u for i, u in enumerate(stage.plan.units()) if only is None or only(i)]
+    wanted = set(mine)
+    todo = [u for u in missing_units(stage.store, stage.plan) if u in wanted]
     done = len(mine) - len(todo)
     if SPLIT not in stage.store and todo:
         write_split(stage.store, stage.split())
     with ThreadPoolExecutor(1) as writer:
         pending: list[Future[None]] = []
-        for unit in todo:
-            began = time.perf_counter()
-            arrays, attrs = stage.compute(unit)
-            stage.store.log({"event": "sketched", "unit": unit, "seconds": time.perf_counter() - began})
+        for unit, (arrays, attrs, seconds) in zip(todo, _computed(stage, todo, jobs), strict=True):
+            stage.store.log({"event": "sketched", "unit": unit, "seconds": seconds})
             pending.append(writer.submit(stage.store.write, unit, arrays, attrs))
             if len(pending) > 2:  # computed but unwritten arrays take memory
                 pending.pop(0).result()
@@ -155,6 +168,51 @@ def run_stage(
                 progress(done, len(mine))
         for future in pending:
             future.result()
+
+
+def default_jobs(device: torch.device) -> int:
+    """As many processes as torch would use threads; one where forking is unsafe (accelerators) or impossible."""
+    if device.type != "cpu" or torch.cuda.is_available() or "fork" not in multiprocessing.get_all_start_methods():
+        return 1
+    return torch.get_num_threads()
+
+
+Computed = tuple[dict[str, np.ndarray], dict[str, Any], float]
+
+
+def _computed(stage: SketchStage, units: list[str], jobs: int) -> Iterator[Computed]:
+    """Results in the order of `units`, whichever process made them."""
+    if jobs <= 1 or len(units) < 2:
+        yield from (_timed(stage, unit) for unit in units)
+        return
+    context = multiprocessing.get_context("fork")  # a task is closures over data: it is inherited, not pickled
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker, initargs=(stage,)) as pool:
+        waiting = iter(units)
+        running = [pool.submit(_work, unit) for unit in itertools.islice(waiting, jobs + 1)]
+        while running:
+            result = running.pop(0).result()
+            running += [pool.submit(_work, unit) for unit in itertools.islice(waiting, 1)]
+            yield result
+
+
+_inherited: SketchStage | None = None
+
+
+def _start_worker(stage: SketchStage) -> None:
+    global _inherited
+    torch.set_num_threads(1)
+    _inherited = stage
+
+
+def _work(unit: str) -> Computed:
+    assert _inherited is not None
+    return _timed(_inherited, unit)
+
+
+def _timed(stage: SketchStage, unit: str) -> Computed:
+    began = time.perf_counter()
+    arrays, attrs = stage.compute(unit)
+    return arrays, attrs, time.perf_counter() - began
 
 
 def write_split(store: RunStore, split: OutputSplit) -> None:
@@ -174,11 +232,15 @@ def stored_split(store: RunStore) -> OutputSplit:
 def to_bfloat16(tensor: Tensor) -> np.ndarray:
     """Rounded to bfloat16, as uint16 bits: numpy has no such type. Relative precision 2^-9 at every scale, which Adam
     needs: it divides small gradients by small roots."""
-    return tensor.to(torch.bfloat16).contiguous().view(torch.uint16).numpy()
+    return bits(tensor.to(torch.bfloat16))
+
+
+def bits(tensor: Tensor) -> np.ndarray:
+    return tensor.contiguous().view(torch.uint16).numpy()
 
 
 def from_bfloat16(array: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array)).view(torch.bfloat16)
+    return torch.from_numpy(np.array(array)).view(torch.bfloat16)
 
 
 def finite(tensor: Tensor, what: str) -> np.ndarray:
@@ -186,7 +248,9 @@ def finite(tensor: Tensor, what: str) -> np.ndarray:
 
 
 def finite_tensor(tensor: Tensor, what: str) -> Tensor:
-    if not bool(torch.isfinite(tensor).all()):
+    if not bool(
+        torch.isfinite(tensor.sum(dtype=torch.float32))
+    ):  # a sum shows any inf or nan, without a mask in memory
         raise OrderscopeError(
             f"gradients that are not finite at {what}",
             "finite gradients at every anchor",
