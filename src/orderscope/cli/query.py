@@ -72,7 +72,7 @@ def query(
              "metrics": {effect.metric: effect.as_json() for effect in measured}, "orders": rows}
         )  # fmt: skip
     else:
-        _show(run, told, measured, rows, estimator)
+        _show(run, told, measured, rows, estimator, lr)
     trusted = all(values["trusted"] for row in rows for values in row["metrics"].values())
     click.get_current_context().exit(0 if trusted else UNTRUSTED)
 
@@ -130,8 +130,12 @@ def _recorded_rates(sim: Simulator) -> np.ndarray:
     return rates[:, 0]
 
 
-def _show(run: Path, told: str, measured: list[Effect], rows: list[dict[str, Any]], estimator: str) -> None:
+def _show(
+    run: Path, told: str, measured: list[Effect], rows: list[dict[str, Any]], estimator: str, lr: str | None
+) -> None:
     click.echo(f"{plain(str(run))}   task: {plain(told)}")
+    if lr is not None:
+        click.echo(f"learning rates {plain(lr)}; differences are to the recorded order at the recorded rates")
     for effect in measured:
         click.echo(f"\n{plain(effect.metric)}: {effect.reference:.5g} in the recorded order")
         click.echo(f"  sigma_order {effect.sigma:.2g}: one standard deviation over {effect.runs} true runs")

@@ -60,7 +60,7 @@ def load_task(spec: str) -> Task:
         raise OrderscopeError(
             f"{type(error).__name__}: {error} (line {where.lineno} of {where.filename}) while loading task {spec}",
             "code that builds the task",
-            "correct it; python -c 'import ...' shows the whole traceback",
+            "correct it",
         ) from error
     if not isinstance(found, Task):
         raise OrderscopeError(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from orderscope.report.effect import Effect
 from orderscope.report.figure import GRID, INK, MUTED, bare, drawing, series
 from orderscope.report.material import PROPOSED, Asked, Material
 from orderscope.report.section import Section
@@ -35,13 +36,16 @@ def mark(material: Material, index: int) -> str:
     return "P" if material.asked[index].label == PROPOSED else str(index + 1)
 
 
-def verdict(asked: Asked, metric: str, reference: float) -> tuple[str, str]:
-    """Words for a prediction and their kind: "worse" and "better" are not said, a metric may go either way."""
+def verdict(asked: Asked, metric: str, effect: Effect) -> tuple[str, str]:
+    """Words for an order and their kind. "Better" and "worse" are not said: a metric may go either way."""
+    if metric in asked.true:
+        change = asked.true[metric] - effect.reference
+        return f"trained: {signed(change, effect.sigma or math.nan)}", "clear"
     if not asked.trusted[metric]:
         return "not trusted", "warn"
-    if not asked.detectable(metric, reference):
+    if not asked.detectable(metric, effect.reference):
         return "no detectable effect", "quiet"
-    return ("lower" if asked.difference(metric, reference) < 0 else "higher"), "clear"
+    return ("lower" if asked.difference(metric, effect.reference) < 0 else "higher"), "clear"
 
 
 def _panel(material: Material, metric: str) -> dict[str, Any]:
@@ -57,7 +61,7 @@ def _panel(material: Material, metric: str) -> dict[str, Any]:
 def _row(material: Material, index: int, metric: str) -> dict[str, Any]:
     asked, reference = material.asked[index], material.reference[metric]
     value, error = figures(asked.values[metric], asked.errors[metric])
-    words, kind = verdict(asked, metric, reference)
+    words, kind = verdict(asked, metric, material.effects[metric])
     return {
         "mark": mark(material, index),
         "color": index,

@@ -90,6 +90,8 @@ def _inline(svg: str) -> str:
     body = body.replace("xlink:href", "href")
     used = set(re.findall(r'(?:url\(#|href="#)([^")]+)', body))
     body = re.sub(r'\sid="([^"]*)"', lambda found: found[0] if found[1] in used else "", body)
+    # matplotlib has written either of two forms
+    body = re.sub(r"font-family:[^;\"]*", "font-family: var(--sans)", body)
     body = re.sub(r"font:\s*((?:[\w.]+ )*[\d.]+px) [^;\"]*", r"font: \1 var(--sans)", body)
     body = re.sub(r"#0101([0-9a-f]{2})", lambda found: f"var(--{NAMES[int(found[1], 16)]})", body)
     return re.sub(r"\n\s*", "\n", f"{head}>{body}").strip()

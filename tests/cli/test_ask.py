@@ -1,0 +1,230 @@
+"""`record`, `sketch` and `query` on a tiny task: what they print, what --json says, and exit codes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+import orderscope as osc
+from made_up import IMAGE
+from orderscope.cli.main import main
+from orderscope.cli.tasks import load_task, remembered_task
+
+TASKS = """
+import numpy as np
+import orderscope as osc
+import tasks_tiny
+
+def char():
+    return tasks_tiny.char()
+
+def linear():
+    return osc.Task(**tasks_tiny.linear())
+
+ready = osc.Task(**tasks_tiny.linear())
+number = 3
+
+def broken():
+    return {}["no such key"]
+"""
+
+
+def call(*args: object) -> Result:
+    return CliRunner().invoke(main, [str(arg) for arg in args], catch_exceptions=False)
+
+
+def answer(*args: object, code: int = 0) -> dict:
+    result = call(*args, "--json")
+    assert result.exit_code == code, result.output
+    return json.loads(result.stdout)
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("tasks") / "some_tasks.py"
+    file.write_text(TASKS)
+    return file
+
+
+@pytest.fixture(scope="module")
+def recorded(tasks: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+    run = tmp_path_factory.mktemp("runs") / "run"
+    return run, answer("record", f"{tasks}:char", "--out", run, "--anchors", 4, "--probes", 3)
+
+
+@pytest.fixture
+def run(recorded: tuple[Path, dict], tmp_path: Path) -> Path:
+    """A copy, so that what one test leaves in it does not matter to another."""
+    shutil.copytree(recorded[0], tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_record(recorded: tuple[Path, dict], tasks: Path) -> None:
+    run, facts = recorded
+    assert facts["runs"] == ["reference", "probe-0", "probe-1", "probe-2"]
+    assert facts["sketched"]
+    assert facts["cost"]["training"] == 4
+    assert facts["metrics"].keys() == {"eval"}
+    assert remembered_task(osc.RunStore.open(run)) == f"{tasks}:char"
+
+
+def test_record_again_changes_nothing(run: Path, tasks: Path) -> None:
+    before = sorted((file.name, file.read_bytes()) for file in run.glob("*.h5"))
+    result = call("record", f"{tasks}:char", "--out", run, "--anchors", 4, "--probes", 3)
+    assert result.exit_code == 0
+    assert result.stdout.startswith(f"{run}: 4 runs trained, ")
+    assert "  eval of the reference order: " in result.stdout
+    assert sorted((file.name, file.read_bytes()) for file in run.glob("*.h5")) == before
+
+
+def test_record_of_another_task_is_refused(run: Path, tasks: Path) -> None:
+    result = call("record", f"{tasks}:linear", "--out", run)
+    assert result.exit_code == 1
+    assert "found a task with another data" in result.stderr
+    assert remembered_task(osc.RunStore.open(run)) == f"{tasks}:char"
+
+
+def test_sketch_later(tasks: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    first = call("record", f"{tasks}:ready", "--out", out, "--anchors", 3, "--probes", 2, "--no-sketch")
+    assert f"not sketched yet: orderscope sketch {out}" in first.stdout
+    assert call("query", out, "--order", "reverse").exit_code == 5
+    assert answer("sketch", out)["sketched"]
+    assert call("query", out, "--order", "reverse").exit_code in (0, 3)
+
+
+def test_query(run: Path) -> None:
+    np.save(run.parent / "mine.npy", osc.RunStore.open(run).read("record/task", ["order"])["order"][::-1])
+    facts = answer("query", run, "--order", "reference", "--order", "reverse", "--order", run.parent / "mine.npy")
+    effect = facts["metrics"]["eval"]
+    assert effect["sigma"] > 0
+    assert effect["source"] == "held-out"
+    rows = [row["metrics"]["eval"] for row in facts["orders"]]
+    assert [row["order"] for row in facts["orders"]] == ["reference", "reverse", str(run.parent / "mine.npy")]
+    assert rows[1] == rows[2]
+    assert rows[0]["value"] == pytest.approx(effect["reference"], abs=1e-4)
+    assert rows[1]["difference"] == pytest.approx(rows[1]["value"] - effect["reference"])
+    assert rows[1]["detectable"] == (abs(rows[1]["difference"]) > rows[1]["error"])
+
+
+def test_query_for_a_person(run: Path) -> None:
+    result = call("query", run, "--order", "reference", "--order", "late:a|swap:1,2")
+    assert result.exit_code == 0
+    lines = [line.strip() for line in result.stdout.splitlines() if line]
+    assert lines[1].startswith("eval: 2.")
+    assert lines[2].startswith("sigma_order 0.")
+    assert lines[3].startswith("noise 0.")
+    assert lines[4].split() == ["order", "eval", "error", "difference", "trusted"]
+    assert lines[5].startswith("reference  ")
+    assert "no detectable effect" in lines[5]
+    assert lines[6].startswith("late:a|swap:1,2  ")
+
+
+@pytest.mark.parametrize("lr", ["x1", "FILE"])
+def test_the_recorded_rates_change_nothing(run: Path, lr: str) -> None:
+    usual = answer("query", run, "--order", "reverse")["orders"]
+    if lr == "FILE":
+        lr = str(run.parent / "rates.npy")
+        (recorded,) = {tuple(row) for row in [load_rates(run)]}
+        np.save(lr, np.array(recorded))
+    other = answer("query", run, "--order", "reverse", "--lr", lr)["orders"]
+    assert other[0]["metrics"]["eval"]["value"] == pytest.approx(usual[0]["metrics"]["eval"]["value"], rel=1e-6)
+
+
+def load_rates(run: Path) -> np.ndarray:
+    from orderscope.record import load_run
+
+    return load_run(osc.RunStore.open(run), "reference").hyper["lr"][:, 0].numpy()
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "words"),
+    [
+        (["--order", "nonsense"], 1, "found order expression 'nonsense'"),
+        (["--order", "nowhere.npy"], 1, "found no file nowhere.npy"),
+        (["--order", "reverse", "--metric", "f1"], 1, "found metric 'f1'; expected one of eval"),
+        (["--order", "reverse", "--lr", "fast"], 1, "found learning rates 'fast'"),
+        (["--order", "reverse", "--estimator", "tea"], 1, "found estimator 'tea'"),
+        (["--order", "reverse", "--task", "no-colon"], 2, "not of the form file.py:name or module:name"),
+        (["--order", "reverse", "--task", "nowhere.py:task"], 1, "found no file nowhere.py"),
+        ([], 2, "Missing option '--order'"),
+    ],
+    ids=str,
+)
+def test_wrong_questions(run: Path, args: list[str], code: int, words: str) -> None:
+    result = call("query", run, *args)
+    assert result.exit_code == code
+    assert words in result.stderr
+    assert code == 2 or len(result.stderr.splitlines()) == 1
+
+
+def test_untrusted_is_printed_and_is_exit_code_3(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from orderscope.simulator import Simulator
+
+    monkeypatch.setattr(Simulator, "_inside", lambda self, outside, rates: np.zeros(len(outside), dtype=bool))
+    result = call("query", run, "--order", "reverse")
+    assert result.exit_code == 3
+    assert result.stdout.splitlines()[-1].startswith("not trusted: outside")
+    assert not answer("query", run, "--order", "reverse", code=3)["orders"][0]["metrics"]["eval"]["trusted"]
+
+
+def test_a_damaged_run_is_exit_code_4(run: Path) -> None:
+    shard = run / "record+reference+segment-001.h5"
+    raw = bytearray(shard.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    shard.write_bytes(raw)
+    result = call("query", run, "--order", "reverse")
+    assert result.exit_code == 4
+    assert "record/reference/segment-001" in result.stderr
+
+
+def test_without_its_task_a_run_answers_from_what_is_stored(run: Path, tasks: Path) -> None:
+    moved = tasks.rename(tasks.with_name("gone.py"))
+    try:
+        facts = answer("query", run, "--order", "reverse")
+        assert "cannot be used (no file" in facts["task"]
+        assert facts["orders"][0]["metrics"]["eval"]["value"] > 0
+        result = call("sketch", run)
+        assert result.exit_code == 1
+        assert "expected the recorded task" in result.stderr
+    finally:
+        moved.rename(tasks)
+
+
+def test_a_packed_run_names_no_task_to_import(run: Path) -> None:
+    assert call("pack", run, "--out", run.parent / "run.h5").exit_code == 0
+    facts = answer("query", run.parent / "run.h5", "--order", "reverse")
+    assert facts["task"].startswith("not given")
+
+
+def test_a_task_that_lies_inside_the_run_is_not_imported(run: Path, tmp_path: Path) -> None:
+    (run / "evil.py").write_text(f"open({str(tmp_path / 'was-here')!r}, 'w')")
+    with osc.RunStore.create(run) as store:
+        store.log({"event": "task", "spec": f"{run / 'evil.py'}:task"})
+    assert "it lies inside the run" in answer("query", run, "--order", "reverse")["task"]
+    assert not (tmp_path / "was-here").exists()
+
+
+def test_tasks(tasks: Path) -> None:
+    assert load_task(f"{tasks}:ready").steps == load_task(f"{tasks}:linear").steps == 8
+    for name, words in (
+        ("nothing", "found no 'nothing' in"),
+        ("number", "is a int"),
+        ("broken", "KeyError: 'no such key' (line 16 of"),
+    ):
+        with pytest.raises(osc.OrderscopeError) as error:
+            load_task(f"{tasks}:{name}")
+        assert words in str(error.value)
+    with pytest.raises(osc.OrderscopeError, match="ModuleNotFoundError"):
+        load_task("no_such_module:task")
+
+
+def test_names_from_a_run_do_not_steer_the_terminal(run: Path) -> None:
+    result = call("query", run, "--order", f"late:{IMAGE}\x1b[2J")
+    assert result.exit_code == 1
+    assert "\x1b" not in result.stderr

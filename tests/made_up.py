@@ -1,0 +1,34 @@
+"""What a search and a position map would have left in a run, made up; names that would harm a careless page."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+
+import orderscope as osc
+
+SCRIPT = "<script>alert('é')</script>"
+IMAGE = '"><img src=x onerror=alert(1)>'
+DOLLARS = "$\\frac{ & $"
+ESCAPE = "c\x1b[2J"
+
+
+def proposal(task: osc.Task) -> SimpleNamespace:
+    rows = [
+        SimpleNamespace(name=IMAGE, source=SCRIPT, predicted=2.81, error=0.02, confirmed=2.82),
+        SimpleNamespace(name="sort", source="baseline", predicted=2.83, error=float("nan"), confirmed=None),
+    ]
+    return SimpleNamespace(
+        order=np.roll(task.order, 2, axis=0), metric=SCRIPT, predicted=2.81, error=0.02, confirmed=2.82, reference=2.86,
+        random={"mean": 2.85, "std": 0.01}, gain_sigma=np.float64(3.0), scored=100, cost=25.0, best_of_n=2.83,
+        undetectable=False, notes=[SCRIPT], table=rows,
+    )  # fmt: skip
+
+
+def heat(steps: int) -> SimpleNamespace:
+    at, places = np.arange(0, steps, 2), np.arange(0, steps, 3)
+    value = 2.5 - 0.01 * places[None] + 0.01 * at[:, None]
+    return SimpleNamespace(
+        units=at, places=places, at=at, value=value, error=np.full(value.shape, 0.015), recorded=value.mean(1)
+    )

@@ -1,0 +1,115 @@
+"""The parts of a page: words, strips, figures, and what is kept in a run."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import orderscope as osc
+from made_up import IMAGE, SCRIPT, heat, proposal
+from orderscope.report.asked import asked_orders, remember_orders, resolve_order
+from orderscope.report.effect import effects, held_out_noise
+from orderscope.report.figure import COLORS, drawing
+from orderscope.report.material import Pairs
+from orderscope.report.stored import heats, keep_heat, keep_proposal, proposals
+from orderscope.report.strip import legend, strip
+from orderscope.report.truth import agreement
+from orderscope.report.words import count, figures, listed, plain, short, signed, two
+
+
+def test_numbers() -> None:
+    assert figures(2.51298, 0.0062) == ("2.5130", "±0.0062")
+    assert figures(2.51298, 12.0) == ("3", "±12")
+    assert figures(0.5, 0.0) == ("0.5", "±0")
+    assert figures(2.51298, math.nan) == ("2.513", "none")
+    assert signed(-0.00421, 0.0013) == "−0.0042"
+    assert signed(0.5, math.nan) == "+0.5"
+    assert [two(x) for x in (0.0089, 0.314, 12.3, 0.0, 3e-7, math.nan)] == [
+        "0.0089",
+        "0.31",
+        "12",
+        "0",
+        "3.0e-07",
+        "unknown",
+    ]
+    assert (count(1, "run"), count(1200, "run")) == ("1 run", "1,200 runs")
+    assert [listed(list("abc")[:n]) for n in range(4)] == ["none", "a", "a and b", "a, b and c"]
+
+
+def test_names() -> None:
+    assert plain("ok é\t\x1b[31m‮") == "ok é\\t\\x1b[31m\\u202e"
+    assert short("a" * 100, 9) == "aaaa…aaaa"
+
+
+def test_strips_escape_and_join_equal_steps() -> None:
+    drawn = strip([IMAGE, IMAGE, "b"], [IMAGE, "b"], SCRIPT)
+    assert drawn.count("<rect") == 2
+    assert "steps 0 to 1" in drawn
+    assert "<img" not in drawn + legend([IMAGE, "b"])
+    assert "<script" not in drawn
+    assert strip(["a"], ["a"], "x") == legend(["a"]) == ""
+    assert "3 more groups" in legend([str(i) for i in range(10)])
+
+
+def test_a_drawing_takes_its_colours_from_the_page() -> None:
+    def draw(figure, narrow):
+        figure.subplots().plot([0, 1], [0, 1], color=COLORS["s3"], label="x")
+
+    drawn = drawing("x", '"label"', draw, 2.0)
+    assert drawn.count("<svg") == 2
+    assert "var(--s3)" in drawn
+    assert not any(word in drawn for word in ("#0101", "xmlns", "metadata", "DejaVu", "http"))
+    assert drawn == drawing("x", '"label"', draw, 2.0)
+
+
+def test_agreement() -> None:
+    true = np.array([1.0, 2.0, 3.0, 4.0])
+    found = agreement(Pairs("unseen", true + np.array([0.1, -0.1, 0.1, 0.9]), np.full(4, 0.5), true))
+    assert found["coverage"] == 0.75
+    assert found["mae_ratio"] == pytest.approx(0.3)
+    assert found["pearson"] > 0.9
+    few = agreement(Pairs("probes", true[:1], np.full(1, np.nan), true[:1]))
+    assert all(math.isnan(value) for value in few.values())
+
+
+def test_noise_of_held_out_rows_is_the_paired_standard_error(bare_run: Path, hostile: osc.Task) -> None:
+    """Against the same number from models trained anew."""
+    sim = osc.Simulator(bare_run)
+    truth = osc.retrain(hostile, np.concatenate([hostile.order[None], sim.probe_orders]))
+    losses = truth.losses[SCRIPT].astype(np.float64)
+    errors = [np.std(row - losses[0], ddof=1) / np.sqrt(len(row)) for row in losses[1:]]
+    assert held_out_noise(sim, SCRIPT) == pytest.approx(np.sqrt(np.mean(np.square(errors))), rel=1e-6)
+    (effect,) = effects(sim, [SCRIPT])
+    assert (effect.source, effect.runs, effect.sigma) == ("held-out", 4, sim.sigma_order(SCRIPT))
+
+
+def test_a_measured_floor_takes_the_place_of_the_estimate(full_run: Path) -> None:
+    (effect,) = effects(osc.Simulator(full_run), [SCRIPT])
+    assert (effect.source, effect.noise, effect.matters) == ("floor", 1e-5, True)
+
+
+def test_orders_asked_about_are_remembered_once(bare_run: Path, hostile: osc.Task) -> None:
+    sim = osc.Simulator(bare_run)
+    for texts in (["reverse"], ["reverse", "swap:0,1"]):
+        remember_orders(bare_run, texts)
+    assert asked_orders(osc.RunStore.open(bare_run)) == ["reverse", "swap:0,1"]
+    assert (resolve_order(sim, "reverse") == hostile.order[::-1]).all()
+    assert (resolve_order(sim, f"late:{IMAGE}")[-1] < 4 * hostile.steps).all()
+    by_loss = resolve_order(sim, "sort:loss")
+    assert not (by_loss == hostile.order).all()
+    remember_orders(bare_run / "nothing-here", ["reverse"])
+    assert not (bare_run / "nothing-here").exists()
+
+
+def test_kept_answers_come_back(bare_run: Path, hostile: osc.Task, tmp_path: Path) -> None:
+    with osc.RunStore.create(tmp_path / "run") as store:
+        assert [keep_proposal(store, proposal(hostile)) for _ in range(2)] == ["proposal/000", "proposal/001"]
+        keep_heat(store, heat(hostile.steps))
+    store = osc.RunStore.open(tmp_path / "run")
+    kept = proposals(store)[-1]
+    assert (kept.order == proposal(hostile).order).all()
+    assert (kept.facts["confirmed"], kept.table[1]["error"], kept.facts["gain_sigma"]) == (2.82, None, 3.0)
+    assert (heats(store)[0].value == heat(hostile.steps).value).all()
