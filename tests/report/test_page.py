@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import orderscope as osc
 from made_up import DOLLARS, IMAGE, SCRIPT
 from orderscope.report.page import SECTIONS, write_report
 
+CHROMIUM = shutil.which("chromium")
 VOID = {"meta", "br", "img", "input", "link", "hr"}
 LOADS = {"src", "srcset", "data", "action", "poster", "background", "xlink:href"}
 
@@ -117,3 +120,24 @@ def test_a_page_about_an_unknown_metric_is_refused(bare_run: Path, tmp_path: Pat
     with pytest.raises(osc.OrderscopeError, match="found metric 'nope'; expected one of <script>"):
         write_report(osc.Simulator(bare_run), tmp_path / "x.html", metric="nope")
     assert not (tmp_path / "x.html").exists()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
+def test_in_a_browser(full_run: Path, hostile: osc.Task, tmp_path: Path) -> None:
+    """Its script runs without an error, and the policy in its head stops nothing of its own."""
+    page_of(full_run, hostile, tmp_path / "report.html")
+    command = [
+        CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+        "--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}",
+        "--enable-logging=stderr", "--dump-dom", f"file://{tmp_path / 'report.html'}",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert "CONSOLE" not in done.stderr
+    page = Page(done.stdout)
+    classes = [attrs.get("class") for _, attrs in page.tags]
+    assert classes.count("tablist") == 2
+    chosen = [attrs for _, attrs in page.tags if attrs.get("aria-selected") == "true"]
+    assert len(chosen) == 2
+    assert [attrs["role"] for _, attrs in page.tags if attrs.get("class") == "panel" and "hidden" not in attrs] == [
+        "tabpanel", "tabpanel"
+    ]  # fmt: skip
