@@ -1,0 +1,136 @@
+"""Seeded random projections P: [P] -> [k], for inner products.
+
+They keep inner products in the mean, E[Px . Py] = x . y, with a standard deviation of at most about |x| |y| sqrt(2/k).
+They cannot be undone: E[P^T P x] = x too, but a single P^T P x is off by about sqrt(size / k) |x|.
+
+The matrix is never whole. Its columns come in blocks of `WIDTH` coordinates, and each block has its own random stream,
+seeded by (seed, block), so that a block is made when it is needed, anywhere, with the same bits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from orderscope.errors import OrderscopeError
+
+WIDTH = 4096
+SPARSE = 8  # entries of a column that are not zero
+KEEP_BYTES = 1 << 28
+
+Block = tuple[Tensor, Tensor | None]  # a dense [rank, width], or signs [s, width] and the rows they stand in
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A random matrix of `rank` rows and `size` columns.
+
+    Args:
+        size: P, the length of the vectors.
+        rank: k, the length of their images.
+        kind: "gaussian" (normal entries of variance 1/k), "rademacher" (entries +-1/sqrt(k)) or "sparse" (`SPARSE`
+            entries +-1/sqrt(SPARSE) a column, one in each of `SPARSE` ranges of rows).
+        seed: of the random streams.
+
+    Raises:
+        OrderscopeError: unknown kind, or a size or rank below one.
+
+    Source: Johnson and Lindenstrauss 1984; Achlioptas, "Database-friendly random projections", 2003 (rademacher); Kane
+    and Nelson, "Sparser Johnson-Lindenstrauss transforms", 2014 (sparse).
+
+    Example:
+        >>> p = Projection(10_000, 64, "rademacher", seed=0)
+        >>> p.project(torch.zeros(3, 10_000)).shape
+        torch.Size([3, 64])
+        >>> e = torch.zeros(10_000)
+        >>> e[5] = 1
+        >>> float(p.project(e).norm())  # every column has length one
+        1.0
+    """
+
+    size: int
+    rank: int
+    kind: str = "sparse"
+    seed: int = 0
+    _kept: dict[int, Block] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise OrderscopeError(f"projection {self.kind!r}", "one of " + ", ".join(KINDS), "choose one of these")
+        if self.size < 1 or self.rank < 1:
+            raise OrderscopeError(
+                f"a projection of {self.size} coordinates to {self.rank}", "at least one of each", "raise the rank"
+            )
+
+    def project(self, x: Tensor) -> Tensor:
+        """P x: [..., size] -> [..., rank]."""
+        rows = x.reshape(-1, self.size)
+        out = rows.new_zeros(len(rows), self.rank)
+        for block, part in enumerate(rows.split(WIDTH, dim=1)):
+            values, at = self._block(block, x)
+            if at is None:
+                out.addmm_(part, values.T)
+            else:
+                for sign, row in zip(values, at, strict=True):
+                    out.index_add_(1, row, part * sign)
+        return out.view(*x.shape[:-1], self.rank)
+
+    def back(self, y: Tensor) -> Tensor:
+        """P^T y: [..., rank] -> [..., size]; the adjoint, an unbiased but very noisy inverse."""
+        rows = y.reshape(-1, self.rank)
+        out = rows.new_empty(len(rows), self.size)
+        for block, part in enumerate(out.split(WIDTH, dim=1)):
+            values, at = self._block(block, y)
+            if at is None:
+                part.copy_(rows @ values)
+            else:
+                part.zero_()
+                for sign, row in zip(values, at, strict=True):
+                    part.add_(rows[:, row] * sign)
+        return out.view(*y.shape[:-1], self.size)
+
+    def _block(self, block: int, like: Tensor) -> Block:
+        kept = self._kept.get(block)
+        if kept is None:
+            width = min(WIDTH, self.size - block * WIDTH)
+            seed = int(np.random.SeedSequence([self.seed, block]).generate_state(1)[0])
+            kept = KINDS[self.kind](self.rank, width, torch.Generator().manual_seed(seed))
+            per_column = SPARSE * 12 if self.kind == "sparse" else self.rank * 4
+            if self.size * per_column <= KEEP_BYTES:
+                self._kept[block] = kept
+        values, at = kept
+        return values.to(like), None if at is None else at.to(like.device)
+
+
+def _gaussian(rank: int, width: int, generator: torch.Generator) -> Block:
+    return torch.randn(rank, width, generator=generator) / math.sqrt(rank), None
+
+
+def _rademacher(rank: int, width: int, generator: torch.Generator) -> Block:
+    return _signs(rank, width, generator) / math.sqrt(rank), None
+
+
+def _sparse(rank: int, width: int, generator: torch.Generator) -> Block:
+    """Rows are cut into as many ranges as a column has entries, and every range gets one."""
+    count = min(SPARSE, rank)
+    edges = torch.linspace(0, rank, count + 1).long()
+    at = [
+        torch.randint(int(a), int(b), (width,), generator=generator) for a, b in zip(edges[:-1], edges[1:], strict=True)
+    ]
+    return _signs(count, width, generator) / math.sqrt(count), torch.stack(at)
+
+
+def _signs(rows: int, width: int, generator: torch.Generator) -> Tensor:
+    return torch.randint(0, 2, (rows, width), generator=generator).mul_(2).sub_(1).float()
+
+
+KINDS: dict[str, Callable[[int, int, torch.Generator], Block]] = {
+    "gaussian": _gaussian,
+    "rademacher": _rademacher,
+    "sparse": _sparse,
+}
