@@ -136,7 +136,7 @@ class ReferencePath:
         return direction_at(self.layout, self.dynamics.optimizer, self.dynamics.hyper, t, self.states[t])
 
     def gradient(self, t: int, ids: Any) -> tuple[Tensor, Tensor | float]:
-        """Clipped gradient of a batch's mean loss at theta_t, [P], and a mask that is zero where a coordinate gets none,
+        """Clipped gradient of a batch's mean loss at theta_t, [P], and a mask, zero where a coordinate gets none,
         so that the optimizer leaves it alone; one number where there are no such coordinates."""
         self.evaluations += 1
         self._set(t)
