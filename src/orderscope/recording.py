@@ -25,8 +25,8 @@ from orderscope.sketch import (
 from orderscope.store import RunStore
 from orderscope.task import Task
 
-COORDS = 1 << 16
-METRIC_ROWS = 128
+COORDS = 1 << 17
+METRIC_ROWS = 64
 Progress = Callable[[str, int, int], None]
 
 
@@ -34,9 +34,9 @@ def record(
     task: Task,
     path: str | os.PathLike[str],
     *,
-    anchors: int = 8,
-    probes: int = 4,
-    sample_anchors: int = 3,
+    anchors: int = 4,
+    probes: int = 6,
+    sample_anchors: int = 4,
     coords: int = COORDS,
     curvature_rows: int | None = None,
     seed: int = 0,
@@ -48,8 +48,10 @@ def record(
     Args:
         task: what is trained.
         path: directory of the run.
-        anchors: states of the reference run that are kept, the first and the last among them. A probe keeps a quarter.
-        probes: true runs under other orders: they are anchors where queries go, and calibrate every prediction.
+        anchors: states of the reference run, the first and the last among them, at which every batch's gradient is
+            taken. One costs a run.
+        probes: true runs under other orders. A batch's gradient where a run trained on it is one more anchor, free and
+            where queries go; and every prediction is calibrated on them.
         sample_anchors: at how many anchors single samples' gradients are kept, for orders that regroup samples.
         coords: most coordinates to carry; all P where the model is smaller.
         curvature_rows: pseudo-gradients to draw; by default two passes over the samples, 512 at least, 8,192 at most.
@@ -108,23 +110,25 @@ def spaced(steps: int, count: int) -> list[int]:
 
 
 def probe_orders(task: Task, count: int, seed: int) -> list[np.ndarray]:
-    """Orders for the probes, spread over where queries go: the groups in blocks, then shuffled steps.
+    """Orders for the probes, spread over where queries go: the groups in blocks, and shuffled steps.
 
-    Block orders are the farthest from a mixed reference. Those taken are rotations of one random sequence of the
-    groups, so that with as many probes as groups each group is once in every place; a quarter of the probes, one at
-    least, is kept for shuffles.
+    Block orders are the farthest from a mixed reference, and what happens between two shuffles is easier to tell. They
+    are rotations of one random sequence of the groups, then of the reversed sequence, so that with as many probes as
+    groups each group is once in every place. A quarter of the probes, one at least, is kept for shuffles.
     """
     rng = np.random.default_rng(seed)
     order = np.asarray(task.order)
     labels = step_groups(order, task.groups) if task.groups is not None else [""] * len(order)
     names = rng.permutation(sorted(set(labels))).tolist()
-    blocks = min(len(names), count - max(1, count // 4)) if len(names) > 1 else 0
+    rotations = [names[i:] + names[:i] for i in range(len(names))]
+    if len(names) > 2:
+        rotations += [rotation[::-1] for rotation in rotations]
+    blocks = rotations[: max(0, count - max(1, count // 4))] if len(names) > 1 else []
     orders = []
     for i in range(count):
         steps = rng.permutation(len(order))
-        if i < blocks:
-            rotated = names[i:] + names[:i]
-            steps = steps[np.argsort([rotated.index(labels[s]) for s in steps], kind="stable")]
+        if i < len(blocks):
+            steps = steps[np.argsort([blocks[i].index(labels[s]) for s in steps], kind="stable")]
         orders.append(order[steps])
     return orders
 

@@ -21,6 +21,7 @@ from orderscope.record import TASK_SHARD, load_run, recorded_runs, require_recor
 from orderscope.sketch import REFERENCE, SketchPlan
 from orderscope.store import RunStore
 from orderscope.task import Task
+from orderscope.threads import one_thread
 
 ENERGY = 0.95
 BLOCK_BYTES = 1 << 30
@@ -202,25 +203,34 @@ class Simulator:
 
     def parameters(self, order: Any, *, lr: Any = None, allow_other_samples: bool = False) -> dict[str, Tensor]:
         """Estimated final weights of an order by parameter name: the mean over the two halves of the curvature, whose
-        noise is independent.
-
-        Raises:
-            OrderscopeError: only some coordinates were carried.
+        noise is independent. Where only some coordinates are carried, the others are interpolated between the recorded
+        runs' final weights.
         """
-        if not self.exact:
-            raise OrderscopeError(
-                f"a sketch of {self.plan.carried} of {self.plan.size} coordinates",
-                "all of them, to estimate every weight",
-                f"record with coords={self.plan.size}, or ask for metrics",
-            )
         checked = self._checked(check_order(order, self.order, allow_other_samples=allow_other_samples), True)
         theta = self._replay(checked, self._rates(lr, 1)).theta[1:].mean(0)[0]
+        if not self.exact:
+            theta = self._completed(theta)
         found, start = {}, 0
         for parameter in self.description["parameters"]:
             size = int(np.prod(parameter["shape"]))
             found[parameter["name"]] = theta[start : start + size].view(parameter["shape"]).clone()
             start += size
         return found
+
+    def _completed(self, carried: Tensor) -> Tensor:
+        """All weights [P] from those carried [m]: the others are interpolated between the recorded runs' final weights,
+        affinely, as the carried ones lie between theirs."""
+        indices = self.plan.coordinates.indices
+        assert indices is not None
+        finals = torch.stack([load_run(self.store, run).theta()[-1] for run in recorded_runs(self.store)])
+        spread = finals[1:] - finals[0]
+        on = spread[:, indices].double()
+        ridge = 1e-3 * on.pow(2).sum(1).mean() if len(on) else 0.0
+        gram = on @ on.T + ridge * torch.eye(len(on), dtype=torch.float64)
+        share = torch.linalg.solve(gram, on @ (carried - finals[0][indices]).double()).to(carried.dtype)
+        theta = finals[0] + share @ spread
+        theta[indices] = carried
+        return theta
 
     def trajectory(self, order: Any, *, lr: Any = None, metrics: Sequence[str] | None = None) -> Trajectory:
         """Estimated metrics of an order at the steps of the reference run's anchors."""
@@ -293,7 +303,8 @@ class Simulator:
         snapshots: Sequence[int] = (),
     ) -> Replayed:
         units = units_of(self.window, self._batches, orders)
-        return replay(self.window, units, lr=rates, allowed=allowed, snapshots=snapshots)
+        with one_thread():
+            return replay(self.window, units, lr=rates, allowed=allowed, snapshots=snapshots)
 
     def _blocks(self, count: int) -> list[slice]:
         """Orders at once: three members with about six vectors each within `BLOCK_BYTES`."""

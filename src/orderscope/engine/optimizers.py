@@ -27,7 +27,7 @@ class Slice:
     Args:
         coords: their range in [0, m).
         group: parameter group.
-        parameter: index of the parameter they belong to (the first of several where no parameter ever lacks a gradient).
+        parameter: index of the parameter they belong to (the first of several where none ever lacks a gradient).
         count: optimizer steps already taken at the start of the dynamics.
         present: whether there is optimizer state at the start.
     """
@@ -222,7 +222,6 @@ _UPDATES: dict[str, Callable[..., None]] = {"Adam": _adam, "AdamW": _adam, "SGD"
 def slices(
     parameters: Sequence[dict[str, Any]],
     indices: Tensor | None,
-    size: int,
     count: Tensor,
     present: Tensor,
     single: bool,

@@ -90,9 +90,7 @@ def load_window(store: RunStore, *, energy: float) -> Window:
         optimizer=attrs["optimizer"],
         hyper={name: values.numpy() for name, values in reference.hyper.items()},
         start=Start(coordinates.take(first.theta), {k: coordinates.take(v) for k, v in first.moments.items()}),
-        slices=slices(
-            attrs["parameters"], coordinates.indices, plan.size, first.count, first.present, masks is not None
-        ),
+        slices=slices(attrs["parameters"], coordinates.indices, first.count, first.present, masks is not None),
         parameters=len(attrs["parameters"]),
         masked=masks is not None,
         max_grad_norm=attrs["max_grad_norm"],

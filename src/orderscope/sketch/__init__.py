@@ -1,4 +1,4 @@
-"""What is computed once a run: gradients at the anchors, curvature, the metrics' expansion. A list of independent units."""
+"""What is computed once a run, as a list of independent units: gradients at the anchors, curvature, metrics."""
 
 from orderscope.sketch.coordinates import Coordinates, draw_coordinates
 from orderscope.sketch.plan import PLAN, REFERENCE, Anchor, SketchPlan, make_plan, missing_units
