@@ -83,12 +83,13 @@ class AnchorSpace:
 
     def _snap(self, theta: Tensor, unit: Tensor, distance: Tensor, weights: Tensor, remainder: Tensor) -> None:
         """A row that is one of its anchors, to the bit, takes that anchor alone."""
-        nearest = distance.argmin(1)
-        close = (distance.gather(1, nearest[:, None])[:, 0] <= 1e-5 * self.scale).nonzero()[:, 0]
-        for row in close.tolist():
-            k, shared = int(nearest[row]), len(self.shared)
-            state = self.shared[k] if k < shared else self.own[unit[row], k - shared]
-            if torch.equal(theta[row], state):
-                weights[row] = 0
-                weights[row, k] = 1
-                remainder[row] = 0
+        candidates = distance <= 1e-5 * self.scale
+        shared = len(self.shared)
+        for row in candidates.any(1).nonzero()[:, 0].tolist():
+            # A unit's own anchors come first: the gradient there has the bits of training.
+            for k in reversed(candidates[row].nonzero()[:, 0].tolist()):
+                if torch.equal(theta[row], self.shared[k] if k < shared else self.own[unit[row], k - shared]):
+                    weights[row] = 0
+                    weights[row, k] = 1
+                    remainder[row] = 0
+                    break

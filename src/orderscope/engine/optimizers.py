@@ -136,11 +136,12 @@ def step(
         if active is None or states.taken is None:
             update(dynamics, states, part, gradient, position, rate, slice(None), None)
             continue
-        rows = active[:, part.parameter].nonzero()[:, 0]
-        if len(rows):
-            done = states.taken[rows, part.parameter].unsqueeze(1)
+        moving = active[:, part.parameter]
+        done = states.taken[:, part.parameter].clone()
+        for count in done[moving].unique().tolist():  # a plain number each, for the bits of torch's bias correction
+            rows = (moving & (done == count)).nonzero()[:, 0]
             own = rate[rows] if isinstance(rate, Tensor) else rate
-            update(dynamics, states, part, gradient, position, own, rows, done)
+            update(dynamics, states, part, gradient, position, own, rows, count)
             states.taken[rows, part.parameter] += 1
 
 
@@ -152,7 +153,7 @@ def _adam(
     position: int,
     lr: float | Tensor,
     rows: slice | Tensor,
-    taken: Tensor | None,
+    taken: float | None,
 ) -> None:
     h = {name: float(values[position, part.group]) for name, values in dynamics.hyper.items()}
     amsgrad = bool(h.get("amsgrad", 0))
@@ -182,13 +183,13 @@ def _sgd(
     position: int,
     lr: float | Tensor,
     rows: slice | Tensor,
-    taken: Tensor | None,
+    taken: float | None,
 ) -> None:
     h = {name: float(values[position, part.group]) for name, values in dynamics.hyper.items()}
     parts = [states.theta, gradient]
     parts += [states.moments["momentum_buffer"]] if "momentum_buffer" in states.moments else []
     own = [_part(t, part, rows) for t in parts]
-    first: bool | Tensor = (position == 0 and not part.present) if taken is None else (taken == 0) & (not part.present)
+    first = (position if taken is None else taken) == 0 and not part.present
     sgd_update(
         *own[:2],
         own[2] if len(own) > 2 else None,

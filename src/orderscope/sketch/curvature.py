@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.func import vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from orderscope.per_sample import each_sample
 from orderscope.sketch.coordinates import Coordinates
 from orderscope.sketch.gradients import Point, chunks
 from orderscope.sketch.outputs import (
@@ -67,15 +68,14 @@ def pseudo_gradients(
         z = z.detach()
         return vmap(lambda u: pull(draw_output_gradient(split, loss, z, u))[0])(noise)
 
-    many = vmap(rows, in_dims=(0, 0))
+    many = each_sample(rows, (0, 0))
     noise = uniform_noise(len(ids), draws, split.noise_shape, seed).to(next(iter(params.values())))
     step = max(1, micro_batch // draws)
     whole = noise.new_empty(min(step, len(ids)), draws, at.layout.size)
     drawn = noise.new_empty(len(ids), draws, coordinates.carried)
     for start, chunk in zip(range(0, len(ids), step), chunks(ids, step), strict=True):
-        with sdpa_kernel(SDPBackend.MATH):
-            out = many(batch_of(chunk), noise[start : start + len(chunk)])
-        parts = [out[n].flatten(2) for n in at.layout.names]
+        out = many(batch_of(chunk), noise[start : start + len(chunk)])
+        parts = [out[n].reshape(len(chunk), draws, -1) for n in at.layout.names]
         drawn[start : start + len(chunk)] = coordinates.take(torch.cat(parts, dim=2, out=whole[: len(chunk)]))
     return drawn
 

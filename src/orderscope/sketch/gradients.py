@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import grad, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.func import grad
 
 from orderscope.functional import FunctionalLoss, frozen_and_buffers, functional_loss, sample_loss
 from orderscope.layout import ParameterLayout
+from orderscope.per_sample import each_sample
 from orderscope.record.state import TrainingState
 from orderscope.sketch.coordinates import Coordinates
 from orderscope.task import Task
@@ -79,13 +79,12 @@ def sample_gradients(
     Args:
         batch_of: sample ids -> collated batch.
     """
-    one = vmap(grad(sample_loss(at.loss)), in_dims=(None, None, 0), randomness="error")
+    one = each_sample(grad(sample_loss(at.loss)), (None, None, 0))
     params, rest = at.params, at.rest
     whole: Tensor | None = None
     for chunk in chunks(ids, micro_batch):
-        with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no vmap of backward
-            rows = one(params, rest, batch_of(chunk))
-        parts = [rows[n].flatten(1) for n in at.layout.names]
+        rows = one(params, rest, batch_of(chunk))
+        parts = [rows[n].reshape(len(chunk), -1) for n in at.layout.names]
         if whole is None:
             whole = parts[0].new_empty(len(chunk), at.layout.size)
         yield coordinates.take(torch.cat(parts, dim=1, out=whole[: len(chunk)]))
