@@ -20,7 +20,8 @@ def proposal(task: osc.Task) -> SimpleNamespace:
         SimpleNamespace(name="sort", source="baseline", predicted=2.83, error=float("nan"), confirmed=None),
     ]
     return SimpleNamespace(
-        order=np.roll(task.order, 2, axis=0), metric=SCRIPT, predicted=2.81, error=0.02, confirmed=2.82, reference=2.86,
+        order=np.roll(task.order, 2, axis=0), metric=SCRIPT, maximize=False,
+        predicted=2.81, error=0.02, confirmed=2.82, reference=2.86,
         random={"mean": 2.85, "std": 0.01}, gain_sigma=np.float64(3.0), scored=100, cost=25.0, best_of_n=2.83,
         undetectable=False, notes=[SCRIPT], table=rows,
     )  # fmt: skip

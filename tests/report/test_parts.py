@@ -45,13 +45,22 @@ def test_names() -> None:
 
 
 def test_strips_escape_and_join_equal_steps() -> None:
-    drawn = strip([IMAGE, IMAGE, "b"], [IMAGE, "b"], SCRIPT)
+    names, codes = [IMAGE, "b"], np.array([0, 0, 0, 0, 1, 1])
+    drawn = strip(np.arange(6).reshape(3, 2), codes, names, SCRIPT)
     assert drawn.count("<rect") == 2
     assert "steps 0 to 1" in drawn
-    assert "<img" not in drawn + legend([IMAGE, "b"])
+    assert "<img" not in drawn + legend(names)
     assert "<script" not in drawn
-    assert strip(["a"], ["a"], "x") == legend(["a"]) == ""
+    assert strip(np.zeros((2, 1), int), codes, ["a"], "x") == legend(["a"]) == ""
     assert "3 more groups" in legend([str(i) for i in range(10)])
+
+
+def test_mixed_steps_are_drawn_in_shares() -> None:
+    drawn = strip(np.array([[0, 1, 2, 3]]), np.array([0, 0, 0, 1]), ["a", "b"], "x")
+    assert 'height="0.75" class="g0"><title>a 75 %, step 0' in drawn
+    assert 'y="0.75" width="1" height="0.25" class="g1"' in drawn
+    long = strip(np.arange(4000).reshape(2000, 2), np.arange(4000) % 2, ["a", "b"], "x")
+    assert long.count("<rect") == 2
 
 
 def test_a_drawing_takes_its_colours_from_the_page() -> None:

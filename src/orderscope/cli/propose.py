@@ -12,7 +12,7 @@ from orderscope.cli.options import open_simulator, run_argument, seed_option, ta
 from orderscope.cli.progress import progress_bars
 from orderscope.cli.query import NO_EFFECT, UNTRUSTED
 from orderscope.cli.table import print_table
-from orderscope.cli.text import figures, json_option, plain, print_json
+from orderscope.cli.text import figures, json_option, plain, print_json, short, signed
 from orderscope.errors import OrderscopeError
 from orderscope.store import RunStore
 
@@ -33,6 +33,14 @@ SHOWN = 12
 @click.option(
     "--budget", type=click.IntRange(min=1), default=2000, show_default=True, help="Orders to score while searching."
 )
+@click.option(
+    "--regroup/--keep-batches",
+    default=None,
+    help="Whether samples may leave their recorded batches. Default: where the run has single samples' gradients.",
+)
+@click.option(
+    "--seconds", type=click.FloatRange(min=0, min_open=True), help="Longest search. Default: as the recording."
+)
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write the order there, as a .npy file.")
 @seed_option
 @task_option
@@ -44,6 +52,8 @@ def propose(
     maximize: bool,
     verify: int,
     budget: int,
+    regroup: bool | None,
+    seconds: float | None,
     out: Path | None,
     seed: int,
     spec: str | None,
@@ -66,8 +76,10 @@ def propose(
             sim,
             metric=metric,
             budget=budget,
-            verify=verify if sim.task is not None else 0,
+            verify=verify,
             maximize=maximize,
+            regroup=regroup,
+            seconds=seconds,
             seed=seed,
             progress=progress,
         )
@@ -87,7 +99,7 @@ def propose(
     if as_json:
         print_json(facts | {"order": np.asarray(proposal.order).tolist()})
     else:
-        _show(facts, verify)
+        _show(facts)
     click.get_current_context().exit(0 if facts["trusted"] else UNTRUSTED)
 
 
@@ -109,18 +121,16 @@ def _trusted(sim: Any, proposal: Any) -> bool:
     return bool(prediction.trusted[0] and prediction.skilled[proposal.metric])
 
 
-def _show(facts: dict[str, Any], verify: int) -> None:
+def _show(facts: dict[str, Any]) -> None:
     metric, table = facts["metric"], facts["table"]
     click.echo(f"{plain(facts['run'])}   task: {plain(facts['task'])}\n")
     rows = [_cells(row) for row in table[:SHOWN]]
-    print_table(["order", "from", metric, "error", "trained"], rows, text=(0, 1))
+    print_table(["order", metric, "error", "trained", "found by"], rows, text=(0, 4))
     if len(table) > SHOWN:
         click.echo(f"  and {len(table) - SHOWN} more; --json prints all")
     click.echo()
     for line in summary_lines(facts):
         click.echo(plain(line))
-    if verify and facts["confirmed"] is None:
-        click.echo("not confirmed: training needs the task (--task file.py:name)")
     for note in facts["notes"]:
         click.echo(f"note: {plain(str(note))}")
     if facts["out"]:
@@ -130,11 +140,11 @@ def _show(facts: dict[str, Any], verify: int) -> None:
 def summary_lines(facts: dict[str, Any]) -> list[str]:
     """What a proposal gained, in words: predicted, true, and against best-of-N at equal cost."""
     value, error = figures(facts["predicted"], _number(facts["error"]))
-    change = facts["predicted"] - facts["reference"]
-    lines = [f"{facts['metric']}: {facts['reference']:.5g} as recorded, {value} {error} predicted ({change:+.2g})"]
+    change = signed(facts["predicted"] - facts["reference"], _number(facts["error"]))
+    lines = [f"{facts['metric']}: {facts['reference']:.5g} as recorded, {value} {error} predicted ({change})"]
     if facts["confirmed"] is not None:
-        gained = facts["confirmed"] - facts["reference"]
-        lines.append(f"trained for confirmation: {facts['confirmed']:.5g} ({gained:+.2g})")
+        gained = signed(facts["confirmed"] - facts["reference"], _number(facts["error"]))
+        lines.append(f"trained for confirmation: {facts['confirmed']:.5g} ({gained})")
     if facts["undetectable"]:
         lines.append(f"{NO_EFFECT}: the predicted gain is inside its error")
     if facts["best_of_n"] is not None:
@@ -146,7 +156,8 @@ def summary_lines(facts: dict[str, Any]) -> list[str]:
 
 def _cells(row: dict[str, Any]) -> list[str]:
     value, error = figures(row["predicted"], _number(row["error"]))
-    return [row["name"], row["source"], value, error, "" if row["confirmed"] is None else f"{row['confirmed']:.5g}"]
+    trained = "" if row["confirmed"] is None else f"{row['confirmed']:.5g}"
+    return [row["name"], value, error, trained, short(row["source"], 60)]
 
 
 def _number(value: float | None) -> float:

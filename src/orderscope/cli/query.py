@@ -11,7 +11,7 @@ import numpy as np
 
 from orderscope.cli.options import open_simulator, run_argument, task_option, threads_option
 from orderscope.cli.table import print_table
-from orderscope.cli.text import figures, json_option, plain, print_json
+from orderscope.cli.text import figures, json_option, plain, print_json, signed
 from orderscope.errors import OrderscopeError
 
 if TYPE_CHECKING:
@@ -169,6 +169,6 @@ def noise_line(effect: Effect) -> str:
 
 def _cells(order: str, values: dict[str, Any]) -> list[str]:
     value, error = figures(values["value"], values["error"])
-    difference = f"{values['difference']:+.2g}"
+    difference = signed(values["difference"], values["error"])
     said = "" if values["detectable"] or not np.isfinite(values["error"]) else NO_EFFECT
     return [order, value, error, difference, said, "yes" if values["trusted"] else "no"]

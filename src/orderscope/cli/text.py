@@ -11,6 +11,8 @@ import click
 
 from orderscope.report.words import figures as figures
 from orderscope.report.words import plain as plain
+from orderscope.report.words import short as short
+from orderscope.report.words import signed as signed
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for a program to read.")
 

@@ -20,10 +20,15 @@ EVENT = "query"
 
 def sample_groups(sim: Simulator) -> list[str]:
     """The group label of every sample, as recorded."""
+    names = sim.description["group_names"]
+    return [names[code] for code in group_codes(sim)]
+
+
+def group_codes(sim: Simulator) -> np.ndarray:
+    """Index into the recorded group names of every sample, int64 [samples]."""
     from orderscope.record import TASK_SHARD
 
-    names = sim.description["group_names"]
-    return [names[code] for code in sim.store.read(TASK_SHARD, ["group_codes"])["group_codes"]]
+    return sim.store.read(TASK_SHARD, ["group_codes"])["group_codes"]
 
 
 def resolve_order(sim: Simulator, text: str) -> np.ndarray:

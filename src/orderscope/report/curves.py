@@ -24,7 +24,7 @@ def section(material: Material) -> Section:
         {
             "panels": [_panel(material, metric) for metric in material.metrics] if material.asked else [],
             "legend": legend(material.group_names),
-            "reference_strip": strip(material.reference_groups, material.group_names, "recorded order"),
+            "reference_strip": strip(material.order, material.group_codes, material.group_names, "recorded order"),
             "left_out": material.left_out,
             "trained": any(asked.true for asked in material.asked),
         },
@@ -66,7 +66,7 @@ def _row(material: Material, index: int, metric: str) -> dict[str, Any]:
         "mark": mark(material, index),
         "color": index,
         "label": plain(asked.label),
-        "strip": strip(asked.groups, material.group_names, asked.label),
+        "strip": strip(asked.order, material.group_codes, material.group_names, asked.label),
         "value": value,
         "error": error,
         "difference": signed(asked.difference(metric, reference), asked.errors[metric]),

@@ -12,7 +12,7 @@ import numpy as np
 from orderscope.errors import OrderscopeError
 from orderscope.orders import step_groups
 from orderscope.record import load_run
-from orderscope.report.asked import asked_orders, resolve_order, sample_groups
+from orderscope.report.asked import asked_orders, group_codes, resolve_order, sample_groups
 from orderscope.report.effect import Effect, effects, metric_names
 from orderscope.report.stored import (
     StoredHeat,
@@ -40,7 +40,6 @@ class Asked:
     Args:
         label: the expression, or "proposal".
         order: [steps, batch].
-        groups: the group of each step.
         values, errors: metric -> number.
         curves: metric -> [k], the metric at the reference's anchors.
         trusted: metric -> bool.
@@ -49,7 +48,6 @@ class Asked:
 
     label: str
     order: np.ndarray
-    groups: list[str]
     values: dict[str, float]
     errors: dict[str, float]
     curves: dict[str, np.ndarray]
@@ -90,6 +88,8 @@ class Material:
         plan: what the sketch is made of, with its cost in runs by part.
         seconds: journal's wall seconds by stage.
         reference: the recorded run's final metrics.
+        order: the recorded one, [steps, batch].
+        group_codes: index into the groups' names of every sample.
         reference_groups: group of each recorded step.
         steps, reference_curves: where states were kept, [k], and the recorded metrics there.
         effects: metric -> how much order matters.
@@ -112,6 +112,8 @@ class Material:
     shards: int
     bytes: int
     reference: dict[str, float]
+    order: np.ndarray
+    group_codes: np.ndarray
     reference_groups: list[str]
     steps: np.ndarray
     reference_curves: dict[str, np.ndarray]
@@ -179,11 +181,13 @@ def gather(
         shards=len(sim.store.names()),
         bytes=sum(shard.size for shard in sim.store.describe()),
         reference=sim.reference,
+        order=sim.order,
+        group_codes=group_codes(sim),
         reference_groups=step_groups(sim.order, labels),
         steps=recorded.boundaries,
         reference_curves={n: np.array([m[n] for m in recorded.metrics]) for n in names},
         effects={effect.metric: effect for effect in effects(sim, names)},
-        asked=_ask(sim, chosen, names, labels, _trained(sim, checks, mine), progress),
+        asked=_ask(sim, chosen, names, _trained(sim, checks, mine), progress),
         left_out=left_out,
         pairs={name: _pairs(sim, name, checks) for name in names},
         probes={name: sim.truth[name] for name in names},
@@ -221,7 +225,6 @@ def _ask(
     sim: Simulator,
     chosen: dict[str, np.ndarray],
     names: list[str],
-    labels: list[str],
     trained: list[tuple[np.ndarray, dict[str, float]]],
     progress: Progress | None,
 ) -> list[Asked]:
@@ -236,7 +239,6 @@ def _ask(
             Asked(
                 label=label,
                 order=order,
-                groups=step_groups(order, labels),
                 values={n: float(prediction.metrics[n][i]) for n in names},
                 errors={n: float(prediction.error[n][i]) for n in names},
                 curves=along.metrics,

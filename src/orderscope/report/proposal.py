@@ -36,8 +36,8 @@ def section(material: Material) -> Section:
             "more": max(0, len(material.proposal.table) - ROWS),
             "scored": count(int(facts["scored"]), "order"),
             "strips": [
-                ("recorded", strip(material.reference_groups, material.group_names, "recorded order")),
-                ("proposed", strip(asked.groups, material.group_names, "proposed order")),
+                ("recorded", strip(material.order, material.group_codes, material.group_names, "recorded order")),
+                ("proposed", strip(asked.order, material.group_codes, material.group_names, "proposed order")),
             ]
             if material.grouped
             else [],
@@ -67,7 +67,7 @@ def regret(facts: dict[str, Any]) -> str:
     got = facts["confirmed"] if facts["confirmed"] is not None else facts["predicted"]
     runs = f"{facts['cost']:.0f}"
     behind = got - facts["best_of_n"]
-    better = behind > 0 if facts.get("maximize") else behind < 0
+    better = behind > 0 if facts["maximize"] else behind < 0
     verdict = "the proposal is ahead by" if better else "the proposal is behind by"
     return (
         f"Everything spent on it equals {runs} runs. The best of {runs} random orders, all truly trained, would be "

@@ -34,7 +34,7 @@ def section(material: Material) -> Section:
             "parts": parts,
             "total": f"{total:.3g}",
             "seconds": ", ".join(f"{name} {value:.3g} s" for name, value in material.seconds.items() if value),
-            "strip": strip(material.reference_groups, material.group_names, "recorded order"),
+            "strip": strip(material.order, material.group_codes, material.group_names, "recorded order"),
             "legend": legend(material.group_names),
         },
     )

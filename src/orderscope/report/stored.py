@@ -96,7 +96,7 @@ def keep_proposal(store: RunStore, proposal: Any) -> str:
 def proposal_facts(proposal: Any) -> dict[str, Any]:
     """A `Proposal` as JSON values, without its orders."""
     names = (
-        "metric", "predicted", "error", "confirmed", "reference", "random", "gain_sigma", "scored", "cost",
+        "metric", "maximize", "predicted", "error", "confirmed", "reference", "random", "gain_sigma", "scored", "cost",
         "best_of_n", "undetectable", "notes",
     )  # fmt: skip
     row = ("name", "source", "predicted", "error", "confirmed")
