@@ -20,12 +20,14 @@ class OwnAnchors:
 
     Args:
         states, gradients: [units, columns, m].
+        norms: norm of the whole gradient, before clipping, [units, columns].
         known: whether the unit has that column, bool [units, columns].
         runs: name of the run of each column.
     """
 
     states: Tensor
     gradients: Tensor
+    norms: Tensor
     known: Tensor
     runs: tuple[str, ...]
 
@@ -39,7 +41,7 @@ def own_anchors(dynamics: Dynamics, batches: Batches, runs: Sequence[RecordedRun
     times = max(int(np.bincount(row[row < units], minlength=1).max()) for row in index)
     columns = len(runs) * times
     states = dynamics.start.theta.repeat(units, columns, 1)
-    gradients = torch.zeros_like(states)
+    gradients, norms = torch.zeros_like(states), states.new_zeros(units, columns)
     known = torch.zeros(units, columns, dtype=torch.bool)
     for r, run in enumerate(runs):
         assert run.gradient is not None
@@ -48,9 +50,10 @@ def own_anchors(dynamics: Dynamics, batches: Batches, runs: Sequence[RecordedRun
             if unit < units:
                 column = r * times + int(seen[unit])
                 states[unit, column], gradients[unit, column] = trained[t, r], run.gradient[t]
+                norms[unit, column] = run.grad_norm[t]
                 known[unit, column] = True
                 seen[unit] += 1
-    return OwnAnchors(states, gradients, known, tuple(run.name for run in runs for _ in range(times)))
+    return OwnAnchors(states, gradients, norms, known, tuple(run.name for run in runs for _ in range(times)))
 
 
 def trained_states(dynamics: Dynamics, runs: Sequence[RecordedRun]) -> Tensor:

@@ -78,7 +78,8 @@ def replay(
         gradient = _gather(window, units, weights, everyone, recorded)
         if curvature:
             add_curvature(window, gradient, remainder, units.fractions[unit], members)
-        gradient = clip(dynamics, gradient)
+        if dynamics.max_grad_norm:
+            gradient = clip(dynamics, gradient, _norms(window, gradient, weights, place))
         rate = None if lr is None else torch.from_numpy(lr[:, t].copy()).to(gradient.dtype).repeat(members).unsqueeze(1)
         active = None if units.has_grad is None else units.has_grad[everyone]
         step(dynamics, states, gradient, t, rate, active)
@@ -131,6 +132,14 @@ def _gather(window: Window, units: Units, weights: Tensor, unit: Tensor, recorde
         gradient[old] = gather_rows(window.table, weights[old], unit[old])
     gradient[new] = gather_rows(units.rows, weights[new], unit[new] - recorded)
     return gradient
+
+
+def _norms(window: Window, gradient: Tensor, weights: Tensor, unit: Tensor) -> Tensor:
+    """Norms of whole gradients, [rows]: recorded on a unit's own anchor, else estimated from the coordinates carried."""
+    norm = gradient.norm(dim=1) * window.dynamics.weight**0.5
+    row, column = (weights[:, weights.shape[1] - window.norms.shape[1] :] == 1).nonzero(as_tuple=True)
+    norm[row] = window.norms[unit[row], column]
+    return norm
 
 
 def jackknife(values: np.ndarray) -> np.ndarray:

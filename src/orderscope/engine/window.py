@@ -26,6 +26,7 @@ class Window:
     Args:
         dynamics: the optimizer, its hyper-parameters and the state it starts in.
         anchors: states where gradients are known, K shared by all units and R of each unit's own.
+        norms: norms of a unit's whole gradients at its own anchors, [units, R].
         known: which of them a unit has, bool [units, K + R].
         table: batch gradients there, [units, K + R, m]; unit u is step u of the reference order.
         sample_rows: per-sample gradients by anchor with samples, bfloat16 [samples, m] each.
@@ -41,6 +42,7 @@ class Window:
 
     dynamics: Dynamics
     anchors: AnchorSpace
+    norms: Tensor
     known: Tensor
     table: Tensor
     sample_rows: tuple[Tensor, ...]
@@ -102,13 +104,14 @@ def load_window(store: RunStore, *, energy: float) -> Window:
     return Window(
         dynamics=dynamics,
         anchors=AnchorSpace(shared, own.states, dynamics.start.theta),
+        norms=own.norms,
         known=torch.cat([torch.ones(len(order), len(shared), dtype=torch.bool), own.known], dim=1),
         table=torch.cat([table, own.gradients], dim=1),
         sample_rows=tuple(_sample_rows(store, plan, a, len(codes)) for a in _sample_anchors(plan)),
         sample_anchors=_sample_anchors(plan),
         fractions=group_fractions(order, codes, len(attrs["group_names"])),
         has_grad=masks,
-        factors=_factors(store, plan, coordinates.weight, energy, len(attrs["group_names"])),
+        factors=_factors(store, plan, coordinates.weight, energy, len(attrs["group_names"]), shared.dtype),
         order=order,
         group_codes=codes,
         anchor_runs=(*(a.run for a in plan.anchors), *own.runs),
@@ -137,23 +140,24 @@ def compress(rows: Tensor, energy: float) -> Tensor:
 
 
 def _factors(
-    store: RunStore, plan: SketchPlan, weight: float, energy: float, groups: int
+    store: RunStore, plan: SketchPlan, weight: float, energy: float, groups: int, dtype: torch.dtype
 ) -> tuple[tuple[Tensor, Tensor], ...]:
     """Halves are told apart by sample, so that the draws of one sample stay together and the halves are independent."""
+    wide = torch.promote_types(dtype, torch.float32)  # short types have no eigendecomposition
     halves: list[tuple[list[Tensor], list[Tensor]]] = [([], []) for _ in range(groups)]
     for block in range(len(plan.curvature_ids)):
         name = f"sketch/curvature/b{block:03d}"
-        rows = from_bfloat16(store.map(name, "rows")).float().unflatten(0, (-1, plan.draws))
+        rows = from_bfloat16(store.map(name, "rows")).to(wide).unflatten(0, (-1, plan.draws))
         group = store.attrs(name)["group"]
         for half in (0, 1):
             halves[group][half].append(rows[half::2].flatten(0, 1))
     factors = []
     for pair in halves:
-        joined = [torch.cat(part) if part else torch.zeros(0, plan.carried) for part in pair]
+        joined = [torch.cat(part) if part else torch.zeros(0, plan.carried, dtype=wide) for part in pair]
         if not len(joined[1]):
             joined[1] = joined[0]
         first, second = (compress(a * (weight / max(1, len(a))) ** 0.5, energy) for a in joined)
-        factors.append((first, second))
+        factors.append((first.to(dtype), second.to(dtype)))
     return tuple(factors)
 
 
