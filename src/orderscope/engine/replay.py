@@ -135,7 +135,7 @@ def _gather(window: Window, units: Units, weights: Tensor, unit: Tensor, recorde
 
 
 def _norms(window: Window, gradient: Tensor, weights: Tensor, unit: Tensor) -> Tensor:
-    """Norms of whole gradients, [rows]: recorded on a unit's own anchor, else estimated from the coordinates carried."""
+    """Norms of whole gradients, [rows]: recorded on a unit's own anchor, else estimated from the coordinates."""
     norm = gradient.norm(dim=1) * window.dynamics.weight**0.5
     row, column = (weights[:, weights.shape[1] - window.norms.shape[1] :] == 1).nonzero(as_tuple=True)
     norm[row] = window.norms[unit[row], column]
