@@ -138,7 +138,7 @@ def _show(
         click.echo(f"learning rates {plain(lr)}; differences are to the recorded order at the recorded rates")
     for effect in measured:
         click.echo(f"\n{plain(effect.metric)}: {effect.reference:.5g} in the recorded order")
-        click.echo(f"  sigma_order {effect.sigma:.2g}: one standard deviation over {effect.runs} true runs")
+        click.echo(f"  {sigma_line(effect)}")
         click.echo(f"  {noise_line(effect)}")
         click.echo()
         print_table(
@@ -153,6 +153,13 @@ def _show(
             else f"not trusted: the baseline {plain(estimator)} has no error bar"
         )
         click.echo(f"\n{why}")
+
+
+def sigma_line(effect: Effect) -> str:
+    """How much order matters, in words."""
+    if effect.runs < 2:
+        return "sigma_order unknown: no probes were recorded"
+    return f"sigma_order {effect.sigma:.2g}: one standard deviation over {effect.runs} true runs"
 
 
 def noise_line(effect: Effect) -> str:

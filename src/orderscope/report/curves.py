@@ -68,7 +68,7 @@ def _row(material: Material, index: int, metric: str) -> dict[str, Any]:
         "label": plain(asked.label),
         "strip": strip(asked.order, material.group_codes, material.group_names, asked.label),
         "value": value,
-        "error": error,
+        "error": error if math.isfinite(asked.errors[metric]) else "",
         "difference": signed(asked.difference(metric, reference), asked.errors[metric]),
         "true": f"{asked.true[metric]:.5g}" if metric in asked.true else "",
         "words": words,

@@ -20,12 +20,14 @@ def _lines(material: Material) -> list[str]:
         "They hold for this window, this model, these samples and this optimizer. Nothing here carries over to another "
         "run unless it is recorded too.",
     ]
-    if unskilled:
+    if unskilled and probes:
         lines.append(
             f"On the probes, predictions of {listed(unskilled)} were no better than a constant. They are shown, and "
             "marked as not trusted."
         )
-    if probes < 4:
+    if not probes:
+        lines.append("No probes were recorded: predictions have no error bars and are not to be trusted.")
+    elif probes < 4:
         lines.append(f"With {probes} probes the error bars themselves are rough; record with more for better ones.")
     if not material.validations:
         lines.append("No unseen orders have been trained to check this run yet: orderscope validate does it.")

@@ -231,6 +231,8 @@ def _ask(
     if not chosen:
         return []
     prediction = sim.predict(np.stack(list(chosen.values())), metrics=names)
+    # Where metrics come from an expansion around the end, what it is wrong by on the way is the same for all orders.
+    own = sim.trajectory(sim.order, metrics=names)
     found = []
     for i, (label, order) in enumerate(chosen.items()):
         along = sim.trajectory(order, metrics=names)
@@ -241,7 +243,7 @@ def _ask(
                 order=order,
                 values={n: float(prediction.metrics[n][i]) for n in names},
                 errors={n: float(prediction.error[n][i]) for n in names},
-                curves=along.metrics,
+                curves={n: own.reference[n] + along.metrics[n] - own.metrics[n] for n in names},
                 trusted={n: bool(prediction.trusted[i] and prediction.skilled[n]) for n in names},
                 true=true,
             )

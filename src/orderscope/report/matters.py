@@ -36,7 +36,7 @@ def _row(effect: Effect) -> dict[str, str]:
     return {
         "metric": short(effect.metric),
         "reference": f"{effect.reference:.5g}",
-        "sigma": two(effect.sigma),
+        "sigma": two(effect.sigma) if effect.runs > 1 else "unknown",
         "noise": two(effect.noise),
         "kind": kinds[effect.source],
         "ratio": f"{ratio:.1f}" if math.isfinite(ratio) else "",

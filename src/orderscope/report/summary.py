@@ -34,7 +34,7 @@ def tiles(material: Material) -> list[dict[str, str]]:
     noise = {"floor": "the same order, batches reshuffled", "held-out": "from the choice of held-out rows", "": ""}
     found = [
         _tile(f"±{two(effect.sigma)}" if effect.sigma else "unknown", "effect of order",
-              f"1 σ over {count(effect.runs, 'true run')}"),
+              f"1 σ over {count(effect.runs, 'true run')}" if effect.sigma else "no probes were recorded"),
         _tile(f"±{two(effect.noise)}" if effect.source else "unknown", "noise", noise[effect.source]),
     ]  # fmt: skip
     best = _best_pairs(material)
