@@ -33,6 +33,7 @@ class Calibration:
         quantile: multiplier for a 90 % interval with as few probes as there were.
         typical, farthest: mean and largest `outside` of the probes.
         skilled: whether the residuals on the probes are smaller than those of a constant.
+        noise: mean sampling noise of the probes, for a replay by one member alone.
         predicted, error, true: values of the probes left out, as they would have been told, and the truth.
     """
 
@@ -44,15 +45,16 @@ class Calibration:
     typical: float
     farthest: float
     skilled: bool
+    noise: float
     predicted: np.ndarray
     error: np.ndarray
     true: np.ndarray
 
     def apply(self, raw: np.ndarray, outside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Members' values [3, n] and `outside` [n] -> value [n], error [n]."""
+        """Members' values [3, n] (or [1, n]) and `outside` [n] -> value [n], error [n]."""
         plain = jackknife(raw)
         unit = _unit(plain, self.reference, self.sigma, outside, self.typical)
-        noise = sampling_noise(raw)
+        noise = sampling_noise(raw) if len(raw) == 3 else self.noise
         return plain + self.shift * unit, self.quantile * np.sqrt((self.residual * unit) ** 2 + noise**2)
 
 
@@ -71,7 +73,7 @@ def fit_calibration(raw: np.ndarray, true: np.ndarray, reference: float, outside
     count = len(true)
     if count < 2:
         nothing = np.full(count, np.nan)
-        return Calibration(reference, 0.0, 0.0, np.inf, 1.0, 0.0, 0.0, False, nothing, nothing, true)
+        return Calibration(reference, 0.0, 0.0, np.inf, 1.0, 0.0, 0.0, False, 0.0, nothing, nothing, true)
     plain = jackknife(raw)
     sigma = float(np.append(true, reference).std(ddof=1))
     typical = float(outside.mean())
@@ -93,6 +95,7 @@ def fit_calibration(raw: np.ndarray, true: np.ndarray, reference: float, outside
         typical=typical,
         farthest=float(outside.max()),
         skilled=bool(np.abs(true - told).mean() < constant.mean()),
+        noise=float(noise.mean()),
         predicted=told,
         error=quantile * np.sqrt((residual * unit) ** 2 + noise**2),
         true=true,
@@ -104,7 +107,7 @@ def sampling_noise(raw: np.ndarray) -> np.ndarray:
 
     The halves differ by independent noise; their mean, which the whole is close to, has half that difference.
     """
-    return np.abs(raw[1] - raw[2]) / 2 if len(raw) == 3 else np.zeros(raw.shape[1])
+    return np.abs(raw[1] - raw[2]) / 2
 
 
 def _unit(value: np.ndarray, reference: float, sigma: float, outside: np.ndarray, typical: float) -> np.ndarray:

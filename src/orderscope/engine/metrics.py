@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -63,7 +63,7 @@ def load_expansions(
     return found
 
 
-def expanded(expansions: Mapping[str, Expansion]) -> MetricModel:
+def expanded(expansions: Mapping[str, Callable[[Tensor], Tensor]]) -> MetricModel:
     """Metrics by their expansions: microseconds a row."""
 
     def values(theta: Tensor, names: tuple[str, ...]) -> dict[str, np.ndarray]:
