@@ -145,9 +145,9 @@ def _factors(
     """Halves are told apart by sample, so that the draws of one sample stay together and the halves are independent."""
     wide = torch.promote_types(dtype, torch.float32)  # short types have no eigendecomposition
     halves: list[tuple[list[Tensor], list[Tensor]]] = [([], []) for _ in range(groups)]
-    for block in range(len(plan.curvature_ids)):
+    for block, ids in enumerate(plan.curvature_ids):
         name = f"sketch/curvature/b{block:03d}"
-        rows = from_bfloat16(store.map(name, "rows")).to(wide).unflatten(0, (-1, plan.draws))
+        rows = from_bfloat16(store.map(name, "rows")).to(wide).unflatten(0, (len(ids), -1))  # empirical: one a sample
         group = store.attrs(name)["group"]
         for half in (0, 1):
             halves[group][half].append(rows[half::2].flatten(0, 1))

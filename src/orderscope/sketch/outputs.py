@@ -116,6 +116,7 @@ def find_split(at: Point, samples: Any) -> OutputSplit:
     v = torch.randn(split.shape, generator=generator).to(next(iter(params.values())))
     rows = tree_flatten(samples)[0][0].shape[0]
     residuals: dict[OutputSplit, float] = {}
+    curved = False
     for index in range(rows):
         sample = tree_map(lambda leaf, i=index: leaf[i], samples)
         z, leaves = outputs_of(at, split, params, rest, sample)
@@ -129,6 +130,7 @@ def find_split(at: Point, samples: Any) -> OutputSplit:
         except Exception as error:
             return OutputSplit("empirical", f"the loss has no second derivative in the outputs ({error})")
         scale = float(lv.norm())
+        curved = curved or scale > 0
         forms = {OutputSplit("elementwise", "diagonal Hessian", split.leaf, split.spec, -1, split.shape): diagonal * v}
         for dim in range(z.dim() - 1, 0, -1):
             p = z.softmax(dim)
@@ -138,6 +140,8 @@ def find_split(at: Point, samples: Any) -> OutputSplit:
         for form, predicted in forms.items():
             residual = float((predicted - lv).norm()) / scale if scale > 0 else 0.0
             residuals[form] = max(residuals.get(form, 0.0), residual)
+    if not curved:
+        return OutputSplit("empirical", "the loss is linear in the model's outputs, as if they were log-probabilities")
     best = sorted(residuals.items(), key=lambda item: (item[1] > MATCH, item[0].kind != "softmax"))
     if best and best[0][1] <= MATCH:
         return best[0][0]
