@@ -1,0 +1,12 @@
+"""Orders in search of a better one: strategies that yield candidates, and the proposal that comes of them."""
+
+# Strategies run in the order they are registered in: rules, then what starts from the best of them.
+from orderscope.search import heuristics as heuristics  # isort: split
+
+from orderscope.search import guided as guided
+from orderscope.search import local as local
+from orderscope.search.proposal import Proposal, Row, propose
+from orderscope.search.setting import Setting
+from orderscope.search.strategy import STRATEGIES, Scores, Strategy, register
+
+__all__ = ["STRATEGIES", "Proposal", "Row", "Scores", "Setting", "Strategy", "propose", "register"]

@@ -1,0 +1,321 @@
+"""What each sample or batch does to the metric at each position: one backward sweep of the replay.
+
+The sweep linearises the replay of a base order. A gradient moves the final weights, theta_T(dg_t) = theta_T + S_t dg_t,
+and the metric is L + g . d + 1/2 |A d|^2 in their displacement d. So having gradient g_u instead of g_o at t counts
+l_t . (g_u - g_o) and moves the curved directions by c_t (g_u - g_o), with l_t = S_t^T g and c_t = B A S_t; B keeps the
+directions in which gradients of recorded batches differ most. All are swept together, one row each.
+
+Adam's second moment is held fixed: its derivative is 1 / v where v is next to nothing, while the true response there is
+bounded, so a plain adjoint explodes (tried: useless after ten steps). Held at no less than what a typical gradient
+makes of it, the sweep has the finite responses of the replay itself, with a correlation above 0.99.
+
+Metagradients of a whole training run: Engstrom et al., "Optimizing ML training with metagradient descent", 2025.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import default_collate
+
+from orderscope.engine import Batches, Units, Window, units_of
+from orderscope.engine.metrics import Expansion
+from orderscope.engine.optimizers import Dynamics, Slice, States, clip, start_states, step
+from orderscope.engine.replay import add_curvature, usable_anchors
+from orderscope.sketch.gradients import set_parameters
+from orderscope.task import CHUNK, ONE_BATCH, Task
+
+RANK = 32
+PLACES = 12
+NUDGE = 1e-3
+CHUNK_BYTES = 1 << 28
+Slope = Callable[[Tensor], tuple[float, Tensor]]
+
+
+@dataclass(frozen=True)
+class Passed:
+    """What the forward pass leaves behind of one step.
+
+    Args:
+        theta: weights before it, [m].
+        gradient: mean gradient before clipping, [m].
+        second: Adam's second moment after it (the largest so far with amsgrad), [m], or None.
+        taken: optimizer steps of each parameter before it, [n_params], or None.
+        unit: index of its unit.
+    """
+
+    theta: Tensor
+    gradient: Tensor
+    second: Tensor | None
+    taken: Tensor | None
+    unit: int
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """Derivatives of metric and curved directions with respect to the gradient at some positions.
+
+    Args:
+        value: the metric at the base.
+        places: those positions, ascending.
+        rows: [places, 1 + rank, m]; row 0 is of the metric, the others of the curved directions.
+        states: weights there, [places, m].
+    """
+
+    value: float
+    places: np.ndarray
+    rows: Tensor
+    states: Tensor
+
+
+def sensitivity(
+    window: Window,
+    expansion: Expansion,
+    order: np.ndarray,
+    *,
+    slope: Slope | None = None,
+    rank: int = RANK,
+    places: int = PLACES,
+) -> Sensitivity:
+    """Sweep once forward and once backward around an order.
+
+    Args:
+        order: the base, [steps, batch].
+        slope: value and gradient of the metric itself at the base's final weights; by the expansion if not given. Far
+            from the reference the expansion is too hopeful: following it gains two thirds of what following the metric
+            does.
+        rank: curved directions to follow, at most as many as the expansion has.
+        places: at how many positions, evenly spaced, derivatives are kept.
+    """
+    units = units_of(window, Batches(window.order), order[None])
+    passed, final = _forward(window, units)
+    typical = _typical_square(window)
+    directions = _directions(window, expansion, typical, rank)
+    value, gradient = (slope or _expanded(expansion))(final)
+    rows = torch.cat([gradient[None], directions])
+    kept = np.unique(np.linspace(0, window.steps - 1, min(places, window.steps)).round().astype(int))
+    moment = torch.zeros_like(rows)
+    found: list[Tensor] = []
+    for t in range(window.steps - 1, -1, -1):
+        at = passed[t]
+        to_gradient = torch.zeros_like(rows)
+        for part in window.dynamics.slices:
+            if units.has_grad is None or bool(units.has_grad[at.unit, part.parameter]):
+                _step_back(window.dynamics, part, t, at, typical, rows, moment, to_gradient)
+        to_gradient = _clip_back(window.dynamics, at.gradient, to_gradient)
+        if t in kept:
+            found.append(to_gradient)
+        rows = rows + _gradient_back(window, units, at, to_gradient)
+    states = torch.stack([passed[t].theta for t in kept])
+    return Sensitivity(value, kept, torch.stack(found[::-1]), states)
+
+
+def metric_slope(task: Task, metric: str) -> Slope:
+    """Value and gradient of a held-out loss at weights [P], by the real model."""
+    model, rows, layout = task.build_model(), task.metrics[metric], task.layout
+    collate = task.collate or default_collate
+    size = len(rows) if len(rows) <= ONE_BATCH else CHUNK
+
+    def at(theta: Tensor) -> tuple[float, Tensor]:
+        set_parameters(model, layout, theta)
+        parameters = layout.of_model(model)
+        value, gradient = 0.0, torch.zeros_like(theta)
+        for start in range(0, len(rows), size):
+            batch = collate([rows[i] for i in range(start, min(start + size, len(rows)))])
+            loss = task.loss(model, batch).sum() / len(rows)
+            found = torch.autograd.grad(loss, parameters, allow_unused=True)
+            filled = [torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters, strict=True)]
+            value, gradient = value + float(loss.detach()), gradient + layout.flatten(filled)
+        return value, gradient
+
+    return at
+
+
+def step_effects(window: Window, found: Sensitivity) -> np.ndarray:
+    """Effect of each recorded batch at each position, [steps, units, 1 + rank]."""
+    units = torch.arange(len(window.table))
+    out = []
+    for rows, theta in zip(found.rows, found.states, strict=True):
+        weights, remainder, _ = window.anchors.weights(theta.expand(len(units), -1), units, window.known)
+        products = window.table @ rows.T  # [units, anchors, 1 + rank]
+        effect = torch.einsum("uk,ukr->ur", weights.to(rows.dtype), products)
+        for group, factors in enumerate(window.factors):
+            effect += window.fractions[:, group, None] * _curved_products(factors, remainder, rows)
+        out.append(effect.double().numpy())
+    return _all_steps(found.places, np.stack(out), window.steps)
+
+
+def sample_effects(window: Window, found: Sensitivity, ids: np.ndarray) -> np.ndarray:
+    """Effect of each of these samples in a batch at each position, [steps, ids, 1 + rank]."""
+    places, count, coords = found.rows.shape
+    allowed = torch.zeros(1, window.anchors.count, dtype=torch.bool)
+    allowed[0, list(window.sample_anchors)] = True
+    group = torch.from_numpy(window.group_codes[ids])
+    shares, bent = [], torch.empty(places, len(window.factors), count)
+    for p, (rows, theta) in enumerate(zip(found.rows, found.states, strict=True)):
+        weights, remainder, _ = window.anchors.weights(theta[None], torch.zeros(1, dtype=torch.int64), allowed)
+        shares.append(weights[0].to(rows.dtype))
+        for g, factors in enumerate(window.factors):
+            bent[p, g] = _curved_products(factors, remainder, rows)[0]
+    share = torch.stack(shares)  # [places, anchors]
+    flat = found.rows.flatten(0, 1)
+    effect = bent[:, group]  # [places, ids, rows]
+    chunk = max(1, CHUNK_BYTES // (4 * coords))
+    for anchor, samples in zip(window.sample_anchors, window.sample_rows, strict=True):
+        for start in range(0, len(ids), chunk):
+            part = samples[torch.from_numpy(ids[start : start + chunk])].to(flat.dtype)
+            products = (part @ flat.T).view(len(part), places, count)
+            effect[:, start : start + chunk] += share[:, anchor, None, None] * products.transpose(0, 1)
+    return _all_steps(found.places, effect.double().numpy() / window.order.shape[1], window.steps)
+
+
+def _forward(window: Window, units: Units) -> tuple[list[Passed], Tensor]:
+    """Replay one order with the whole curvature, keeping what the way back needs."""
+    states = start_states(window.dynamics, 1)
+    passed = []
+    for t in range(window.steps):
+        unit = torch.from_numpy(units.index[:, t])
+        place, rows = _table(window, units, int(unit))
+        usable = usable_anchors(window, unit, None)
+        weights, remainder, _ = window.anchors.weights(states.theta, torch.tensor([place]), usable)
+        gradient = weights.to(rows.dtype) @ rows
+        add_curvature(window, gradient, remainder, units.fractions[unit], 1)
+        before, taken = states.theta[0].clone(), None if states.taken is None else states.taken[0].clone()
+        active = None if units.has_grad is None else units.has_grad[unit]
+        step(window.dynamics, states, clip(window.dynamics, gradient), t, None, active)
+        passed.append(Passed(before, gradient[0], _second(states), taken, int(unit)))
+    return passed, states.theta[0]
+
+
+def _table(window: Window, units: Units, unit: int) -> tuple[int, Tensor]:
+    """The recorded unit whose anchors serve for a unit, and the unit's gradients there, [anchors, m]."""
+    recorded = len(window.table)
+    return (unit, window.table[unit]) if unit < recorded else (0, units.rows[unit - recorded])
+
+
+def _second(states: States) -> Tensor | None:
+    for key in ("max_exp_avg_sq", "exp_avg_sq"):
+        if key in states.moments:
+            return states.moments[key][0].clone()
+    return None
+
+
+def _expanded(expansion: Expansion) -> Slope:
+    def at(theta: Tensor) -> tuple[float, Tensor]:
+        bent = expansion.factor.T @ (expansion.factor @ (theta - expansion.center))
+        return float(expansion(theta[None])[0]), expansion.gradient + bent
+
+    return at
+
+
+def _typical_square(window: Window) -> Tensor:
+    """Mean square of the recorded batches' gradients, [m]."""
+    shared = len(window.anchors.shared)
+    total = torch.zeros_like(window.final)
+    for unit in window.table:
+        total += unit[:shared].pow(2).mean(0)
+    return total / len(window.table)
+
+
+def _directions(window: Window, expansion: Expansion, typical: Tensor, rank: int) -> Tensor:
+    """B A, [rank, m]: the metric's curved directions that the recorded batches differ in most once preconditioned."""
+    shared = window.table[:, : len(window.anchors.shared)]
+    apart = (shared - shared.mean(0)).flatten(0, 1)
+    if window.dynamics.optimizer != "SGD":
+        apart = apart / (typical.sqrt() + 1e-8)
+    left = torch.linalg.svd(expansion.factor @ apart.T, full_matrices=False)[0]
+    return left[:, :rank].T @ expansion.factor
+
+
+def _step_back(
+    dynamics: Dynamics, part: Slice, t: int, at: Passed, typical: Tensor, rows: Tensor, moment: Tensor, out: Tensor
+) -> None:
+    """Adjoint of one optimizer step on a slice: `rows` and `moment` are updated, `out` gets that of the gradient."""
+    h = {name: float(values[t, part.group]) for name, values in dynamics.hyper.items()}
+    on = part.coords
+    weights, first = rows[:, on], moment[:, on]
+    count = part.count + (t if at.taken is None else float(at.taken[part.parameter])) + 1
+    if dynamics.optimizer == "SGD":
+        fresh = not part.present and (t == 0 if at.taken is None else float(at.taken[part.parameter]) == 0)
+        push = -h["lr"] * weights
+        if h["momentum"]:
+            first += h["momentum"] * push if h["nesterov"] else push
+            gradient = first * (1.0 if fresh else 1 - h["dampening"]) + (push if h["nesterov"] else 0.0)
+            first *= 0.0 if fresh else h["momentum"]
+        else:
+            gradient = push
+        weights += h["weight_decay"] * gradient
+    else:
+        assert at.second is not None
+        second = torch.maximum(at.second[on], (1 - h["beta2"]) * typical[on])
+        scale = h["lr"] / (1 - h["beta1"] ** count) / ((second / (1 - h["beta2"] ** count)).sqrt() + h["eps"])
+        first -= scale * weights
+        gradient = (1 - h["beta1"]) * first
+        first *= h["beta1"]
+        if h["decoupled"]:
+            weights *= 1 - h["lr"] * h["weight_decay"]
+        else:
+            weights += h["weight_decay"] * gradient
+    out[:, on] = -gradient if h.get("maximize") else gradient
+
+
+def _clip_back(dynamics: Dynamics, gradient: Tensor, rows: Tensor) -> Tensor:
+    """Adjoint of clipping by the norm."""
+    if not dynamics.max_grad_norm:
+        return rows
+    square = float(gradient.pow(2).sum()) * dynamics.weight
+    scale = dynamics.max_grad_norm / (square**0.5 + 1e-6)
+    if scale >= 1:
+        return rows
+    return scale * (rows - (rows @ gradient)[:, None] * gradient * (dynamics.weight / square))
+
+
+def _gradient_back(window: Window, units: Units, at: Passed, rows: Tensor) -> Tensor:
+    """Transposed Jacobian of a unit's predicted gradient: secants along its anchors, curvature outside them.
+
+    With anchor weights w(theta), W = dw / dtheta and anchor states T, g = G^T w + C (theta - T^T w), so that
+    J^T x = C x + W^T (G x - T C x).
+    """
+    place, table = _table(window, units, at.unit)
+    own = window.anchors.own[place]
+    states = torch.cat([window.anchors.shared, own]) if len(own) else window.anchors.shared
+    usable = usable_anchors(window, torch.tensor([at.unit]), None)
+    count = len(states)
+    # On an anchor the weights do not move at all; what is wanted is how they move around it.
+    near = at.theta + NUDGE * (window.final - window.dynamics.start.theta)
+    theta = near.expand(count, -1).clone().requires_grad_()
+    with torch.enable_grad():
+        weights = window.anchors.weights(theta, torch.full((count,), place), usable.expand(count, -1))[0]
+        (along,) = torch.autograd.grad(weights.diagonal().sum(), theta)
+    bent = torch.zeros_like(rows)
+    for share, factors in zip(units.fractions[at.unit].tolist(), window.factors, strict=True):
+        if share:
+            bent += share * _curved(factors, rows)
+    return bent + (rows @ table.T - bent @ states.T) @ along.to(rows.dtype)
+
+
+def _curved(factors: tuple[Tensor, Tensor], rows: Tensor) -> Tensor:
+    """C x of one group, [rows, m]."""
+    first, second = factors
+    return 0.5 * ((rows @ first.T) @ first + (rows @ second.T) @ second)
+
+
+def _curved_products(factors: tuple[Tensor, Tensor], left: Tensor, right: Tensor) -> Tensor:
+    """x C y of one group for all rows x and y, [left, right]."""
+    first, second = factors
+    return 0.5 * ((left @ first.T) @ (right @ first.T).T + (left @ second.T) @ (right @ second.T).T)
+
+
+def _all_steps(places: np.ndarray, values: np.ndarray, steps: int) -> np.ndarray:
+    """Linear interpolation over positions, [places, ...] -> [steps, ...]."""
+    if len(places) == steps:
+        return values
+    at = np.arange(steps)
+    low = np.clip(np.searchsorted(places, at, side="right") - 1, 0, len(places) - 2)
+    share = (at - places[low]) / (places[low + 1] - places[low])
+    share = share.reshape(-1, *[1] * (values.ndim - 1))
+    return (1 - share) * values[low] + share * values[low + 1]

@@ -1,0 +1,145 @@
+"""Every order that was scored: no order twice, none beyond the budget, none after the time is up."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from orderscope.errors import OrderscopeError
+from orderscope.search.strategy import Scores
+
+WHOLE = 32
+Score = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
+class Spent(Exception):
+    """The budget or the time is used up."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One scored order: value, error and bound as in `Scores`, and the strategy that found it first."""
+
+    order: np.ndarray
+    value: float
+    error: float
+    bound: float
+    by: str
+
+
+@dataclass
+class Ledger:
+    """Scores orders and remembers them. There are two scores, each with a memory of its own: a quick one for thousands
+    of orders, and a precise one for those that are proposed.
+
+    Args:
+        reference: the recorded order.
+        quick, precise: orders [n, steps, batch] -> value [n] (lower is better), error [n].
+        budget: how many orders may be scored.
+        deadline: `time.perf_counter()` after which nothing more is scored.
+        chunk: regrouped orders scored at once: their gradients take memory.
+    """
+
+    reference: np.ndarray
+    quick: Score
+    precise: Score
+    budget: int
+    deadline: float
+    chunk: int = 8
+    scored: int = 0
+    finite: int = 0
+
+    def __post_init__(self) -> None:
+        self._known: dict[bool, dict[bytes, Entry]] = {False: {}, True: {}}
+        self._multiset = np.sort(self.reference, axis=None)
+        self._recorded: dict[bytes, list[int]] = {}
+        for step, batch in enumerate(np.sort(self.reference, axis=1)):
+            self._recorded.setdefault(batch.tobytes(), []).append(step)
+
+    @property
+    def left(self) -> int:
+        """Orders that may still be scored."""
+        return 0 if self.late else self.budget - self.scored
+
+    @property
+    def late(self) -> bool:
+        return time.perf_counter() > self.deadline
+
+    def __call__(
+        self, orders: np.ndarray, by: Sequence[str], *, precise: bool = True, most: int | None = None
+    ) -> Scores:
+        """Scores of orders [n, steps, batch] found by these strategies [n]; new ones are charged to the budget.
+
+        Those past the budget, the time, or `most` new ones come back as infinite.
+
+        Raises:
+            Spent: nothing could be scored.
+        """
+        known = self._known[precise]
+        keys = [_key(order) for order in orders]
+        new = {key: i for i, key in reversed(list(enumerate(keys))) if key not in known}
+        room = self.left if most is None else min(self.left, most)
+        picked = sorted(new.values())[: max(0, room)]
+        if new and not picked:
+            raise Spent
+        for part in self._parts(picked, orders):
+            value, error = (self.precise if precise else self.quick)(orders[part])
+            self.scored += len(part)
+            self.finite += int(np.isfinite(value).sum())
+            for i, v, e in zip(part, value, np.broadcast_to(error, value.shape), strict=True):
+                self.add(orders[i], float(v), float(e), by[i], precise=precise)
+            if self.late:
+                break
+        found = [known.get(key) for key in keys]
+        return Scores(
+            np.array([np.inf if e is None else e.value for e in found]),
+            np.array([0.0 if e is None else e.error for e in found]),
+        )
+
+    def add(self, order: np.ndarray, value: float, error: float, by: str, *, precise: bool = True) -> None:
+        """Remember the score of an order; one that diverges is worse than any."""
+        value = value if np.isfinite(value) else np.inf
+        bound = float(Scores(np.array(value), np.array(error)).bound)
+        self._known[precise][_key(order)] = Entry(order, value, error, bound, by)
+
+    def ranked(self) -> list[Entry]:
+        """What was scored precisely and is finite, by its bound, best first."""
+        return sorted((e for e in self._known[True].values() if np.isfinite(e.bound)), key=lambda e: e.bound)
+
+    def steps_of(self, order: np.ndarray) -> np.ndarray | None:
+        """The recorded step of each batch, [steps]; None where samples were regrouped."""
+        left = {key: list(steps) for key, steps in self._recorded.items()}
+        found = [left.get(batch.tobytes()) for batch in np.sort(order, axis=1)]
+        return np.array([steps.pop(0) for steps in found if steps]) if all(found) else None
+
+    def checked(self, orders: np.ndarray, by: str) -> np.ndarray:
+        """What strategy `by` yielded, as int64 [n, steps, batch].
+
+        Raises:
+            OrderscopeError: some of it is no rearrangement of the reference.
+        """
+        orders = np.asarray(orders)
+        orders = orders[None] if orders.ndim == 2 else orders
+        fits = orders.ndim == 3 and orders.shape[1:] == self.reference.shape and orders.dtype.kind in "iu"
+        if not fits or not (np.sort(orders.reshape(len(orders), -1), axis=1) == self._multiset).all():
+            raise OrderscopeError(
+                f"an array of shape {list(orders.shape)} from strategy {by!r} that does not rearrange the reference",
+                "orders [n, steps, batch] with every sample as often as in the reference",
+                "correct the strategy, or leave it out with strategies=",
+            )
+        return orders.astype(np.int64)
+
+    def _parts(self, picked: list[int], orders: np.ndarray) -> list[list[int]]:
+        """Orders that are scored in one call: many of recorded batches, few that are regrouped."""
+        whole = [i for i in picked if not self.steps_of(orders[i]) is not None]
+        rest = sorted(set(picked) - set(whole))
+        many = [whole[i : i + WHOLE] for i in range(0, len(whole), WHOLE)]
+        return many + [rest[i : i + self.chunk] for i in range(0, len(rest), self.chunk)]
+
+
+def _key(order: np.ndarray) -> bytes:
+    """The same for orders that differ only in the sequence of samples within a batch."""
+    return np.sort(order, axis=1).tobytes()

@@ -1,0 +1,92 @@
+"""Searches that know nothing but scores."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from orderscope.search.arrange import crossed, neighbour, neighbours, samples_swapped
+from orderscope.search.setting import Setting
+from orderscope.search.strategy import Orders, Strategy, register
+
+ROUND = 24
+PATIENCE = 3
+POPULATION = 24
+MUTATION = 0.3
+
+
+@register
+class LocalSearch(Strategy):
+    """Swaps, moves and block moves around the best of the others; where samples are regrouped, exchanges of samples."""
+
+    name, source = "local search", "swaps, moves and block moves from the best so far"
+    weight, guided = 2.0, True
+
+    def orders(self, setting: Setting) -> Orders:
+        best = setting.best(whole=not setting.regroup)
+        bound = float((yield best[None]).bound[0])
+        idle = 0
+        while idle < PATIENCE:
+            tried = _around(setting, best)
+            scores = yield tried
+            k = int(scores.bound.argmin())
+            idle = 0 if scores.bound[k] < bound else idle + 1
+            if scores.bound[k] < bound:
+                best, bound = tried[k], float(scores.bound[k])
+
+
+@register
+class Restarts(Strategy):
+    """Local search from random orders, again and again."""
+
+    name, source = "random restarts", "local search from random orders"
+    weight = 1.0
+
+    def orders(self, setting: Setting) -> Orders:
+        steps = setting.rng.permutation(setting.steps)
+        (bound,) = (yield setting.order[steps][None]).bound
+        idle = 0
+        while True:
+            tried = neighbours(steps, ROUND, setting.rng)
+            scores = yield setting.order[tried]
+            k = int(scores.bound.argmin())
+            if scores.bound[k] < bound:
+                steps, bound, idle = tried[k], scores.bound[k], 0
+                continue
+            idle += 1
+            if idle == PATIENCE:
+                steps, idle = setting.rng.permutation(setting.steps), 0
+                (bound,) = (yield setting.order[steps][None]).bound
+
+
+@register
+class Genetic(Strategy):
+    """Tournaments of two, order crossover, mutation by a swap or move, the best quarter kept."""
+
+    name, source = "genetic", "the genetic algorithm of FUT, arXiv 2505.22042"
+    weight = 1.0
+
+    def orders(self, setting: Setting) -> Orders:
+        rng = setting.rng
+        population = np.stack([rng.permutation(setting.steps) for _ in range(POPULATION)])
+        bounds = (yield setting.order[population]).bound
+        while True:
+            elite = np.argsort(bounds, kind="stable")[: POPULATION // 4]
+            children = []
+            for _ in range(POPULATION - len(elite)):
+                pairs = rng.integers(POPULATION, size=(2, 2))
+                mother, father = (population[pair[bounds[pair].argmin()]] for pair in pairs)
+                child = crossed(mother, father, rng)
+                children.append(neighbour(child, rng) if rng.random() < MUTATION else child)
+            scores = yield setting.order[np.stack(children)]
+            population = np.concatenate([population[elite], np.stack(children)])
+            bounds = np.concatenate([bounds[elite], scores.bound])
+
+
+def _around(setting: Setting, order: np.ndarray) -> np.ndarray:
+    """Neighbours of an order: of its steps, and where samples may be regrouped half of them of its samples."""
+    steps = neighbours(np.arange(setting.steps), ROUND, setting.rng)
+    tried = order[steps]
+    if setting.regroup:
+        for k in range(0, ROUND, 2):
+            tried[k] = samples_swapped(order, int(setting.rng.integers(1, 5)), setting.rng)
+    return tried

@@ -1,0 +1,307 @@
+"""Look for a better order with a portfolio of strategies, and confirm the best by training them."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from orderscope.errors import OrderscopeError
+from orderscope.retrain import retrain
+from orderscope.search.costs import expected_best, recording_seconds, spent_runs
+from orderscope.search.ledger import Ledger
+from orderscope.search.portfolio import Portfolio, Progress
+from orderscope.search.scoring import precise_score, quick_score, regrouped_at_once
+from orderscope.search.setting import Setting
+from orderscope.search.strategy import Scores, Strategy, chosen
+from orderscope.simulator import Simulator
+
+LEAST_SECONDS = 10.0
+PATIENCE = 2.0
+BY, FEW = "random", 8
+
+
+@dataclass(frozen=True)
+class Row:
+    """The best order of one strategy.
+
+    Args:
+        name, source: the strategy's.
+        predicted, error: estimated metric and half-width of its 90 % interval: by `Simulator.predict` for the orders
+            that came near confirmation, by the search's quicker score for the others.
+        confirmed: true metric from retraining, or None.
+        order: int64 [steps, batch].
+    """
+
+    name: str
+    source: str
+    predicted: float
+    error: float
+    confirmed: float | None
+    order: np.ndarray
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """The best order found.
+
+    Args:
+        order: int64 [steps, batch]; the reference itself where nothing better was found.
+        predicted, error: estimated metric, half-width of its 90 % interval.
+        confirmed: true metric from retraining, or None where it was not retrained.
+        metric, maximize: what was improved, and which way.
+        table: the best order of every strategy, best first.
+        reference: the metric of the recorded order.
+        random: predicted mean and standard deviation under random permutations of the recorded steps.
+        gain_sigma: how far the proposal is better than that mean, in those standard deviations; by the true value
+            where it was confirmed.
+        scored: orders that were scored.
+        cost: all that was spent, in runs: recording, sketching, searching, confirming.
+        best_of_n: metric to be expected of the best of as many random orders, all truly trained.
+        undetectable: whether the predicted gain over the reference is inside its error.
+        notes: what a reader should know.
+    """
+
+    order: np.ndarray
+    predicted: float
+    error: float
+    confirmed: float | None
+    metric: str
+    maximize: bool
+    table: list[Row]
+    reference: float
+    random: dict[str, float]
+    gain_sigma: float
+    scored: int
+    cost: float
+    best_of_n: float
+    undetectable: bool
+    notes: list[str] = field(default_factory=list)
+
+
+def propose(
+    sim: Simulator,
+    metric: str = "eval",
+    *,
+    budget: int = 2000,
+    verify: int = 3,
+    strategies: Sequence[str] | None = None,
+    maximize: bool = False,
+    regroup: bool | None = None,
+    seconds: float | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Proposal:
+    """Search for an order of the recorded samples with a better final metric.
+
+    Candidates are ranked by what their value may well be at worst, value + `CAUTION` * error. The best of different
+    strategies are trained truly, and the best of those is proposed: if that is the reference, it is said.
+
+    Args:
+        metric: its name; less of it is better.
+        budget: how many orders may be scored in all; none is scored twice.
+        verify: how many of the best are retrained; none without `sim.task`.
+        strategies: names, all by default.
+        maximize: more of the metric is better.
+        regroup: whether samples may leave their recorded batches. By default where single samples' gradients were kept.
+            Batches of recorded samples only leave a far smaller choice.
+        seconds: stop searching after this time; by default after twice what the recording took, but not before ten
+            seconds. So a search never costs more than a few times the recording.
+        seed: of everything random.
+        progress: called as `progress(stage, done, total)`.
+
+    Returns:
+        The proposal. After a keyboard interrupt, that of what was found up to then.
+
+    Raises:
+        OrderscopeError: for an unknown metric or strategy, a budget below 1, or where no order's score is finite.
+    """
+    picked = _checked(sim, metric, budget, verify, strategies, seconds, regroup)
+    sign = -1.0 if maximize else 1.0
+    regroup = bool(sim.window.sample_anchors) if regroup is None else regroup
+    sim.calibration  # noqa: B018  fitted once, so that it is not charged to the first strategy
+    began = time.perf_counter()
+    limit = max(LEAST_SECONDS, PATIENCE * recording_seconds(sim)) if seconds is None else seconds
+    scores = quick_score(sim, metric, sign), precise_score(sim, metric, sign)
+    ledger = Ledger(sim.order, *scores, budget, began + limit, regrouped_at_once(sim))
+    ledger.add(sim.order, sign * sim.reference[metric], 0.0, "reference")
+    setting = Setting(sim, metric, sign, regroup, ledger)
+    portfolio = Portfolio(setting, seed, limit, progress)
+    interrupted = portfolio.run(picked)
+    _refuse_not_finite(ledger, metric)
+    notes = _notes(setting, interrupted, limit if portfolio.late else None)
+    rows = [Row(f.strategy.name, f.strategy.source, sign * f.value, f.error, None, f.order)
+            for f in portfolio.best.values()]  # fmt: skip
+    searched = time.perf_counter() - began
+    if not interrupted:
+        rows = _confirmable(rows, ledger, portfolio, sign, verify)
+        rows = _predicted(sim, metric, rows, max(1, verify))
+        rows, stopped = _confirmed(sim, metric, rows, verify, progress)
+        notes += ["interrupted: not all candidates were trained"] if stopped else []
+    confirmed = len({row.order.tobytes() for row in rows if row.confirmed is not None} - {sim.order.tobytes()})
+    random = _random(portfolio, sim, metric, sign)
+    return _proposal(sim, metric, maximize, rows, random, ledger, spent_runs(sim, searched, confirmed), notes, verify)
+
+
+def _confirmable(rows: list[Row], ledger: Ledger, portfolio: Portfolio, sign: float, verify: int) -> list[Row]:
+    """Rows to be confirmed first, `verify` of them: the best of each strategy that may be as good as the best of all,
+    and where those are too few, what else was found near the best. The other rows follow."""
+    ranked = _distinct(rows, sign)
+    if not ranked:
+        return rows
+    best = sign * ranked[0].predicted
+    near = [row for row in ranked if sign * row.predicted - row.error <= best][:verify]
+    known = {row.order.tobytes() for row in rows}
+    for entry in ledger.ranked():
+        if len(near) < verify and entry.by in portfolio.best and entry.order.tobytes() not in known:
+            strategy = portfolio.best[entry.by].strategy
+            near.append(Row(strategy.name, strategy.source, sign * entry.value, entry.error, None, entry.order))
+    chosen = {id(row) for row in near}
+    return near + [row for row in rows if id(row) not in chosen]
+
+
+def _predicted(sim: Simulator, metric: str, rows: list[Row], count: int) -> list[Row]:
+    """The first rows predicted anew, with all members."""
+    out = []
+    for row in rows[:count]:
+        prediction = sim.predict(row.order, metrics=[metric])
+        value, error = float(prediction.metrics[metric][0]), float(prediction.error[metric][0])
+        out.append(replace(row, predicted=value, error=error) if math.isfinite(value) else row)
+    return out + rows[count:]
+
+
+def _confirmed(
+    sim: Simulator, metric: str, rows: list[Row], verify: int, progress: Progress | None
+) -> tuple[list[Row], bool]:
+    """The first rows retrained; the reference's value is known. True if that was interrupted."""
+    true = {sim.order.tobytes(): sim.reference[metric]}
+    stopped = False
+    try:
+        for done, row in enumerate(rows[:verify] if sim.task is not None else [], start=1):
+            if sim.task is not None and row.order.tobytes() not in true:
+                true[row.order.tobytes()] = float(retrain(sim.task, row.order).metrics[metric][0])
+            if progress is not None:
+                progress("confirm", done, min(verify, len(rows)))
+    except KeyboardInterrupt:
+        stopped = True
+    return [replace(row, confirmed=true.get(row.order.tobytes())) for row in rows], stopped
+
+
+def _proposal(
+    sim: Simulator,
+    metric: str,
+    maximize: bool,
+    rows: list[Row],
+    random: dict[str, float],
+    ledger: Ledger,
+    cost: float,
+    notes: list[str],
+    verify: int,
+) -> Proposal:
+    sign, reference = -1.0 if maximize else 1.0, sim.reference[metric]
+    own = Row("reference", "as recorded", reference, 0.0, reference, sim.order)
+    trained = [row for row in rows if row.confirmed is not None and math.isfinite(row.confirmed)]
+    if len(trained) and any(not np.array_equal(row.order, sim.order) for row in trained):
+        best = min([*trained, own], key=lambda row: sign * float(row.confirmed or 0.0))
+    else:
+        best = _distinct([*rows, own], sign)[0]
+        notes = [*notes, "not confirmed: retraining needs the task"] if verify and sim.task is None else notes
+    if np.array_equal(best.order, sim.order):
+        best = own
+        notes = [*notes, "no better order than the recorded one was found"]
+    elif ledger.steps_of(best.order) is None:
+        notes = [*notes, "the proposed order regroups samples into new batches; regroup=False keeps those recorded"]
+    value = best.predicted if best.confirmed is None else best.confirmed
+    spread = random["std"]
+    return Proposal(
+        order=best.order,
+        predicted=best.predicted,
+        error=best.error,
+        confirmed=best.confirmed,
+        metric=metric,
+        maximize=maximize,
+        table=sorted(rows, key=lambda row: (row.confirmed is None, _rank(row, sign))),
+        reference=reference,
+        random=random,
+        gain_sigma=sign * (random["mean"] - value) / spread if spread > 0 else 0.0,
+        scored=ledger.scored,
+        cost=cost,
+        best_of_n=random["mean"] - sign * spread * expected_best(cost),
+        undetectable=not sign * (reference - best.predicted) > best.error,
+        notes=notes,
+    )
+
+
+def _rank(row: Row, sign: float) -> float:
+    if row.confirmed is not None:
+        return sign * row.confirmed
+    return float(Scores(np.array(sign * row.predicted), np.array(row.error)).bound)
+
+
+def _distinct(rows: list[Row], sign: float) -> list[Row]:
+    """One row an order, best bound first."""
+    first: dict[bytes, Row] = {}
+    for row in sorted(rows, key=lambda row: _rank(replace(row, confirmed=None), sign)):
+        first.setdefault(row.order.tobytes(), row)
+    return list(first.values())
+
+
+def _random(portfolio: Portfolio, sim: Simulator, metric: str, sign: float) -> dict[str, float]:
+    """Predicted mean and standard deviation of random orders; the true ones of reference and probes if none were."""
+    values = sign * np.array(portfolio.values.get(BY, []))
+    if len(values) < FEW:
+        values = np.append(sim.truth[metric] if sim.probes else [], sim.reference[metric])
+    spread = float(values.std(ddof=1)) if len(values) > 1 else 0.0
+    return {"mean": float(values.mean()), "std": spread, "orders": float(len(values))}
+
+
+def _notes(setting: Setting, interrupted: bool, limit: float | None) -> list[str]:
+    notes = []
+    if setting.expansion is None:
+        notes.append(f"metric {setting.metric!r} has no stored expansion: strategies led by its gradient were left out")
+    if interrupted:
+        notes.append("interrupted: the best found up to then, not confirmed")
+    if limit is not None:
+        notes.append(f"the search ended after {limit:.3g} s; seconds= allows more")
+    return notes
+
+
+def _refuse_not_finite(ledger: Ledger, metric: str) -> None:
+    if ledger.scored and not ledger.finite:
+        raise OrderscopeError(
+            f"no finite score of metric {metric!r} among {ledger.scored} orders",
+            "estimates that are finite",
+            "look at `orderscope validate`; a lower learning rate or more anchors may help",
+        )
+
+
+def _checked(
+    sim: Simulator,
+    metric: str,
+    budget: int,
+    verify: int,
+    strategies: Sequence[str] | None,
+    seconds: float | None,
+    regroup: bool | None,
+) -> list[Strategy]:
+    if metric not in sim.metric_names:
+        raise OrderscopeError(
+            f"metric {metric!r}", "one of " + (", ".join(sim.metric_names) or "none"), "name a recorded metric"
+        )
+    for name, value, least in (("budget", budget, 1), ("verify", verify, 0)):
+        if int(value) != value or value < least:
+            raise OrderscopeError(f"{name}={value!r}", f"a whole number from {least}", f"change {name}=")
+    if seconds is not None and not seconds > 0:
+        raise OrderscopeError(f"seconds={seconds!r}", "more than none", "change seconds=, or leave it out")
+    if regroup and not sim.window.sample_anchors:
+        raise OrderscopeError(
+            "regroup=True for a run without single samples' gradients",
+            "a run recorded with sample_anchors=2 or more",
+            "record again, or keep the batches together with regroup=False",
+        )
+    if strategies is not None and not len(strategies):
+        raise OrderscopeError("no strategies", "one at least", "name some, or leave out strategies=")
+    return chosen(None if strategies is None else list(strategies))
