@@ -35,7 +35,9 @@ def one_by_one(task, at, ids):
     for i in ids:
         losses = task.loss(at.model, task.batch([i]))
         grads = torch.autograd.grad(losses[0], at.layout.of_model(at.model), allow_unused=True)
-        parts = [torch.zeros_like(p) if g is None else g for g, p in zip(grads, at.layout.of_model(at.model), strict=True)]
+        parts = [
+            torch.zeros_like(p) if g is None else g for g, p in zip(grads, at.layout.of_model(at.model), strict=True)
+        ]
         rows.append(at.layout.flatten(parts))
     return torch.stack(rows)
 

@@ -94,7 +94,7 @@ def test_sparse_columns_have_few_entries():
 
 
 def test_what_makes_no_sense_is_refused():
-    with pytest.raises(OrderscopeError, match="projection 'fourier'.*gaussian, rademacher, sparse"):
+    with pytest.raises(OrderscopeError, match=r"projection 'fourier'.*gaussian, rademacher, sparse"):
         Projection(10, 2, "fourier")
     with pytest.raises(OrderscopeError, match="10 coordinates to 0"):
         Projection(10, 0)

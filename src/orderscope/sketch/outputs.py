@@ -21,6 +21,7 @@ from orderscope.functional import StandIn
 from orderscope.sketch.gradients import Point
 
 DENSE_LIMIT = 256
+NO_GRADIENT = "no output of the model with a gradient"
 MATCH = 1e-3  # relative residual of L v against the assumed form; float32 losses give 1e-6, a wrong form gives 0.1 to 1
 
 
@@ -105,16 +106,19 @@ def find_split(at: Point, samples: Any) -> OutputSplit:
     Each form is checked by its residual on random vectors for every sample given; the first that holds is taken.
     """
     params, rest = at.params, at.rest
-    first = tree_map(lambda leaf: leaf[0], samples)
+    rows = tree_flatten(samples)[0][0].shape[0]
+    split = OutputSplit("empirical", NO_GRADIENT)
     try:
-        split = _find_leaf(at, params, rest, first)
+        for index in range(rows):  # a sample whose tokens are all masked says nothing
+            split = _find_leaf(at, params, rest, tree_map(lambda leaf, i=index: leaf[i], samples))
+            if split.why != NO_GRADIENT:
+                break
     except Exception as error:  # whatever a foreign loss does with a stand-in, the empirical gradients still work
         return OutputSplit("empirical", f"the loss could not be called with the model's outputs alone ({error})")
     if split.kind == "empirical":
         return split
     generator = torch.Generator().manual_seed(0)
     v = torch.randn(split.shape, generator=generator).to(next(iter(params.values())))
-    rows = tree_flatten(samples)[0][0].shape[0]
     residuals: dict[OutputSplit, float] = {}
     curved = False
     for index in range(rows):
@@ -198,7 +202,7 @@ def _find_leaf(at: Point, params: Any, rest: Any, sample: Any) -> OutputSplit:
             if used:
                 return OutputSplit("empirical", "the loss uses several outputs of the model")
             return split
-    return OutputSplit("empirical", "no output of the model with a gradient")
+    return OutputSplit("empirical", NO_GRADIENT)
 
 
 def _depends(at: Point, spec: TreeSpec, leaf: int, params: Any, rest: Any, sample: Any, fixed: list[Any]) -> bool:
