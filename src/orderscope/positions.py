@@ -1,0 +1,187 @@
+"""What position does to memory: the final model's loss on a recorded batch, were it trained at another position."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from orderscope.engine import Batches, Replayed, replay, units_of
+from orderscope.engine.calibration import Calibration, fit_calibration
+from orderscope.errors import OrderscopeError
+from orderscope.record import load_run
+from orderscope.simulator import Simulator
+from orderscope.sketch import REFERENCE
+from orderscope.sketch.gradients import set_parameters
+from orderscope.task import Task
+from orderscope.threads import one_thread
+
+PLACES = 12
+BLOCK_BYTES = 1 << 28
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Heat:
+    """A map of units against positions.
+
+    Args:
+        units: recorded batches, as steps of the reference order, [n].
+        places: positions they were moved to, [k].
+        at: where they were recorded, [n].
+        value: final loss on unit i with the unit at place j and all others in their sequence, [n, k].
+        error: half-width of a 90 % interval around it, [n, k].
+        recorded: true loss on the unit at the end of the reference run, [n].
+        held_out: estimated metric of the same orders, [n, k].
+        metric: its name.
+    """
+
+    units: np.ndarray
+    places: np.ndarray
+    at: np.ndarray
+    value: np.ndarray
+    error: np.ndarray
+    recorded: np.ndarray
+    held_out: np.ndarray
+    metric: str
+
+
+def positions(
+    sim: Simulator,
+    units: Sequence[int] | np.ndarray | None = None,
+    *,
+    places: Sequence[int] | np.ndarray | None = None,
+    metric: str | None = None,
+    progress: Progress | None = None,
+) -> Heat:
+    """Estimate the final loss on recorded batches as a function of when they were trained.
+
+    Unit i at place j is the order `move:i,j`. Its replay gives final weights, and the real model's loss there; where
+    only some coordinates are carried, the loss is expanded around the end of the reference run, with the batch's own
+    gradient and its groups' curvature. Error bars come from the probes: their final losses on the same batches are
+    known.
+
+    Args:
+        units: recorded steps; all by default.
+        places: positions; by default 12 or so, evenly spaced, the first and the last among them.
+        metric: what `held_out` estimates; the first metric by default.
+        progress: called as `progress("positions", done, total)`.
+
+    Raises:
+        OrderscopeError: without the task, or for units, places or a metric that are not there.
+    """
+    if sim.task is None:
+        raise OrderscopeError(
+            "a simulator without its task", "the task, for the losses of its samples", "Simulator(path, task)"
+        )
+    steps = len(sim.order)
+    chosen = _steps("units", np.arange(steps) if units is None else units, steps)
+    spots = np.linspace(0, steps - 1, min(PLACES, steps)).round() if places is None else places
+    spots = _steps("places", spots, steps)
+    name = _metric(sim, metric)
+    losses = _Losses(sim, sim.task)
+    recorded = losses.recorded(REFERENCE, chosen)
+    own = _calibrated(sim, losses, chosen, recorded)
+    cells = [(i, j) for i in range(len(chosen)) for j in range(len(spots))]
+    value, error, held_out = (np.empty((len(chosen), len(spots))) for _ in range(3))
+    block = max(1, BLOCK_BYTES // (sim.window.coords * 4 * 6))
+    for start in range(0, len(cells), block):
+        part = cells[start : start + block]
+        orders = np.stack([sim.order[_moved(steps, int(chosen[i]), int(spots[j]))] for i, j in part])
+        replayed = _replayed(sim, orders, members=1)
+        outside = replayed.outside.numpy()
+        metrics = sim.calibration[name].apply(sim.metric_model(replayed.theta[0], (name,))[name][None], outside)[0]
+        for c, (i, j) in enumerate(part):
+            raw = losses(replayed.theta[0, c], int(chosen[i]))
+            (value[i, j],), (error[i, j],) = own[i].apply(np.array([[raw]]), outside[c : c + 1])
+            held_out[i, j] = metrics[c]
+        if progress is not None:
+            progress("positions", start + len(part), len(cells))
+    here = chosen[:, None] == spots[None]
+    value, error = np.where(here, recorded[:, None], value), np.where(here, 0.0, error)
+    held_out = np.where(here, sim.reference[name], held_out)
+    return Heat(chosen, spots, chosen.copy(), value, error, recorded, held_out, name)
+
+
+class _Losses:
+    """Mean loss on recorded batches at estimated or recorded weights."""
+
+    def __init__(self, sim: Simulator, task: Task) -> None:
+        self._sim, self._task = sim, task
+        self._model = task.build_model()
+        self._batches: dict[int, Any] = {}
+        self._final = sim.window.final
+        self._known: dict[int, float] = {}
+
+    def __call__(self, theta: Tensor, unit: int) -> float:
+        """At weights on the carried coordinates, [m]."""
+        return self._real(theta, unit) if self._sim.exact else self._expanded(theta, unit)
+
+    def recorded(self, run: str, units: np.ndarray) -> np.ndarray:
+        """At the end of a recorded run, [units]."""
+        theta = load_run(self._sim.store, run).theta()[-1]
+        return np.array([self._real(theta, int(u)) for u in units])
+
+    def _real(self, theta: Tensor, unit: int) -> float:
+        if unit not in self._batches:
+            self._batches[unit] = self._task.batch(self._sim.order[unit])
+        set_parameters(self._model, self._task.layout, theta)
+        with torch.no_grad():
+            return float(self._task.loss(self._model, self._batches[unit]).double().mean())
+
+    def _expanded(self, theta: Tensor, unit: int) -> float:
+        """L + g . d + 1/2 d C d around the end of the reference run."""
+        window = self._sim.window
+        if unit not in self._known:
+            self._known[unit] = float(self.recorded(REFERENCE, np.array([unit]))[0])
+        end = int((window.anchors.shared == self._final).all(1).nonzero()[-1])
+        d = theta - self._final
+        bent = sum(
+            share * 0.5 * float((first @ d).pow(2).sum() + (second @ d).pow(2).sum())
+            for share, (first, second) in zip(window.fractions[unit].tolist(), window.factors, strict=True)
+        )
+        return self._known[unit] + float(window.table[unit, end] @ d) * window.dynamics.weight + 0.5 * bent
+
+
+def _calibrated(sim: Simulator, losses: _Losses, units: np.ndarray, recorded: np.ndarray) -> list[Calibration]:
+    """One calibration a unit, on the probes predicted without their own anchors."""
+    if not sim.probes:
+        nothing = np.zeros(0)
+        return [fit_calibration(np.zeros((3, 0)), nothing, float(r), nothing) for r in recorded]
+    runs = np.array(sim.window.anchor_runs)
+    allowed = torch.from_numpy(np.stack([runs != probe for probe in sim.probes]))
+    replayed = _replayed(sim, sim.probe_orders, allowed=allowed)
+    true = np.stack([losses.recorded(probe, units) for probe in sim.probes], axis=1)
+    found = []
+    for i, unit in enumerate(units):
+        raw = np.array([[losses(theta, int(unit)) for theta in member] for member in replayed.theta])
+        found.append(fit_calibration(raw, true[i], float(recorded[i]), replayed.outside.numpy()))
+    return found
+
+
+def _replayed(sim: Simulator, orders: np.ndarray, **options: Any) -> Replayed:
+    with one_thread():
+        return replay(sim.window, units_of(sim.window, Batches(sim.order), orders), **options)
+
+
+def _moved(steps: int, unit: int, place: int) -> np.ndarray:
+    return np.insert(np.delete(np.arange(steps), unit), place, unit)
+
+
+def _steps(name: str, given: Sequence[int] | np.ndarray, steps: int) -> np.ndarray:
+    array = np.asarray(given)
+    whole = array.ndim == 1 and len(array) and bool((array == array.astype(np.int64)).all())
+    if not whole or array.min() < 0 or array.max() >= steps:
+        raise OrderscopeError(f"{name}={list(np.ravel(array))}", f"steps from 0 to {steps - 1}", f"change {name}=")
+    return np.unique(array.astype(np.int64))
+
+
+def _metric(sim: Simulator, metric: str | None) -> str:
+    names = [name for name in sim.description["metric_names"] if name in sim.metric_names]
+    if not names or (metric is not None and metric not in names):
+        raise OrderscopeError(f"metric {metric!r}", "one of " + (", ".join(names) or "none"), "name a recorded metric")
+    return metric or names[0]
