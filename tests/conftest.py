@@ -1,3 +1,8 @@
+import os
+
+# Small tensors run faster on one thread, and reruns have the same bits. Set before torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from hypothesis import settings
 
 # No deadline: a machine may be busy. The same examples every time: what CI says can be repeated.

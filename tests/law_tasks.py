@@ -154,11 +154,11 @@ def two_groups(optimizer, **second: Any):
     return build
 
 
-def simulated(kw: dict[str, Any], path, **options: Any) -> tuple[osc.Simulator, osc.Task]:
+def simulated(kw: dict[str, Any], path, *, energy: float = 0.95, **options: Any) -> tuple[osc.Simulator, osc.Task]:
     """Record, sketch and open."""
     task = osc.Task(**kw)
     osc.record(task, path / "run", **options)
-    return osc.Simulator(path / "run", task), task
+    return osc.Simulator(path / "run", task, energy=energy), task
 
 
 def permuted_steps(order: np.ndarray, seed: int, count: int = 1) -> np.ndarray:
