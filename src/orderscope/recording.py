@@ -27,6 +27,7 @@ from orderscope.task import Task
 
 COORDS = 1 << 17
 METRIC_ROWS = 64
+SAMPLE_BYTES = 1 << 29
 Progress = Callable[[str, int, int], None]
 
 
@@ -36,7 +37,7 @@ def record(
     *,
     anchors: int = 4,
     probes: int = 6,
-    sample_anchors: int = 4,
+    sample_anchors: int | None = None,
     coords: int = COORDS,
     curvature_rows: int | None = None,
     seed: int = 0,
@@ -52,9 +53,11 @@ def record(
             taken. One costs a run.
         probes: true runs under other orders. A batch's gradient where a run trained on it is one more anchor, free and
             where queries go; and every prediction is calibrated on them.
-        sample_anchors: at how many anchors single samples' gradients are kept, for orders that regroup samples.
+        sample_anchors: at how many anchors single samples' gradients are kept, for orders that regroup samples; by
+            default as many as fit in half a gigabyte, four at most.
         coords: most coordinates to carry; all P where the model is smaller.
-        curvature_rows: pseudo-gradients to draw; by default two passes over the samples, 512 at least, 8,192 at most.
+        curvature_rows: pseudo-gradients to draw; by default two passes over the samples where batches are of one group,
+            four where groups mix (the spectrum is broad there), 512 at least and 8,192 at most.
         seed: of probes, coordinates and curvature.
         sketch: whether to sketch too; `osc.sketch` does it later.
         progress: called as `progress(stage, done, total)`.
@@ -65,7 +68,8 @@ def record(
     Raises:
         OrderscopeError: another task was recorded there, or training or sketching cannot go on; nothing is lost.
     """
-    _check_counts(task, anchors, probes, sample_anchors, coords)
+    _check_counts(anchors=(anchors, 2), probes=(probes, 0), sample_anchors=(sample_anchors, 0), coords=(coords, 1),
+                  curvature_rows=(curvature_rows, 1))  # fmt: skip
     coordinates = draw_coordinates(task.layout.size, coords, seed)
     with RunStore.create(path) as store:
         task_shard(task, store)
@@ -134,14 +138,20 @@ def probe_orders(task: Task, count: int, seed: int) -> list[np.ndarray]:
 
 
 def _plan(
-    task: Task, store: RunStore, sample_anchors: int, coords: int, curvature_rows: int | None, seed: int
+    task: Task, store: RunStore, sample_anchors: int | None, coords: int, curvature_rows: int | None, seed: int
 ) -> SketchPlan:
     used = len(np.unique(task.order))
+    carried = min(coords, task.layout.size)
+    if sample_anchors is None:
+        fit = SAMPLE_BYTES // (2 * used * carried)
+        sample_anchors = min(4, fit) or int(2 * used * carried <= 8 * SAMPLE_BYTES)
+    if curvature_rows is None:
+        curvature_rows = int(np.clip((2 if _pure(task) else 4) * used, 512, 8192))
     return make_plan(
         store,
         coords=coords,
         seed=seed,
-        curvature_rows=int(np.clip(2 * used, 512, 8192)) if curvature_rows is None else curvature_rows,
+        curvature_rows=curvature_rows,
         sample_anchors=sample_anchors,
         group_codes=task.group_codes,
         order=np.asarray(task.order),
@@ -151,10 +161,17 @@ def _plan(
     )
 
 
-def _check_counts(task: Task, anchors: int, probes: int, sample_anchors: int, coords: int) -> None:
-    for name, value, least in (
-        ("anchors", anchors, 2), ("probes", probes, 0), ("sample_anchors", sample_anchors, 0), ("coords", coords, 1),
-    ):  # fmt: skip
+def _pure(task: Task) -> bool:
+    """Whether nine samples in ten are of their batch's main group."""
+    codes = task.group_codes[np.asarray(task.order)]
+    main = [np.bincount(batch).max() for batch in codes]
+    return task.groups is not None and float(np.sum(main)) >= 0.9 * codes.size
+
+
+def _check_counts(**counts: tuple[int | None, int]) -> None:
+    for name, (value, least) in counts.items():
+        if value is None:
+            continue
         if int(value) != value or value < least:
             raise OrderscopeError(f"{name}={value!r}", f"a whole number from {least}", f"change {name}=")
 
