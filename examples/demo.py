@@ -25,6 +25,7 @@ from orderscope.cli.table import print_table
 from orderscope.cli.tasks import remember_task
 from orderscope.report.asked import remember_orders, resolve_order
 from orderscope.report.effect import effects
+from orderscope.report.known import train_orders
 from orderscope.report.page import write_report
 from orderscope.report.stored import keep_heat, keep_proposal
 from orderscope.report.words import figures, signed, two
@@ -56,22 +57,24 @@ def main() -> None:
     prediction = sim.predict(orders, metrics=[METRIC])
     remember_orders(run, ASKED)
 
-    say("Train them after all, to see whether that was right.", f"orderscope validate {run} --orders {options.checks}")
+    say("Train these and some more after all, to see whether that was right.",
+        f"orderscope query {run} --train ...; orderscope validate {run} --orders {options.checks}")  # fmt: skip
     with progress_bars() as progress:
-        truth = osc.retrain(task, orders, progress=lambda done, total: progress("train the asked", done, total))
+        truth = train_orders(sim, orders, prediction, progress)
         check = osc.validate(sim, orders=options.checks, progress=progress)
 
     say("Look for a better order, and train the best to confirm them.",
-        f"orderscope propose {run} --metric {METRIC} --verify 3 --out best.npy")  # fmt: skip
+        f"orderscope propose {run} --metric {METRIC} --verify 3 --seconds {options.seconds:.0f}")  # fmt: skip
     with progress_bars() as progress:
-        best = osc.propose(sim, metric=METRIC, budget=options.budget, verify=3, progress=progress)
+        best = osc.propose(
+            sim, metric=METRIC, budget=options.budget, verify=3, seconds=options.seconds, progress=progress
+        )
     with osc.RunStore.create(run) as store:
         keep_proposal(store, best)
 
     say("Map how well a batch is remembered, by when it comes.", f"orderscope positions {run}")
-    spread = np.unique(np.linspace(0, task.steps - 1, 16).round().astype(int))
     with progress_bars() as progress:
-        heat = osc.positions(sim, spread, places=spread, progress=progress)
+        heat = osc.positions(sim, spread(task.steps, 12), places=spread(task.steps, 10), progress=progress)
     with osc.RunStore.create(run) as store:
         keep_heat(store, heat)
 
@@ -81,7 +84,7 @@ def main() -> None:
 
     print(f"\nWhat order would have changed ({METRIC} loss, {effect.reference:.4f} in the recorded order)\n")
     rows = [
-        row(text, prediction.metrics[METRIC][i], prediction.error[METRIC][i], truth.metrics[METRIC][i], effect.reference)
+        row(text, prediction.metrics[METRIC][i], prediction.error[METRIC][i], truth[METRIC][i], effect.reference)
         for i, text in enumerate(ASKED)
     ]
     rows.append(row("proposed order", best.predicted, best.error, best.confirmed, effect.reference))
@@ -98,8 +101,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--report", type=Path, default=Path("report.html"))
     parser.add_argument("--steps", type=int, default=48)
     parser.add_argument("--checks", type=int, default=12, help="unseen orders to train")
-    parser.add_argument("--budget", type=int, default=1000, help="orders to score in the search")
+    parser.add_argument("--budget", type=int, default=1000, help="most orders to score in the search")
+    parser.add_argument("--seconds", type=float, default=25, help="longest search")
     return parser.parse_args()
+
+
+def spread(steps: int, count: int) -> np.ndarray:
+    """`count` steps from the first to the last."""
+    return np.unique(np.linspace(0, steps - 1, count).round().astype(int))
 
 
 def start_afresh(run: Path) -> None:
@@ -125,7 +134,9 @@ def gain(best) -> str:
     if best.undetectable:
         said += "; its predicted gain is inside its error: no detectable effect"
     if best.best_of_n is not None:
-        said += f".\nThe best of {best.cost:.0f} random orders, trained at the same cost, would be at {best.best_of_n:.4f}"
+        said += (
+            f".\nThe best of {best.cost:.0f} random orders, trained at the same cost, would be at {best.best_of_n:.4f}"
+        )
     return said + "."
 
 

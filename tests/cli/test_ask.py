@@ -125,6 +125,21 @@ def test_query_for_a_person(run: Path) -> None:
     assert lines[6].startswith("late:a|swap:1,2  ")
 
 
+def test_query_and_train(run: Path, tasks: Path) -> None:
+    task = load_task(f"{tasks}:char")
+    facts = answer("query", run, "--order", "reverse", "--order", "reference", "--train")
+    true = [row["metrics"]["eval"]["true"] for row in facts["orders"]]
+    assert true[0] == osc.retrain(task, task.order[::-1]).metrics["eval"][0]
+    assert true[1] == facts["metrics"]["eval"]["reference"]
+    store = osc.RunStore.open(run)
+    assert store.names("validation/") == ["validation/000"]
+    assert (store.read("validation/000")["order"] == task.order[None, ::-1]).all()
+    again = call("query", run, "--order", "reverse", "--train")
+    assert f"{true[0]:.5g}" in again.stdout
+    assert osc.RunStore.open(run).names("validation/") == ["validation/000"]
+    assert call("query", run, "--order", "reverse", "--train", "--lr", "x2").exit_code == 2
+
+
 @pytest.mark.parametrize("lr", ["x1", "FILE"])
 def test_the_recorded_rates_change_nothing(run: Path, lr: str) -> None:
     usual = answer("query", run, "--order", "reverse")["orders"]

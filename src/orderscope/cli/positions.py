@@ -91,11 +91,11 @@ def write_heat(out: Path, heat: Any) -> None:
         return
     with open(out, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["unit", "recorded_at", "place", "loss", "error", "recorded_loss"])
+        writer.writerow(["unit", "recorded_at", "place", "loss", "error", "recorded_loss", heat.metric])
         for i, unit in enumerate(heat.units):
             for j, place in enumerate(heat.places):
-                cell = float(heat.value[i, j]), float(heat.error[i, j])
-                writer.writerow([int(unit), int(heat.at[i]), int(place), *cell, float(heat.recorded[i])])
+                cell = float(heat.value[i, j]), float(heat.error[i, j]), float(heat.recorded[i])
+                writer.writerow([int(unit), int(heat.at[i]), int(place), *cell, float(heat.held_out[i, j])])
 
 
 def _show(run: Path, heat: Any, out: Path | None) -> None:

@@ -10,7 +10,9 @@ import click
 import numpy as np
 
 from orderscope.cli.options import open_simulator, run_argument, task_option, threads_option
+from orderscope.cli.progress import progress_bars
 from orderscope.cli.table import print_table
+from orderscope.cli.tasks import need_task
 from orderscope.cli.text import figures, json_option, plain, print_json, signed
 from orderscope.errors import OrderscopeError
 
@@ -40,12 +42,13 @@ NO_EFFECT = "no detectable effect"
     default=None,
     help="Other learning rates: x0.5 (times the recorded), a number, or a .npy file, one a step.",
 )
+@click.option("--train", is_flag=True, help="Train these orders too, and show the truth beside; one run each.")
 @task_option
 @threads_option
 @json_option
 def query(
-    run: Path, texts: Sequence[str], metrics: Sequence[str], estimator: str, lr: str | None, spec: str | None,
-    threads: int, as_json: bool,
+    run: Path, texts: Sequence[str], metrics: Sequence[str], estimator: str, lr: str | None, train: bool,
+    spec: str | None, threads: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Predict the final metrics under other orders: value, 90 % error, difference to the reference, trusted or not.
 
@@ -56,9 +59,14 @@ def query(
 
     Exit code 3 if anything lies outside what can be trusted; it is printed all the same.
     """
+    if train and lr is not None:
+        raise click.UsageError("--train trains at the recorded learning rates: leave out --lr")
     sim, told = open_simulator(run, spec, threads)
+    if train:
+        need_task(sim.task, told)
     from orderscope.report.asked import remember_orders, resolve_order
     from orderscope.report.effect import effects, metric_names
+    from orderscope.report.known import train_orders
 
     orders = np.stack([resolve_order(sim, text) for text in texts])
     prediction = sim.predict(orders, estimator, lr=learning_rates(sim, lr), metrics=list(metrics) or metric_names(sim))
@@ -66,6 +74,12 @@ def query(
         remember_orders(run, texts)
     measured = effects(sim, list(prediction.metrics))
     rows = [answer(prediction, i, text) for i, text in enumerate(texts)]
+    if train:
+        with progress_bars(quiet=as_json) as progress:
+            true = train_orders(sim, orders, prediction, progress)
+        for i, row in enumerate(rows):
+            for name, values in row["metrics"].items():
+                values["true"] = float(true[name][i])
     if as_json:
         print_json(
             {"run": str(run), "task": told, "estimator": estimator, "lr": lr, "cost": prediction.cost,
@@ -141,11 +155,9 @@ def _show(
         click.echo(f"  {sigma_line(effect)}")
         click.echo(f"  {noise_line(effect)}")
         click.echo()
-        print_table(
-            ["order", effect.metric, "error", "difference", "", "trusted"],
-            [_cells(row["order"], row["metrics"][effect.metric]) for row in rows],
-            text=(0, 4, 5),
-        )
+        cells = [_cells(row["order"], row["metrics"][effect.metric]) for row in rows]
+        trained = ["trained"] if len(cells[0]) > 6 else []
+        print_table(["order", effect.metric, "error", "difference", "", "trusted", *trained], cells, text=(0, 4, 5))
     if not all(values["trusted"] for row in rows for values in row["metrics"].values()):
         why = (
             "not trusted: outside what the recorded runs cover, or no better than a constant on the probes"
@@ -178,4 +190,5 @@ def _cells(order: str, values: dict[str, Any]) -> list[str]:
     value, error = figures(values["value"], values["error"])
     difference = signed(values["difference"], values["error"])
     said = "" if values["detectable"] or not np.isfinite(values["error"]) else NO_EFFECT
-    return [order, value, error, difference, said, "yes" if values["trusted"] else "no"]
+    trained = [f"{values['true']:.5g}"] if "true" in values else []
+    return [order, value, error, difference, said, "yes" if values["trusted"] else "no", *trained]

@@ -14,6 +14,7 @@ from orderscope.orders import step_groups
 from orderscope.record import load_run
 from orderscope.report.asked import asked_orders, group_codes, resolve_order, sample_groups
 from orderscope.report.effect import Effect, effects, metric_names
+from orderscope.report.known import known_truth
 from orderscope.report.stored import (
     StoredHeat,
     StoredProposal,
@@ -187,7 +188,7 @@ def gather(
         steps=recorded.boundaries,
         reference_curves={n: np.array([m[n] for m in recorded.metrics]) for n in names},
         effects={effect.metric: effect for effect in effects(sim, names)},
-        asked=_ask(sim, chosen, names, _trained(sim, checks, mine), progress),
+        asked=_ask(sim, chosen, names, progress),
         left_out=left_out,
         pairs={name: _pairs(sim, name, checks) for name in names},
         probes={name: sim.truth[name] for name in names},
@@ -225,7 +226,6 @@ def _ask(
     sim: Simulator,
     chosen: dict[str, np.ndarray],
     names: list[str],
-    trained: list[tuple[np.ndarray, dict[str, float]]],
     progress: Progress | None,
 ) -> list[Asked]:
     if not chosen:
@@ -233,10 +233,10 @@ def _ask(
     prediction = sim.predict(np.stack(list(chosen.values())), metrics=names)
     # Where metrics come from an expansion around the end, what it is wrong by on the way is the same for all orders.
     own = sim.trajectory(sim.order, metrics=names)
+    known = known_truth(sim)
     found = []
     for i, (label, order) in enumerate(chosen.items()):
         along = sim.trajectory(order, metrics=names)
-        true = next((metrics for known, metrics in trained if np.array_equal(known, order)), {})
         found.append(
             Asked(
                 label=label,
@@ -245,26 +245,12 @@ def _ask(
                 errors={n: float(prediction.error[n][i]) for n in names},
                 curves={n: own.reference[n] + along.metrics[n] - own.metrics[n] for n in names},
                 trusted={n: bool(prediction.trusted[i] and prediction.skilled[n]) for n in names},
-                true=true,
+                true=known.get(order.tobytes(), {}),
             )
         )
         if progress is not None:
             progress("predict orders", i + 1, len(chosen))
     return found
-
-
-def _trained(
-    sim: Simulator, checks: list[StoredValidation], made: list[StoredProposal]
-) -> list[tuple[np.ndarray, dict[str, float]]]:
-    """Orders whose true values are known."""
-    known = [
-        (order, {name: float(values[i]) for name, values in sim.truth.items()})
-        for i, order in enumerate(sim.probe_orders if sim.probes else ())
-    ]
-    for check in checks:
-        known += [(order, {n: float(v[i]) for n, v in check.true.items()}) for i, order in enumerate(check.orders)]
-    confirmed = [p for p in made if p.facts["confirmed"] is not None]
-    return known + [(p.order, {p.facts["metric"]: p.facts["confirmed"]}) for p in confirmed]
 
 
 def _pairs(sim: Simulator, metric: str, checks: list[StoredValidation]) -> list[Pairs]:
@@ -276,7 +262,10 @@ def _pairs(sim: Simulator, metric: str, checks: list[StoredValidation]) -> list[
     seen = [check for check in checks if metric in check.true and metric in check.predicted]
     if seen:
         columns = [[getattr(c, key)[metric] for c in seen] for key in ("predicted", "error", "true")]
-        found.append(Pairs("unseen", *(np.concatenate(column) for column in columns)))
+        predicted, error, true = (np.concatenate(column) for column in columns)
+        sound = np.isfinite(predicted) & np.isfinite(true)  # an order may diverge
+        if sound.any():
+            found.append(Pairs("unseen", predicted[sound], error[sound], true[sound]))
     return found
 
 

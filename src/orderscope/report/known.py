@@ -1,0 +1,80 @@
+"""Orders whose true metrics are known: recorded, trained to check or to confirm, or trained now."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from orderscope.errors import OrderscopeError
+from orderscope.report.stored import VALIDATIONS, json_value, next_name, proposals, validations
+from orderscope.store import RunStore
+
+if TYPE_CHECKING:
+    from orderscope.simulator import Prediction, Simulator
+
+Truth = dict[bytes, dict[str, float]]
+
+
+def known_truth(sim: Simulator) -> Truth:
+    """Bytes of an order -> metric -> true value. A confirmed proposal is known in the metric it was made for."""
+    found: Truth = {sim.order.tobytes(): dict(sim.reference)}
+    for i, order in enumerate(sim.probe_orders if sim.probes else ()):
+        found[order.tobytes()] = {name: float(values[i]) for name, values in sim.truth.items()}
+    for proposal in proposals(sim.store):
+        if proposal.facts["confirmed"] is not None:
+            found.setdefault(proposal.order.tobytes(), {})[proposal.facts["metric"]] = proposal.facts["confirmed"]
+    for check in validations(sim.store):
+        for i, order in enumerate(check.orders):
+            found.setdefault(order.tobytes(), {}).update({n: float(v[i]) for n, v in check.true.items()})
+    return found
+
+
+def train_orders(
+    sim: Simulator,
+    orders: np.ndarray,
+    prediction: Prediction,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> dict[str, np.ndarray]:
+    """True metrics of orders, name -> [n]: those not known in all metrics are trained, and kept in the run beside what
+    was predicted, where it can be written to.
+
+    Raises:
+        OrderscopeError: without the task.
+    """
+    from orderscope.retrain import retrain
+
+    if sim.task is None:
+        raise OrderscopeError("a simulator without its task", "the task, to train it", "pass --task file.py:name")
+    known = known_truth(sim)
+    names = list(sim.task.metrics)
+    new = [i for i, order in enumerate(orders) if known.get(order.tobytes(), {}).keys() < set(names)]
+    new = list({orders[i].tobytes(): i for i in new}.values())
+    if new:
+
+        def report(done: int, total: int) -> None:
+            if progress is not None:
+                progress("train", done, total)
+
+        true = retrain(sim.task, orders[new], progress=report).metrics
+        _keep(sim, orders[new], true, prediction, new)
+        known |= {orders[i].tobytes(): {n: float(v[k]) for n, v in true.items()} for k, i in enumerate(new)}
+    return {name: np.array([known[order.tobytes()][name] for order in orders]) for name in names}
+
+
+def _keep(sim: Simulator, orders: np.ndarray, true: dict[str, Any], prediction: Prediction, rows: list[int]) -> None:
+    attrs = {
+        "metrics": list(true),
+        "true": json_value(dict(true)),
+        "predicted": {name: json_value(values[rows]) for name, values in prediction.metrics.items()},
+        "error": {name: json_value(values[rows]) for name, values in prediction.error.items()},
+        "noise_floor": {},
+    }
+    if not sim.store.path.is_dir():
+        return
+    try:
+        with RunStore.create(sim.store.path) as store:
+            store.write(next_name(store, VALIDATIONS), {"order": orders}, attrs)
+    except (OrderscopeError, PermissionError):
+        return
