@@ -103,7 +103,8 @@ def test_query(run: Path) -> None:
     facts = answer("query", run, "--order", "reference", "--order", "reverse", "--order", run.parent / "mine.npy")
     effect = facts["metrics"]["eval"]
     assert effect["sigma"] > 0
-    assert effect["source"] == "held-out"
+    assert effect["noise"] == effect["held_out"] > 0
+    assert effect["floor"] is None
     rows = [row["metrics"]["eval"] for row in facts["orders"]]
     assert [row["order"] for row in facts["orders"]] == ["reference", "reverse", str(run.parent / "mine.npy")]
     assert rows[1] == rows[2]
@@ -118,11 +119,12 @@ def test_query_for_a_person(run: Path) -> None:
     lines = [line.strip() for line in result.stdout.splitlines() if line]
     assert lines[1].startswith("eval: 2.")
     assert lines[2].startswith("sigma_order 0.")
-    assert lines[3].startswith("noise 0.")
-    assert lines[4].split() == ["order", "eval", "error", "difference", "trusted"]
-    assert lines[5].startswith("reference  ")
-    assert "no detectable effect" in lines[5]
-    assert lines[6].startswith("late:a|swap:1,2  ")
+    assert lines[3].startswith("noise floor unknown")
+    assert lines[4].startswith("held-out noise 0.")
+    assert lines[5].split() == ["order", "eval", "error", "difference", "trusted"]
+    assert lines[6].startswith("reference  ")
+    assert "no detectable effect" in lines[6]
+    assert lines[7].startswith("late:a|swap:1,2  ")
 
 
 def test_query_and_train(run: Path, tasks: Path) -> None:

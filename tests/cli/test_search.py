@@ -93,8 +93,7 @@ def test_validate(run: Path) -> None:
     assert scores["noise_floor"] >= 0
     assert 0 <= scores["coverage"] <= 1
     effect = answer("query", run, "--order", "reverse")["metrics"]["eval"]
-    assert effect["source"] == "floor"
-    assert effect["noise"] == pytest.approx(scores["noise_floor"])
+    assert effect["floor"] == pytest.approx(scores["noise_floor"])
 
 
 def test_validate_for_a_person(run: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 import orderscope as osc
 from made_up import IMAGE, SCRIPT, heat, proposal
 from orderscope.report.asked import asked_orders, remember_orders, resolve_order
-from orderscope.report.effect import effects, held_out_noise
+from orderscope.report.effect import Effect, effects, held_out_noise
 from orderscope.report.figure import COLORS, drawing
 from orderscope.report.material import Pairs
 from orderscope.report.stored import heats, keep_heat, keep_proposal, proposals
@@ -92,12 +92,31 @@ def test_noise_of_held_out_rows_is_the_paired_standard_error(bare_run: Path, hos
     errors = [np.std(row - losses[0], ddof=1) / np.sqrt(len(row)) for row in losses[1:]]
     assert held_out_noise(sim, SCRIPT) == pytest.approx(np.sqrt(np.mean(np.square(errors))), rel=1e-6)
     (effect,) = effects(sim, [SCRIPT])
-    assert (effect.source, effect.runs, effect.sigma) == ("held-out", 4, sim.sigma_order(SCRIPT))
+    assert (effect.runs, effect.sigma, effect.noise) == (4, sim.sigma_order(SCRIPT), effect.held_out)
+    assert math.isnan(effect.floor)
 
 
-def test_a_measured_floor_takes_the_place_of_the_estimate(full_run: Path) -> None:
+def test_a_measured_floor_stands_beside_it(full_run: Path) -> None:
     (effect,) = effects(osc.Simulator(full_run), [SCRIPT])
-    assert (effect.source, effect.noise, effect.matters) == ("floor", 1e-5, True)
+    assert effect.floor == 1e-5
+    assert effect.noise == effect.held_out > effect.floor
+
+
+@pytest.mark.parametrize(
+    ("sigma", "floor", "held_out", "verdict"),
+    [
+        (1.0, 0.1, 0.4, "order matters"),
+        (1.0, math.nan, 0.4, "order matters"),
+        (1.0, 0.0, math.nan, "order matters"),
+        (1.0, 0.1, 0.6, "on these rows"),
+        (1.0, 0.6, 0.1, "within the noise"),
+        (1.0, math.nan, 0.6, "within the noise"),
+        (1.0, math.nan, math.nan, "unknown"),
+    ],
+)
+def test_verdicts(sigma: float, floor: float, held_out: float, verdict: str) -> None:
+    assert Effect("eval", 2.0, sigma, 5, floor, held_out).verdict == verdict
+    assert Effect("eval", 2.0, math.nan, 1, floor, held_out).verdict == "unknown"
 
 
 def test_orders_asked_about_are_remembered_once(bare_run: Path, hostile: osc.Task) -> None:

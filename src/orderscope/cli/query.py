@@ -153,7 +153,8 @@ def _show(
     for effect in measured:
         click.echo(f"\n{plain(effect.metric)}: {effect.reference:.5g} in the recorded order")
         click.echo(f"  {sigma_line(effect)}")
-        click.echo(f"  {noise_line(effect)}")
+        for line in noise_lines(effect):
+            click.echo(f"  {line}")
         click.echo()
         cells = [_cells(row["order"], row["metrics"][effect.metric]) for row in rows]
         trained = ["trained"] if len(cells[0]) > 6 else []
@@ -174,16 +175,14 @@ def sigma_line(effect: Effect) -> str:
     return f"sigma_order {effect.sigma:.2g}: one standard deviation over {effect.runs} true runs"
 
 
-def noise_line(effect: Effect) -> str:
+def noise_lines(effect: Effect) -> list[str]:
     """The noise beside sigma_order, in words."""
-    if effect.source == "floor":
-        return f"noise floor {effect.noise:.2g}: the same order, the samples of each batch shuffled"
-    if effect.source == "held-out":
-        return (
-            f"noise {effect.noise:.2g}: of the difference between two orders, from the choice of held-out rows "
-            "(orderscope validate measures the noise floor)"
-        )
-    return "noise floor unknown: orderscope validate measures it"
+    lines = ["noise floor unknown: orderscope validate measures it"]
+    if np.isfinite(effect.floor):
+        lines = [f"noise floor {effect.floor:.2g}: the same order, the samples of each batch shuffled"]
+    if np.isfinite(effect.held_out):
+        lines.append(f"held-out noise {effect.held_out:.2g}: of a difference between orders, from the choice of rows")
+    return lines
 
 
 def _cells(order: str, values: dict[str, Any]) -> list[str]:

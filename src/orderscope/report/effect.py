@@ -14,51 +14,62 @@ from orderscope.report.stored import validations
 if TYPE_CHECKING:
     from orderscope.simulator import Simulator
 
+CLEAR = 2.0  # standard deviations of noise that an effect must exceed
+
 
 @dataclass(frozen=True)
 class Effect:
-    """Order and noise in one metric, both as standard deviations in its units.
+    """Order and noise in one metric, all as standard deviations in its units; not a number where it is unknown.
 
     Args:
         metric: its name.
         reference: value of the recorded order.
         sigma: spread of the true values over orders.
         runs: number of true runs it was measured on.
-        noise: what differs although the order of the steps does not; not a number where nothing is known.
-        source: what the noise is: "floor" (retrained with the samples of each batch shuffled, `validate` measures it),
-            "held-out" (standard error of the difference between two orders due to the choice of held-out rows), or "".
+        floor: spread with the order of steps unchanged and the samples of each batch shuffled; `validate` measures it.
+        held_out: standard error of the difference between two orders that is due to the choice of held-out rows.
     """
 
     metric: str
     reference: float
     sigma: float
     runs: int
-    noise: float
-    source: str
+    floor: float
+    held_out: float
 
     @property
-    def matters(self) -> bool | None:
-        """Whether order moves the metric by more than twice the noise; None where that cannot be said."""
-        if not (math.isfinite(self.noise) and self.sigma > 0):
-            return None
-        return self.sigma > 2 * self.noise
+    def noise(self) -> float:
+        """The larger of the known ones."""
+        known = [value for value in (self.floor, self.held_out) if math.isfinite(value)]
+        return max(known, default=math.nan)
+
+    @property
+    def verdict(self) -> str:
+        """`order matters`, `on these rows` (other held-out rows may say otherwise), `within the noise` or `unknown`."""
+        if self.runs < 2 or not math.isfinite(self.noise):
+            return "unknown"
+        if self.sigma > CLEAR * self.noise:
+            return "order matters"
+        return "on these rows" if self.sigma > CLEAR * self.floor else "within the noise"
 
     def as_json(self) -> dict[str, Any]:
-        return asdict(self) | {"matters": self.matters}
+        return asdict(self) | {"noise": self.noise, "verdict": self.verdict}
 
 
 def effects(sim: Simulator, metrics: Sequence[str]) -> list[Effect]:
     """The effect of order on each metric, over reference and probes."""
     floors = {name: floor for check in validations(sim.store) for name, floor in check.noise_floor.items()}
-    found = []
-    for name in metrics:
-        sigma = sim.sigma_order(name)
-        floor = floors.get(name, math.nan)
-        noise, source = (floor, "floor") if math.isfinite(floor) else (held_out_noise(sim, name), "held-out")
-        found.append(
-            Effect(name, sim.reference[name], sigma, 1 + len(sim.probes), noise, source if math.isfinite(noise) else "")
+    return [
+        Effect(
+            metric=name,
+            reference=sim.reference[name],
+            sigma=sim.sigma_order(name) if sim.probes else math.nan,
+            runs=1 + len(sim.probes),
+            floor=floors.get(name, math.nan),
+            held_out=held_out_noise(sim, name),
         )
-    return found
+        for name in metrics
+    ]
 
 
 def metric_names(sim: Simulator) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from orderscope.report.material import Material
 from orderscope.report.section import Section
 from orderscope.report.words import listed, short
@@ -31,10 +33,10 @@ def _lines(material: Material) -> list[str]:
         lines.append(f"With {probes} probes the error bars themselves are rough; record with more for better ones.")
     if not material.validations:
         lines.append("No unseen orders have been trained to check this run yet: orderscope validate does it.")
-    if material.effects[material.metric].source != "floor":
+    if not math.isfinite(material.effects[material.metric].floor):
         lines.append(
-            "The noise floor has not been measured. The noise given instead is that of the held-out rows: another set "
-            "of as many rows would move a difference between two orders by that much."
+            "The noise floor has not been measured. What is given is the noise of the held-out rows: another choice of "
+            "as many would move a difference between two orders by that much."
         )
     if material.carried < material.facts["size"]:
         lines.append(

@@ -13,8 +13,6 @@ from orderscope.report.material import Material
 from orderscope.report.section import Section
 from orderscope.report.words import count, short, two
 
-VERDICTS = {True: "order matters", False: "within the noise", None: "noise unknown"}
-
 
 def section(material: Material) -> Section:
     rows = [_row(material.effects[name]) for name in material.metrics]
@@ -22,7 +20,7 @@ def section(material: Material) -> Section:
         "matters",
         "How much order matters here",
         "Effect of order",
-        {"rows": rows, "figure": _figure(material), "floor": any(e.source == "floor" for e in _effects(material))},
+        {"rows": rows, "figure": _figure(material), "floor": any(math.isfinite(e.floor) for e in _effects(material))},
     )
 
 
@@ -31,16 +29,15 @@ def _effects(material: Material) -> list[Effect]:
 
 
 def _row(effect: Effect) -> dict[str, str]:
-    kinds = {"floor": "batches reshuffled", "held-out": "held-out rows", "": ""}
-    ratio = effect.sigma / effect.noise if effect.noise and math.isfinite(effect.noise) else math.nan
+    ratio = effect.sigma / effect.noise if effect.noise else math.inf
     return {
         "metric": short(effect.metric),
         "reference": f"{effect.reference:.5g}",
-        "sigma": two(effect.sigma) if effect.runs > 1 else "unknown",
-        "noise": two(effect.noise),
-        "kind": kinds[effect.source],
-        "ratio": f"{ratio:.1f}" if math.isfinite(ratio) else "",
-        "verdict": VERDICTS[effect.matters],
+        "sigma": two(effect.sigma),
+        "floor": two(effect.floor),
+        "held_out": two(effect.held_out) if math.isfinite(effect.held_out) else "",
+        "ratio": f"{ratio:.1f}" if ratio < 1000 else "> 1000" if effect.sigma else "",
+        "verdict": effect.verdict,
     }
 
 

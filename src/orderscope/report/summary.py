@@ -13,14 +13,19 @@ from orderscope.report.words import count, signed, two
 def headline(material: Material) -> str:
     """How much order matters, in one sentence."""
     effect, what = material.effects[material.metric], material.metric_words(material.metric)
-    if not effect.sigma:
+    if effect.runs < 2:
         return f"How much order moves the {what} is not known: no probes were recorded."
     said = f"Order moves the {what} by about ±{two(effect.sigma)}"
-    if effect.source == "floor":
-        return f"{said}, where noise alone moves it by ±{two(effect.noise)}."
-    if effect.source == "held-out":
-        return f"{said}, where the choice of held-out rows accounts for ±{two(effect.noise)}."
-    return f"{said}."
+    source = "the choice of held-out rows" if effect.noise == effect.held_out else "noise"
+    if effect.verdict == "unknown":
+        return f"{said}."
+    if effect.noise == 0:
+        return f"{said}; noise does not move it at all."
+    if effect.verdict == "order matters":
+        ratio = effect.sigma / effect.noise
+        times = f"{ratio:.0f}" if ratio < 1000 else "more than a thousand"
+        return f"{said}, {times} times what {source} accounts for."
+    return f"{said}, but {source} alone accounts for ±{two(effect.noise)}."
 
 
 def story(material: Material) -> list[str]:
@@ -31,11 +36,14 @@ def story(material: Material) -> list[str]:
 def tiles(material: Material) -> list[dict[str, str]]:
     """The figures of the page: value, what it is, a remark."""
     effect = material.effects[material.metric]
-    noise = {"floor": "the same order, batches reshuffled", "held-out": "from the choice of held-out rows", "": ""}
+    noise = (
+        "from the choice of held-out rows" if effect.noise == effect.held_out else "the same order, batches reshuffled"
+    )
+    known = math.isfinite(effect.noise)
     found = [
-        _tile(f"±{two(effect.sigma)}" if effect.sigma else "unknown", "effect of order",
-              f"1 σ over {count(effect.runs, 'true run')}" if effect.sigma else "no probes were recorded"),
-        _tile(f"±{two(effect.noise)}" if effect.source else "unknown", "noise", noise[effect.source]),
+        _tile(f"±{two(effect.sigma)}" if effect.runs > 1 else "unknown", "effect of order",
+              f"1 σ over {count(effect.runs, 'true run')}" if effect.runs > 1 else "no probes were recorded"),
+        _tile(f"±{two(effect.noise)}" if known else "unknown", "noise", noise if known else ""),
     ]  # fmt: skip
     best = _best_pairs(material)
     if best is not None:
