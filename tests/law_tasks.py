@@ -143,17 +143,6 @@ def branching(steps: int = 8, batch: int = 3) -> dict[str, Any]:
     }
 
 
-def two_groups(optimizer, **second: Any):
-    """The optimizer over two parameter groups; `second` changes the options of the latter half of the parameters."""
-
-    def build(params):
-        params = list(params)
-        half = len(params) // 2
-        return optimizer([{"params": params[:half]}, {"params": params[half:], **second}])
-
-    return build
-
-
 def simulated(kw: dict[str, Any], path, *, energy: float = 0.95, **options: Any) -> tuple[osc.Simulator, osc.Task]:
     """Record, sketch and open."""
     task = osc.Task(**kw)

@@ -1,50 +1,16 @@
 """The engine's step on many rows at once against torch's own optimizers, row by row."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orderscope.engine.optimizers import Dynamics, Start, clip, slices, start_states, step
-from orderscope.hyper import hyper_parameters
+from law_optimizers import FACTORS, MAKE, SHAPES, SIZES, STEPS, dynamics, parameters
+from orderscope.engine.optimizers import clip, slices, start_states, step
 from tasks_tiny import generator
-
-SHAPES = [(3,), (2, 2), ()]
-SIZES = [3, 4, 1]
-MAKE = {
-    "sgd": lambda p: torch.optim.SGD(p, lr=0.1, weight_decay=0.1),
-    "momentum": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, dampening=0.2),
-    "nesterov": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True),
-    "adam": lambda p: torch.optim.Adam(p, lr=0.01, weight_decay=0.1),
-    "amsgrad": lambda p: torch.optim.AdamW(p, lr=0.01, amsgrad=True),
-    "two groups": lambda p: torch.optim.AdamW([
-        {"params": p[:2]}, {"params": p[2:], "lr": 0.03, "betas": (0.5, 0.9), "weight_decay": 0.2},
-    ], lr=0.01),
-}  # fmt: skip
-STEPS = 5
-FACTORS = np.linspace(1.0, 0.2, STEPS)
-
-
-def parameters(start):
-    return [p.view(shape).clone().requires_grad_() for p, shape in zip(start.split(SIZES), SHAPES, strict=True)]
-
-
-def schedule(make):
-    """Hyper-parameters of every step, the learning rates of all groups falling together."""
-    optimizer = make(parameters(torch.zeros(8)))
-    rows = hyper_parameters(optimizer)
-    hyper = {name: np.repeat(np.array([values]), STEPS, axis=0) for name, values in rows.items()}
-    hyper["lr"] = hyper["lr"] * FACTORS[:, None]
-    return type(optimizer).__name__, hyper
-
-
-def dynamics(make, start, *, masked=False, max_grad_norm=None):
-    name, hyper = schedule(make)
-    groups = [0, 0, 1] if len(hyper["lr"][0]) == 2 else [0, 0, 0]
-    described = [{"shape": shape, "group": g} for shape, g in zip(SHAPES, groups, strict=True)]
-    parts = slices(described, None, torch.zeros(3), torch.zeros(3, dtype=torch.bool), masked)
-    return Dynamics(name, hyper, Start(start, {}), parts, 3, masked, max_grad_norm, 1.0)
 
 
 def by_torch(make, start, grads, active, *, rates=None, max_grad_norm=None):
@@ -131,7 +97,7 @@ def test_clipping_estimates_the_norm_from_the_coordinates_carried():
     whole = torch.randn(4000, generator=g)
     limit = float(whole.norm()) / 4
     dyn = dynamics(MAKE["sgd"], torch.zeros(8), max_grad_norm=limit)
-    dyn = Dynamics(**{**dyn.__dict__, "weight": 4000 / 400})
+    dyn = dataclasses.replace(dyn, weight=4000 / 400)
     factors = []
     for _ in range(200):
         some = whole[torch.randperm(4000, generator=g)[:400]]

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import orderscope as osc
+from law_optimizers import OPTIMIZERS, adam, two_groups
 from law_tasks import (
     branching,
     double,
@@ -19,7 +20,6 @@ from law_tasks import (
     quadratic,
     simulated,
     slope,
-    two_groups,
 )
 from orderscope.engine import Batches, jackknife, replay, units_of
 from orderscope.record.loop import start
@@ -28,25 +28,6 @@ from orderscope.sketch import draw_coordinates, stored_split
 from orderscope.sketch.curvature import gauss_newton_matrix
 from orderscope.sketch.gradients import point
 from tasks_tiny import char, classifier, cosine, linear, sgd
-
-
-def adam(kind=torch.optim.Adam, **options):
-    return lambda params: kind(params, **({"lr": 3e-3} | options))
-
-
-OPTIMIZERS = {
-    "sgd": sgd,
-    "momentum": lambda p: sgd(p, momentum=0.9),
-    "dampening": lambda p: sgd(p, momentum=0.9, dampening=0.3),
-    "nesterov, decay": lambda p: sgd(p, momentum=0.9, nesterov=True, weight_decay=0.01),
-    "adam": adam(),
-    "adam, coupled decay": adam(weight_decay=0.1),
-    "adam, amsgrad": adam(amsgrad=True),
-    "adamw": adam(torch.optim.AdamW, weight_decay=0.1),
-    "adamw, amsgrad, maximize": adam(torch.optim.AdamW, amsgrad=True, maximize=True),
-    "two groups": two_groups(adam(torch.optim.AdamW), lr=1e-3, weight_decay=0.2, betas=(0.5, 0.9)),
-    "two groups, sgd": two_groups(lambda p: sgd(p, momentum=0.9), lr=0.01, momentum=0.0),
-}
 
 
 class Tied(torch.nn.Module):

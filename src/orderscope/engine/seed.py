@@ -61,7 +61,8 @@ class SeedOptions:
     Args:
         order: 1 for FUT, 2 for FUT++, 0 for the table without derivatives.
         share: rank of the projection as a share of P; 1 keeps the table whole.
-        derivative: "difference", as the paper, or "exact", by Jacobian-vector products.
+        derivative: "difference", as the paper, or "exact", by Jacobian-vector products. With order 2 not for models
+            with torch's own layer_norm, whose third derivative torch 2.13 gets wrong.
         damping: coordinates that moved less than this many root mean squares of a step count less in a difference.
         projection: kind of the projection.
         seed: of the projection.
