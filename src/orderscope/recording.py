@@ -11,7 +11,7 @@ import numpy as np
 
 from orderscope.errors import OrderscopeError
 from orderscope.orders import step_groups
-from orderscope.record import load_run, record_run, task_shard
+from orderscope.record import record_run, task_shard
 from orderscope.sketch import (
     PLAN,
     REFERENCE,
@@ -42,6 +42,7 @@ def record(
     curvature_rows: int | None = None,
     seed: int = 0,
     sketch: bool = True,
+    jobs: int | None = None,
     progress: Progress | None = None,
 ) -> RunStore:
     """Train the reference order and the probe orders, then sketch them. Resumable: what is finished is not done again.
@@ -60,6 +61,7 @@ def record(
             four where groups mix (the spectrum is broad there), 512 at least and 8,192 at most.
         seed: of probes, coordinates and curvature.
         sketch: whether to sketch too; `osc.sketch` does it later.
+        jobs: processes that sketch, one thread each; by default one a core on CPUs. The bytes are the same for any.
         progress: called as `progress(stage, done, total)`.
 
     Returns:
@@ -69,7 +71,7 @@ def record(
         OrderscopeError: another task was recorded there, or training or sketching cannot go on; nothing is lost.
     """
     _check_counts(anchors=(anchors, 2), probes=(probes, 0), sample_anchors=(sample_anchors, 0), coords=(coords, 1),
-                  curvature_rows=(curvature_rows, 1))  # fmt: skip
+                  curvature_rows=(curvature_rows, 1), jobs=(jobs, 1))  # fmt: skip
     coordinates = draw_coordinates(task.layout.size, coords, seed)
     with RunStore.create(path) as store:
         task_shard(task, store)
@@ -82,23 +84,25 @@ def record(
         if PLAN not in store:
             store.write(PLAN, {}, _plan(task, store, sample_anchors, coords, curvature_rows, seed).attrs())
         if sketch:
-            _sketch(task, store, progress)
+            _sketch(task, store, jobs, progress)
     return RunStore.open(path)
 
 
-def sketch(task: Task, path: str | os.PathLike[str], *, progress: Progress | None = None) -> RunStore:
+def sketch(
+    task: Task, path: str | os.PathLike[str], *, jobs: int | None = None, progress: Progress | None = None
+) -> RunStore:
     """Compute what is missing of a recorded run's sketch. Raises as `record`."""
     with RunStore.create(path) as store:
         task_shard(task, store)
         SketchPlan.read(store)
-        _sketch(task, store, progress)
+        _sketch(task, store, jobs, progress)
     return RunStore.open(path)
 
 
-def _sketch(task: Task, store: RunStore, progress: Progress | None) -> None:
+def _sketch(task: Task, store: RunStore, jobs: int | None, progress: Progress | None) -> None:
     began = time.perf_counter()
     stage = SketchStage(task, store, SketchPlan.read(store))
-    jobs = default_jobs(next(task.build_model().parameters()).device)
+    jobs = default_jobs(next(task.build_model().parameters()).device) if jobs is None else jobs
     run_stage(stage, jobs=jobs, progress=_stage(progress, "sketch"))
     store.log({"event": "sketch finished", "seconds": time.perf_counter() - began})
 
@@ -182,7 +186,3 @@ def _stage(progress: Progress | None, stage: str) -> Callable[[int, int], None] 
     told: Any = progress
     return lambda done, total: told(stage, done, total)
 
-
-def recorded_metrics(store: RunStore, run: str) -> dict[str, float]:
-    """Metrics of a recorded run's final model."""
-    return load_run(store, run).metrics[-1]

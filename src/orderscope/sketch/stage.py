@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import multiprocessing
+import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -171,10 +172,11 @@ def run_stage(
 
 
 def default_jobs(device: torch.device) -> int:
-    """As many processes as torch would use threads; one where forking is unsafe (accelerators) or impossible."""
+    """One process for each core this process may use, eight at most; one where forking is unsafe (accelerators) or
+    impossible."""
     if device.type != "cpu" or torch.cuda.is_available() or "fork" not in multiprocessing.get_all_start_methods():
         return 1
-    return torch.get_num_threads()
+    return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
 Computed = tuple[dict[str, np.ndarray], dict[str, Any], float]
