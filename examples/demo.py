@@ -41,7 +41,7 @@ def main() -> None:
     torch.set_num_threads(1)
     start_afresh(run)
 
-    say("Record one run, and four more in other orders for the error bars.",
+    say("Record one run, and a few more in other orders for the error bars.",
         f"orderscope record examples/characters.py:task --out {run}")  # fmt: skip
     task = characters.task(options.steps)
     spec = f"{Path(characters.__file__)}:task"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import shutil
 from pathlib import Path
@@ -13,6 +14,7 @@ from click.testing import CliRunner, Result
 import orderscope as osc
 from made_up import IMAGE
 from orderscope.cli.main import main
+from orderscope.cli.record import DEFAULTS
 from orderscope.cli.tasks import load_task, remembered_task
 
 TASKS = """
@@ -71,6 +73,11 @@ def test_record(recorded: tuple[Path, dict], tasks: Path) -> None:
     assert facts["cost"]["training"] == 4
     assert facts["metrics"].keys() == {"eval"}
     assert remembered_task(osc.RunStore.open(run)) == f"{tasks}:char"
+
+
+def test_defaults_are_those_of_the_library() -> None:
+    parameters = inspect.signature(osc.record).parameters
+    assert {name: parameters[name].default for name in DEFAULTS} == DEFAULTS
 
 
 def test_record_again_changes_nothing(run: Path, tasks: Path) -> None:

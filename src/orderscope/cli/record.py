@@ -13,6 +13,9 @@ from orderscope.cli.progress import progress_bars
 from orderscope.cli.tasks import Spec, load_task, remember_task
 from orderscope.cli.text import json_option, plain, print_json, size
 
+# Those of `osc.record`, which cannot be asked here: that would import torch.
+DEFAULTS = {"anchors": 4, "probes": 6, "coords": 1 << 17}
+
 
 @click.command()
 @click.argument("spec", metavar="TASK", type=Spec())
@@ -20,29 +23,30 @@ from orderscope.cli.text import json_option, plain, print_json, size
 @click.option(
     "--anchors",
     type=click.IntRange(min=2),
-    default=8,
+    default=DEFAULTS["anchors"],
     show_default=True,
-    help="States of the reference run to keep: the more, the better; each costs a run of gradients.",
+    help="States of the reference run at which gradients are taken; each costs a run.",
 )
 @click.option(
     "--probes",
     type=click.IntRange(min=0),
-    default=4,
+    default=DEFAULTS["probes"],
     show_default=True,
     help="True runs under other orders. They give every prediction its error bar.",
 )
 @click.option(
     "--coords",
     type=click.IntRange(min=1),
-    default=None,
-    help="Most coordinates to carry. Default: 65,536, all of a smaller model.",
+    default=DEFAULTS["coords"],
+    show_default=True,
+    help="Most weights to carry; all of a smaller model.",
 )
 @click.option("--sketch/--no-sketch", default=True, help="Whether to sketch too; `orderscope sketch` does it later.")
 @seed_option
 @threads_option
 @json_option
 def record(
-    spec: str, out: Path, anchors: int, probes: int, coords: int | None, sketch: bool, seed: int, threads: int,
+    spec: str, out: Path, anchors: int, probes: int, coords: int, sketch: bool, seed: int, threads: int,
     as_json: bool,
 ) -> None:  # fmt: skip
     """Train TASK once, and the probes, and keep what predictions need in the directory --out.
@@ -56,11 +60,10 @@ def record(
 
     task = load_task(spec)
     remember_task(out, spec, task)
-    chosen = {} if coords is None else {"coords": coords}
     began = time.monotonic()
     with progress_bars(quiet=as_json) as progress:
         recording.record(
-            task, out, anchors=anchors, probes=probes, seed=seed, sketch=sketch, progress=progress, **chosen
+            task, out, anchors=anchors, probes=probes, coords=coords, seed=seed, sketch=sketch, progress=progress
         )
     tell(out, time.monotonic() - began, as_json)
 

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from orderscope.report.effect import Effect
 from orderscope.report.figure import GRID, INK, MUTED, bare, drawing, series
 from orderscope.report.material import PROPOSED, Asked, Material
 from orderscope.report.section import Section
@@ -36,16 +35,13 @@ def mark(material: Material, index: int) -> str:
     return "P" if material.asked[index].label == PROPOSED else str(index + 1)
 
 
-def verdict(asked: Asked, metric: str, effect: Effect) -> tuple[str, str]:
-    """Words for an order and their kind. "Better" and "worse" are not said: a metric may go either way."""
-    if metric in asked.true:
-        change = asked.true[metric] - effect.reference
-        return f"trained: {signed(change, effect.sigma or math.nan)}", "clear"
+def verdict(asked: Asked, metric: str, reference: float) -> tuple[str, str]:
+    """Words for a prediction and their kind. "Better" and "worse" are not said: a metric may go either way."""
     if not asked.trusted[metric]:
         return "not trusted", "warn"
-    if not asked.detectable(metric, effect.reference):
+    if not asked.detectable(metric, reference):
         return "no detectable effect", "quiet"
-    return ("lower" if asked.difference(metric, effect.reference) < 0 else "higher"), "clear"
+    return ("lower" if asked.difference(metric, reference) < 0 else "higher"), "clear"
 
 
 def _panel(material: Material, metric: str) -> dict[str, Any]:
@@ -61,7 +57,7 @@ def _panel(material: Material, metric: str) -> dict[str, Any]:
 def _row(material: Material, index: int, metric: str) -> dict[str, Any]:
     asked, reference = material.asked[index], material.reference[metric]
     value, error = figures(asked.values[metric], asked.errors[metric])
-    words, kind = verdict(asked, metric, material.effects[metric])
+    words, kind = verdict(asked, metric, reference)
     return {
         "mark": mark(material, index),
         "color": index,
@@ -71,9 +67,18 @@ def _row(material: Material, index: int, metric: str) -> dict[str, Any]:
         "error": error if math.isfinite(asked.errors[metric]) else "",
         "difference": signed(asked.difference(metric, reference), asked.errors[metric]),
         "true": f"{asked.true[metric]:.5g}" if metric in asked.true else "",
+        "held": _held(asked, metric),
         "words": words,
         "kind": kind,
     }
+
+
+def _held(asked: Asked, metric: str) -> str:
+    """Whether the truth, where it is known, lies within the prediction's error."""
+    if metric not in asked.true or not math.isfinite(asked.errors[metric]):
+        return ""
+    held = abs(asked.true[metric] - asked.values[metric]) <= asked.errors[metric]
+    return "within its error" if held else "outside its error"
 
 
 def _figure(material: Material, metric: str) -> object:

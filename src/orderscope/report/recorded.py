@@ -17,9 +17,12 @@ PARTS = {
     "validation": "unseen orders, trained to check the predictions",
 }
 
+LATER = ("validation", "confirmation")
+
 
 def section(material: Material) -> Section:
     total = sum(material.cost.values())
+    later = sum(material.cost.get(name, 0.0) for name in LATER)
     parts = [
         {"name": name, "what": PARTS.get(name, ""), "runs": f"{runs:.3g}", "share": f"{100 * runs / total:.1f}"}
         for name, runs in material.cost.items()
@@ -32,7 +35,8 @@ def section(material: Material) -> Section:
         {
             "facts": _facts(material),
             "parts": parts,
-            "total": f"{total:.3g}",
+            "total": f"{total - later:.3g}",
+            "later": f"{later:.3g}" if later else "",
             "seconds": ", ".join(f"{name} {value:.3g} s" for name, value in material.seconds.items() if value),
             "strip": strip(material.order, material.group_codes, material.group_names, "recorded order"),
             "legend": legend(material.group_names),

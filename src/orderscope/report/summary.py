@@ -23,7 +23,7 @@ def headline(material: Material) -> str:
         return f"{said}; noise does not move it at all."
     if effect.verdict == "order matters":
         ratio = effect.sigma / effect.noise
-        times = f"{ratio:.0f}" if ratio < 1000 else "more than a thousand"
+        times = f"{ratio:.2g}" if ratio < 1000 else "more than a thousand"
         return f"{said}, {times} times what {source} accounts for."
     return f"{said}, but {source} alone accounts for ±{two(effect.noise)}."
 
