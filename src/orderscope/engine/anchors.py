@@ -57,7 +57,7 @@ class AnchorSpace:
 
         Returns:
             weights [rows, K + R] float64; remainder theta - sum_k w_k theta_k, [rows, coords], exactly zero on an
-            anchor; its length as a share of the distance from the start, [rows].
+            anchor; its length in units of the root mean squared distance of the shared anchors from the start, [rows].
         """
         d = theta - self.start
         along = torch.cat([d @ self.spread.T, unit_products(self.own_spread, unit, d)], dim=1).double()
@@ -78,7 +78,7 @@ class AnchorSpace:
         near = weights.to(d.dtype)
         remainder = d - near[:, :shared] @ self.spread - gather_rows(self.own_spread, near[:, shared:], unit)
         self._snap(theta, unit, distance, weights, remainder)
-        outside = remainder.norm(dim=1).double() / length.sqrt().clamp_min(1e-30)
+        outside = remainder.norm(dim=1).double() / self.scale**0.5
         return weights, remainder, outside
 
     def _snap(self, theta: Tensor, unit: Tensor, distance: Tensor, weights: Tensor, remainder: Tensor) -> None:
@@ -86,8 +86,8 @@ class AnchorSpace:
         candidates = distance <= 1e-5 * self.scale
         shared = len(self.shared)
         for row in candidates.any(1).nonzero()[:, 0].tolist():
-            # A unit's own anchors come first: the gradient there has the bits of training.
-            for k in reversed(candidates[row].nonzero()[:, 0].tolist()):
+            # A unit's own anchors come first, the reference run's before others': their gradients have training's bits.
+            for k in sorted(candidates[row].nonzero()[:, 0].tolist(), key=lambda k: (k < shared, k)):
                 if torch.equal(theta[row], self.shared[k] if k < shared else self.own[unit[row], k - shared]):
                     weights[row] = 0
                     weights[row, k] = 1
