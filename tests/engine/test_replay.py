@@ -56,7 +56,7 @@ def tied():
 
 
 def two_epochs():
-    """The same batches again, backwards and with their samples in another sequence: gradients that differ in rounding."""
+    """The same batches again, backwards, and their samples backwards too: gradients that differ in rounding."""
     kw = classifier(steps=5)
     return kw | {"order": np.concatenate([kw["order"], kw["order"][::-1, ::-1]])}
 
