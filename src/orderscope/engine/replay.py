@@ -33,8 +33,8 @@ class Replayed:
 
     Args:
         theta: final weights, [members, orders, m].
-        outside: how far the states lay outside what the anchors span: mean over the steps of the remainder's length as
-            a share of the distance from the start, [orders].
+        outside: how far the states lay outside what the anchors span: mean over the steps of the remainder's length in
+            units of the anchors' distance from the start, [orders].
         snapshots: weights after the steps asked for, [members, orders, m] each.
     """
 

@@ -1,0 +1,100 @@
+"""Record and sketch as a whole: what is written, resumed, refused."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import orderscope as osc
+import tasks_tiny
+from orderscope.orders import step_groups
+from orderscope.recording import probe_orders, sketch, spaced
+from orderscope.sketch import SketchPlan, missing_units
+from orderscope.store import RunStore
+
+
+def digests(path: Path) -> dict[str, str]:
+    return {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in path.iterdir() if f.suffix in (".h5", ".jsonl")
+            and f.name != "journal.jsonl"}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def task() -> osc.Task:
+    return osc.Task(**tasks_tiny.char())
+
+
+def test_any_number_of_processes_writes_the_same_bytes(task: osc.Task, tmp_path: Path) -> None:
+    osc.record(task, tmp_path / "one", jobs=1)
+    osc.record(task, tmp_path / "three", jobs=3)
+    assert digests(tmp_path / "one") == digests(tmp_path / "three")
+
+
+def test_a_record_that_stopped_before_the_sketch_goes_on_to_the_same_bytes(task: osc.Task, tmp_path: Path) -> None:
+    osc.record(task, tmp_path / "whole")
+    osc.record(task, tmp_path / "parts", sketch=False)
+    with RunStore.open(tmp_path / "parts") as store:
+        assert len(missing_units(store, SketchPlan.read(store))) == len(SketchPlan.read(store).units())
+    with pytest.raises(osc.IncompleteRun, match=r"units missing.*resume it"):
+        osc.Simulator(tmp_path / "parts", task)
+    sketch(task, tmp_path / "parts")
+    assert digests(tmp_path / "whole") == digests(tmp_path / "parts")
+
+
+def test_recording_again_does_nothing(task: osc.Task, tmp_path: Path) -> None:
+    osc.record(task, tmp_path / "run")
+    before = digests(tmp_path / "run")
+    osc.record(task, tmp_path / "run")
+    assert digests(tmp_path / "run") == before
+
+
+def test_another_task_is_refused_by_the_part_that_differs(task: osc.Task, tmp_path: Path) -> None:
+    osc.record(task, tmp_path / "run", probes=0, sketch=False)
+    before = digests(tmp_path / "run")
+    other = osc.Task(**(tasks_tiny.char() | {"max_grad_norm": 123.0}))
+    with pytest.raises(osc.OrderscopeError, match="max_grad_norm"):
+        osc.record(other, tmp_path / "run", probes=0)
+    assert digests(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("anchors", 1), ("probes", -1), ("coords", 0), ("curvature_rows", 0), ("jobs", 0)]
+)
+def test_impossible_counts_are_refused(task: osc.Task, tmp_path: Path, option: str, value: int) -> None:
+    with pytest.raises(osc.OrderscopeError, match=f"found {option}={value}; expected a whole number from"):
+        osc.record(task, tmp_path / "run", **{option: value})
+    assert not (tmp_path / "run").exists()
+
+
+def test_probes_put_every_group_in_every_place(task: osc.Task) -> None:
+    names = sorted(set(step_groups(np.asarray(task.order), task.groups)))
+    orders = probe_orders(task, 6, seed=3)
+    firsts, blocks = [], 0
+    for order in orders:
+        assert sorted(order.reshape(-1)) == sorted(np.asarray(task.order).reshape(-1))
+        labels = step_groups(order, task.groups)
+        changes = sum(a != b for a, b in zip(labels, labels[1:], strict=False))
+        if changes == len(names) - 1:
+            blocks += 1
+            firsts.append(labels[0])
+    assert blocks == 5
+    assert set(firsts) == set(names)
+
+
+def test_one_probe_of_a_task_without_groups() -> None:
+    plain = osc.Task(**(tasks_tiny.char() | {"groups": None}))
+    (order,) = probe_orders(plain, 1, seed=0)
+    assert not np.array_equal(order, plain.order)
+
+
+def test_boundaries_are_unique_where_steps_are_few() -> None:
+    assert spaced(2, 8) == [0, 1, 2]
+
+
+def test_every_group_has_curvature_where_not_all_samples_are_used(task: osc.Task, tmp_path: Path) -> None:
+    osc.record(task, tmp_path / "run", probes=0, curvature_rows=3)
+    plan = SketchPlan.read(RunStore.open(tmp_path / "run"))
+    groups = {int(task.group_codes[ids[0]]) for ids in plan.curvature_ids}
+    assert groups == set(range(len(task.group_names)))

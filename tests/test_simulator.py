@@ -1,0 +1,182 @@
+"""Questions to a recorded run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import orderscope as osc
+import tasks_tiny
+from orderscope.store import pack
+
+
+@pytest.fixture(scope="module")
+def task() -> osc.Task:
+    return osc.Task(**tasks_tiny.classifier(steps=12))
+
+
+@pytest.fixture(scope="module")
+def run(task: osc.Task, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("simulator") / "run"
+    osc.record(task, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def sim(task: osc.Task, run: Path) -> osc.Simulator:
+    return osc.Simulator(run, task)
+
+
+def shuffles(sim: osc.Simulator, count: int, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return np.stack([sim.order[rng.permutation(len(sim.order))] for _ in range(count)])
+
+
+def test_the_reference_is_told_exactly_with_hardly_any_error(sim: osc.Simulator) -> None:
+    prediction = sim.predict(sim.order)
+    for name, value in sim.reference.items():
+        # 2 L - (L + L) / 2 of equal values, so only that rounding is left; the shift is in proportion to `outside`, 0
+        assert prediction.metrics[name] == pytest.approx(value, abs=1e-12)
+    assert prediction.outside == 0
+    assert not prediction.detectable("eval")[0]
+
+
+def test_recorded_probes_are_told_exactly(sim: osc.Simulator) -> None:
+    """Their states are anchors of their batches."""
+    found = sim.predict(sim.probe_orders, metrics=["eval"]).metrics["eval"]
+    np.testing.assert_allclose(found, sim.truth["eval"], rtol=0, atol=1e-7)
+
+
+def test_predictions_follow_the_truth(task: osc.Task, sim: osc.Simulator) -> None:
+    orders = shuffles(sim, 24)
+    true = osc.retrain(task, orders).metrics["eval"]
+    found = sim.predict(orders, metrics=["eval"]).metrics["eval"]
+    assert np.corrcoef(found, true)[0, 1] > 0.9
+    assert np.abs(found - true).mean() < 0.4 * np.abs(true - np.median(true)).mean()
+
+
+def test_parameters_are_near_the_true_ones(task: osc.Task, sim: osc.Simulator) -> None:
+    (order,) = shuffles(sim, 1, seed=5)
+    truth = osc.retrain(task, np.stack([order, sim.order]), keep_parameters=True).parameters
+    assert truth is not None
+    found = sim.parameters(order)
+    assert set(found) == set(task.layout.names)
+    error = (task.layout.flatten(found) - truth[0]).norm() / (truth[1] - truth[0]).norm()
+    assert error < 0.5
+
+
+def test_a_trajectory_begins_at_the_start_and_ends_at_the_prediction(sim: osc.Simulator) -> None:
+    (order,) = shuffles(sim, 1)
+    along = sim.trajectory(order, metrics=["eval"])
+    assert along.steps[0] == 0
+    assert along.steps[-1] == len(sim.order)
+    assert along.metrics["eval"][0] == pytest.approx(along.reference["eval"][0], abs=1e-9)
+    shift = sim.calibration["eval"].shift
+    if shift == 0:
+        assert along.metrics["eval"][-1] == pytest.approx(sim.predict(order).metrics["eval"][0], abs=1e-9)
+
+
+def test_the_recorded_rates_change_nothing_and_others_do(sim: osc.Simulator) -> None:
+    orders = shuffles(sim, 2)
+    rates = sim.window.dynamics.hyper["lr"][:, 0]
+    plain = sim.predict(orders, metrics=["eval"]).metrics["eval"]
+    np.testing.assert_allclose(sim.predict(orders, lr=rates, metrics=["eval"]).metrics["eval"], plain, atol=1e-6)
+    halved = sim.predict(orders, lr=np.stack([rates, rates / 2]), metrics=["eval"]).metrics["eval"]
+    assert halved[0] == pytest.approx(plain[0], abs=1e-6)
+    assert abs(halved[1] - plain[1]) > 1e-4
+
+
+def test_other_rates_follow_the_truth(sim: osc.Simulator) -> None:
+    kw = tasks_tiny.classifier(steps=12)
+    rates = sim.window.dynamics.hyper["lr"][:, 0] * 0.7
+    slower = kw | {"scheduler": lambda opt: torch.optim.lr_scheduler.LambdaLR(
+        opt, lambda t: rates[min(t, 11)] / tasks_adamw_rate()
+    )}  # fmt: skip
+    true = osc.retrain(osc.Task(**slower), sim.order).metrics["eval"][0]
+    found = sim.predict(sim.order, lr=rates, metrics=["eval"]).metrics["eval"][0]
+    assert abs(found - true) < 0.3 * abs(true - sim.reference["eval"])
+
+
+def tasks_adamw_rate() -> float:
+    return tasks_tiny.adamw([torch.nn.Parameter(torch.zeros(1))]).param_groups[0]["lr"]
+
+
+def test_a_packed_run_answers_the_same(task: osc.Task, run: Path, sim: osc.Simulator, tmp_path: Path) -> None:
+    pack(run, tmp_path / "run.h5")
+    packed = osc.Simulator(tmp_path / "run.h5", task)
+    orders = shuffles(sim, 3)
+    np.testing.assert_array_equal(packed.predict(orders).metrics["eval"], sim.predict(orders).metrics["eval"])
+
+
+def test_without_the_task_stored_metrics_are_answered(run: Path, sim: osc.Simulator) -> None:
+    alone = osc.Simulator(run)
+    assert alone.metric_names == ("eval",)
+    orders = shuffles(sim, 16)
+    found, real = (s.predict(orders, metrics=["eval"]).metrics["eval"] for s in (alone, sim))
+    assert np.corrcoef(found, real)[0, 1] > 0.9
+    with pytest.raises(osc.OrderscopeError, match="metric 'accuracy'; expected one of eval"):
+        alone.predict(orders, metrics=["accuracy"])
+
+
+def test_some_coordinates_are_enough_to_rank(task: osc.Task, sim: osc.Simulator, tmp_path: Path) -> None:
+    size = task.layout.size
+    osc.record(task, tmp_path / "run", coords=size // 2)
+    part = osc.Simulator(tmp_path / "run", task)
+    assert not part.exact
+    orders = shuffles(sim, 16)
+    found = part.predict(orders, metrics=["eval"])
+    true = osc.retrain(task, orders).metrics["eval"]
+    assert np.corrcoef(found.metrics["eval"], true)[0, 1] > 0.5
+    weights = part.parameters(part.order)
+    final = osc.retrain(task, part.order, keep_parameters=True).parameters
+    assert final is not None
+    torch.testing.assert_close(task.layout.flatten(weights), final[0], rtol=0, atol=1e-5)
+
+
+def test_scores_rank_as_predictions_do(sim: osc.Simulator) -> None:
+    orders = shuffles(sim, 24)
+    value, error = sim.score(orders, "eval")
+    assert np.corrcoef(value, sim.predict(orders).metrics["eval"])[0, 1] > 0.9
+    assert (error > 0).all()
+
+
+def test_without_probes_nothing_is_trusted(task: osc.Task, tmp_path: Path) -> None:
+    osc.record(task, tmp_path / "run", probes=0)
+    bare = osc.Simulator(tmp_path / "run", task)
+    prediction = bare.predict(shuffles(bare, 2), metrics=["eval"])
+    assert not prediction.trusted.any()
+    assert not np.isfinite(prediction.error["eval"]).any()
+
+
+def test_a_rate_tripled_is_not_trusted(sim: osc.Simulator) -> None:
+    rates = 3 * sim.window.dynamics.hyper["lr"][:, 0]
+    assert not sim.predict(shuffles(sim, 3), lr=rates, metrics=["eval"]).trusted.any()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"estimator": "oracle"}, "estimator 'oracle'; expected one of carried"),
+        ({"metrics": ["loss"]}, "metric 'loss'; expected one of accuracy, eval"),
+        ({"lr": np.ones(3)}, r"learning rates of shape \[3\]; expected finite rates >= 0 of shape \[12\]"),
+        ({"lr": np.full(12, np.nan)}, "finite rates"),
+    ],
+)
+def test_wrong_questions(sim: osc.Simulator, arguments: dict, message: str) -> None:
+    with pytest.raises(osc.OrderscopeError, match=message):
+        sim.predict(sim.order, **arguments)
+
+
+def test_an_order_of_other_samples_is_refused_by_id(sim: osc.Simulator) -> None:
+    order = sim.order.copy()
+    order[0, 0] = order[1, 0]
+    with pytest.raises(osc.OrderscopeError, match=r"missing .*; too often"):
+        sim.predict(order)
+
+
+def test_another_task_is_refused(run: Path) -> None:
+    with pytest.raises(osc.OrderscopeError, match="schedule"):
+        osc.Simulator(run, osc.Task(**(tasks_tiny.classifier(steps=12) | {"scheduler": None})))
