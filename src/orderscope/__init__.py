@@ -16,10 +16,16 @@ if TYPE_CHECKING:
     from orderscope.errors import OrderscopeError as OrderscopeError
     from orderscope.layout import ParameterLayout as ParameterLayout
     from orderscope.orders import OrderSampler as OrderSampler
+    from orderscope.positions import positions as positions
+    from orderscope.recording import record as record
+    from orderscope.recording import sketch as sketch
     from orderscope.retrain import Truth as Truth
     from orderscope.retrain import retrain as retrain
+    from orderscope.search import propose as propose
+    from orderscope.simulator import Simulator as Simulator
     from orderscope.store import RunStore as RunStore
     from orderscope.task import Task as Task
+    from orderscope.validate import validate as validate
 
 __version__ = "0.1.0"
 
@@ -29,7 +35,6 @@ _HOME = {
     "OrderscopeError": "orderscope.errors",
     "OrderSampler": "orderscope.orders",
     "ParameterLayout": "orderscope.layout",
-    "Recorder": "orderscope.recording",
     "RunStore": "orderscope.store",
     "Simulator": "orderscope.simulator",
     "Task": "orderscope.task",
@@ -38,6 +43,7 @@ _HOME = {
     "propose": "orderscope.search",
     "record": "orderscope.recording",
     "retrain": "orderscope.retrain",
+    "sketch": "orderscope.recording",
     "validate": "orderscope.validate",
 }
 
@@ -47,7 +53,6 @@ __all__ = [
     "OrderSampler",
     "OrderscopeError",
     "ParameterLayout",
-    "Recorder",
     "RunStore",
     "Simulator",
     "Task",
@@ -57,6 +62,7 @@ __all__ = [
     "propose",
     "record",
     "retrain",
+    "sketch",
     "validate",
 ]
 

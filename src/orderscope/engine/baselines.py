@@ -7,7 +7,7 @@ fut2      its second-order expansion; the same
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Protocol
 from weakref import WeakKeyDictionary
 
@@ -37,7 +37,7 @@ class Recorded(Protocol):
     window: Window
 
     @property
-    def reference(self) -> Mapping[str, float]: ...
+    def reference(self) -> dict[str, float]: ...
 
 
 def replay(sim: Recorded, orders: np.ndarray, names: tuple[str, ...], rates: np.ndarray | None) -> Answer:

@@ -5,8 +5,8 @@ the anchors. Both are known for every query, so residuals are taken in units of
 
     s = (|value - reference| + sigma / 2) * outside / typical,
 
-sigma the spread of the true values, `outside` the length of what the anchors do not span and `typical` its mean over the
-probes.
+sigma the spread of the true values, `outside` the length of what the anchors do not span and `typical` its mean over
+the probes.
 """
 
 from __future__ import annotations

@@ -110,9 +110,8 @@ def clip(dynamics: Dynamics, gradient: Tensor, norm: Tensor | None = None) -> Te
     """As torch.nn.utils.clip_grad_norm_: [rows, m]. `norm` [rows] is estimated from the coordinates if not given."""
     if not dynamics.max_grad_norm:
         return gradient
-    if norm is None:
-        norm = gradient.norm(dim=1) * dynamics.weight**0.5
-    return gradient * (dynamics.max_grad_norm / (norm + 1e-6)).clamp_max(1.0).unsqueeze(1)
+    size = gradient.norm(dim=1) * dynamics.weight**0.5 if norm is None else norm
+    return gradient * (dynamics.max_grad_norm / (size + 1e-6)).clamp_max(1.0).unsqueeze(1)
 
 
 def step(
@@ -156,13 +155,16 @@ def _adam(
     taken: float | None,
 ) -> None:
     h = {name: float(values[position, part.group]) for name, values in dynamics.hyper.items()}
-    amsgrad = bool(h.get("amsgrad", 0))
     parts = [states.theta, gradient, states.moments["exp_avg"], states.moments["exp_avg_sq"]]
-    parts += [states.moments["max_exp_avg_sq"]] if amsgrad else []
+    parts += [states.moments["max_exp_avg_sq"]] if h.get("amsgrad") else []
     own = [_part(t, part, rows) for t in parts]
+    theta, grad, exp_avg, exp_avg_sq, *largest = own
     adam_update(
-        *own[:4],
-        own[4] if amsgrad else None,
+        theta,
+        grad,
+        exp_avg,
+        exp_avg_sq,
+        largest[0] if largest else None,
         count=part.count + (position + 1 if taken is None else taken + 1),
         lr=lr,
         beta1=h["beta1"],
@@ -189,10 +191,12 @@ def _sgd(
     parts = [states.theta, gradient]
     parts += [states.moments["momentum_buffer"]] if "momentum_buffer" in states.moments else []
     own = [_part(t, part, rows) for t in parts]
+    theta, grad, *buffer = own
     first = (position if taken is None else taken) == 0 and not part.present
     sgd_update(
-        *own[:2],
-        own[2] if len(own) > 2 else None,
+        theta,
+        grad,
+        buffer[0] if buffer else None,
         first=first,
         lr=lr,
         momentum=h["momentum"],

@@ -11,13 +11,14 @@ natural gradient method", 2020, for the sampled form.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.func import vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_map
 
 from orderscope.per_sample import each_sample
 from orderscope.sketch.coordinates import Coordinates
@@ -59,7 +60,7 @@ def pseudo_gradients(
             z, leaves = outputs_of(at, split, p, rest, sample)
             return z, leaves
 
-        z, pull, leaves = vjp(outputs, params, has_aux=True)
+        z, pull, leaves = cast(Any, vjp(outputs, params, has_aux=True))
         fixed = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
 
         def loss(y: Tensor) -> Tensor:
@@ -101,7 +102,7 @@ def gauss_newton_matrix(at: Point, split: OutputSplit, batch_of: Any, ids: Any, 
     total = torch.zeros(coordinates.carried, coordinates.carried, dtype=torch.float64)
     with sdpa_kernel(SDPBackend.MATH):
         for i in ids:
-            sample = torch.utils._pytree.tree_map(lambda leaf: leaf[0], batch_of([i]))
+            sample = tree_map(lambda leaf: leaf[0], batch_of([i]))
             z, leaves = outputs_of(at, split, params, rest, sample)
             jacobian = jacrev(lambda p, s=sample: outputs_of(at, split, p, rest, s)[0])(params)
             flat = torch.cat([jacobian[n].reshape(z.numel(), -1) for n in at.layout.names], dim=1)

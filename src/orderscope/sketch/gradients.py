@@ -81,11 +81,11 @@ def sample_gradients(
     """
     one = each_sample(grad(sample_loss(at.loss)), (None, None, 0))
     params, rest = at.params, at.rest
-    whole: Tensor | None = None
+    whole = torch.empty(0)
     for chunk in chunks(ids, micro_batch):
         rows = one(params, rest, batch_of(chunk))
         parts = [rows[n].reshape(len(chunk), -1) for n in at.layout.names]
-        if whole is None:
+        if not len(whole):
             whole = parts[0].new_empty(len(chunk), at.layout.size)
         yield coordinates.take(torch.cat(parts, dim=1, out=whole[: len(chunk)]))
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import treespec_dumps, treespec_loads
 
 from orderscope.errors import OrderscopeError
 from orderscope.record.segments import read_state
@@ -227,7 +228,7 @@ def write_split(store: RunStore, split: OutputSplit) -> None:
 def stored_split(store: RunStore) -> OutputSplit:
     """How the run's pseudo-gradients are drawn."""
     attrs = store.attrs(SPLIT)
-    spec = torch.utils._pytree.treespec_loads(attrs["spec"]) if attrs["spec"] else None
+    spec = treespec_loads(attrs["spec"]) if attrs["spec"] else None
     return OutputSplit(attrs["kind"], attrs["why"], attrs["leaf"], spec, attrs["dim"], tuple(attrs["shape"]))
 
 
@@ -270,4 +271,4 @@ def _first_use(order: np.ndarray) -> np.ndarray:
 
 
 def _spec_to_text(split: OutputSplit) -> str | None:
-    return None if split.spec is None else torch.utils._pytree.treespec_dumps(split.spec)
+    return None if split.spec is None else treespec_dumps(split.spec)
