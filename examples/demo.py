@@ -64,7 +64,7 @@ def main() -> None:
         check = osc.validate(sim, orders=options.checks, progress=progress)
 
     say("Look for a better order, and train the best to confirm them.",
-        f"orderscope propose {run} --metric {METRIC} --verify 3 --seconds {options.seconds:.0f}")  # fmt: skip
+        f"orderscope propose {run} --metric {METRIC} --verify 3 --budget {options.budget}")  # fmt: skip
     with progress_bars() as progress:
         best = osc.propose(
             sim, metric=METRIC, budget=options.budget, verify=3, seconds=options.seconds, progress=progress
@@ -101,8 +101,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--report", type=Path, default=Path("report.html"))
     parser.add_argument("--steps", type=int, default=48)
     parser.add_argument("--checks", type=int, default=12, help="unseen orders to train")
-    parser.add_argument("--budget", type=int, default=1000, help="most orders to score in the search")
-    parser.add_argument("--seconds", type=float, default=25, help="longest search")
+    parser.add_argument("--budget", type=int, default=60, help="orders to score in the search")
+    parser.add_argument(
+        "--seconds", type=float, default=90, help="longest search; met, the result depends on the clock"
+    )
     return parser.parse_args()
 
 

@@ -66,14 +66,19 @@ def _bars(rich: Any) -> Iterator[Report]:
 
 
 class _Clock:
-    """When each stage began, and how long it will still take at its pace so far."""
+    """How long each stage has taken, and will still take at that pace.
+
+    A stage begins when the one before was last heard of: its own first word comes when some of it is done.
+    """
 
     def __init__(self) -> None:
         self._began: dict[str, float] = {}
+        self._heard = time.monotonic()
 
     def seconds(self, stage: str) -> float:
-        now = time.monotonic()
-        return now - self._began.setdefault(stage, now)
+        began = self._began.setdefault(stage, self._heard)
+        self._heard = time.monotonic()
+        return self._heard - began
 
     def left(self, stage: str, done: int, total: int) -> float:
         return self.seconds(stage) * (total - done) / max(done, 1)
