@@ -125,7 +125,7 @@ def say(what: str, command: str) -> None:
 
 def row(name: str, predicted: float, error: float, true: float | None, reference: float) -> list[str]:
     value, width = figures(predicted, error)
-    trained = ["", ""] if true is None else [f"{true:.4f}", signed(true - reference, error)]
+    trained = ["", ""] if true is None else [figures(true, error)[0], signed(true - reference, error)]
     return [name, value, width, signed(predicted - reference, error), *trained]
 
 

@@ -189,5 +189,5 @@ def _cells(order: str, values: dict[str, Any]) -> list[str]:
     value, error = figures(values["value"], values["error"])
     difference = signed(values["difference"], values["error"])
     said = "" if values["detectable"] or not np.isfinite(values["error"]) else NO_EFFECT
-    trained = [f"{values['true']:.5g}"] if "true" in values else []
+    trained = [figures(values["true"], values["error"])[0]] if "true" in values else []
     return [order, value, error, difference, said, "yes" if values["trusted"] else "no", *trained]

@@ -77,5 +77,5 @@ def _show(facts: dict[str, Any]) -> None:
         lines = zip(scores["predicted"], errors, scores["true"], strict=True)
         print_table(
             ["", name, "error", "true"],
-            [[str(i), *figures(p, e), f"{t:.5g}"] for i, (p, e, t) in enumerate(lines)],
+            [[str(i), *figures(p, e), figures(t, e)[0]] for i, (p, e, t) in enumerate(lines)],
         )

@@ -66,7 +66,7 @@ def _row(material: Material, index: int, metric: str) -> dict[str, Any]:
         "value": value,
         "error": error if math.isfinite(asked.errors[metric]) else "",
         "difference": signed(asked.difference(metric, reference), asked.errors[metric]),
-        "true": f"{asked.true[metric]:.5g}" if metric in asked.true else "",
+        "true": figures(asked.true[metric], asked.errors[metric])[0] if metric in asked.true else "",
         "held": _held(asked, metric),
         "words": words,
         "kind": kind,
