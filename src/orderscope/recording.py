@@ -185,4 +185,3 @@ def _stage(progress: Progress | None, stage: str) -> Callable[[int, int], None] 
         return None
     told: Any = progress
     return lambda done, total: told(stage, done, total)
-
