@@ -15,10 +15,22 @@ from orderscope.search.setting import Setting
 from orderscope.search.strategy import Orders, Strategy, register
 
 ROUNDS = 4
-POINTS = 6
-Paths = Callable[[Effects, np.random.Generator], list[np.ndarray]]
+LENGTH = 48  # points of the first path
+SHARES = (1 / 8, 1 / 4, 1 / 2, 1)  # of a path, at which it is scored
+Paths = Callable[[Effects, int, np.random.Generator], list[np.ndarray]]
 OrderOf = Callable[[np.ndarray], np.ndarray]
 Model = Callable[[np.ndarray], tuple[Effects, OrderOf]]
+
+
+@register
+class Regroup(Strategy):
+    """Samples exchanged between positions under the model of single samples: recorded batches are not kept."""
+
+    name, source = "regroup", "exchanges of samples under the adjoint model"
+    guided = precise = True
+
+    def orders(self, setting: Setting) -> Orders:
+        yield from _samples_led(setting, lambda effects, length, rng: exchange_path(effects, effects.base, length))
 
 
 @register
@@ -27,7 +39,7 @@ class Assignment(Strategy):
     to each other."""
 
     name, source = "assignment", "linear assignment of steps to positions, effects from one adjoint sweep"
-    guided = True
+    guided = precise = True
 
     def orders(self, setting: Setting) -> Orders:
         if setting.expansion is not None and setting.steps <= LARGEST:
@@ -37,22 +49,11 @@ class Assignment(Strategy):
 
 
 @register
-class Regroup(Strategy):
-    """Samples exchanged between positions under the model of single samples: recorded batches are not kept."""
-
-    name, source = "regroup", "exchanges of samples under the adjoint model"
-    guided = True
-
-    def orders(self, setting: Setting) -> Orders:
-        yield from _samples_led(setting, lambda effects, rng: exchange_path(effects, effects.base))
-
-
-@register
 class ConditionalGradient(Strategy):
     """Iterated assignment: conditional gradient on the polytope of assignments, its corners polished by exchanges."""
 
     name, source = "conditional gradient", "iterated assignment of steps, arXiv 2504.16430 for its metagradients"
-    guided = True
+    guided = precise = True
 
     def orders(self, setting: Setting) -> Orders:
         if setting.steps <= LARGEST:
@@ -64,7 +65,7 @@ class Descent(Strategy):
     """Swaps, moves and block moves under the model of steps."""
 
     name, source = "descent", "swaps, moves and block moves under the adjoint model"
-    guided = True
+    guided = precise = True
 
     def orders(self, setting: Setting) -> Orders:
         yield from _steps_led(setting, _descent)
@@ -75,7 +76,7 @@ class RegroupByAssignment(Strategy):
     """Conditional gradient over assignments of samples to positions, its corners polished by exchanges."""
 
     name, source = "regroup by assignment", "iterated assignment of samples to positions"
-    guided = True
+    guided = precise = True
 
     def orders(self, setting: Setting) -> Orders:
         if setting.order.size <= LARGEST:
@@ -116,35 +117,38 @@ def _trust_region(setting: Setting, base: np.ndarray, order: np.ndarray, model: 
         model: base -> local model, and how an arrangement of its items becomes an order.
     """
     bound = float((yield order[None]).bound[0])
-    rng = setting.rng
+    length = LENGTH
     for _ in range(ROUNDS):
         if setting.ledger.late:
             return
         effects, order_of = model(base)
-        path = paths(effects, rng)
-        points = [path[i] for i in _spread(len(path))]
-        if not points:
+        path = paths(effects, length, setting.rng)
+        if not path:
             return
+        at = sorted({max(1, round(share * len(path))) for share in SHARES})
+        points = [path[i - 1] for i in at]
         orders = np.stack([order_of(point) for point in points])
         scores = yield orders
         k = int(scores.bound.argmin())
-        if scores.bound[k] >= bound:
+        if scores.bound[k] < bound:
+            bound = float(scores.bound[k])
+            base = orders[k] if base.ndim == 2 else points[k]
+        elif at[0] == 1:
             return
-        bound = float(scores.bound[k])
-        base = orders[k] if base.ndim == 2 else points[k]
+        length = 2 * at[k] if scores.bound[k] <= bound else at[0]
 
 
-def _descent(effects: Effects, rng: np.random.Generator) -> list[np.ndarray]:
-    path = exchange_path(effects, effects.base)
-    return path + move_path(effects, path[-1] if path else effects.base, rng)
+def _descent(effects: Effects, length: int, rng: np.random.Generator) -> list[np.ndarray]:
+    path = exchange_path(effects, effects.base, length)
+    return path + move_path(effects, path[-1] if path else effects.base, rng)[: length - len(path)]
 
 
-def _corners(effects: Effects, rng: np.random.Generator) -> list[np.ndarray]:
+def _corners(effects: Effects, length: int, rng: np.random.Generator) -> list[np.ndarray]:
     """Half way to the best corner, that corner, and both polished."""
     corners = conditional_gradient(effects)
     best = corners[int(effects.values(np.stack(corners)).argmin())]
-    half = _between(effects.base, best)[0]
-    polished = [path[-1] for start in (half, best) if (path := exchange_path(effects, start))]
+    half = _between(effects.base, best)[1]
+    polished = [path[-1] for start in (half, best) if (path := exchange_path(effects, start, length))]
     return [half, best, *polished]
 
 
@@ -159,15 +163,3 @@ def _between(base: np.ndarray, goal: np.ndarray) -> np.ndarray:
                 now[[slot, other]] = now[[other, slot]]
         out.append(now)
     return np.stack(out)
-
-
-def _spread(length: int) -> list[int]:
-    """At most `POINTS` indices of a path, closer together at its beginning, the last among them.
-
-    Example:
-        >>> _spread(40)
-        [0, 1, 3, 8, 18, 39]
-    """
-    if length <= POINTS:
-        return list(range(length))
-    return sorted({round(float(x)) - 1 for x in np.geomspace(1, length, POINTS)})

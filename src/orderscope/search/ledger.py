@@ -37,14 +37,15 @@ class Ledger:
 
     Args:
         reference: the recorded order.
-        quick, precise: orders [n, steps, batch] -> value [n] (lower is better), error [n].
+        quick, precise: orders [n, steps, batch] -> value [n] (lower is better), error [n]. Without a quick one
+            everything is scored precisely.
         budget: how many orders may be scored.
         deadline: `time.perf_counter()` after which nothing more is scored.
         chunk: regrouped orders scored at once: their gradients take memory.
     """
 
     reference: np.ndarray
-    quick: Score
+    quick: Score | None
     precise: Score
     budget: int
     deadline: float
@@ -78,7 +79,8 @@ class Ledger:
         Raises:
             Spent: nothing could be scored.
         """
-        known = self._known[precise]
+        precise = precise or self.quick is None
+        known, score = self._known[precise], self.precise if precise or self.quick is None else self.quick
         keys = [_key(order) for order in orders]
         new = {key: i for i, key in reversed(list(enumerate(keys))) if key not in known}
         room = self.left if most is None else min(self.left, most)
@@ -86,11 +88,11 @@ class Ledger:
         if new and not picked:
             raise Spent
         for part in self._parts(picked, orders):
-            value, error = (self.precise if precise else self.quick)(orders[part])
+            value, error = score(orders[part])
             self.scored += len(part)
             self.finite += int(np.isfinite(value).sum())
             for i, v, e in zip(part, value, np.broadcast_to(error, value.shape), strict=True):
-                self.add(orders[i], float(v), float(e), by[i], precise=precise)
+                self._add(orders[i], float(v), float(e), by[i], precise)
             if self.late:
                 break
         found = [known.get(key) for key in keys]
@@ -99,7 +101,12 @@ class Ledger:
             np.array([0.0 if e is None else e.error for e in found]),
         )
 
-    def add(self, order: np.ndarray, value: float, error: float, by: str, *, precise: bool = True) -> None:
+    def know(self, order: np.ndarray, value: float, by: str) -> None:
+        """An order whose true value is known."""
+        for precise in (False, True):
+            self._add(order, value, 0.0, by, precise)
+
+    def _add(self, order: np.ndarray, value: float, error: float, by: str, precise: bool) -> None:
         """Remember the score of an order; one that diverges is worse than any."""
         value = value if np.isfinite(value) else np.inf
         bound = float(Scores(np.array(value), np.array(error)).bound)

@@ -15,18 +15,20 @@ from orderscope.search.setting import Setting
 from orderscope.search.strategy import CAUTION, Orders, Scores, Strategy
 
 RULES = 0.4  # of the time, at most, for strategies that do not start from the best of others
-KEPT = 4  # orders of a quickly scored strategy that are scored precisely in the end
+FIRST = 2  # of the rules' best orders that are scored precisely, for others to start from
+EACH = 2  # of each other quickly scored strategy's best orders that are
 Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
 class Found:
-    """An order with its precise score; lower is better."""
+    """An order with its score; lower is better. `precise`: whether it is the precise one."""
 
     strategy: Strategy
     order: np.ndarray
     value: float
     error: float
+    precise: bool
 
     @property
     def bound(self) -> float:
@@ -52,8 +54,7 @@ class Portfolio:
         seed: of their random numbers.
         limit: seconds they have in all.
         progress: called as `progress("search", orders scored, budget)`.
-        best: the best order of each strategy, by its name.
-        values: precise scores of all orders of each strategy.
+        values: scores of all orders of each strategy.
         late: whether time ran out.
     """
 
@@ -61,10 +62,15 @@ class Portfolio:
     seed: int
     limit: float
     progress: Progress | None = None
-    best: dict[str, Found] = field(default_factory=dict)
     values: dict[str, list[float]] = field(default_factory=dict)
     late: bool = False
+    _precise: dict[str, Found] = field(default_factory=dict)
     _quick: dict[str, list[Found]] = field(default_factory=dict)
+
+    @property
+    def best(self) -> dict[str, Found]:
+        """The best order of each strategy by its name, by the precise score where one was scored so."""
+        return {name: found[0] for name, found in self._quick.items() if found} | self._precise
 
     def run(self, picked: list[Strategy]) -> bool:
         """Rules come first and side by side, then those that start from the best of others, then those that can use any
@@ -81,14 +87,16 @@ class Portfolio:
         try:
             self._together(rules, ledger.left)
             ledger.deadline = whole
+            first = sorted((found[0] for found in self._quick.values() if found), key=lambda f: f.bound)
+            self._refine(first[:FIRST])
             for strategy in guided:
                 self._together([strategy], ledger.left)
             for i, strategy in enumerate(hungry):
                 share = strategy.weight / sum(s.weight for s in hungry[i:])
-                spare = ledger.left - KEPT * (len(hungry) - len(self._quick))
-                self._together([strategy], math.ceil(share * spare))
+                self._together([strategy], math.ceil(share * (ledger.left - EACH * len(hungry))))
             self.late = ledger.late
-            self._refine()
+            ledger.deadline = math.inf  # what was scored quickly must not be proposed for that
+            self._refine([f for s in hungry for f in self._quick.get(s.name, [])])
         except KeyboardInterrupt:
             return True
         return False
@@ -100,7 +108,7 @@ class Portfolio:
             return
         end = ledger.scored + share
         live = [asked for s in strategies if (asked := self._started(s, share)) is not None]
-        precise = not any(s.weight for s in strategies)
+        precise = ledger.quick is None or all(s.precise for s in strategies)
         try:
             while live:
                 names = [a.strategy.name for a in live for _ in a.orders]
@@ -109,6 +117,7 @@ class Portfolio:
                 parts = pairwise(np.cumsum([0, *(len(a.orders) for a in live)]).tolist())
                 told = [Scores(scores.value[i:j], scores.error[i:j]) for i, j in parts]
                 for asked, own in zip(live, told, strict=True):
+                    self.values.setdefault(asked.strategy.name, []).extend(own.value[np.isfinite(own.value)])
                     self._keep(asked.strategy, asked.orders, own, precise)
                 self._report()
                 self.setting.share = end - ledger.scored
@@ -139,30 +148,30 @@ class Portfolio:
         return True
 
     def _keep(self, strategy: Strategy, orders: np.ndarray, scores: Scores, precise: bool) -> None:
-        name = strategy.name
-        finite = np.flatnonzero(np.isfinite(scores.value))
+        name, columns = strategy.name, zip(orders, scores.value.tolist(), scores.error.tolist(), strict=True)
+        found = [Found(strategy, order, value, error, precise) for order, value, error in columns]
+        found = sorted((f for f in found if math.isfinite(f.value)), key=lambda f: f.bound)
         if precise:
-            self.values.setdefault(name, []).extend(scores.value[finite])
-        found = [Found(strategy, orders[k], float(scores.value[k]), float(scores.error[k])) for k in finite]
-        found.sort(key=lambda f: f.bound)
-        if precise and found and (name not in self.best or found[0].bound < self.best[name].bound):
-            self.best[name] = found[0]
-        if not precise:
-            best = {f.order.tobytes(): f for f in [*self._quick.get(name, []), *found]}
-            self._quick[name] = sorted(best.values(), key=lambda f: f.bound)[:KEPT]
+            if found and (name not in self._precise or found[0].bound < self._precise[name].bound):
+                self._precise[name] = found[0]
+            return
+        known = {f.order.tobytes(): f for f in [*self._quick.get(name, []), *found]}
+        self._quick[name] = sorted(known.values(), key=lambda f: f.bound)[:EACH]
 
-    def _refine(self) -> None:
-        """Score the best of the quickly scored precisely, late or not: they must not be proposed on a quick score."""
-        ledger = self.setting.ledger
-        ledger.deadline = math.inf
-        for name, found in self._quick.items():
-            orders = np.stack([f.order for f in found])
-            try:
-                scores = ledger(orders, [name] * len(found))
-            except Spent:
-                continue
-            self._keep(found[0].strategy, orders, scores, True)
-            self._report()
+    def _refine(self, found: list[Found]) -> None:
+        """Score orders precisely that were scored quickly."""
+        distinct = list({f.order.tobytes(): f for f in found}.values())
+        if not distinct:
+            return
+        orders = np.stack([f.order for f in distinct])
+        try:
+            scores = self.setting.ledger(orders, [f.strategy.name for f in distinct])
+        except Spent:
+            return
+        for k, f in enumerate(distinct):
+            own = Scores(scores.value[k : k + 1], scores.error[k : k + 1])
+            self._keep(f.strategy, f.order[None], own, precise=True)
+        self._report()
 
     def _report(self) -> None:
         if self.progress is not None:

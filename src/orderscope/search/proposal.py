@@ -13,15 +13,17 @@ from orderscope.errors import OrderscopeError
 from orderscope.retrain import retrain
 from orderscope.search.costs import expected_best, recording_seconds, spent_runs
 from orderscope.search.ledger import Ledger
-from orderscope.search.portfolio import Portfolio, Progress
-from orderscope.search.scoring import precise_score, quick_score, regrouped_at_once
+from orderscope.search.portfolio import Found, Portfolio, Progress
+from orderscope.search.scoring import leading, precise_score, quick_score, regrouped_at_once
 from orderscope.search.setting import Setting
 from orderscope.search.strategy import Scores, Strategy, chosen
 from orderscope.simulator import Simulator
+from orderscope.task import Task
 
-LEAST_SECONDS = 10.0
+LEAST_SECONDS = 6.0
 PATIENCE = 2.0
-BY, FEW = "random", 8
+OWN, BY, FEW = "reference", "random", 8
+QUICK_FROM = 64  # a smaller budget is scored precisely throughout
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,8 @@ class Row:
 
     Args:
         name, source: the strategy's.
-        predicted, error: estimated metric and half-width of its 90 % interval: by `Simulator.predict` for the orders
-            that came near confirmation, by the search's quicker score for the others.
+        predicted, error: estimated metric and half-width of its 90 % interval, by the search's own scores: precise for
+            orders that came near confirmation, quick for others.
         confirmed: true metric from retraining, or None.
         order: int64 [steps, batch].
     """
@@ -50,7 +52,7 @@ class Proposal:
 
     Args:
         order: int64 [steps, batch]; the reference itself where nothing better was found.
-        predicted, error: estimated metric, half-width of its 90 % interval.
+        predicted, error: estimated metric and half-width of its 90 % interval, by `Simulator.predict`.
         confirmed: true metric from retraining, or None where it was not retrained.
         metric, maximize: what was improved, and which way.
         table: the best order of every strategy, best first.
@@ -108,7 +110,7 @@ def propose(
         maximize: more of the metric is better.
         regroup: whether samples may leave their recorded batches. By default where single samples' gradients were kept.
             Batches of recorded samples only leave a far smaller choice.
-        seconds: stop searching after this time; by default after twice what the recording took, but not before ten
+        seconds: stop searching after this time; by default after twice what the recording took, but not before six
             seconds. So a search never costs more than a few times the recording.
         seed: of everything random.
         progress: called as `progress(stage, done, total)`.
@@ -125,97 +127,32 @@ def propose(
     sim.calibration  # noqa: B018  fitted once, so that it is not charged to the first strategy
     began = time.perf_counter()
     limit = max(LEAST_SECONDS, PATIENCE * recording_seconds(sim)) if seconds is None else seconds
-    scores = quick_score(sim, metric, sign), precise_score(sim, metric, sign)
-    ledger = Ledger(sim.order, *scores, budget, began + limit, regrouped_at_once(sim))
-    ledger.add(sim.order, sign * sim.reference[metric], 0.0, "reference")
-    setting = Setting(sim, metric, sign, regroup, ledger)
+    window = leading(sim.window)
+    precise = precise_score(sim, window, metric, sign)
+    quick = quick_score(sim, metric, sign) if budget >= QUICK_FROM else None
+    ledger = Ledger(sim.order, quick, precise, budget, began + limit, regrouped_at_once(sim))
+    ledger.know(sim.order, sign * sim.reference[metric], "reference")
+    setting = Setting(sim, window, metric, sign, regroup, ledger)
     portfolio = Portfolio(setting, seed, limit, progress)
     interrupted = portfolio.run(picked)
     _refuse_not_finite(ledger, metric)
     notes = _notes(setting, interrupted, limit if portfolio.late else None)
-    rows = [Row(f.strategy.name, f.strategy.source, sign * f.value, f.error, None, f.order)
-            for f in portfolio.best.values()]  # fmt: skip
     searched = time.perf_counter() - began
-    if not interrupted:
-        rows = _confirmable(rows, ledger, portfolio, sign, verify)
-        rows = _predicted(sim, metric, rows, max(1, verify))
-        rows, stopped = _confirmed(sim, metric, rows, verify, progress)
-        notes += ["interrupted: not all candidates were trained"] if stopped else []
-    confirmed = len({row.order.tobytes() for row in rows if row.confirmed is not None} - {sim.order.tobytes()})
+    first, others = _candidates(portfolio, max(1, verify))
+    confirmed: dict[bytes, float] = {}
+    if not interrupted and sim.task is not None:
+        confirmed = _confirmed(sim.task, metric, first[:verify], progress, notes)
+    elif verify and not interrupted:
+        notes.append("not confirmed: retraining needs the task")
+    cost = spent_runs(sim, searched, len(confirmed))
+    confirmed[sim.order.tobytes()] = sim.reference[metric]
+    rows = [Row(f.strategy.name, f.strategy.source, sign * f.value, f.error, confirmed.get(f.order.tobytes()), f.order)
+            for f in first + others]  # fmt: skip
+    best = _best(sim, metric, sign, rows[: len(first)], notes)
+    if best.name != OWN and ledger.steps_of(best.order) is None:
+        notes.append("the proposed order regroups samples into new batches; regroup=False keeps those recorded")
     random = _random(portfolio, sim, metric, sign)
-    return _proposal(sim, metric, maximize, rows, random, ledger, spent_runs(sim, searched, confirmed), notes, verify)
-
-
-def _confirmable(rows: list[Row], ledger: Ledger, portfolio: Portfolio, sign: float, verify: int) -> list[Row]:
-    """Rows to be confirmed first, `verify` of them: the best of each strategy that may be as good as the best of all,
-    and where those are too few, what else was found near the best. The other rows follow."""
-    ranked = _distinct(rows, sign)
-    if not ranked:
-        return rows
-    best = sign * ranked[0].predicted
-    near = [row for row in ranked if sign * row.predicted - row.error <= best][:verify]
-    known = {row.order.tobytes() for row in rows}
-    for entry in ledger.ranked():
-        if len(near) < verify and entry.by in portfolio.best and entry.order.tobytes() not in known:
-            strategy = portfolio.best[entry.by].strategy
-            near.append(Row(strategy.name, strategy.source, sign * entry.value, entry.error, None, entry.order))
-    chosen = {id(row) for row in near}
-    return near + [row for row in rows if id(row) not in chosen]
-
-
-def _predicted(sim: Simulator, metric: str, rows: list[Row], count: int) -> list[Row]:
-    """The first rows predicted anew, with all members."""
-    out = []
-    for row in rows[:count]:
-        prediction = sim.predict(row.order, metrics=[metric])
-        value, error = float(prediction.metrics[metric][0]), float(prediction.error[metric][0])
-        out.append(replace(row, predicted=value, error=error) if math.isfinite(value) else row)
-    return out + rows[count:]
-
-
-def _confirmed(
-    sim: Simulator, metric: str, rows: list[Row], verify: int, progress: Progress | None
-) -> tuple[list[Row], bool]:
-    """The first rows retrained; the reference's value is known. True if that was interrupted."""
-    true = {sim.order.tobytes(): sim.reference[metric]}
-    stopped = False
-    try:
-        for done, row in enumerate(rows[:verify] if sim.task is not None else [], start=1):
-            if sim.task is not None and row.order.tobytes() not in true:
-                true[row.order.tobytes()] = float(retrain(sim.task, row.order).metrics[metric][0])
-            if progress is not None:
-                progress("confirm", done, min(verify, len(rows)))
-    except KeyboardInterrupt:
-        stopped = True
-    return [replace(row, confirmed=true.get(row.order.tobytes())) for row in rows], stopped
-
-
-def _proposal(
-    sim: Simulator,
-    metric: str,
-    maximize: bool,
-    rows: list[Row],
-    random: dict[str, float],
-    ledger: Ledger,
-    cost: float,
-    notes: list[str],
-    verify: int,
-) -> Proposal:
-    sign, reference = -1.0 if maximize else 1.0, sim.reference[metric]
-    own = Row("reference", "as recorded", reference, 0.0, reference, sim.order)
-    trained = [row for row in rows if row.confirmed is not None and math.isfinite(row.confirmed)]
-    if len(trained) and any(not np.array_equal(row.order, sim.order) for row in trained):
-        best = min([*trained, own], key=lambda row: sign * float(row.confirmed or 0.0))
-    else:
-        best = _distinct([*rows, own], sign)[0]
-        notes = [*notes, "not confirmed: retraining needs the task"] if verify and sim.task is None else notes
-    if np.array_equal(best.order, sim.order):
-        best = own
-        notes = [*notes, "no better order than the recorded one was found"]
-    elif ledger.steps_of(best.order) is None:
-        notes = [*notes, "the proposed order regroups samples into new batches; regroup=False keeps those recorded"]
     value = best.predicted if best.confirmed is None else best.confirmed
-    spread = random["std"]
     return Proposal(
         order=best.order,
         predicted=best.predicted,
@@ -224,29 +161,68 @@ def _proposal(
         metric=metric,
         maximize=maximize,
         table=sorted(rows, key=lambda row: (row.confirmed is None, _rank(row, sign))),
-        reference=reference,
+        reference=sim.reference[metric],
         random=random,
-        gain_sigma=sign * (random["mean"] - value) / spread if spread > 0 else 0.0,
+        gain_sigma=sign * (random["mean"] - value) / random["std"] if random["std"] > 0 else 0.0,
         scored=ledger.scored,
         cost=cost,
-        best_of_n=random["mean"] - sign * spread * expected_best(cost),
-        undetectable=not sign * (reference - best.predicted) > best.error,
+        best_of_n=random["mean"] - sign * random["std"] * expected_best(cost),
+        undetectable=not sign * (sim.reference[metric] - best.predicted) > best.error,
         notes=notes,
     )
 
 
+def _candidates(portfolio: Portfolio, count: int) -> tuple[list[Found], list[Found]]:
+    """Orders to be confirmed first, at most `count`, and the best of the other strategies.
+
+    First come the best order of each strategy that may be as good as the best of all, and where those are too few, what
+    else was found near the best. Only precisely scored orders are among them.
+    """
+    best = sorted(portfolio.best.values(), key=lambda f: f.bound)
+    precise = [f for f in best if f.precise]
+    first = [f for f in precise if f.value - f.error <= precise[0].value]
+    for entry in portfolio.setting.ledger.ranked():
+        if entry.by in portfolio.best:
+            strategy = portfolio.best[entry.by].strategy
+            first.append(Found(strategy, entry.order, entry.value, entry.error, True))
+    distinct = list({f.order.tobytes(): f for f in reversed(first)}.values())[::-1][:count]
+    chosen = {f.order.tobytes() for f in distinct}
+    return distinct, [f for f in best if f.order.tobytes() not in chosen]
+
+
+def _confirmed(
+    task: Task, metric: str, found: list[Found], progress: Progress | None, notes: list[str]
+) -> dict[bytes, float]:
+    """True metric by order."""
+    true: dict[bytes, float] = {}
+    try:
+        for done, f in enumerate(found, start=1):
+            true[f.order.tobytes()] = float(retrain(task, f.order).metrics[metric][0])
+            if progress is not None:
+                progress("confirm", done, len(found))
+    except KeyboardInterrupt:
+        notes.append("interrupted: not all candidates were trained")
+    return true
+
+
+def _best(sim: Simulator, metric: str, sign: float, rows: list[Row], notes: list[str]) -> Row:
+    """The truly best of those trained and the reference, or the best predicted where none was."""
+    own = Row(OWN, "as recorded", sim.reference[metric], 0.0, sim.reference[metric], sim.order)
+    trained = [row for row in rows if row.confirmed is not None and math.isfinite(row.confirmed)]
+    best = min([own, *(trained or rows)], key=lambda row: _rank(row, sign))
+    if np.array_equal(best.order, sim.order):
+        notes.append("no better order than the recorded one was found")
+        return own
+    prediction = sim.predict(best.order, metrics=[metric])
+    value, error = float(prediction.metrics[metric][0]), float(prediction.error[metric][0])
+    return replace(best, predicted=value, error=error) if math.isfinite(value) else best
+
+
 def _rank(row: Row, sign: float) -> float:
+    """What rows are sorted by: the true value, else the bound."""
     if row.confirmed is not None:
         return sign * row.confirmed
     return float(Scores(np.array(sign * row.predicted), np.array(row.error)).bound)
-
-
-def _distinct(rows: list[Row], sign: float) -> list[Row]:
-    """One row an order, best bound first."""
-    first: dict[bytes, Row] = {}
-    for row in sorted(rows, key=lambda row: _rank(replace(row, confirmed=None), sign)):
-        first.setdefault(row.order.tobytes(), row)
-    return list(first.values())
 
 
 def _random(portfolio: Portfolio, sim: Simulator, metric: str, sign: float) -> dict[str, float]:

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
-from orderscope.engine import Batches, replay, units_of
+from orderscope.engine import Batches, Window, replay, units_of
+from orderscope.engine.window import compress
 from orderscope.search.ledger import Score
 from orderscope.simulator import Simulator
 from orderscope.threads import one_thread
 
 ROWS_BYTES = 1 << 28
+ENERGY = 0.9
 
 
-def quick_score(sim: Simulator, metric: str, sign: float) -> Score:
-    """`Simulator.score`; the precise one for metrics it does not know."""
+def leading(window: Window) -> Window:
+    """The window with `ENERGY` of its curvature: half the time, nearly the same values."""
+    factors = tuple((compress(first, ENERGY), compress(second, ENERGY)) for first, second in window.factors)
+    return replace(window, factors=factors)
+
+
+def quick_score(sim: Simulator, metric: str, sign: float) -> Score | None:
+    """`Simulator.score`; None for metrics it does not know."""
     if metric not in sim.plan.metrics:
-        return precise_score(sim, metric, sign)
+        return None
 
     def score(orders: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         value, error = sim.score(orders, metric)
@@ -24,14 +34,19 @@ def quick_score(sim: Simulator, metric: str, sign: float) -> Score:
     return score
 
 
-def precise_score(sim: Simulator, metric: str, sign: float) -> Score:
-    """On all coordinates, and by the real model where it can be run, but in a single replay: `Simulator.predict` takes
-    three times as long. The expansion that the quick score is made of is too hopeful far from the reference."""
+def precise_score(sim: Simulator, window: Window, metric: str, sign: float) -> Score:
+    """On all coordinates, and by the real model where it can be run, but in a single replay with the leading curvature:
+    `Simulator.predict` takes five times as long. The expansion that the quick score is made of is too hopeful far from
+    the reference.
+
+    Args:
+        window: as `leading` makes it.
+    """
     batches = Batches(sim.order)
 
     def score(orders: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         with one_thread():
-            replayed = replay(sim.window, units_of(sim.window, batches, orders), members=1)
+            replayed = replay(window, units_of(window, batches, orders), members=1)
             raw = sim.metric_model(replayed.theta[0], (metric,))[metric]
         value, error = sim.calibration[metric].apply(raw[None], replayed.outside.numpy())
         return sign * value, error

@@ -6,19 +6,25 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
-from torch import Tensor
 
 from orderscope.engine import Window
 from orderscope.engine.metrics import Expansion, load_expansions
-from orderscope.engine.reduce import reduced, some_coordinates
 from orderscope.orders import step_groups
-from orderscope.search.adjoint import Sensitivity, Slope, metric_slope, sample_effects, sensitivity, step_effects
+from orderscope.search.adjoint import (
+    Narrow,
+    Sensitivity,
+    Slope,
+    expanded_slope,
+    metric_slope,
+    narrow,
+    sample_effects,
+    sensitivity,
+    step_effects,
+)
 from orderscope.search.ledger import Ledger
 from orderscope.search.linear import Effects
 from orderscope.simulator import Simulator
-
-COORDS = 1 << 15
-ENERGY = 0.95
+from orderscope.threads import one_thread
 
 
 @dataclass
@@ -27,6 +33,7 @@ class Setting:
 
     Args:
         sim: the simulator.
+        window: what is replayed for precise scores and sweeps.
         metric: name of the metric.
         sign: 1 where less of it is better, -1 where more is.
         regroup: whether samples may leave their recorded batches.
@@ -36,6 +43,7 @@ class Setting:
     """
 
     sim: Simulator
+    window: Window
     metric: str
     sign: float
     regroup: bool
@@ -83,43 +91,33 @@ class Setting:
     def step_effects(self, steps: np.ndarray) -> Effects:
         """The local model around a permutation of recorded steps; items are recorded steps."""
         found = self._sweep(self.order[steps])
-        return self._effects(found.value, step_effects(self._swept[0], found), steps)
+        return self._effects(found.value, step_effects(self._narrow.window, found), steps)
 
     def sample_effects(self, order: np.ndarray) -> tuple[Effects, np.ndarray]:
         """The local model around an order of samples, and the sample id of each of its items."""
         found = self._sweep(order)
         ids, items = np.unique(order, return_inverse=True)
-        return self._effects(found.value, sample_effects(self._swept[0], found, ids), items.reshape(-1)), ids
+        return self._effects(found.value, sample_effects(self._narrow.window, found, ids), items.reshape(-1)), ids
 
     def _sweep(self, order: np.ndarray) -> Sensitivity:
         key = order.tobytes()
         if key not in self._sweeps:
-            window, expansion, slope = self._swept
-            self._sweeps[key] = sensitivity(window, expansion, order, slope=slope)
+            with one_thread():
+                self._sweeps[key] = sensitivity(self.window, self._narrow, order, self._slope)
         return self._sweeps[key]
 
     @cached_property
-    def _swept(self) -> tuple[Window, Expansion, Slope | None]:
-        """What is swept: all coordinates with the real metric's own slope where all are carried, some otherwise."""
-        sim, window, expansion = self.sim, self.sim.window, self.expansion
-        assert expansion is not None
-        if sim.task is not None and sim.exact:
-            return window, expansion, metric_slope(sim.task, self.metric)
-        if window.coords <= COORDS:
-            return window, expansion, None
-        some = some_coordinates(window, COORDS, sim.plan.seed + 1)  # others than those of the quick score
-        return reduced(window, some, energy=ENERGY), _on_coordinates(expansion, some), None
+    def _narrow(self) -> Narrow:
+        assert self.expansion is not None
+        return narrow(self.window, self.expansion, self.sim.plan.seed + 1)  # other coordinates than the quick score
+
+    @cached_property
+    def _slope(self) -> Slope:
+        """By the real model where it can be run."""
+        assert self.expansion is not None
+        if self.sim.task is not None and self.sim.exact:
+            return metric_slope(self.sim.task, self.metric)
+        return expanded_slope(self.expansion)
 
     def _effects(self, value: float, effects: np.ndarray, base: np.ndarray) -> Effects:
         return Effects(self.sign * value, effects[..., 0], effects[..., 1:], base, self.sign)
-
-
-def _on_coordinates(expansion: Expansion, chosen: Tensor) -> Expansion:
-    """The expansion on some coordinates; inner products stay unbiased."""
-    grows = len(expansion.center) / len(chosen)
-    return Expansion(
-        center=expansion.center[chosen],
-        value=expansion.value,
-        gradient=expansion.gradient[chosen] * grows,
-        factor=expansion.factor[:, chosen] * grows**0.5,
-    )

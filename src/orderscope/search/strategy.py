@@ -25,7 +25,7 @@ from orderscope.errors import OrderscopeError
 if TYPE_CHECKING:
     from orderscope.search.setting import Setting
 
-CAUTION = 0.5
+CAUTION = 0.2  # candidates are confirmed by training, so hope costs little; errors grow with the effect claimed
 
 
 @dataclass(frozen=True)
@@ -56,15 +56,16 @@ class Strategy(ABC):
     Attributes:
         name: what it is called in the table and in `strategies=`.
         source: where the idea is from.
-        weight: its share of the budget that others leave, to be scored quickly; 0 for a strategy that asks for few
-            orders only: these are scored precisely.
+        weight: its share of the budget that others leave; 0 for a strategy that asks for few orders only.
         guided: whether it starts from the best of the others, so that it runs after those that do not.
+        precise: whether its orders are scored precisely; otherwise quickly, and only the best of them precisely.
     """
 
     name: ClassVar[str]
     source: ClassVar[str]
     weight: ClassVar[float] = 0.0
     guided: ClassVar[bool] = False
+    precise: ClassVar[bool] = False
 
     @abstractmethod
     def orders(self, setting: Setting) -> Orders:
