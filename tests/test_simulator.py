@@ -180,3 +180,12 @@ def test_an_order_of_other_samples_is_refused_by_id(sim: osc.Simulator) -> None:
 def test_another_task_is_refused(run: Path) -> None:
     with pytest.raises(osc.OrderscopeError, match="schedule"):
         osc.Simulator(run, osc.Task(**(tasks_tiny.classifier(steps=12) | {"scheduler": None})))
+
+
+def test_the_calibration_is_kept_in_the_run(task: osc.Task, run: Path, sim: osc.Simulator) -> None:
+    fresh = sim.calibration["eval"]
+    kept = osc.Simulator(run, task)
+    assert "calibration/model" in kept.store
+    np.testing.assert_array_equal(kept.calibration["eval"].predicted, fresh.predicted)
+    rougher = osc.Simulator(run, task, energy=0.5)  # other settings: not taken from there
+    assert not np.array_equal(rougher.calibration["eval"].predicted, fresh.predicted)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from orderscope import __version__
 from orderscope.engine import Batches, Replayed, Window, jackknife, load_window, replay, units_of
 from orderscope.engine.calibration import Calibration, fit_calibration
 from orderscope.engine.metrics import Expansion, MetricModel, evaluated, expanded, load_expansions
@@ -94,7 +97,7 @@ class Simulator:
 
     def __init__(self, path: str | os.PathLike[str], task: Task | None = None, *, energy: float = ENERGY) -> None:
         self.store = RunStore.open(path)
-        self.path, self.task = path, task
+        self.path, self.task, self.energy = path, task, energy
         if task is not None:
             require_recorded(task, self.store)
         self.plan = SketchPlan.read(self.store)
@@ -163,11 +166,27 @@ class Simulator:
                 name: fit_calibration(np.zeros((3, 0)), np.zeros(0), self.reference[name], np.zeros(0))
                 for name in names
             }
+        raw, outside = self._left_out(names)
+        return {n: fit_calibration(raw[n], self.truth[n], self.reference[n], outside) for n in names}
+
+    def _left_out(self, names: tuple[str, ...]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Members' values of the probes, each without its own anchors, name -> [3, probes], and `outside` [probes].
+
+        Kept in the run once computed, where it can be written to: it takes the time of some training runs.
+        """
+        by = "model" if self.task is not None and self.exact else "expansion"
+        name, settings = f"calibration/{by}", {"energy": self.energy, "metrics": list(names), "version": __version__}
+        if name in self.store and self.store.attrs(name) == settings:
+            kept = self.store.read(name)
+            return dict(zip(names, kept["values"], strict=True)), kept["outside"]
         runs = np.array(self.window.anchor_runs)
         allowed = torch.from_numpy(np.stack([runs != probe for probe in self.probes]))
         raw, replayed = self._raw(self.probe_orders, names, allowed=allowed)
         outside = replayed.outside.numpy()
-        return {n: fit_calibration(raw[n], self.truth[n], self.reference[n], outside) for n in names}
+        if name not in self.store and Path(self.path).is_dir():
+            with suppress(OSError, OrderscopeError), RunStore.create(self.path) as store:  # read-only, or being written
+                store.write(name, {"values": np.stack([raw[n] for n in names]), "outside": outside}, settings)
+        return raw, outside
 
     def predict(
         self,
