@@ -98,3 +98,23 @@ def test_every_group_has_curvature_where_not_all_samples_are_used(task: osc.Task
     plan = SketchPlan.read(RunStore.open(tmp_path / "run"))
     groups = {int(task.group_codes[ids[0]]) for ids in plan.curvature_ids}
     assert groups == set(range(len(task.group_names)))
+
+
+def test_a_module_under_two_names(tmp_path: Path) -> None:
+    tied = osc.Task(**tasks_tiny.classifier(tied=True, frozen=True))
+    osc.record(tied, tmp_path / "run", probes=2)
+    sim = osc.Simulator(tmp_path / "run", tied)
+    order = np.asarray(tied.order)[::-1]
+    true = osc.retrain(tied, order).metrics["eval"][0]
+    assert abs(sim.predict(order).metrics["eval"][0] - true) < 0.3 * abs(true - sim.reference["eval"])
+
+
+def test_weights_of_low_precision_are_refused(tmp_path: Path) -> None:
+    kw = tasks_tiny.linear()
+    low = osc.Task(**kw | {
+        "model": lambda: kw["model"]().bfloat16(),
+        "loss": lambda model, batch: tasks_tiny.squared_error(model, (batch[0].bfloat16(), batch[1])).float(),
+    })  # fmt: skip
+    with pytest.raises(osc.OrderscopeError, match=r"torch.bfloat16; expected float32 or float64 master weights"):
+        osc.record(low, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -52,12 +52,31 @@ def functional_loss(task: HasLoss, model: nn.Module) -> FunctionalLoss:
     """
     around = _Loss(task.loss, model)
     around.training = model.training  # not train(): that would reach into the model's own flags
+    places = _places(model)
 
     def loss(params, frozen_and_buffers, batch, *, wrap=None):
-        tensors = {f"model.{name}": t for part in (frozen_and_buffers, params) for name, t in part.items()}
-        return functional_call(around, tensors, (batch, wrap))
+        tensors = {
+            f"model.{place}": tensor
+            for part in (frozen_and_buffers, params)
+            for name, tensor in part.items()
+            for place in places.get(name, [name])
+        }
+        return functional_call(around, tensors, (batch, wrap), tie_weights=False)
 
     return loss
+
+
+def _places(model: nn.Module) -> dict[str, list[str]]:
+    """First name of each parameter and buffer -> every slot that holds it, each module once.
+
+    torch's own tying goes by name and swaps a module that has two names twice, so that its own tensor is not put back.
+    """
+    found: dict[int, list[str]] = {}
+    for path, module in model.named_modules():
+        for attribute, tensor in [*module._parameters.items(), *module._buffers.items()]:
+            if tensor is not None:
+                found.setdefault(id(tensor), []).append(f"{path}.{attribute}" if path else attribute)
+    return {names[0]: names for names in found.values()}
 
 
 def frozen_and_buffers(model: nn.Module, layout: ParameterLayout) -> dict[str, Tensor]:

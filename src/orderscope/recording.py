@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 
 from orderscope.errors import OrderscopeError
 from orderscope.orders import step_groups
@@ -72,6 +73,7 @@ def record(
     """
     _check_counts(anchors=(anchors, 2), probes=(probes, 0), sample_anchors=(sample_anchors, 0), coords=(coords, 1),
                   curvature_rows=(curvature_rows, 1), jobs=(jobs, 1))  # fmt: skip
+    _check_precision(task)
     coordinates = draw_coordinates(task.layout.size, coords, seed)
     with RunStore.create(path) as store:
         task_shard(task, store)
@@ -170,6 +172,15 @@ def _pure(task: Task) -> bool:
     codes = task.group_codes[np.asarray(task.order)]
     main = [np.bincount(batch).max() for batch in codes]
     return task.groups is not None and float(np.sum(main)) >= 0.9 * codes.size
+
+
+def _check_precision(task: Task) -> None:
+    if task.layout.dtype not in (torch.float32, torch.float64):
+        raise OrderscopeError(
+            f"weights of dtype {task.layout.dtype}",
+            "float32 or float64 master weights",
+            "keep the weights in float32 and compute in lower precision inside the loss (torch.autocast)",
+        )
 
 
 def _check_counts(**counts: tuple[int | None, int]) -> None:
