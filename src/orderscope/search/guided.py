@@ -10,14 +10,17 @@ from collections.abc import Callable
 
 import numpy as np
 
-from orderscope.search.linear import LARGEST, Effects, assigned, conditional_gradient, exchange_path, move_path
+from orderscope.search.linear import LARGEST, Effects, assigned, conditional_gradient, exchange_path, move_path, nearest
 from orderscope.search.setting import Setting
 from orderscope.search.strategy import Orders, Strategy, register
 
-ROUNDS = 4
+ROUNDS = 8
+LEAST = 0.01  # of the gain so far: a round that brings less is the last
 LENGTH = 48  # points of the first path
 SHARES = (1 / 8, 1 / 4, 1 / 2, 1)  # of a path, at which it is scored
-Paths = Callable[[Effects, int, np.random.Generator], list[np.ndarray]]
+NEAREST = 16  # neighbours that are scored beside a path of steps
+Points = list[tuple[int, np.ndarray]]  # how far along a path, and the arrangement there
+Search = Callable[[Effects, int, np.random.Generator], Points]
 OrderOf = Callable[[np.ndarray], np.ndarray]
 Model = Callable[[np.ndarray], tuple[Effects, OrderOf]]
 
@@ -30,7 +33,7 @@ class Regroup(Strategy):
     guided = precise = True
 
     def orders(self, setting: Setting) -> Orders:
-        yield from _samples_led(setting, lambda effects, length, rng: exchange_path(effects, effects.base, length))
+        yield from _samples_led(setting, _exchanges)
 
 
 @register
@@ -83,7 +86,7 @@ class RegroupByAssignment(Strategy):
             yield from _samples_led(setting, _corners)
 
 
-def _steps_led(setting: Setting, paths: Paths) -> Orders:
+def _steps_led(setting: Setting, search: Search) -> Orders:
     if setting.expansion is None:
         return
     start = setting.best()
@@ -93,10 +96,10 @@ def _steps_led(setting: Setting, paths: Paths) -> Orders:
     def model(steps: np.ndarray) -> tuple[Effects, OrderOf]:
         return setting.step_effects(steps), lambda arrangement: setting.order[arrangement]
 
-    yield from _trust_region(setting, base, setting.order[base], model, paths)
+    yield from _trust_region(setting, base, setting.order[base], model, search)
 
 
-def _samples_led(setting: Setting, paths: Paths) -> Orders:
+def _samples_led(setting: Setting, search: Search) -> Orders:
     if setting.expansion is None or not setting.regroup:
         return
     start = setting.best(whole=False)
@@ -105,51 +108,63 @@ def _samples_led(setting: Setting, paths: Paths) -> Orders:
         effects, ids = setting.sample_effects(order)
         return effects, lambda arrangement: ids[arrangement].reshape(order.shape)
 
-    yield from _trust_region(setting, start, start, model, paths)
+    yield from _trust_region(setting, start, start, model, search)
 
 
-def _trust_region(setting: Setting, base: np.ndarray, order: np.ndarray, model: Model, paths: Paths) -> Orders:
-    """Follow a path, score some points of it, go on from the best.
+def _trust_region(setting: Setting, base: np.ndarray, order: np.ndarray, model: Model, search: Search) -> Orders:
+    """Score some arrangements that the model likes, go on from the best, and go as far again as that was.
 
     Args:
         base: what `model` is made around; an order, or its recorded steps.
         order: the order it stands for.
         model: base -> local model, and how an arrangement of its items becomes an order.
     """
-    bound = float((yield order[None]).bound[0])
+    first = bound = float((yield order[None]).bound[0])
     length = LENGTH
     for _ in range(ROUNDS):
         if setting.ledger.late:
             return
         effects, order_of = model(base)
-        path = paths(effects, length, setting.rng)
-        if not path:
+        points = search(effects, length, setting.rng)
+        if not points:
             return
-        at = sorted({max(1, round(share * len(path))) for share in SHARES})
-        points = [path[i - 1] for i in at]
-        orders = np.stack([order_of(point) for point in points])
+        orders = np.stack([order_of(arrangement) for _, arrangement in points])
         scores = yield orders
         k = int(scores.bound.argmin())
-        if scores.bound[k] < bound:
-            bound = float(scores.bound[k])
-            base = orders[k] if base.ndim == 2 else points[k]
-        elif at[0] == 1:
+        if scores.bound[k] >= bound:
+            if points[0][0] == 1:
+                return
+            length = points[0][0]
+            continue
+        gained, bound = bound - float(scores.bound[k]), float(scores.bound[k])
+        base, length = orders[k] if base.ndim == 2 else points[k][1], 2 * points[k][0]
+        if gained < LEAST * (first - bound):
             return
-        length = 2 * at[k] if scores.bound[k] <= bound else at[0]
 
 
-def _descent(effects: Effects, length: int, rng: np.random.Generator) -> list[np.ndarray]:
+def _exchanges(effects: Effects, length: int, rng: np.random.Generator) -> Points:
+    return _along(exchange_path(effects, effects.base, length))
+
+
+def _descent(effects: Effects, length: int, rng: np.random.Generator) -> Points:
     path = exchange_path(effects, effects.base, length)
-    return path + move_path(effects, path[-1] if path else effects.base, rng)[: length - len(path)]
+    path += move_path(effects, path[-1] if path else effects.base, rng)[: length - len(path)]
+    return _along(path) + [(1, near) for near in nearest(effects, NEAREST, rng)]
 
 
-def _corners(effects: Effects, length: int, rng: np.random.Generator) -> list[np.ndarray]:
+def _corners(effects: Effects, length: int, rng: np.random.Generator) -> Points:
     """Half way to the best corner, that corner, and both polished."""
     corners = conditional_gradient(effects)
     best = corners[int(effects.values(np.stack(corners)).argmin())]
     half = _between(effects.base, best)[1]
     polished = [path[-1] for start in (half, best) if (path := exchange_path(effects, start, length))]
-    return [half, best, *polished]
+    return [(1, arrangement) for arrangement in (half, best, *polished)]
+
+
+def _along(path: list[np.ndarray]) -> Points:
+    """Points of a path, the nearest first."""
+    at = sorted({max(1, round(share * len(path))) for share in SHARES}) if path else []
+    return [(i, path[i - 1]) for i in at]
 
 
 def _between(base: np.ndarray, goal: np.ndarray) -> np.ndarray:

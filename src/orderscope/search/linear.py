@@ -110,9 +110,8 @@ def exchange_path(effects: Effects, start: np.ndarray, rounds: int = 100) -> lis
 def move_path(effects: Effects, start: np.ndarray, rng: np.random.Generator, rounds: int = 30) -> list[np.ndarray]:
     """For one item a position: go to the best of many random swaps, moves and block moves while that helps."""
     now, value, path = start, float(effects.values(start[None])[0]), []
-    count = int(np.clip(2_000_000 // max(1, effects.curved.shape[2] * len(start)), 64, 2000))
     for _ in range(rounds):
-        tried = neighbours(now, count, rng)
+        tried = neighbours(now, _many(effects), rng)
         values = effects.values(tried)
         best = int(values.argmin())
         if values[best] >= value - 1e-12 * max(1.0, abs(value)):
@@ -120,6 +119,17 @@ def move_path(effects: Effects, start: np.ndarray, rng: np.random.Generator, rou
         now, value = tried[best], float(values[best])
         path.append(now)
     return path
+
+
+def nearest(effects: Effects, count: int, rng: np.random.Generator) -> np.ndarray:
+    """For one item a position: the best of many swaps, moves and block moves of the base, [count, slots]."""
+    tried = np.unique(neighbours(effects.base, _many(effects), rng), axis=0)
+    return tried[np.argsort(effects.values(tried), kind="stable")[:count]]
+
+
+def _many(effects: Effects) -> int:
+    """As many neighbours as are evaluated in some milliseconds."""
+    return int(np.clip(2_000_000 // max(1, effects.curved.shape[2] * len(effects.base)), 64, 2000))
 
 
 def assigned(effects: Effects, costs: np.ndarray) -> np.ndarray:
