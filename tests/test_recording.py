@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +45,32 @@ def test_a_record_that_stopped_before_the_sketch_goes_on_to_the_same_bytes(task:
         osc.Simulator(tmp_path / "parts", task)
     sketch(task, tmp_path / "parts")
     assert digests(tmp_path / "whole") == digests(tmp_path / "parts")
+
+
+KILLED = """
+import os, signal, sys
+import orderscope as osc, tasks_tiny
+
+def told(stage, done, total):
+    if stage == "sketch" and done == int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+osc.record(osc.Task(**tasks_tiny.char()), sys.argv[1], jobs=2, progress=told)
+"""
+
+
+@pytest.mark.parametrize("units", [1, 4])
+def test_killed_while_sketching_it_goes_on_to_the_same_bytes(task: osc.Task, tmp_path: Path, units: int) -> None:
+    """Workers of a killed run must not keep it locked."""
+    places = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    child = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path / "killed"), str(units)],
+        env=os.environ | {"PYTHONPATH": places}, check=False, capture_output=True, text=True,
+    )  # fmt: skip
+    assert child.returncode == -signal.SIGKILL, child.stderr
+    osc.record(task, tmp_path / "killed")
+    osc.record(task, tmp_path / "whole")
+    assert digests(tmp_path / "killed") == digests(tmp_path / "whole")
 
 
 def test_recording_again_does_nothing(task: osc.Task, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -189,7 +190,9 @@ def _computed(stage: SketchStage, units: list[str], jobs: int) -> Iterator[Compu
         yield from (_timed(stage, unit) for unit in units)
         return
     context = multiprocessing.get_context("fork")  # a task is closures over data: it is inherited, not pickled
-    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker, initargs=(stage,)) as pool:
+    with ProcessPoolExecutor(
+        jobs, mp_context=context, initializer=_start_worker, initargs=(stage, os.getpid())
+    ) as pool:
         waiting = iter(units)
         running = [pool.submit(_work, unit) for unit in itertools.islice(waiting, jobs + 1)]
         while running:
@@ -201,10 +204,19 @@ def _computed(stage: SketchStage, units: list[str], jobs: int) -> Iterator[Compu
 _inherited: SketchStage | None = None
 
 
-def _start_worker(stage: SketchStage) -> None:
+def _start_worker(stage: SketchStage, parent: int) -> None:
+    """A worker must not outlive a killed parent, nor keep the run locked for whoever resumes it."""
     global _inherited
+    stage.store.close()  # its copy of the lock; the parent holds its own
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     torch.set_num_threads(1)
     _inherited = stage
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.2)
+    os._exit(1)
 
 
 def _work(unit: str) -> Computed:
