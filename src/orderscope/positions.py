@@ -176,7 +176,7 @@ def _steps(name: str, given: Sequence[int] | np.ndarray, steps: int) -> np.ndarr
     array = np.asarray(given)
     whole = array.ndim == 1 and len(array) and bool((array == array.astype(np.int64)).all())
     if not whole or array.min() < 0 or array.max() >= steps:
-        raise OrderscopeError(f"{name}={list(np.ravel(array))}", f"steps from 0 to {steps - 1}", f"change {name}=")
+        raise OrderscopeError(f"{name}={np.ravel(array).tolist()}", f"steps from 0 to {steps - 1}", f"change {name}=")
     return np.unique(array.astype(np.int64))
 
 

@@ -144,11 +144,12 @@ def _by_group(steps: np.ndarray, labels: list[str], place: dict[str, int]) -> np
 
 
 def _names(sim: Simulator, metric: str | Sequence[str] | None) -> list[str]:
-    names = list(sim.metric_names) if metric is None else [metric] if isinstance(metric, str) else list(metric)
+    known = [name for name in sim.description["metric_names"] if name in sim.metric_names]
+    names = known if metric is None else [metric] if isinstance(metric, str) else list(metric)
     for name in names or [""]:
-        if name not in sim.metric_names:
+        if name not in known:
             raise OrderscopeError(
-                f"metric {name!r}", "one of " + (", ".join(sim.metric_names) or "none"), "name a recorded metric"
+                f"metric {name!r}", "one of " + (", ".join(known) or "none"), "name a recorded metric"
             )
     return names
 

@@ -199,7 +199,7 @@ def sample_effects(window: Window, found: Sensitivity, ids: np.ndarray) -> np.nd
     allowed = torch.zeros(1, window.anchors.count, dtype=torch.bool)
     allowed[0, list(window.sample_anchors)] = True
     group = torch.from_numpy(window.group_codes[ids])
-    shares, bent = [], torch.empty(places, len(window.factors), count)
+    shares, bent = [], found.rows.new_empty(places, len(window.factors), count)
     for p, (rows, theta) in enumerate(zip(found.rows, found.states, strict=True)):
         weights, remainder, _ = window.anchors.weights(theta[None], torch.zeros(1, dtype=torch.int64), allowed)
         shares.append(weights[0].to(rows.dtype))

@@ -1,0 +1,150 @@
+"""What each strategy sorts by and keeps."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import orderscope as osc
+from orderscope.engine.impulse import impulse_weights
+from orderscope.search import STRATEGIES, Scores, Setting, signals
+from orderscope.search.ledger import Ledger
+from orderscope.search.scoring import leading, precise_score, quick_score, regrouped_at_once
+
+
+def setting(sim: osc.Simulator, *, metric: str = "eval", sign: float = 1.0, regroup: bool = True) -> Setting:
+    window = leading(sim.window)
+    precise = precise_score(sim, window, metric, sign)
+    ledger = Ledger(sim.order, quick_score(sim, metric, sign), precise, 500, float("inf"), chunk=regrouped_at_once(sim))
+    ledger.know(sim.order, sign * sim.reference[metric], "reference")
+    return Setting(sim, window, metric, sign, regroup, ledger, np.random.default_rng(0), 100)
+
+
+def yielded(name: str, at: Setting, most: int = 200) -> np.ndarray:
+    """All orders that a strategy asks for, up to about `most`."""
+    strategy = STRATEGIES[name]
+    asking = strategy.orders(at)
+    found: list[np.ndarray] = []
+    orders = next(asking, None)
+    while orders is not None and sum(map(len, found)) < most:
+        orders = at.ledger.checked(orders, name)
+        found.append(orders)
+        try:
+            orders = asking.send(at.ledger(orders, [name] * len(orders), precise=strategy.precise))
+        except StopIteration:
+            break
+    return np.concatenate(found) if found else np.zeros((0, *at.order.shape), dtype=int)
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_yields_rearrangements_and_the_same_again(char: osc.Simulator, name: str) -> None:
+    first, second = (yielded(name, setting(char), most=60) for _ in range(2))
+    assert len(first)
+    np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize("name", [n for n in STRATEGIES if not n.startswith("regroup")])
+def test_keeps_recorded_batches(char: osc.Simulator, name: str) -> None:
+    at = setting(char, regroup=False)
+    for order in yielded(name, at, most=60):
+        assert at.steps_of(order) is not None
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_has_a_source(name: str) -> None:
+    assert STRATEGIES[name].name == name
+    assert STRATEGIES[name].source
+
+
+def steps(name: str, sim: osc.Simulator) -> np.ndarray:
+    """The recorded steps of the only order of a rule."""
+    at = setting(sim)
+    (order,) = yielded(name, at)
+    found = at.steps_of(order)
+    assert found is not None
+    return found
+
+
+def test_reference_and_reverse(char: osc.Simulator) -> None:
+    assert (steps("reference", char) == np.arange(12)).all()
+    assert (steps("reverse", char) == np.arange(12)[::-1]).all()
+
+
+def test_easy_and_hard_first_sort_by_the_loss_on_the_starting_weights(char: osc.Simulator) -> None:
+    assert char.task is not None
+    model = char.task.build_model()
+    with torch.no_grad():
+        losses = np.array([float(char.task.loss(model, char.task.batch(ids)).mean()) for ids in char.order])
+    assert (np.diff(losses[steps("easy first", char)]) >= -1e-6).all()
+    assert (np.diff(losses[steps("hard first", char)]) <= 1e-6).all()
+
+
+def test_losses_without_the_task_are_the_recorded_ones(char: osc.Simulator) -> None:
+    recorded = signals.start_losses(osc.Simulator(char.path))
+    assert recorded[0] == pytest.approx(signals.start_losses(char)[0], rel=1e-5)
+    assert recorded.shape == (12,)
+
+
+def test_gradient_sorts(char: osc.Simulator) -> None:
+    norms = char.window.table[:, 0].norm(dim=1).numpy()
+    assert (np.diff(norms[steps("small gradients first", char)]) >= 0).all()
+    assert (np.diff(norms[steps("large gradients first", char)]) <= 0).all()
+
+
+def test_blocks_are_all_sequences_of_whole_groups(char: osc.Simulator) -> None:
+    at = setting(char)
+    seen = set()
+    for order in yielded("blocks", at):
+        found = at.steps_of(order)
+        assert found is not None
+        labels = [at.labels[s] for s in found]
+        runs = [a for a, b in zip(labels, [None, *labels[:-1]], strict=True) if a != b]
+        assert len(runs) == len(set(runs)) == 3
+        seen.add(tuple(runs))
+    assert len(seen) == 6
+
+
+def test_interleave_spreads_groups(char: osc.Simulator) -> None:
+    at = setting(char)
+    found = [at.labels[s] for s in steps("interleave", char)]
+    for name in set(found):
+        places = np.flatnonzero(np.array(found) == name)
+        assert np.diff(places).max() <= 2 * 12 / len(places)
+
+
+def test_impulse_sort_pairs_large_weights_with_large_effects(char: osc.Simulator) -> None:
+    at, window = setting(char), char.window
+    assert at.expansion is not None
+    mean = window.table[:, : len(window.anchors.shared)].mean(1)
+    effects = (mean @ (at.expansion.gradient / (mean.pow(2).mean(0).sqrt() + 1e-8))).numpy()
+    h = {name: values[0, 0] for name, values in window.dynamics.hyper.items()}
+    weights = impulse_weights(
+        window.dynamics.hyper["lr"][:, 0], beta1=h["beta1"], weight_decay=h["weight_decay"],
+        count=window.dynamics.slices[0].count,
+    )  # fmt: skip
+    placed = effects[steps("impulse sort", char)]
+    assert (np.diff(placed[np.argsort(-weights, kind="stable")]) <= 0).all()
+
+
+def test_impulse_sort_is_turned_round_to_maximize(char: osc.Simulator) -> None:
+    less, more = (yielded("impulse sort", setting(char, sign=sign))[0] for sign in (1.0, -1.0))
+    assert (less == more[::-1]).all()
+
+
+def test_guided_strategies_end_better_than_they_start(char: osc.Simulator) -> None:
+    for name in ("regroup", "descent", "conditional gradient", "regroup by assignment"):
+        at = setting(char)
+        yielded(name, at)
+        assert at.ledger.ranked()[0].bound < char.reference["eval"]
+
+
+def test_what_is_led_by_gradients_asks_nothing_where_there_are_none(classifier: osc.Simulator) -> None:
+    for name in ("assignment", "descent", "conditional gradient", "regroup", "impulse sort"):
+        assert not len(yielded(name, setting(classifier, metric="accuracy", sign=-1.0)))
+
+
+def test_bounds_are_cautious() -> None:
+    scores = Scores(np.array([1.0, 2.0]), np.array([0.5, np.nan]))
+    assert scores.bound[0] > 1.0
+    assert scores.bound[1] == 2.0

@@ -1,0 +1,146 @@
+"""Predictions beside the truth, kept in the run."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import orderscope as osc
+import tasks_tiny
+from law_tasks import simulated
+from orderscope.store import pack
+from orderscope.validate import unseen_orders
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> osc.Simulator:
+    return simulated(tasks_tiny.classifier(steps=12), tmp_path_factory.mktemp("validate"), anchors=4, probes=4)[0]
+
+
+@pytest.fixture
+def sim(recorded: osc.Simulator, tmp_path: Path) -> osc.Simulator:
+    """A run of its own, so that nothing is kept from another test."""
+    shutil.copytree(recorded.path, tmp_path / "run")
+    return osc.Simulator(tmp_path / "run", recorded.task)
+
+
+def test_true_values_are_those_of_training(sim: osc.Simulator) -> None:
+    assert sim.task is not None
+    found = osc.validate(sim, 4)
+    truth = osc.retrain(sim.task, found.orders)
+    for name in ("eval", "accuracy"):
+        np.testing.assert_array_equal(found.true[name], truth.metrics[name])
+        np.testing.assert_array_equal(found.predicted[name], sim.predict(found.orders).metrics[name])
+
+
+def test_measures_are_their_formulas(sim: osc.Simulator) -> None:
+    found = osc.validate(sim, 8, metric="eval")
+    p, e, t = found.predicted["eval"], found.error["eval"], found.true["eval"]
+    assert found.pearson["eval"] == pytest.approx(np.corrcoef(p, t)[0, 1])
+    assert found.coverage["eval"] == np.mean(np.abs(p - t) <= e)
+    assert found.mae_ratio["eval"] == pytest.approx(np.abs(p - t).mean() / np.abs(t - np.median(t)).mean())
+    assert found.sigma_order["eval"] == pytest.approx(t.std(ddof=1))
+    pairs = [(i, j) for i in range(8) for j in range(i)]
+    assert found.sign["eval"] == pytest.approx(np.mean([(p[i] > p[j]) == (t[i] > t[j]) for i, j in pairs]))
+    ranks = np.corrcoef(np.argsort(np.argsort(p)), np.argsort(np.argsort(t)))[0, 1]
+    assert found.spearman["eval"] == pytest.approx(ranks)
+    assert list(found.true) == ["eval"]
+    assert found.spearman["eval"] > 0.5
+
+
+def test_what_was_trained_is_not_trained_again(sim: osc.Simulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = osc.validate(sim, 4)
+    assert first.kept == "validation/000"
+    assert first.cost == 4 + 3  # the orders, and the noise floor
+    monkeypatch.setattr(sys.modules[osc.validate.__module__], "retrain", None)
+    again = osc.validate(osc.Simulator(sim.path, sim.task), 4)
+    assert again.cost == 0
+    assert again.kept is None
+    np.testing.assert_array_equal(again.orders, first.orders)
+    for name in first.true:
+        np.testing.assert_array_equal(again.true[name], first.true[name])
+        assert again.noise_floor[name] == first.noise_floor[name]
+
+
+def test_more_orders_train_only_the_new_ones(sim: osc.Simulator) -> None:
+    osc.validate(sim, 4)
+    more = osc.validate(sim, 6)
+    assert more.cost == 2
+    assert more.kept == "validation/001"
+    with osc.RunStore.open(sim.path) as store:
+        assert len(store.read("validation/001")["order"]) == 2
+        attrs = store.attrs("validation/001")
+    np.testing.assert_array_equal(attrs["true"]["eval"], more.true["eval"][4:])
+    np.testing.assert_array_equal(attrs["predicted"]["eval"], more.predicted["eval"][4:])
+    assert set(attrs) >= {"metrics", "true", "predicted", "error", "noise_floor"}
+    assert osc.RunStore.open(sim.path).verify() == []
+
+
+def test_the_noise_floor_is_far_below_the_effect_of_order(sim: osc.Simulator) -> None:
+    found = osc.validate(sim, 4)
+    assert 0 <= found.noise_floor["eval"] < 0.01 * found.sigma_order["eval"]
+
+
+def test_orders_are_unseen_and_of_every_kind(recorded: osc.Simulator) -> None:
+    orders = unseen_orders(recorded, 16, 0)
+    seen = {recorded.order.tobytes(), *(o.tobytes() for o in recorded.probe_orders)}
+    assert len({o.tobytes() for o in orders} | seen) == 16 + len(seen)
+    assert (np.sort(orders.reshape(16, -1), axis=1) == np.sort(recorded.order, axis=None)).all()
+    batches = {tuple(sorted(b)) for b in recorded.order.tolist()}
+    regrouped = [any(tuple(sorted(b)) not in batches for b in order.tolist()) for order in orders]
+    assert sum(regrouped) == 2
+    np.testing.assert_array_equal(unseen_orders(recorded, 16, 0), orders)
+    assert not np.array_equal(unseen_orders(recorded, 16, 1), orders)
+
+
+def test_too_many_orders(tmp_path: Path) -> None:
+    sim, _ = simulated(tasks_tiny.classifier(steps=2), tmp_path, anchors=2, probes=0, sample_anchors=0)
+    with pytest.raises(osc.OrderscopeError, match="unseen orders of 2 steps; expected 4"):
+        osc.validate(sim, 4)
+
+
+def test_a_packed_run_is_validated_and_left_alone(sim: osc.Simulator, tmp_path: Path) -> None:
+    osc.validate(sim, 3)
+    pack(sim.path, tmp_path / "run.h5")
+    before = (tmp_path / "run.h5").read_bytes()
+    packed = osc.Simulator(tmp_path / "run.h5", sim.task)
+    assert osc.validate(packed, 3).cost == 0
+    more = osc.validate(packed, 4)
+    assert more.cost == 1
+    assert more.kept is None
+    assert (tmp_path / "run.h5").read_bytes() == before
+
+
+def test_a_run_being_written_is_left_alone(sim: osc.Simulator) -> None:
+    with osc.RunStore.create(sim.path):
+        assert osc.validate(sim, 3).kept is None
+
+
+def test_progress_is_told(sim: osc.Simulator) -> None:
+    told: list[tuple[str, int, int]] = []
+    osc.validate(sim, 3, progress=lambda *args: told.append(args))
+    assert ("train unseen orders", 3, 3) in told
+    assert told[-1] == ("predict unseen orders", 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"orders": 1}, "orders=1; expected a whole number from 2"),
+        ({"orders": 2.5}, "orders=2.5"),
+        ({"metric": "bleu"}, "metric 'bleu'; expected one of eval, accuracy"),
+        ({"metric": []}, "metric ''"),
+    ],
+)
+def test_wrong_questions(recorded: osc.Simulator, options: dict, message: str) -> None:
+    with pytest.raises(osc.OrderscopeError, match=message):
+        osc.validate(recorded, **options)
+
+
+def test_needs_the_task(recorded: osc.Simulator) -> None:
+    with pytest.raises(osc.OrderscopeError, match="without its task"):
+        osc.validate(osc.Simulator(recorded.path))
