@@ -36,7 +36,7 @@ def record(
     task: Task,
     path: str | os.PathLike[str],
     *,
-    anchors: int = 3,
+    anchors: int = 4,
     probes: int = 6,
     sample_anchors: int | None = None,
     coords: int = COORDS,
