@@ -14,11 +14,11 @@ from orderscope.search.linear import LARGEST, Effects, assigned, conditional_gra
 from orderscope.search.setting import Setting
 from orderscope.search.strategy import Orders, Strategy, register
 
-ROUNDS = 8
+ROUNDS = 16
 LEAST = 0.01  # of the gain so far: a round that brings less is the last
 LENGTH = 48  # points of the first path
 SHARES = (1 / 8, 1 / 4, 1 / 2, 1)  # of a path, at which it is scored
-NEAREST = 16  # neighbours that are scored beside a path of steps
+NEAREST = 24  # neighbours that are scored where a path of steps leads nowhere
 Points = list[tuple[int, np.ndarray]]  # how far along a path, and the arrangement there
 Search = Callable[[Effects, int, np.random.Generator], Points]
 OrderOf = Callable[[np.ndarray], np.ndarray]
@@ -34,6 +34,17 @@ class Regroup(Strategy):
 
     def orders(self, setting: Setting) -> Orders:
         yield from _samples_led(setting, _exchanges)
+
+
+@register
+class Descent(Strategy):
+    """Swaps, moves and block moves under the model of steps."""
+
+    name, source = "descent", "swaps, moves and block moves under the adjoint model"
+    guided = precise = True
+
+    def orders(self, setting: Setting) -> Orders:
+        yield from _steps_led(setting, _descent)
 
 
 @register
@@ -61,17 +72,6 @@ class ConditionalGradient(Strategy):
     def orders(self, setting: Setting) -> Orders:
         if setting.steps <= LARGEST:
             yield from _steps_led(setting, _corners)
-
-
-@register
-class Descent(Strategy):
-    """Swaps, moves and block moves under the model of steps."""
-
-    name, source = "descent", "swaps, moves and block moves under the adjoint model"
-    guided = precise = True
-
-    def orders(self, setting: Setting) -> Orders:
-        yield from _steps_led(setting, _descent)
 
 
 @register
@@ -112,7 +112,8 @@ def _samples_led(setting: Setting, search: Search) -> Orders:
 
 
 def _trust_region(setting: Setting, base: np.ndarray, order: np.ndarray, model: Model, search: Search) -> Orders:
-    """Score some arrangements that the model likes, go on from the best, and go as far again as that was.
+    """Score some arrangements that the model likes, go on from the best, and go as far again as that was; where none is
+    better less far, down to a length of 0, and then no more.
 
     Args:
         base: what `model` is made around; an order, or its recorded steps.
@@ -132,9 +133,9 @@ def _trust_region(setting: Setting, base: np.ndarray, order: np.ndarray, model: 
         scores = yield orders
         k = int(scores.bound.argmin())
         if scores.bound[k] >= bound:
-            if points[0][0] == 1:
+            if not length:
                 return
-            length = points[0][0]
+            length = points[0][0] if points[0][0] > 1 else 0
             continue
         gained, bound = bound - float(scores.bound[k]), float(scores.bound[k])
         base, length = orders[k] if base.ndim == 2 else points[k][1], 2 * points[k][0]
@@ -147,9 +148,10 @@ def _exchanges(effects: Effects, length: int, rng: np.random.Generator) -> Point
 
 
 def _descent(effects: Effects, length: int, rng: np.random.Generator) -> Points:
+    """A path, or where that leads nowhere the nearest neighbours."""
     path = exchange_path(effects, effects.base, length)
-    path += move_path(effects, path[-1] if path else effects.base, rng)[: length - len(path)]
-    return _along(path) + [(1, near) for near in nearest(effects, NEAREST, rng)]
+    path += move_path(effects, path[-1] if path else effects.base, rng, length - len(path))
+    return _along(path) or [(1, near) for near in nearest(effects, NEAREST, rng)]
 
 
 def _corners(effects: Effects, length: int, rng: np.random.Generator) -> Points:

@@ -63,7 +63,7 @@ class Effects:
         return self.sign * (self.linear + self.curved @ displaced)
 
 
-def exchange_path(effects: Effects, start: np.ndarray, rounds: int = 100) -> list[np.ndarray]:
+def exchange_path(effects: Effects, start: np.ndarray, rounds: int = 48) -> list[np.ndarray]:
     """Descend by exchanging items of two positions, the best exchanges first; every arrangement on the way.
 
     For a pair of positions the item that gains most from moving is found for either direction; the pairs are then gone
@@ -107,7 +107,7 @@ def exchange_path(effects: Effects, start: np.ndarray, rounds: int = 100) -> lis
     return path
 
 
-def move_path(effects: Effects, start: np.ndarray, rng: np.random.Generator, rounds: int = 30) -> list[np.ndarray]:
+def move_path(effects: Effects, start: np.ndarray, rng: np.random.Generator, rounds: int = 48) -> list[np.ndarray]:
     """For one item a position: go to the best of many random swaps, moves and block moves while that helps."""
     now, value, path = start, float(effects.values(start[None])[0]), []
     for _ in range(rounds):
