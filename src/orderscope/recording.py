@@ -27,7 +27,7 @@ from orderscope.store import RunStore
 from orderscope.task import Task
 
 COORDS = 1 << 17
-METRIC_ROWS = 64
+METRIC_ROWS = 32
 SAMPLE_BYTES = 1 << 29
 Progress = Callable[[str, int, int], None]
 
