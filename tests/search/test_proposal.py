@@ -123,6 +123,14 @@ def test_a_loss_can_be_maximized(char: osc.Simulator) -> None:
     assert found.gain_sigma > 0
 
 
+def test_strategies_that_find_nothing_new_end(tmp_path: Path) -> None:
+    """Three steps have six orders: a population of them breeds nothing else, and no clock ends it."""
+    sim, _ = simulated(tasks_tiny.classifier(steps=3), tmp_path, anchors=2, probes=2, sample_anchors=0)
+    names = ["genetic", "random restarts", "local search", "descent"]
+    found = osc.propose(sim, strategies=names, budget=2000, verify=1, seconds=float("inf"))
+    assert found.scored <= 12  # quickly and precisely
+
+
 def test_time_is_limited(char: osc.Simulator) -> None:
     found = osc.propose(char, seconds=0.01, verify=0)
     assert found.scored <= 64

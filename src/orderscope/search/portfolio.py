@@ -17,6 +17,7 @@ from orderscope.search.strategy import CAUTION, Orders, Scores, Strategy
 RULES = 0.4  # of the time, at most, for strategies that do not start from the best of others
 FIRST = 2  # of the rules' best orders that are scored precisely, for others to start from
 EACH = 2  # of each other quickly scored strategy's best orders that are
+IDLE = 16  # times in a row that strategies may ask for nothing new
 Progress = Callable[[str, int, int], None]
 
 
@@ -109,8 +110,10 @@ class Portfolio:
         end = ledger.scored + share
         live = [asked for s in strategies if (asked := self._started(s, share)) is not None]
         precise = ledger.quick is None or all(s.precise for s in strategies)
+        idle = 0
         try:
-            while live:
+            while live and idle < IDLE and ledger.scored < end and not ledger.late:
+                before = ledger.scored
                 names = [a.strategy.name for a in live for _ in a.orders]
                 orders = np.concatenate([a.orders for a in live])
                 scores = ledger(orders, names, precise=precise, most=end - ledger.scored)
@@ -120,6 +123,7 @@ class Portfolio:
                     self.values.setdefault(asked.strategy.name, []).extend(own.value[np.isfinite(own.value)])
                     self._keep(asked.strategy, asked.orders, own, precise)
                 self._report()
+                idle = 0 if ledger.scored > before else idle + 1
                 self.setting.share = end - ledger.scored
                 live = [asked for asked, own in zip(live, told, strict=True) if self._next(asked, own)]
         except Spent:
