@@ -123,6 +123,23 @@ def test_a_loss_can_be_maximized(char: osc.Simulator) -> None:
     assert found.gain_sigma > 0
 
 
+def test_two_strategies_with_the_same_best_order_have_a_row_each(
+    char: osc.Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orderscope.search.strategy.STRATEGIES", dict(STRATEGIES))
+
+    @register
+    class Backwards(Strategy):
+        name, source = "backwards", "the same as reverse"
+
+        def orders(self, setting):
+            yield setting.order[::-1][None]
+
+    found = osc.propose(char, strategies=["reverse", "backwards"], verify=1)
+    assert {row.name for row in found.table} == {"reverse", "backwards"}
+    assert {row.confirmed for row in found.table} == {found.table[0].confirmed}
+
+
 def test_strategies_that_find_nothing_new_end(tmp_path: Path) -> None:
     """Three steps have six orders: a population of them breeds nothing else, and no clock ends it."""
     sim, _ = simulated(tasks_tiny.classifier(steps=3), tmp_path, anchors=2, probes=2, sample_anchors=0)

@@ -186,8 +186,8 @@ def _candidates(portfolio: Portfolio, count: int) -> tuple[list[Found], list[Fou
             strategy = portfolio.best[entry.by].strategy
             first.append(Found(strategy, entry.order, entry.value, entry.error, True))
     distinct = list({f.order.tobytes(): f for f in reversed(first)}.values())[::-1][:count]
-    chosen = {f.order.tobytes() for f in distinct}
-    return distinct, [f for f in best if f.order.tobytes() not in chosen]
+    chosen = {(f.strategy.name, f.order.tobytes()) for f in distinct}
+    return distinct, [f for f in best if (f.strategy.name, f.order.tobytes()) not in chosen]
 
 
 def _confirmed(
