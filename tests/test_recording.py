@@ -52,19 +52,19 @@ import os, signal, sys
 import orderscope as osc, tasks_tiny
 
 def told(stage, done, total):
-    if stage == "sketch" and done == int(sys.argv[2]):
+    if stage == "probes and sketch" and done == int(sys.argv[2]):
         os.kill(os.getpid(), signal.SIGKILL)
 
 osc.record(osc.Task(**tasks_tiny.char()), sys.argv[1], jobs=2, progress=told)
 """
 
 
-@pytest.mark.parametrize("units", [1, 4])
-def test_killed_while_sketching_it_goes_on_to_the_same_bytes(task: osc.Task, tmp_path: Path, units: int) -> None:
+@pytest.mark.parametrize("pieces", [1, 4, 9])
+def test_killed_at_work_it_goes_on_to_the_same_bytes(task: osc.Task, tmp_path: Path, pieces: int) -> None:
     """Workers of a killed run must not keep it locked."""
     places = os.pathsep.join([str(Path(__file__).parent), *sys.path])
     child = subprocess.run(
-        [sys.executable, "-c", KILLED, str(tmp_path / "killed"), str(units)],
+        [sys.executable, "-c", KILLED, str(tmp_path / "killed"), str(pieces)],
         env=os.environ | {"PYTHONPATH": places}, check=False, capture_output=True, text=True,
     )  # fmt: skip
     assert child.returncode == -signal.SIGKILL, child.stderr

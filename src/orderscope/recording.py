@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable
+from concurrent.futures import Executor
 from typing import Any
 
 import numpy as np
@@ -16,15 +16,16 @@ from orderscope.record import record_run, task_shard
 from orderscope.sketch import (
     PLAN,
     REFERENCE,
+    SPLIT,
     SketchPlan,
     SketchStage,
-    default_jobs,
     draw_coordinates,
     make_plan,
-    run_stage,
+    write_split,
 )
 from orderscope.store import RunStore
 from orderscope.task import Task
+from orderscope.work import Piece, Training, complete, sketching
 
 COORDS = 1 << 17
 METRIC_ROWS = 32
@@ -44,6 +45,7 @@ def record(
     seed: int = 0,
     sketch: bool = True,
     jobs: int | None = None,
+    executor: Executor | None = None,
     progress: Progress | None = None,
 ) -> RunStore:
     """Train the reference order and the probe orders, then sketch them. Resumable: what is finished is not done again.
@@ -62,7 +64,10 @@ def record(
             four where groups mix (the spectrum is broad there), 512 at least and 8,192 at most.
         seed: of probes, coordinates and curvature.
         sketch: whether to sketch too; `osc.sketch` does it later.
-        jobs: processes that sketch, one thread each; by default one a core on CPUs. The bytes are the same for any.
+        jobs: processes that train probes and sketch, one thread each; by default one a core on CPUs. The bytes are the
+            same for any.
+        executor: any `concurrent.futures.Executor` that does that instead, of dask, submitit, mpi4py, ...; its workers
+            must see `path`. The bytes are the same.
         progress: called as `progress(stage, done, total)`.
 
     Returns:
@@ -77,36 +82,33 @@ def record(
     coordinates = draw_coordinates(task.layout.size, coords, seed)
     with RunStore.create(path) as store:
         task_shard(task, store)
-        runs = [(REFERENCE, np.asarray(task.order), spaced(task.steps, anchors))]
-        runs += [(f"probe-{i}", order, [0, task.steps]) for i, order in enumerate(probe_orders(task, probes, seed))]
-        for name, order, ends in runs:
-            record_run(task, store, name, order, ends, coords=coordinates.indices,
-                       metrics_at="all" if name == REFERENCE else "final",
-                       progress=_stage(progress, f"train {name}"))  # fmt: skip
+        ends = spaced(task.steps, anchors)
+        record_run(task, store, REFERENCE, task.order, ends, coords=coordinates.indices,
+                   progress=_stage(progress, "train the reference"))  # fmt: skip
         if PLAN not in store:
             store.write(PLAN, {}, _plan(task, store, sample_anchors, coords, curvature_rows, seed).attrs())
-        if sketch:
-            _sketch(task, store, jobs, progress)
+        if SPLIT not in store:
+            write_split(store, SketchStage(task, store, SketchPlan.read(store)).split())
+        runs = enumerate(probe_orders(task, probes, seed))
+        pieces: list[Piece] = [Training(f"probe-{i}", order, (0, task.steps)) for i, order in runs]
+        pieces += sketching(store) if sketch else []
+        complete(task, store, pieces, jobs=jobs, executor=executor, progress=_stage(progress, "probes and sketch"))
     return RunStore.open(path)
 
 
 def sketch(
-    task: Task, path: str | os.PathLike[str], *, jobs: int | None = None, progress: Progress | None = None
+    task: Task,
+    path: str | os.PathLike[str],
+    *,
+    jobs: int | None = None,
+    executor: Executor | None = None,
+    progress: Progress | None = None,
 ) -> RunStore:
     """Compute what is missing of a recorded run's sketch. Raises as `record`."""
     with RunStore.create(path) as store:
         task_shard(task, store)
-        SketchPlan.read(store)
-        _sketch(task, store, jobs, progress)
+        complete(task, store, sketching(store), jobs=jobs, executor=executor, progress=_stage(progress, "sketch"))
     return RunStore.open(path)
-
-
-def _sketch(task: Task, store: RunStore, jobs: int | None, progress: Progress | None) -> None:
-    began = time.perf_counter()
-    stage = SketchStage(task, store, SketchPlan.read(store))
-    jobs = default_jobs(next(task.build_model().parameters()).device) if jobs is None else jobs
-    run_stage(stage, jobs=jobs, progress=_stage(progress, "sketch"))
-    store.log({"event": "sketch finished", "seconds": time.perf_counter() - began})
 
 
 def spaced(steps: int, count: int) -> list[int]:

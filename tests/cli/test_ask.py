@@ -70,7 +70,7 @@ def test_record(recorded: tuple[Path, dict], tasks: Path) -> None:
     run, facts = recorded
     assert facts["runs"] == ["reference", "probe-0", "probe-1", "probe-2"]
     assert facts["sketched"]
-    assert facts["cost"]["training"] == 4
+    assert all(facts["cost"][part] > 0 for part in ("reference", "probes", "gradients", "curvature", "metrics"))
     assert facts["metrics"].keys() == {"eval"}
     assert remembered_task(osc.RunStore.open(run)) == f"{tasks}:char"
 

@@ -47,12 +47,13 @@ def run(tmp_path: Path) -> Path:
         for name in ("reference", "probe-0"):
             for index in range(3):
                 segment(store, name, index)
-                store.log({"event": "segment", "seconds": 0.5})
+                store.log({"event": "segment", "run": name, "index": index, "train_seconds": 0.4, "seconds": 0.5})
         store.write("sketch/plan", {}, PLAN.attrs())
         for unit in PLAN.units():
             store.write(unit, {"rows": np.zeros((4, 5))})
-        store.log({"event": "sketched", "seconds": 0.25})
-        store.log({"event": "sketch finished", "seconds": 0.3})
+        store.log({"event": "sketched", "unit": "sketch/rows/a00-b000", "seconds": 0.24})
+        store.log({"event": "sketched", "unit": "sketch/metric/eval", "seconds": 0.12})
+        store.log({"event": "sketched"})  # the journal is not checked
         store.write("calibration", {"residuals": np.zeros(3)})
     return tmp_path / "run"
 
@@ -81,8 +82,8 @@ def test_a_complete_run(run: Path) -> None:
         "metrics      accuracy (a function), eval (32 rows)",
         "sketch       4,096 coordinates, 3 anchors, 192 curvature rows, seed 0",
         "recorded on  threads 1, torch 2.13.0",
-        "calibration  there",
-        "time         training 3 s, sketching 0.25 s",
+        "time         reference 1.5 s, probes 1.5 s, gradients 0.24 s, curvature 0 s, metrics 0.12 s",
+        "cost         2.8 runs (reference 1.25, probes 1.25, gradients 0.2, curvature 0, metrics 0.1)",
         "run        anchors at steps  metrics",
         "reference  0 12 24           eval 0.5",
         "probe-0    0 12 24           eval 0.5",

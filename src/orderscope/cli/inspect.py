@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from orderscope.cli.text import columns, json_option, plain, print_json, size
+from orderscope.costs import part_runs, part_seconds
 from orderscope.errors import DamagedRun, IncompleteRun, OrderscopeError
 from orderscope.store import SCHEMA, RunStore
 
@@ -21,8 +22,6 @@ STAGES = {
     "record/reference/": "the reference run",
     "sketch/": "the sketch",
 }
-CALIBRATION = "calibration"
-SECONDS = {"segment": "training", "sketched": "sketching"}
 TASK_FACTS = (
     "model", "size", "dtype", "steps", "batch", "samples", "group_names", "metrics",
     "optimizer", "param_groups", "scheduler", "warm", "max_grad_norm",
@@ -72,11 +71,8 @@ def inventory(store: RunStore) -> dict[str, Any]:
         "sketch": _sketch(attrs.get(PLAN)),
         "parts": parts,
         "environment": None if task is None else task.get("environment"),
-        "calibrated": any(info.name.startswith(CALIBRATION) for info in shards),
-        "seconds": {
-            title: sum(event["seconds"] for event in store.journal() if event.get("event") == kind)
-            for kind, title in SECONDS.items()
-        },
+        "seconds": part_seconds(store),
+        "cost": part_runs(store),
     }
 
 
@@ -194,8 +190,10 @@ def _task_rows(facts: dict[str, Any]) -> Iterator[list[str]]:
         ]
     if facts["environment"]:
         yield ["recorded on", ", ".join(f"{key} {value}" for key, value in facts["environment"].items())]
-    yield ["calibration", "there" if facts["calibrated"] else "none yet"]
-    yield ["time", ", ".join(f"{title} {seconds:.3g} s" for title, seconds in facts["seconds"].items())]
+    yield ["time", ", ".join(f"{part} {seconds:.3g} s" for part, seconds in facts["seconds"].items())]
+    if facts["cost"]:
+        parts = ", ".join(f"{part} {runs:.3g}" for part, runs in facts["cost"].items())
+        yield ["cost", f"{sum(facts['cost'].values()):.3g} runs ({parts})"]
 
 
 def _run_row(run: dict[str, Any]) -> list[str]:

@@ -87,6 +87,7 @@ def tell(run: Path, seconds: float, as_json: bool) -> None:
 
 def summary(path: Path) -> dict[str, Any]:
     """A finished recording as JSON values."""
+    from orderscope.costs import part_runs
     from orderscope.record import load_run, recorded_runs
     from orderscope.sketch import PLAN, REFERENCE, SketchPlan, missing_units
     from orderscope.store import RunStore
@@ -100,6 +101,6 @@ def summary(path: Path) -> dict[str, Any]:
         "runs": runs,
         "metrics": load_run(store, REFERENCE).metrics[-1],
         "sketched": sketched,
-        "cost": {"training": float(len(runs))} | (plan.cost() if plan is not None and sketched else {}),
+        "cost": part_runs(store),
         "bytes": sum(shard.size for shard in store.describe()),
     }

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from orderscope.costs import part_seconds
 from orderscope.errors import OrderscopeError
 from orderscope.orders import step_groups
 from orderscope.record import load_run
@@ -178,7 +179,7 @@ def gather(
         facts=sim.description,
         carried=sim.plan.carried,
         cost=_cost(sim, checks, made),
-        seconds=_seconds(sim),
+        seconds=part_seconds(sim.store),
         shards=len(sim.store.names()),
         bytes=sum(shard.size for shard in sim.store.describe()),
         reference=sim.reference,
@@ -278,14 +279,6 @@ def _cost(sim: Simulator, checks: list[StoredValidation], made: list[StoredPropo
     if confirmed:
         cost["confirmation"] = float(confirmed)
     return cost
-
-
-def _seconds(sim: Simulator) -> dict[str, float]:
-    events = sim.store.journal()
-    return {
-        title: float(sum(event.get("seconds", 0.0) for event in events if event.get("event") == kind))
-        for kind, title in (("segment", "training"), ("sketched", "sketching"))
-    }
 
 
 def _heat(sim: Simulator, progress: Progress | None) -> StoredHeat | None:

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from orderscope.costs import recording_seconds
 from orderscope.errors import OrderscopeError
 from orderscope.retrain import retrain
-from orderscope.search.costs import expected_best, recording_seconds, spent_runs
+from orderscope.search.costs import expected_best, spent_runs
 from orderscope.search.ledger import Ledger
 from orderscope.search.portfolio import Found, Portfolio, Progress
 from orderscope.search.scoring import leading, precise_score, quick_score, regrouped_at_once
@@ -126,7 +127,7 @@ def propose(
     regroup = bool(sim.window.sample_anchors) if regroup is None else regroup
     sim.calibration  # noqa: B018  fitted once, so that it is not charged to the first strategy
     began = time.perf_counter()
-    limit = max(LEAST_SECONDS, PATIENCE * recording_seconds(sim)) if seconds is None else seconds
+    limit = max(LEAST_SECONDS, PATIENCE * recording_seconds(sim.store)) if seconds is None else seconds
     window = leading(sim.window)
     precise = precise_score(sim, window, metric, sign)
     quick = quick_score(sim, metric, sign) if budget >= QUICK_FROM else None

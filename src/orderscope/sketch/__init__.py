@@ -2,7 +2,7 @@
 
 from orderscope.sketch.coordinates import Coordinates, draw_coordinates
 from orderscope.sketch.plan import PLAN, REFERENCE, Anchor, SketchPlan, make_plan, missing_units
-from orderscope.sketch.stage import SPLIT, SketchStage, default_jobs, from_bfloat16, run_stage, stored_split
+from orderscope.sketch.stage import SPLIT, SketchStage, from_bfloat16, stored_split, write_split
 
 __all__ = [
     "PLAN",
@@ -12,11 +12,10 @@ __all__ = [
     "Coordinates",
     "SketchPlan",
     "SketchStage",
-    "default_jobs",
     "draw_coordinates",
     "from_bfloat16",
     "make_plan",
     "missing_units",
-    "run_stage",
     "stored_split",
+    "write_split",
 ]

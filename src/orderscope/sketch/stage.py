@@ -1,14 +1,7 @@
-"""Compute the units of a sketch that are missing, and write each as one shard."""
+"""Compute the units of a sketch."""
 
 from __future__ import annotations
 
-import itertools
-import multiprocessing
-import os
-import threading
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +22,7 @@ from orderscope.sketch.gradients import (
     sample_gradients,
 )
 from orderscope.sketch.outputs import OutputSplit, find_split
-from orderscope.sketch.plan import REFERENCE, SketchPlan, missing_units
+from orderscope.sketch.plan import REFERENCE, SketchPlan
 from orderscope.store import RunStore
 from orderscope.task import CHUNK, ONE_BATCH, Task
 
@@ -137,97 +130,6 @@ class SketchStage:
             at, split, batch_of, ids, self._coordinates, draws=draws, seed=seed, micro_batch=self._micro_batch
         )
         return finite_tensor(rows, "curvature rows")
-
-
-def run_stage(
-    stage: SketchStage,
-    *,
-    jobs: int = 1,
-    only: Callable[[int], bool] | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> None:
-    """Compute and write what is missing, in the order of the plan; writing runs beside computing.
-
-    Args:
-        jobs: processes that compute, one thread each; see `default_jobs`.
-        only: of the units, by number, which are this worker's.
-        progress: called as `progress(done, units)`.
-    """
-    mine = [u for i, u in enumerate(stage.plan.units()) if only is None or only(i)]
-    wanted = set(mine)
-    todo = [u for u in missing_units(stage.store, stage.plan) if u in wanted]
-    done = len(mine) - len(todo)
-    if SPLIT not in stage.store and todo:
-        write_split(stage.store, stage.split())
-    with ThreadPoolExecutor(1) as writer:
-        pending: list[Future[None]] = []
-        for unit, (arrays, attrs, seconds) in zip(todo, _computed(stage, todo, jobs), strict=True):
-            stage.store.log({"event": "sketched", "unit": unit, "seconds": seconds})
-            pending.append(writer.submit(stage.store.write, unit, arrays, attrs))
-            if len(pending) > 2:  # computed but unwritten arrays take memory
-                pending.pop(0).result()
-            done += 1
-            if progress is not None:
-                progress(done, len(mine))
-        for future in pending:
-            future.result()
-
-
-def default_jobs(device: torch.device) -> int:
-    """One process for each core this process may use, eight at most; one where forking is unsafe (accelerators) or
-    impossible."""
-    if device.type != "cpu" or torch.cuda.is_available() or "fork" not in multiprocessing.get_all_start_methods():
-        return 1
-    return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-
-
-Computed = tuple[dict[str, np.ndarray], dict[str, Any], float]
-
-
-def _computed(stage: SketchStage, units: list[str], jobs: int) -> Iterator[Computed]:
-    """Results in the order of `units`, whichever process made them."""
-    if jobs <= 1 or len(units) < 2:
-        yield from (_timed(stage, unit) for unit in units)
-        return
-    context = multiprocessing.get_context("fork")  # a task is closures over data: it is inherited, not pickled
-    with ProcessPoolExecutor(
-        jobs, mp_context=context, initializer=_start_worker, initargs=(stage, os.getpid())
-    ) as pool:
-        waiting = iter(units)
-        running = [pool.submit(_work, unit) for unit in itertools.islice(waiting, jobs + 1)]
-        while running:
-            result = running.pop(0).result()
-            running += [pool.submit(_work, unit) for unit in itertools.islice(waiting, 1)]
-            yield result
-
-
-_inherited: SketchStage | None = None
-
-
-def _start_worker(stage: SketchStage, parent: int) -> None:
-    """A worker must not outlive a killed parent, nor keep the run locked for whoever resumes it."""
-    global _inherited
-    stage.store.close()  # its copy of the lock; the parent holds its own
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    torch.set_num_threads(1)
-    _inherited = stage
-
-
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(0.2)
-    os._exit(1)
-
-
-def _work(unit: str) -> Computed:
-    assert _inherited is not None
-    return _timed(_inherited, unit)
-
-
-def _timed(stage: SketchStage, unit: str) -> Computed:
-    began = time.perf_counter()
-    arrays, attrs = stage.compute(unit)
-    return arrays, attrs, time.perf_counter() - began
 
 
 def write_split(store: RunStore, split: OutputSplit) -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import copy
 import errno
 import fcntl
+import glob
 import json
 import os
+import platform
 import threading
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,6 +24,7 @@ from orderscope.store.packed import JOURNAL, MANIFEST, Packed, is_packed, read_p
 from orderscope.store.shards import BadShard, Blob, Contents, Extent, read_array, read_contents, write_shard
 
 LOCK = ".lock"
+LEFT = ".left"
 TEMPORARY = ".tmp"
 
 
@@ -30,6 +34,8 @@ class RunStore:
     A shard is a named, immutable set of arrays and JSON attributes. It exists from the moment its line stands in the
     manifest; a writer killed at any instant leaves only whole shards behind. Made by `create` or `open`.
     """
+
+    _mark = ""  # in the names of files that are being written
 
     def __init__(self, path: Path, index: manifest.Manifest, *, packed: Packed | None, lock: int | None) -> None:
         self.path = path
@@ -98,6 +104,11 @@ class RunStore:
     def writable(self) -> bool:
         return self._lock is not None
 
+    @property
+    def head(self) -> str:
+        """The check of the manifest's last line: two views with the same head hold the same shards."""
+        return self._check
+
     def close(self) -> None:
         """End writing and let another process write; reading goes on."""
         if self._lock is not None:
@@ -136,13 +147,9 @@ class RunStore:
         file = self.path / file_name(name)
         with self._mutex:
             if name in self._sound() or name in self._pending:
-                raise OrderscopeError(
-                    f"shard {name} in {self.path}",
-                    "a name not yet taken",
-                    "shards are never overwritten: use a new name",
-                )
+                raise _taken(self.path, name)
             self._pending.add(name)
-        temporary = file.with_name(file.name + TEMPORARY)
+        temporary = file.with_name(file.name + self._mark + TEMPORARY)
         try:
             size, sha256 = write_shard(temporary, name, arrays, attrs or {})
             os.replace(temporary, file)
@@ -153,6 +160,41 @@ class RunStore:
             raise
         finally:
             self._pending.discard(name)
+
+    def annex(self, *, left: bool = False) -> Annex:
+        """A view of this run for a worker beside its writer; see `Annex`."""
+        return Annex(self, left=left)
+
+    def adopt(self, shards: Iterable[ShardInfo]) -> None:
+        """Add shards that an `Annex` wrote, in this order.
+
+        Raises:
+            OrderscopeError: the store is not open for writing, or a shard exists.
+            DamagedRun: a file is not there, or not of the size that was written.
+        """
+        self._refuse_reader("written to")
+        for entry in shards:
+            if entry.name in self._sound():
+                raise _taken(self.path, entry.name)
+            file = self.path / entry.file
+            if not file.is_file() or file.stat().st_size != entry.size:
+                raise _damaged(self.path, f"{entry.file} of a worker is missing or cut short")
+            self._append(entry)
+            for remnant in [
+                file.with_name(file.name + LEFT),
+                *self.path.glob(f"{glob.escape(file.name)}.*{TEMPORARY}"),
+            ]:
+                remnant.unlink(missing_ok=True)
+
+    def left(self, name: str) -> ShardInfo | None:
+        """A shard that a worker left for this run to adopt, its bytes checked; None where there is no sound one."""
+        note = self.path / (file_name(name) + LEFT)
+        try:
+            entry = ShardInfo(**json.loads(note.read_bytes()))
+            self._check_shard(entry)
+        except (OSError, ValueError, TypeError):
+            return None
+        return entry if entry.name == name else None
 
     def read(self, name: str, keys: Iterable[str] | None = None) -> dict[str, np.ndarray]:
         """The arrays of a shard, all or those named by `keys`, each in memory of its own.
@@ -278,6 +320,50 @@ class RunStore:
             raise OrderscopeError(
                 f"run {self.path} {verb}, but opened for reading", "a run opened for writing", "use RunStore.create"
             )
+
+
+class Annex(RunStore):
+    """A run as a worker sees it: it reads what is there, and what it writes are whole files that are not part of the
+    run until its writer adopts them. It holds no lock, so that any number can work on one run.
+
+    Args:
+        run: the run, open for reading or writing.
+        left: whether to leave a note beside each file, for a writer that is not told of it; see `RunStore.left`.
+
+    Attributes:
+        written: what it wrote, in that order.
+        events: what it logged.
+    """
+
+    def __init__(self, run: RunStore, *, left: bool) -> None:
+        index = manifest.Manifest(dict(run._sound()), [], "", 0, True)
+        super().__init__(run.path, index, packed=run._packed, lock=None)
+        self.written: list[ShardInfo] = []
+        self.events: list[dict[str, Any]] = []
+        self._left = left
+        self._mark = f".{platform.node()}-{os.getpid()}"
+
+    @property
+    def writable(self) -> bool:
+        return self._packed is None
+
+    def log(self, event: Mapping[str, Any]) -> None:
+        self.events.append(dict(event))
+
+    def _append(self, entry: ShardInfo) -> None:
+        if self._left:
+            note = self.path / (entry.file + LEFT)
+            temporary = self.path / (entry.file + self._mark + LEFT + TEMPORARY)
+            temporary.write_text(json.dumps(asdict(entry)))
+            os.replace(temporary, note)
+        self.written.append(entry)
+        self._entries[entry.name] = entry
+
+
+def _taken(path: Path, name: str) -> OrderscopeError:
+    return OrderscopeError(
+        f"shard {name} in {path}", "a name not yet taken", "shards are never overwritten: use a new name"
+    )
 
 
 def _extent(name: str, contents: Contents, key: str) -> Extent:

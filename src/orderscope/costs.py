@@ -1,0 +1,47 @@
+"""What a run has cost, by its journal."""
+
+from __future__ import annotations
+
+from orderscope.store import RunStore
+
+REFERENCE = "reference"  # also in orderscope.sketch, which takes seconds to import
+PARTS = ("reference", "probes", "gradients", "curvature", "metrics")
+_KINDS = {"rows": "gradients", "curvature": "curvature", "metric": "metrics"}
+
+
+def part_seconds(store: RunStore) -> dict[str, float]:
+    """Seconds that workers spent on each part of recording, whoever they were and however many ran at once."""
+    seconds = dict.fromkeys(PARTS, 0.0)
+    for event in store.journal():
+        if event.get("event") == "segment":
+            part = "reference" if event.get("run") == REFERENCE else "probes"
+        elif event.get("event") == "sketched":
+            part = _KINDS.get("".join(str(event.get("unit")).split("/")[1:2]))
+        else:
+            continue
+        if part is not None:
+            seconds[part] += float(event.get("seconds", 0.0))
+    return seconds
+
+
+def recording_seconds(store: RunStore) -> float:
+    """Wall time of recording and sketching; zero where the journal tells nothing."""
+    parts = part_seconds(store)
+    at_work = sum(float(e.get("seconds", 0.0)) for e in store.journal() if e.get("event") == "work finished")
+    return parts["reference"] + at_work if at_work else sum(parts.values())
+
+
+def training_seconds(store: RunStore) -> float | None:
+    """Wall time of training the reference order once, None where the journal does not tell."""
+    segments = {
+        e["index"]: float(e["train_seconds"])
+        for e in store.journal()
+        if e.get("event") == "segment" and e.get("run") == REFERENCE and "train_seconds" in e
+    }
+    return sum(segments.values()) or None
+
+
+def part_runs(store: RunStore) -> dict[str, float]:
+    """`part_seconds` in runs of the reference; empty where the journal does not tell."""
+    run = training_seconds(store)
+    return {part: taken / run for part, taken in part_seconds(store).items()} if run else {}

@@ -1,0 +1,326 @@
+"""The independent pieces of work of a run, and who does them: this process, local processes, or any executor.
+
+Once the reference is recorded, every probe and every unit of the sketch is a piece of its own. A worker writes the
+shards of its piece itself; the run's writer adopts them in the order of the list, so that the bytes of a run are the
+same for any number of workers and any engine.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+
+from orderscope.errors import OrderscopeError
+from orderscope.record import TASK_SHARD, record_run
+from orderscope.record.segments import segment_name
+from orderscope.sketch import SketchPlan, SketchStage, missing_units
+from orderscope.store import RunStore, ShardInfo
+from orderscope.task import Task
+from orderscope.threads import one_thread
+
+ATTEMPTS = 3
+Report = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Training:
+    """Record a run of `order` under `name`, its states kept after the steps `ends`."""
+
+    name: str
+    order: np.ndarray
+    ends: tuple[int, ...]
+
+    @property
+    def shards(self) -> list[str]:
+        return [segment_name(self.name, k) for k in range(len(self.ends))]
+
+
+@dataclass(frozen=True)
+class Sketching:
+    """Compute one unit of the sketch."""
+
+    name: str
+
+    @property
+    def shards(self) -> list[str]:
+        return [self.name]
+
+
+Piece = Training | Sketching
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a worker tells of a finished piece: the shards it wrote, and the events it logged."""
+
+    shards: list[ShardInfo]
+    events: list[dict[str, Any]]
+
+
+@dataclass
+class Bench:
+    """Where pieces are worked on: the task, and the run with its plan.
+
+    Args:
+        left: whether finished shards are left for a writer that is not told of them.
+    """
+
+    task: Task
+    store: RunStore
+    left: bool = False
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @cached_property
+    def _plan(self) -> SketchPlan:
+        return SketchPlan.read(self.store)
+
+    @cached_property
+    def _stage(self) -> SketchStage:
+        return SketchStage(self.task, self.store, self._plan)
+
+    def do(self, piece: Piece) -> Done:
+        """Do one piece. A model is moved about and random numbers are seeded, so threads take turns."""
+        with self._lock, one_thread():
+            annex = self.store.annex(left=self.left)
+            if isinstance(piece, Training):
+                coords = self._plan.coordinates.indices
+                record_run(self.task, annex, piece.name, piece.order, piece.ends, coords=coords, metrics_at="final")
+            else:
+                began = time.perf_counter()
+                annex.write(piece.name, *self._stage.compute(piece.name))
+                annex.log({"event": "sketched", "unit": piece.name, "seconds": time.perf_counter() - began})
+            return Done(annex.written, annex.events)
+
+
+def sketching(store: RunStore) -> list[Piece]:
+    """What is missing of the sketch."""
+    return [Sketching(name) for name in missing_units(store, SketchPlan.read(store))]
+
+
+def complete(
+    task: Task,
+    store: RunStore,
+    pieces: Sequence[Piece],
+    *,
+    jobs: int | None = None,
+    executor: Executor | None = None,
+    progress: Report | None = None,
+) -> None:
+    """Do what is not done of `pieces`, and make it part of the run in their order.
+
+    Args:
+        jobs: local processes, one thread each; see `default_jobs`.
+        executor: who does it instead. Its workers must see the run's directory under the same path.
+        progress: called as `progress(done, pieces)`.
+
+    Raises:
+        OrderscopeError: from a piece, or where workers were lost again and again. What was finished before it in the
+            list is kept.
+    """
+    todo = [piece for piece in pieces if not _adopted(store, piece)]
+    arrived: dict[int, Done] = {}
+    kept = 0
+    if progress is not None and todo:
+        progress(len(pieces) - len(todo), len(pieces))
+    began = time.perf_counter()
+    for index, done in _results(Bench(task, store), todo, jobs, executor):
+        arrived[index] = done
+        while kept in arrived:
+            store.adopt(arrived[kept].shards)
+            for event in arrived[kept].events:
+                store.log(event)
+            kept += 1
+        if progress is not None:
+            progress(len(pieces) - len(todo) + len(arrived), len(pieces))
+    if todo:
+        store.log({"event": "work finished", "seconds": time.perf_counter() - began})
+
+
+def default_jobs(store: RunStore) -> int:
+    """One process for each core this process may use, eight at most; one where forking is unsafe (the model is on an
+    accelerator) or impossible."""
+    on_cpu = store.attrs(TASK_SHARD)["environment"]["device"] == "cpu" and not torch.cuda.is_initialized()
+    if not on_cpu or "fork" not in multiprocessing.get_all_start_methods():
+        return 1
+    return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+def _adopted(store: RunStore, piece: Piece) -> bool:
+    """Whether a piece is part of the run, which it becomes here where another worker left it."""
+    if isinstance(piece, Sketching) and piece.name not in store and (found := store.left(piece.name)) is not None:
+        store.adopt([found])
+    return all(name in store for name in piece.shards)
+
+
+def _results(
+    bench: Bench, pieces: Sequence[Piece], jobs: int | None, executor: Executor | None
+) -> Iterator[tuple[int, Done]]:
+    """Number and result of each piece, as they are finished."""
+    jobs = default_jobs(bench.store) if jobs is None else jobs
+    if executor is not None:
+        yield from _by_executor(executor, _elsewhere(bench), pieces)
+    elif jobs <= 1 or len(pieces) < 2:
+        for index, piece in enumerate(pieces):
+            yield index, bench.do(piece)
+    else:
+        yield from _by_processes(bench, pieces, jobs)
+
+
+def _by_processes(bench: Bench, pieces: Sequence[Piece], jobs: int) -> Iterator[tuple[int, Done]]:
+    """A task is closures over data: forked processes inherit it, nothing is pickled. Where one is lost, most likely
+    for want of memory, the rest is done by half as many."""
+    context = multiprocessing.get_context("fork")
+    left = dict(enumerate(pieces))
+    while True:
+        try:
+            with ProcessPoolExecutor(
+                min(jobs, len(left)), mp_context=context, initializer=_start_worker, initargs=(bench, os.getpid())
+            ) as pool:
+                for index, done in _as_completed({pool.submit(_work, piece): i for i, piece in left.items()}):
+                    del left[index]
+                    yield index, done
+            return
+        except BrokenExecutor:
+            if jobs == 1:
+                raise _lost(next(iter(left.values())), "a process") from None
+            jobs //= 2
+
+
+def _by_executor(
+    executor: Executor, function: Callable[[Piece], Done], pieces: Sequence[Piece]
+) -> Iterator[tuple[int, Done]]:
+    left = dict(enumerate(pieces))
+    for attempt in range(1, ATTEMPTS + 1):
+        futures = {executor.submit(function, piece): i for i, piece in left.items()}
+        for future in as_completed(futures):
+            try:
+                done = future.result()
+            except OrderscopeError:
+                _cancel(futures)
+                raise
+            except Exception as error:  # whatever an engine raises for a lost worker
+                if attempt == ATTEMPTS:
+                    _cancel(futures)
+                    raise _lost(left[futures[future]], f"{type(error).__name__}: {error}") from error
+                continue
+            del left[futures[future]]
+            yield futures[future], done
+        if not left:
+            return
+
+
+def _as_completed(futures: dict[Future[Done], int]) -> Iterator[tuple[int, Done]]:
+    try:
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+    finally:
+        _cancel(futures)
+
+
+def _cancel(futures: dict[Future[Done], int]) -> None:
+    for future in futures:
+        future.cancel()
+
+
+def _lost(piece: Piece, what: str) -> OrderscopeError:
+    return OrderscopeError(
+        f"a worker lost again and again, last at {piece.name} ({what})",
+        "workers that live long enough for one piece of work",
+        "look for want of memory (fewer jobs, a larger machine) and resume: what was finished is kept",
+    )
+
+
+_inherited: Bench | None = None
+
+
+def _start_worker(bench: Bench, parent: int) -> None:
+    """A worker must not outlive a killed parent, nor keep the run locked for whoever resumes it."""
+    global _inherited
+    bench.store.close()  # its copy of the lock; the parent holds its own
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    torch.set_num_threads(1)
+    _inherited = bench
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.2)
+    os._exit(1)
+
+
+def _work(piece: Piece) -> Done:
+    assert _inherited is not None
+    return _inherited.do(piece)
+
+
+_benches: dict[tuple[str, str, bytes], Bench] = {}
+_opening = threading.Lock()
+
+
+def _elsewhere(bench: Bench) -> Callable[[Piece], Done]:
+    return partial(_do_elsewhere, str(bench.store.path.resolve()), bench.store.head, _pickled(bench.task))
+
+
+def _do_elsewhere(path: str, head: str, pickled: bytes, piece: Piece) -> Done:
+    """In a worker of an executor: the last task and run are kept from piece to piece."""
+    key = (path, head, pickled)
+    with _opening:
+        if key not in _benches:
+            _benches.clear()
+            _benches[key] = Bench(pickle.loads(pickled), RunStore.open(path))
+        bench = _benches[key]
+    return bench.do(piece)
+
+
+def _pickled(task: Task) -> bytes:
+    """Functions defined in a script or a notebook are pickled by value, which takes cloudpickle."""
+    try:
+        import cloudpickle
+    except ImportError:
+        cloudpickle = None
+    try:
+        if cloudpickle is None:
+            return pickle.dumps(task)
+        with _by_value(cloudpickle, _own_modules(task)):
+            return cloudpickle.dumps(task)
+    except Exception as error:  # whatever the user's objects raise
+        raise OrderscopeError(
+            f"a task that cannot be sent to another process ({type(error).__name__}: {error})",
+            "functions and data that can be pickled",
+            "pip install cloudpickle" if cloudpickle is None else "build what cannot be pickled inside model= or loss=",
+        ) from error
+
+
+def _own_modules(task: Task) -> list[ModuleType]:
+    """Modules of the task's parts that a worker could not import, as those loaded from a file."""
+    parts = [task.model, task.loss, task.optimizer, task.scheduler, task.collate, type(task.data)]
+    parts += [metric if callable(metric) else type(metric) for metric in task.metrics.values()]
+    names = {getattr(part, "__module__", None) for part in parts} - {None, "__main__"}
+    found = [sys.modules[name] for name in names if name in sys.modules]
+    return [module for module in found if "site-packages" not in (getattr(module, "__file__", None) or "site-packages")]
+
+
+@contextmanager
+def _by_value(cloudpickle: Any, modules: list[ModuleType]) -> Iterator[None]:
+    new = [module for module in modules if module.__name__ not in cloudpickle.list_registry_pickle_by_value()]
+    for module in new:
+        cloudpickle.register_pickle_by_value(module)
+    try:
+        yield
+    finally:
+        for module in new:
+            cloudpickle.unregister_pickle_by_value(module)
