@@ -11,7 +11,7 @@ _KINDS = {"rows": "gradients", "curvature": "curvature", "metric": "metrics"}
 
 def part_seconds(store: RunStore) -> dict[str, float]:
     """Seconds that workers spent on each part of recording, whoever they were and however many ran at once."""
-    seconds = dict.fromkeys(PARTS, 0.0)
+    seconds: dict[str, float] = dict.fromkeys(PARTS, 0.0)
     for event in store.journal():
         if event.get("event") == "segment":
             part = "reference" if event.get("run") == REFERENCE else "probes"

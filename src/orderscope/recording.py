@@ -12,7 +12,7 @@ import torch
 
 from orderscope.errors import OrderscopeError
 from orderscope.orders import step_groups
-from orderscope.record import record_run, task_shard
+from orderscope.record import record_run, require_recorded, task_shard
 from orderscope.sketch import (
     PLAN,
     REFERENCE,
@@ -25,7 +25,7 @@ from orderscope.sketch import (
 )
 from orderscope.store import RunStore
 from orderscope.task import Task
-from orderscope.work import Piece, Training, complete, sketching
+from orderscope.work import Piece, Training, complete, share, sketching
 
 COORDS = 1 << 17
 METRIC_ROWS = 32
@@ -109,6 +109,28 @@ def sketch(
         task_shard(task, store)
         complete(task, store, sketching(store), jobs=jobs, executor=executor, progress=_stage(progress, "sketch"))
     return RunStore.open(path)
+
+
+def sketch_share(
+    task: Task, path: str | os.PathLike[str], worker: int, workers: int, *, progress: Progress | None = None
+) -> None:
+    """One worker's share of a sketch: every `workers`-th unit, from number `worker`.
+
+    Any number of such processes work side by side, on any machines that see `path`: they take no lock and need not know
+    of each other. `osc.sketch` then makes what they left part of the run, and computes what they did not.
+
+    Args:
+        worker: which one, from 0.
+        workers: how many there are.
+
+    Raises:
+        OrderscopeError: another task was recorded there, or no such worker.
+    """
+    if not 0 <= worker < workers:
+        raise OrderscopeError(f"worker {worker} of {workers}", f"a number from 0 to {workers - 1}", "correct it")
+    store = RunStore.open(path)
+    require_recorded(task, store)
+    share(task, store, worker, workers, _stage(progress, f"sketch, share {worker} of {workers}"))
 
 
 def spaced(steps: int, count: int) -> list[int]:

@@ -13,7 +13,7 @@ import pickle
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -33,6 +33,7 @@ from orderscope.task import Task
 from orderscope.threads import one_thread
 
 ATTEMPTS = 3
+POLL = 0.2
 Report = Callable[[int, int], None]
 
 
@@ -73,15 +74,10 @@ class Done:
 
 @dataclass
 class Bench:
-    """Where pieces are worked on: the task, and the run with its plan.
-
-    Args:
-        left: whether finished shards are left for a writer that is not told of them.
-    """
+    """Where pieces are worked on: the task, and the run with its plan."""
 
     task: Task
     store: RunStore
-    left: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @cached_property
@@ -92,17 +88,24 @@ class Bench:
     def _stage(self) -> SketchStage:
         return SketchStage(self.task, self.store, self._plan)
 
-    def do(self, piece: Piece) -> Done:
-        """Do one piece. A model is moved about and random numbers are seeded, so threads take turns."""
+    def do(self, piece: Piece, *, leave: bool = False) -> Done:
+        """Do one piece. A model is moved about and random numbers are seeded, so threads take turns.
+
+        Args:
+            leave: leave what was written for a writer that is not told of it.
+        """
         with self._lock, one_thread():
-            annex = self.store.annex(left=self.left)
+            annex = self.store.annex()
             if isinstance(piece, Training):
                 coords = self._plan.coordinates.indices
-                record_run(self.task, annex, piece.name, piece.order, piece.ends, coords=coords, metrics_at="final")
+                record_run(self.task, annex, piece.name, piece.order, piece.ends, coords=coords, metrics_at="final",
+                           keep_rng=False)  # fmt: skip
             else:
                 began = time.perf_counter()
                 annex.write(piece.name, *self._stage.compute(piece.name))
                 annex.log({"event": "sketched", "unit": piece.name, "seconds": time.perf_counter() - began})
+            if leave:
+                annex.leave()
             return Done(annex.written, annex.events)
 
 
@@ -131,23 +134,40 @@ def complete(
         OrderscopeError: from a piece, or where workers were lost again and again. What was finished before it in the
             list is kept.
     """
-    todo = [piece for piece in pieces if not _adopted(store, piece)]
-    arrived: dict[int, Done] = {}
+    pieces = [piece for piece in pieces if any(name not in store for name in piece.shards)]
+    arrived = {i: done for i, piece in enumerate(pieces) if (done := _left(store, piece)) is not None}
+    todo = [i for i in range(len(pieces)) if i not in arrived]
     kept = 0
-    if progress is not None and todo:
-        progress(len(pieces) - len(todo), len(pieces))
-    began = time.perf_counter()
-    for index, done in _results(Bench(task, store), todo, jobs, executor):
-        arrived[index] = done
+
+    def keep() -> None:
+        nonlocal kept
         while kept in arrived:
             store.adopt(arrived[kept].shards)
             for event in arrived[kept].events:
                 store.log(event)
             kept += 1
+
+    keep()
+    began = time.perf_counter()
+    for index, done in _results(Bench(task, store), [pieces[i] for i in todo], jobs, executor):
+        arrived[todo[index]] = done
+        keep()
         if progress is not None:
-            progress(len(pieces) - len(todo) + len(arrived), len(pieces))
+            progress(len(arrived), len(pieces))
     if todo:
         store.log({"event": "work finished", "seconds": time.perf_counter() - began})
+
+
+def share(task: Task, store: RunStore, worker: int, workers: int, progress: Report | None = None) -> None:
+    """One of several workers that know nothing of each other: compute every `workers`-th unit of the sketch, from
+    number `worker` on, and leave it for whoever opens the run for writing next."""
+    bench = Bench(task, store)
+    units = SketchPlan.read(store).units()[worker::workers]
+    for count, unit in enumerate(units, start=1):
+        if unit not in store and not store.is_left(unit):
+            bench.do(Sketching(unit), leave=True)
+        if progress is not None:
+            progress(count, len(units))
 
 
 def default_jobs(store: RunStore) -> int:
@@ -159,11 +179,10 @@ def default_jobs(store: RunStore) -> int:
     return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
-def _adopted(store: RunStore, piece: Piece) -> bool:
-    """Whether a piece is part of the run, which it becomes here where another worker left it."""
-    if isinstance(piece, Sketching) and piece.name not in store and (found := store.left(piece.name)) is not None:
-        store.adopt([found])
-    return all(name in store for name in piece.shards)
+def _left(store: RunStore, piece: Piece) -> Done | None:
+    """What a worker of another command left of a piece."""
+    found = store.left(piece.name) if isinstance(piece, Sketching) else None
+    return None if found is None else Done([found[0]], found[1])
 
 
 def _results(
@@ -206,7 +225,7 @@ def _by_executor(
     left = dict(enumerate(pieces))
     for attempt in range(1, ATTEMPTS + 1):
         futures = {executor.submit(function, piece): i for i, piece in left.items()}
-        for future in as_completed(futures):
+        for future in _as_finished(futures):
             try:
                 done = future.result()
             except OrderscopeError:
@@ -221,6 +240,19 @@ def _by_executor(
             yield futures[future], done
         if not left:
             return
+
+
+def _as_finished(futures: Iterable[Any]) -> Iterator[Any]:
+    """As `as_completed`, also of what only behaves like a future, as submitit's jobs do."""
+    left = list(futures)
+    if all(isinstance(future, Future) for future in left):
+        yield from as_completed(left)
+        return
+    while left:
+        for future in [f for f in left if f.done()]:
+            left.remove(future)
+            yield future
+        time.sleep(POLL)
 
 
 def _as_completed(futures: dict[Future[Done], int]) -> Iterator[tuple[int, Done]]:

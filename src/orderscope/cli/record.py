@@ -15,6 +15,11 @@ from orderscope.cli.text import json_option, plain, print_json, size
 
 # Those of `osc.record`, which cannot be asked here: that would import torch.
 DEFAULTS = {"anchors": 4, "probes": 6, "coords": 1 << 17}
+jobs_option = click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    help="Processes, one thread each. Default: one a core, eight at most; one where the model is on an accelerator.",
+)
 
 
 @click.command()
@@ -42,12 +47,13 @@ DEFAULTS = {"anchors": 4, "probes": 6, "coords": 1 << 17}
     help="Most weights to carry; all of a smaller model.",
 )
 @click.option("--sketch/--no-sketch", default=True, help="Whether to sketch too; `orderscope sketch` does it later.")
+@jobs_option
 @seed_option
 @threads_option
 @json_option
 def record(
-    spec: str, out: Path, anchors: int, probes: int, coords: int, sketch: bool, seed: int, threads: int,
-    as_json: bool,
+    spec: str, out: Path, anchors: int, probes: int, coords: int, sketch: bool, jobs: int | None, seed: int,
+    threads: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Train TASK once, and the probes, and keep what predictions need in the directory --out.
 
@@ -63,7 +69,15 @@ def record(
     began = time.monotonic()
     with progress_bars(quiet=as_json) as progress:
         recording.record(
-            task, out, anchors=anchors, probes=probes, coords=coords, seed=seed, sketch=sketch, progress=progress
+            task,
+            out,
+            anchors=anchors,
+            probes=probes,
+            coords=coords,
+            seed=seed,
+            sketch=sketch,
+            jobs=jobs,
+            progress=progress,
         )
     tell(out, time.monotonic() - began, as_json)
 

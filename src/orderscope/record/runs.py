@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -36,6 +37,7 @@ def record_run(
     coords: Tensor | None = None,
     metrics_at: str = "all",
     keep_gradients: bool = True,
+    keep_rng: bool = True,
     progress: Progress | None = None,
 ) -> dict[str, float]:
     """Train `order` and write the shard `record/<name>/segment-<k>` at each boundary; go on after the last one written.
@@ -49,6 +51,8 @@ def record_run(
         coords: ascending coordinates of [P] on which each step's gradient is kept; all if not given.
         metrics_at: "all" boundaries or only the "final" one.
         keep_gradients: whether to keep the steps' gradients.
+        keep_rng: whether to keep the states of the random generators, with which a run goes on after a boundary inside
+            it. They are the process's own, where other threads may draw too.
         progress: called as `progress(steps done, steps)` after each step.
 
     Returns:
@@ -89,7 +93,8 @@ def record_run(
                 "run": name, "index": index, "start": first, "stop": ends[index],
                 "boundaries": ends, "plan": plan, "metrics": metrics, "hyper": rows.hyper_names,
             }  # fmt: skip
-            write_segment(store, name, index, {**rows.tensors(), **held_out}, capture(session), attrs)
+            state = capture(session) if keep_rng else replace(capture(session), rng={})
+            write_segment(store, name, index, {**rows.tensors(), **held_out}, state, attrs)
             store.log(
                 {"event": "segment", "run": name, "index": index, "steps": ends[index] - first,
                  "train_seconds": trained - began, "seconds": time.perf_counter() - began}

@@ -161,9 +161,9 @@ class RunStore:
         finally:
             self._pending.discard(name)
 
-    def annex(self, *, left: bool = False) -> Annex:
+    def annex(self) -> Annex:
         """A view of this run for a worker beside its writer; see `Annex`."""
-        return Annex(self, left=left)
+        return Annex(self)
 
     def adopt(self, shards: Iterable[ShardInfo]) -> None:
         """Add shards that an `Annex` wrote, in this order.
@@ -186,15 +186,19 @@ class RunStore:
             ]:
                 remnant.unlink(missing_ok=True)
 
-    def left(self, name: str) -> ShardInfo | None:
-        """A shard that a worker left for this run to adopt, its bytes checked; None where there is no sound one."""
-        note = self.path / (file_name(name) + LEFT)
+    def is_left(self, name: str) -> bool:
+        """Whether a worker left a shard of this name; see `Annex.leave`."""
+        return (self.path / (file_name(name) + LEFT)).is_file()
+
+    def left(self, name: str) -> tuple[ShardInfo, list[dict[str, Any]]] | None:
+        """The shard of this name that a worker left and what it logged; None where there is no sound one."""
         try:
-            entry = ShardInfo(**json.loads(note.read_bytes()))
+            note = json.loads((self.path / (file_name(name) + LEFT)).read_bytes())
+            entry, events = ShardInfo(**note["shard"]), list(note["events"])
             self._check_shard(entry)
-        except (OSError, ValueError, TypeError):
+        except (OSError, ValueError, TypeError, KeyError):
             return None
-        return entry if entry.name == name else None
+        return (entry, events) if entry.name == name else None
 
     def read(self, name: str, keys: Iterable[str] | None = None) -> dict[str, np.ndarray]:
         """The arrays of a shard, all or those named by `keys`, each in memory of its own.
@@ -326,21 +330,16 @@ class Annex(RunStore):
     """A run as a worker sees it: it reads what is there, and what it writes are whole files that are not part of the
     run until its writer adopts them. It holds no lock, so that any number can work on one run.
 
-    Args:
-        run: the run, open for reading or writing.
-        left: whether to leave a note beside each file, for a writer that is not told of it; see `RunStore.left`.
-
     Attributes:
         written: what it wrote, in that order.
         events: what it logged.
     """
 
-    def __init__(self, run: RunStore, *, left: bool) -> None:
+    def __init__(self, run: RunStore) -> None:
         index = manifest.Manifest(dict(run._sound()), [], "", 0, True)
         super().__init__(run.path, index, packed=run._packed, lock=None)
         self.written: list[ShardInfo] = []
         self.events: list[dict[str, Any]] = []
-        self._left = left
         self._mark = f".{platform.node()}-{os.getpid()}"
 
     @property
@@ -350,12 +349,15 @@ class Annex(RunStore):
     def log(self, event: Mapping[str, Any]) -> None:
         self.events.append(dict(event))
 
-    def _append(self, entry: ShardInfo) -> None:
-        if self._left:
+    def leave(self) -> None:
+        """Leave a note beside each file that was written, for a writer that is not told of it."""
+        for entry in self.written:
             note = self.path / (entry.file + LEFT)
             temporary = self.path / (entry.file + self._mark + LEFT + TEMPORARY)
-            temporary.write_text(json.dumps(asdict(entry)))
+            temporary.write_text(json.dumps({"shard": asdict(entry), "events": self.events}))
             os.replace(temporary, note)
+
+    def _append(self, entry: ShardInfo) -> None:
         self.written.append(entry)
         self._entries[entry.name] = entry
 

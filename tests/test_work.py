@@ -1,0 +1,168 @@
+"""Who does the work of a run changes none of its bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import orderscope as osc
+import tasks_tiny
+from orderscope import work
+from orderscope.recording import sketch, sketch_share
+from orderscope.sketch import SketchPlan
+from orderscope.store import RunStore
+
+
+def digests(path: Path) -> dict[str, str]:
+    return {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in path.iterdir() if f.name != "journal.jsonl"
+            and f.suffix != ".lock" and f.name != ".lock"}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def task() -> osc.Task:
+    return osc.Task(**tasks_tiny.char())
+
+
+@pytest.fixture(scope="module")
+def whole(task: osc.Task, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("work") / "whole"
+    osc.record(task, path, probes=2, jobs=1)
+    return path
+
+
+@pytest.fixture
+def unsketched(task: osc.Task, tmp_path: Path) -> Path:
+    osc.record(task, tmp_path / "run", probes=2, jobs=1, sketch=False)
+    return tmp_path / "run"
+
+
+def test_threads_take_turns(task: osc.Task, whole: Path, tmp_path: Path) -> None:
+    pytest.importorskip("cloudpickle")
+    with ThreadPoolExecutor(3) as pool:
+        osc.record(task, tmp_path / "run", probes=2, executor=pool)
+    assert digests(tmp_path / "run") == digests(whole)
+
+
+def test_processes_that_inherit_nothing(task: osc.Task, whole: Path, tmp_path: Path) -> None:
+    pytest.importorskip("cloudpickle")
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
+        osc.record(task, tmp_path / "run", probes=2, executor=pool)
+    assert digests(tmp_path / "run") == digests(whole)
+
+
+def test_a_dask_cluster(task: osc.Task, whole: Path, tmp_path: Path) -> None:
+    distributed = pytest.importorskip("distributed")
+    with (
+        distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        osc.record(task, tmp_path / "run", probes=2, executor=client.get_executor())
+    assert digests(tmp_path / "run") == digests(whole)
+
+
+def test_submitit(task: osc.Task, whole: Path, tmp_path: Path) -> None:
+    submitit = pytest.importorskip("submitit")
+    executor = submitit.LocalExecutor(folder=tmp_path / "logs")
+    executor.update_parameters(timeout_min=5)
+    osc.record(task, tmp_path / "run", probes=2, anchors=2, executor=executor)
+    osc.record(task, tmp_path / "here", probes=2, anchors=2)
+    assert digests(tmp_path / "run") == digests(tmp_path / "here")
+
+
+class Losing(ThreadPoolExecutor):
+    """Loses the first worker of every piece, or all of them."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__(1)
+        self.times, self.lost = times, {}
+
+    def submit(self, function: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        name = args[0].name
+        self.lost[name] = self.lost.get(name, 0) + 1
+        if self.lost[name] <= self.times:
+            future: Future[Any] = Future()
+            future.set_exception(ConnectionResetError("the machine is gone"))
+            return future
+        return super().submit(function, *args, **kwargs)
+
+
+def test_lost_workers_are_replaced(task: osc.Task, whole: Path, tmp_path: Path) -> None:
+    pytest.importorskip("cloudpickle")
+    with Losing(1) as pool:
+        osc.record(task, tmp_path / "run", probes=2, executor=pool)
+    assert digests(tmp_path / "run") == digests(whole)
+
+
+def test_workers_lost_again_and_again_are_told(task: osc.Task, whole: Path, tmp_path: Path) -> None:
+    pytest.importorskip("cloudpickle")
+    with (
+        Losing(work.ATTEMPTS) as pool,
+        pytest.raises(osc.OrderscopeError, match=r"lost again and again.*machine is gone"),
+    ):
+        osc.record(task, tmp_path / "run", probes=2, executor=pool)
+    osc.record(task, tmp_path / "run", probes=2)  # nothing was lost
+    assert digests(tmp_path / "run") == digests(whole)
+
+
+def test_a_killed_process_is_replaced(task: osc.Task, whole: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    done, flag = work.Bench.do, tmp_path / "killed"
+
+    def do(bench: work.Bench, piece: work.Piece, **options: Any) -> work.Done:
+        if piece.name == "probe-1" and not flag.exists():
+            flag.touch()
+            os._exit(9)
+        return done(bench, piece, **options)
+
+    monkeypatch.setattr(work.Bench, "do", do)
+    osc.record(task, tmp_path / "run", probes=2, jobs=2)
+    assert flag.exists()
+    assert digests(tmp_path / "run") == digests(whole)
+
+
+def test_an_error_of_the_task_is_told_as_it_is(tmp_path: Path) -> None:
+    parts = tasks_tiny.char()
+    loss = parts["loss"]
+    home = os.getpid()
+    parts["loss"] = lambda model, batch: loss(model, batch) * (1.0 if os.getpid() == home else float("nan"))
+    with pytest.raises(osc.OrderscopeError, match="not finite"):
+        osc.record(osc.Task(**parts), tmp_path / "run", probes=2, jobs=2)
+
+
+def test_a_task_that_cannot_be_sent(tmp_path: Path) -> None:
+    parts = tasks_tiny.char()
+    loss, lock = parts["loss"], multiprocessing.Lock()
+    parts["loss"] = lambda model, batch: loss(model, batch) if lock else loss(model, batch)
+    executor: Executor = ThreadPoolExecutor(1)
+    with executor, pytest.raises(osc.OrderscopeError, match="cannot be sent to another process"):
+        osc.record(osc.Task(**parts), tmp_path / "run", probes=1, executor=executor)
+
+
+def test_shares_are_gathered_to_the_same_bytes(task: osc.Task, whole: Path, unsketched: Path) -> None:
+    for worker in (2, 0):  # number 1 never ran
+        sketch_share(task, unsketched, worker, 3)
+    with pytest.raises(osc.IncompleteRun):
+        osc.Simulator(unsketched, task)
+    computed: list[int] = []
+    sketch(task, unsketched, jobs=1, progress=lambda stage, done, total: computed.append(done))
+    units = len(SketchPlan.read(RunStore.open(whole)).units())
+    assert computed == list(range(units - len(range(1, units, 3)) + 1, units + 1))
+    assert digests(unsketched) == digests(whole)
+
+
+def test_a_share_cut_short_is_computed_again(task: osc.Task, whole: Path, unsketched: Path) -> None:
+    sketch_share(task, unsketched, 0, 2)
+    file = sorted(unsketched.glob("sketch+rows*.h5"))[0]
+    file.write_bytes(file.read_bytes()[:-7])
+    sketch(task, unsketched)
+    assert digests(unsketched) == digests(whole)
+
+
+def test_a_share_that_is_none(task: osc.Task, unsketched: Path) -> None:
+    with pytest.raises(osc.OrderscopeError, match="worker 2 of 2"):
+        sketch_share(task, unsketched, 2, 2)
