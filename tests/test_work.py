@@ -137,7 +137,7 @@ def test_an_error_of_the_task_is_told_as_it_is(tmp_path: Path) -> None:
 def test_a_task_that_cannot_be_sent(tmp_path: Path) -> None:
     parts = tasks_tiny.char()
     loss, lock = parts["loss"], multiprocessing.Lock()
-    parts["loss"] = lambda model, batch: loss(model, batch) if lock else loss(model, batch)
+    parts["loss"] = lambda model, batch: loss(model, batch) * float(lock is not None)
     executor: Executor = ThreadPoolExecutor(1)
     with executor, pytest.raises(osc.OrderscopeError, match="cannot be sent to another process"):
         osc.record(osc.Task(**parts), tmp_path / "run", probes=1, executor=executor)
