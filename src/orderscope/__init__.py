@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from orderscope.layout import ParameterLayout as ParameterLayout
     from orderscope.orders import OrderSampler as OrderSampler
     from orderscope.positions import positions as positions
+    from orderscope.record import Recorded as Recorded
+    from orderscope.record import Recorder as Recorder
+    from orderscope.record import recorded as recorded
     from orderscope.recording import record as record
     from orderscope.recording import sketch as sketch
     from orderscope.retrain import Truth as Truth
@@ -35,6 +38,8 @@ _HOME = {
     "OrderscopeError": "orderscope.errors",
     "OrderSampler": "orderscope.orders",
     "ParameterLayout": "orderscope.layout",
+    "Recorded": "orderscope.record",
+    "Recorder": "orderscope.record",
     "RunStore": "orderscope.store",
     "Simulator": "orderscope.simulator",
     "Task": "orderscope.task",
@@ -42,6 +47,7 @@ _HOME = {
     "positions": "orderscope.positions",
     "propose": "orderscope.search",
     "record": "orderscope.recording",
+    "recorded": "orderscope.record",
     "retrain": "orderscope.retrain",
     "sketch": "orderscope.recording",
     "validate": "orderscope.validate",
@@ -53,6 +59,8 @@ __all__ = [
     "OrderSampler",
     "OrderscopeError",
     "ParameterLayout",
+    "Recorded",
+    "Recorder",
     "RunStore",
     "Simulator",
     "Task",
@@ -61,6 +69,7 @@ __all__ = [
     "positions",
     "propose",
     "record",
+    "recorded",
     "retrain",
     "sketch",
     "validate",
