@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from orderscope.record import Recorded as Recorded
     from orderscope.record import Recorder as Recorder
     from orderscope.record import recorded as recorded
+    from orderscope.record.adapters import LightningRecorder as LightningRecorder
+    from orderscope.record.adapters import TrainerRecorder as TrainerRecorder
+    from orderscope.record.adapters import play as play
+    from orderscope.record.adapters import with_ids as with_ids
     from orderscope.recording import record as record
     from orderscope.recording import sketch as sketch
     from orderscope.retrain import Truth as Truth
@@ -35,6 +39,7 @@ __version__ = "0.1.0"
 _HOME = {
     "DamagedRun": "orderscope.errors",
     "IncompleteRun": "orderscope.errors",
+    "LightningRecorder": "orderscope.record.adapters",
     "OrderscopeError": "orderscope.errors",
     "OrderSampler": "orderscope.orders",
     "ParameterLayout": "orderscope.layout",
@@ -43,7 +48,9 @@ _HOME = {
     "RunStore": "orderscope.store",
     "Simulator": "orderscope.simulator",
     "Task": "orderscope.task",
+    "TrainerRecorder": "orderscope.record.adapters",
     "Truth": "orderscope.retrain",
+    "play": "orderscope.record.adapters",
     "positions": "orderscope.positions",
     "propose": "orderscope.search",
     "record": "orderscope.recording",
@@ -51,11 +58,13 @@ _HOME = {
     "retrain": "orderscope.retrain",
     "sketch": "orderscope.recording",
     "validate": "orderscope.validate",
+    "with_ids": "orderscope.record.adapters",
 }
 
 __all__ = [
     "DamagedRun",
     "IncompleteRun",
+    "LightningRecorder",
     "OrderSampler",
     "OrderscopeError",
     "ParameterLayout",
@@ -64,8 +73,10 @@ __all__ = [
     "RunStore",
     "Simulator",
     "Task",
+    "TrainerRecorder",
     "Truth",
     "__version__",
+    "play",
     "positions",
     "propose",
     "record",
@@ -73,6 +84,7 @@ __all__ = [
     "retrain",
     "sketch",
     "validate",
+    "with_ids",
 ]
 
 
