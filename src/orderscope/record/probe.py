@@ -10,7 +10,7 @@ from torch import Tensor
 
 from orderscope.layout import ParameterLayout
 
-TENSORS, EACH = 8, 32
+TENSORS, EACH = 4, 64
 
 
 class GradientProbe:

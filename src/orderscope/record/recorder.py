@@ -25,9 +25,11 @@ from orderscope.record.loop import Session
 from orderscope.record.probe import GradientProbe
 from orderscope.record.recorded import Recorded, recorded
 from orderscope.record.setup import describe_optimizer, unwrapped
-from orderscope.record.state import capture, require_supported
+from orderscope.record.state import TrainingState, capture, require_supported
 
 FLUSH_STEPS, FLUSH_SECONDS = 64, 20.0
+FIRST_STRIDE = 4
+HELD_BYTES = 1 << 28  # states up to this size wait in memory: most of those of the first steps are thinned out again
 
 
 @dataclass
@@ -35,7 +37,7 @@ class _Applied:
     """A step the optimizer took, waiting for its sample ids; tensors stay on their device until they are written."""
 
     hyper: dict[str, list[float]]
-    norm: Tensor
+    norms: list[Tensor]
     probe: Tensor
     ids: list[Tensor]
     losses: list[tuple[Any, int]]
@@ -96,9 +98,10 @@ class Recorder:
         self._session = Session(model, optimizer, scheduler, layout)
         self._probe = GradientProbe(layout, self._session.parameters)
         self._targets = None if steps is None else {round(x) for x in np.linspace(0, steps, max(2, anchors))}
-        self._anchors, self._steps, self._stride = anchors, steps, 1
+        self._anchors, self._steps, self._stride = anchors, steps, FIRST_STRIDE
         self._given_step = step
         self._kept: list[int] = []
+        self._held: dict[int, TrainingState] = {}
         self._writer = LegWriter(place(path, self._rank))
         if self._writer.before is not None and step is None and not _counts(optimizer):
             self._writer.close()
@@ -200,7 +203,7 @@ class Recorder:
 
     def _begin(self) -> None:
         session, before = self._session, self._writer.before
-        state = capture(session)
+        state = capture(session, rng=False)
         count = float(state.count.max())
         if self._given_step is not None:
             first = self._given_step
@@ -227,9 +230,8 @@ class Recorder:
             self._complete([])
         gradients = [p.grad for p in self._session.parameters]
         held = [g for g in gradients if g is not None]
-        self._applied = _Applied(
-            hyper_parameters(optimizer), get_total_norm(held), self._probe.of(gradients), [], []
-        )  # fmt: skip
+        norms = list(torch._foreach_norm(held))
+        self._applied = _Applied(hyper_parameters(optimizer), norms, self._probe.of(gradients), [], [])
         self._done += 1
         self._versions = self._weights_versions()
         self._keep_state()
@@ -293,12 +295,14 @@ class Recorder:
         self._flush(False)
 
     def _flush(self, wait: bool) -> None:
-        due = max(FLUSH_STEPS, (self._done - (self._first or 0)) // 16)
-        if self._finished and (
-            wait or len(self._finished) >= due or time.monotonic() - self._last_flush > FLUSH_SECONDS
-        ):
-            rows, self._finished, self._last_flush = self._finished, [], time.monotonic()
+        due = len(self._finished) >= max(FLUSH_STEPS, (self._done - (self._first or 0)) // 16)
+        late = time.monotonic() - self._last_flush > FLUSH_SECONDS
+        if self._finished and (wait or due or late):
+            rows, self._finished = self._finished, []
             self._writer.rows(_to_rows(rows))
+        if wait or late:
+            self._last_flush = time.monotonic()
+            self._spill()
         if wait:
             self._writer.flush()
 
@@ -316,11 +320,20 @@ class Recorder:
             self._stride *= 2
             for step in [s for s in self._kept if s % self._stride]:
                 self._kept.remove(step)
-                self._writer.drop(step)
+                if self._held.pop(step, None) is None:
+                    self._writer.drop(step)
 
     def _save(self) -> None:
         self._kept.append(self._done)
-        self._writer.state(self._done, capture(self._session))
+        state = self._held[self._done] = capture(self._session, rng=False)
+        size = state.theta.nbytes * (1 + len(state.moments)) + sum(b.nbytes for b in state.buffers.values())
+        if size * len(self._held) > HELD_BYTES:
+            self._spill()
+
+    def _spill(self) -> None:
+        while self._held:
+            step = next(iter(self._held))
+            self._writer.state(step, self._held.pop(step))
 
     def _finish(self) -> None:
         if self._first is None:
@@ -398,7 +411,7 @@ def _counts(optimizer: torch.optim.Optimizer) -> bool:
 
 def _stride(steps: int, anchors: int) -> int:
     """The stride a loop of `steps` steps had come to."""
-    stride = 1
+    stride = FIRST_STRIDE
     while steps // stride > 2 * anchors:
         stride *= 2
     return stride
@@ -406,7 +419,7 @@ def _stride(steps: int, anchors: int) -> int:
 
 def _as_ids(ids: Any) -> Tensor:
     try:
-        tensor = torch.as_tensor(ids).detach()
+        tensor = (ids.detach() if isinstance(ids, Tensor) else torch.from_numpy(np.array(ids))).reshape(-1).clone()
     except (TypeError, ValueError, RuntimeError):
         tensor = None
     if tensor is None or tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
@@ -414,7 +427,7 @@ def _as_ids(ids: Any) -> Tensor:
         raise OrderscopeError(
             f"sample ids as {what[:80]}", "integer sample ids", "call rec.step with indices into the data set"
         )
-    return tensor.reshape(-1).clone()
+    return tensor
 
 
 def _to_rows(steps: list[_Applied]) -> Rows:
@@ -431,7 +444,7 @@ def _to_rows(steps: list[_Applied]) -> Rows:
             for step in steps
         ],
         loss=np.array(losses, dtype=np.float64),
-        norm=np.array([float(step.norm) for step in steps], dtype=np.float64),
+        norm=np.array([float(torch.stack(step.norms).norm()) for step in steps], dtype=np.float64),
         probe=torch.stack([step.probe for step in steps]).double().cpu().numpy(),
         hyper={name: np.array([step.hyper[name] for step in steps], dtype=np.float64) for name in steps[0].hyper},
     )
