@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -188,11 +188,21 @@ def recorded(path: str | os.PathLike[str]) -> Recorded:
     """
     path = Path(path)
     loop = read_loop(RunStore.open(path))
-    batches = [] if loop.rows is None else loop.rows.batches
     for rank in range(1, int(loop.legs[-1].header["world_size"])):
         other = read_loop(RunStore.open(place(path, rank)))
-        theirs = [] if other.rows is None else other.rows.batches
-        if other.first != loop.first or len(theirs) < len(batches):
-            batches = batches[: len(theirs)] if other.first == loop.first else []
-        batches = [np.concatenate(pair) for pair in zip(batches, theirs, strict=False)]
-    return Recorded(path, loop, batches, kept_states(path, loop))
+        loop = replace(loop, rows=_of_both(loop, other))
+    return Recorded(path, loop, [] if loop.rows is None else loop.rows.batches, kept_states(path, loop))
+
+
+def _of_both(loop: Loop, other: Loop) -> Rows | None:
+    """Steps of which both ranks are known: the ids of one after the other, the mean loss of all."""
+    if loop.rows is None or other.rows is None or other.first != loop.first:
+        return None
+    count = min(len(loop.rows), len(other.rows))
+    mine, theirs = loop.rows.some(0, count), other.rows.some(0, count)
+    a, b = (np.array([len(ids) for ids in rows.batches]) for rows in (mine, theirs))
+    return replace(
+        mine,
+        batches=[np.concatenate(pair) for pair in zip(mine.batches, theirs.batches, strict=True)],
+        loss=(a * mine.loss + b * theirs.loss) / np.maximum(a + b, 1),
+    )
