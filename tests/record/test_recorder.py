@@ -166,7 +166,7 @@ def test_steps_lost_between_a_kill_and_a_checkpoint_are_named(tmp_path: Path) ->
         watch(loop, tmp_path) as rec,
     ):
         loop.run(rec, 6)
-    with pytest.raises(osc.OrderscopeError, match=r"nothing of steps 4 to 5.*last=4"):
+    with pytest.raises(osc.OrderscopeError, match=r"nothing of steps 4 to 5.*first=0, last=4"):
         _ = rec.order
     task = task_of(rec, loop, last=4)
     assert task.order.tolist() == loop.order[:4].tolist()

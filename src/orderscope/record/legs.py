@@ -87,8 +87,8 @@ class Loop:
     Args:
         rows: the steps from `first` on as they finally counted.
         first: the step recording began at, 0 unless it was begun in mid-run.
-        gap: (steps recorded up to, step the next leg began at) where steps between two legs were lost, or None; then
-            `rows` end before it.
+        gap: (steps recorded up to, step the next leg began at) where steps between two legs were lost, or None; `rows`
+            end before it, or begin after it where nothing is known before.
         retaken: steps trained again after a resume, with whether the data came in the same order as before.
     """
 
@@ -205,11 +205,13 @@ def read_loop(store: RunStore) -> Loop:
     retaken: list[tuple[int, int, bool]] = []
     for leg in legs:
         reached = first + (0 if rows is None else len(rows))
-        if leg.first > reached:
-            gap = gap or (reached, leg.first)
         if leg.rows is None or gap is not None:
             continue
-        if leg.first < first:
+        if leg.first > reached:
+            gap = reached, leg.first
+            if rows is not None:
+                continue
+        if rows is None or leg.first < first:
             first, rows = leg.first, None
         if rows is not None and leg.first < reached:
             last = min(reached, leg.last)

@@ -54,7 +54,7 @@ class Recorded:
             raise OrderscopeError(
                 self._gap_text(),
                 "every step of the run",
-                f"ask about the steps before, last={self.last}, and call rec.flush() at every checkpoint",
+                f"ask about the steps known, first={self.first}, last={self.last}, and call rec.flush() at checkpoints",
             )
         return self.window(self.first, self.last)
 

@@ -162,7 +162,7 @@ class Recorder:
             self._writer.end(ended)
         with suppress(Exception):
             self._writer.close()
-        if self._rank == 0 and self._first is not None:
+        if self._world_size == 1 and self._first is not None:
             with suppress(Exception):
                 self._recorded = recorded(self.path)
                 self.problems += self._recorded.problems
@@ -175,6 +175,8 @@ class Recorder:
 
         Raises: OrderscopeError before the end, or where nothing was recorded.
         """
+        if self._closed and self._world_size > 1 and self._rank == 0:
+            return recorded(self.path)  # other ranks may have ended later
         if self._recorded is None:
             raise OrderscopeError(
                 "a recorder that is still recording" if not self._closed else "nothing recorded on this rank",
