@@ -202,14 +202,15 @@ def read_loop(store: RunStore) -> Loop:
     first = legs[0].first
     rows: Rows | None = None
     gap: tuple[int, int] | None = None
+    ended = False
     retaken: list[tuple[int, int, bool]] = []
     for leg in legs:
         reached = first + (0 if rows is None else len(rows))
-        if leg.rows is None or gap is not None:
+        if leg.rows is None or ended:
             continue
         if leg.first > reached:
-            gap = reached, leg.first
-            if rows is not None:
+            gap, ended = (reached, leg.first), rows is not None
+            if ended:
                 continue
         if rows is None or leg.first < first:
             first, rows = leg.first, None
