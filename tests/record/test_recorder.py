@@ -343,3 +343,30 @@ def test_ids_of_all_ranks_make_the_step(tmp_path: Path) -> None:
         with osc.Recorder(tmp_path / "run", loop.model, loop.opt, rank=rank, world_size=2) as rec:
             loop.run(rec)
     assert rec.order.tolist() == full.order.tolist()
+
+
+def test_a_task_on_another_device_is_told_where_the_loop_ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from orderscope.record import recorder
+
+    monkeypatch.setattr(recorder, "environment", lambda device: {"device": "Some GPU"})
+    loop = make("plain")
+    _, rec = record(loop, tmp_path / "run")
+    same = task_of(rec, loop)
+    other = rec.task(model=loop.build, loss=lambda m, b: loop.loss(m, b) + 1.0, data=loop.data)
+    with pytest.raises(osc.OrderscopeError, match="the loop ran on Some GPU, the task runs on cpu"):
+        osc.record(other, tmp_path / "run", probes=0, sketch=False)
+    assert same.order.tolist() == loop.order.tolist()
+
+
+def test_dropout_in_the_loop_is_refused_in_the_task(tmp_path: Path) -> None:
+    loop = make("plain")
+    loop.model = nn.Sequential(loop.model, nn.Dropout(0.5))
+    loop.opt = torch.optim.SGD(loop.model.parameters(), lr=0.1)
+    loop.sched = None
+    _, rec = record(loop, tmp_path / "run")
+    with pytest.raises(osc.OrderscopeError, match=r"active dropout of 0\.5"):
+        rec.task(model=loop.model, loss=loop.loss, data=loop.data)
+    silent = copy.deepcopy(loop.model).eval()
+    task = rec.task(model=silent, loss=loop.loss, data=loop.data)
+    with pytest.raises(osc.OrderscopeError, match="does not do what the loop did at step 0"):
+        osc.record(task, tmp_path / "run", probes=0, sketch=False)

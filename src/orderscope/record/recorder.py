@@ -232,7 +232,7 @@ class Recorder:
             self._complete([])
         gradients = [p.grad for p in self._session.parameters]
         held = [g for g in gradients if g is not None]
-        norms = list(torch._foreach_norm(held))
+        norms = list(torch._foreach_norm(held))  # pyright: ignore[reportPrivateImportUsage]
         self._applied = _Applied(hyper_parameters(optimizer), norms, self._probe.of(gradients), [], [])
         self._done += 1
         self._versions = self._weights_versions()

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from orderscope.errors import OrderscopeError
 from orderscope.hyper import hyper_parameters
+from orderscope.record.description import environment
 from orderscope.record.legs import has_loop, load_state
 from orderscope.record.loop import Session, Watcher
 from orderscope.record.probe import GradientProbe
@@ -121,6 +122,9 @@ class Reproduction:
         reasons = [
             "check the loss and its averaging, that ids are indices into data=, max_grad_norm=, dropout and autocast"
         ]
+        device, recorded_on = self.session.parameters[0].device, self.record.header["environment"]["device"]
+        if environment(device)["device"] != recorded_on:
+            reasons.append(f"the loop ran on {recorded_on}, the task runs on {device.type}")
         if capped and ratio > 1.05:
             reasons.insert(0, f"the loop seems to clip at {top:.3g}: pass max_grad_norm={top:.3g}")
         elif abs(np.log(ratio)) > 0.05:

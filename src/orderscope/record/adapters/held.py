@@ -29,7 +29,7 @@ class HeldRecorder:
         """Start to record; `step` are the library's own steps so far, for optimizers that do not count theirs."""
         optimizer = getattr(optimizer, "optimizer", optimizer)
         counted = not isinstance(optimizer, torch.optim.SGD)
-        options = {"steps": steps, "step": None if counted else step} | self._options
+        options: dict[str, Any] = {"steps": steps, "step": None if counted else step} | self._options
         self._recorder = Recorder(self._path, model, optimizer, **options)
 
     @property
