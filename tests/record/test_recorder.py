@@ -15,7 +15,7 @@ from torch import nn
 import loops_plain
 import orderscope as osc
 from loops_plain import NAMES, make
-from orderscope.record import load_run
+from orderscope.record import load_run, recorder
 from orderscope.record.legs import load_state
 
 
@@ -75,7 +75,8 @@ def test_with_probes_and_sketch_it_answers(tmp_path: Path) -> None:
     np.testing.assert_allclose(prediction.metrics["eval"], truth, rtol=1e-5)  # its own anchors: exact up to the metric
 
 
-def test_states_are_kept_evenly_and_few(tmp_path: Path) -> None:
+def test_states_are_kept_evenly_and_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorder, "SHARE", float("inf"))  # however long they take
     data = torch.randn(400, 2)
 
     def run(rec: osc.Recorder, model: nn.Module, opt: torch.optim.Optimizer, states: dict[int, torch.Tensor]) -> None:
@@ -183,6 +184,13 @@ def test_a_window_from_a_kept_state(tmp_path: Path) -> None:
     assert torch.equal(final, weights(loop))
     with pytest.raises(osc.OrderscopeError, match=r"found first=4; expected a step whose state was kept: 0, 5, 10"):
         task_of(rec, loop, first=4)
+
+
+def test_states_that_take_too_long_become_rarer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorder, "SHARE", 1e-9)
+    loop = make("plain")
+    _, rec = record(loop, tmp_path / "run")
+    assert list(rec.recorded.states) == [0, 4, 10]
 
 
 def test_a_short_last_batch_is_recorded_and_refused_as_an_order(tmp_path: Path) -> None:
@@ -346,8 +354,6 @@ def test_ids_of_all_ranks_make_the_step(tmp_path: Path) -> None:
 
 
 def test_a_task_on_another_device_is_told_where_the_loop_ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from orderscope.record import recorder
-
     monkeypatch.setattr(recorder, "environment", lambda device: {"device": "Some GPU"})
     loop = make("plain")
     _, rec = record(loop, tmp_path / "run")

@@ -29,6 +29,7 @@ from orderscope.record.state import TrainingState, capture, require_supported
 
 FLUSH_STEPS, FLUSH_SECONDS = 64, 20.0
 FIRST_STRIDE = 4
+SHARE, DISK = 0.02, 5e8  # states may take this share of the training's time, at this many bytes a second
 HELD_BYTES = 1 << 28  # states up to this size wait in memory: most of those of the first steps are thinned out again
 
 
@@ -119,6 +120,7 @@ class Recorder:
         self._last_flush = time.monotonic()
         self._counts: dict[int, float] = {}
         self._versions = -1
+        self._not_before = 0.0
         self._skipped = self._without_ids = self._told = 0
         self._faulty = self._closed = False
         self._recorded: Recorded | None = None
@@ -317,7 +319,12 @@ class Recorder:
             return
         if self._done % self._stride:
             return
-        self._save()
+        began = time.perf_counter()
+        if began < self._not_before:
+            self._stride *= 2
+            return
+        size = self._save()
+        self._not_before = began + (time.perf_counter() - began + size / DISK) / SHARE
         if len(self._kept) > 2 * self._anchors:
             self._stride *= 2
             for step in [s for s in self._kept if s % self._stride]:
@@ -325,12 +332,14 @@ class Recorder:
                 if self._held.pop(step, None) is None:
                     self._writer.drop(step)
 
-    def _save(self) -> None:
+    def _save(self) -> int:
+        """Keep the state as it is now; its size in bytes."""
         self._kept.append(self._done)
         state = self._held[self._done] = capture(self._session, rng=False)
         size = state.theta.nbytes * (1 + len(state.moments)) + sum(b.nbytes for b in state.buffers.values())
         if size * len(self._held) > HELD_BYTES:
             self._spill()
+        return size
 
     def _spill(self) -> None:
         while self._held:
