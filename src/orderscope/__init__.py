@@ -17,6 +17,13 @@ if TYPE_CHECKING:
     from orderscope.layout import ParameterLayout as ParameterLayout
     from orderscope.orders import OrderSampler as OrderSampler
     from orderscope.positions import positions as positions
+    from orderscope.record import Recorded as Recorded
+    from orderscope.record import Recorder as Recorder
+    from orderscope.record import recorded as recorded
+    from orderscope.record.adapters import LightningRecorder as LightningRecorder
+    from orderscope.record.adapters import TrainerRecorder as TrainerRecorder
+    from orderscope.record.adapters import play as play
+    from orderscope.record.adapters import with_ids as with_ids
     from orderscope.recording import record as record
     from orderscope.recording import sketch as sketch
     from orderscope.retrain import Truth as Truth
@@ -32,38 +39,52 @@ __version__ = "0.1.0"
 _HOME = {
     "DamagedRun": "orderscope.errors",
     "IncompleteRun": "orderscope.errors",
+    "LightningRecorder": "orderscope.record.adapters",
     "OrderscopeError": "orderscope.errors",
     "OrderSampler": "orderscope.orders",
     "ParameterLayout": "orderscope.layout",
+    "Recorded": "orderscope.record",
+    "Recorder": "orderscope.record",
     "RunStore": "orderscope.store",
     "Simulator": "orderscope.simulator",
     "Task": "orderscope.task",
+    "TrainerRecorder": "orderscope.record.adapters",
     "Truth": "orderscope.retrain",
+    "play": "orderscope.record.adapters",
     "positions": "orderscope.positions",
     "propose": "orderscope.search",
     "record": "orderscope.recording",
+    "recorded": "orderscope.record",
     "retrain": "orderscope.retrain",
     "sketch": "orderscope.recording",
     "validate": "orderscope.validate",
+    "with_ids": "orderscope.record.adapters",
 }
 
 __all__ = [
     "DamagedRun",
     "IncompleteRun",
+    "LightningRecorder",
     "OrderSampler",
     "OrderscopeError",
     "ParameterLayout",
+    "Recorded",
+    "Recorder",
     "RunStore",
     "Simulator",
     "Task",
+    "TrainerRecorder",
     "Truth",
     "__version__",
+    "play",
     "positions",
     "propose",
     "record",
+    "recorded",
     "retrain",
     "sketch",
     "validate",
+    "with_ids",
 ]
 
 

@@ -50,6 +50,7 @@ def fingerprint(task: Task) -> dict[str, str]:
         "order": digest(task.order),
         "groups": digest(list(task.group_names), task.group_codes),
         "max_grad_norm": digest(task.max_grad_norm),
+        **({} if task.targets is None else {"targets": digest(describe(task.targets))}),
     }  # fmt: skip
 
 

@@ -284,14 +284,14 @@ class Simulator:
         rows = torch.stack([replayed.snapshots[int(s)] for s in steps])  # [k, members, 1, m]
         raw = {n: v.reshape(len(steps), -1).T for n, v in self.metric_model(rows.flatten(0, 2), names).items()}
         at = self.bearing(replayed)
-        metrics = {}
+        values = {}
         for name, members in raw.items():
             told = jackknife(members)
             shift = self.calibration[name].apply(members[:, -1:], at)[0][0] - told[-1]
-            metrics[name] = told + shift * steps / steps[-1]
+            values[name] = told + shift * steps / steps[-1]
         return Trajectory(
             steps=steps,
-            metrics=metrics,
+            metrics=values,
             reference={n: np.array([m[n] for m in reference.metrics]) for n in names},
         )
 

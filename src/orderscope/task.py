@@ -52,6 +52,9 @@ class Task:
             rate and decay stay the optimizer's own; or None.
         max_grad_norm: clipping as `torch.nn.utils.clip_grad_norm_`, or None.
         collate: list of samples -> batch; torch's `default_collate` if not given.
+        targets: `(model, batch, generator) -> batch`, the batch with targets drawn from the model's own prediction.
+            Only needed where the curvature of the loss cannot be found from the model's outputs: a loss computed inside
+            the model, or a sum over several outputs. `orderscope inspect` says what was used.
 
     Raises:
         OrderscopeError: where a run of it could not be repeated, simulated or told apart sample by sample; the message
@@ -69,6 +72,7 @@ class Task:
     optimizer_state: Mapping[str, Any] | None = None
     max_grad_norm: float | None = None
     collate: Callable[[list[Any]], Any] | None = None
+    targets: Callable[[Any, Any, torch.Generator], Any] | None = None
 
     def __post_init__(self) -> None:
         check_data(self.data)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import grad
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten, tree_leaves
 
 from orderscope.errors import OrderscopeError
 from orderscope.functional import frozen_and_buffers, functional_loss, sample_loss
@@ -48,6 +48,7 @@ def check_task(task: Task) -> None:
     batch = _check_batch(task, ids)
     losses = _check_loss(task, model, batch, ids)
     _check_gradients(task, model, layout, losses, batch)
+    _check_targets(task, model, batch)
 
 
 def _check_groups(task: Task) -> None:
@@ -220,6 +221,20 @@ def _check_loss(task: Task, model: nn.Module, batch: Any, ids: list[int]) -> Ten
             "normalise each sample by itself (its own tokens, LayerNorm); call .eval() on layers with batch statistics",
         )
     return losses
+
+
+def _check_targets(task: Task, model: nn.Module, batch: Any) -> None:
+    if task.targets is None:
+        return
+    with torch.no_grad():
+        drawn = task.targets(model, batch, torch.Generator(next(model.parameters()).device).manual_seed(0))
+    (mine, spec), (theirs, wanted) = tree_flatten(drawn), tree_flatten(batch)
+    if spec != wanted or any(a.shape != b.shape or a.dtype != b.dtype for a, b in zip(mine, theirs, strict=True)):
+        raise OrderscopeError(
+            "targets() that returns a batch of another form than it was given",
+            "the same batch, its targets drawn anew with the same shape and dtype",
+            "return {**batch, 'labels': drawn}, or the like",
+        )
 
 
 def _check_gradients(task: Task, model: nn.Module, layout: ParameterLayout, losses: Tensor, batch: Any) -> None:

@@ -63,3 +63,39 @@ def test_errors():
         OrderSampler(ORDER[0])
     with pytest.raises(OrderscopeError, match="sampler of another order"):
         OrderSampler(ORDER).load_state_dict(OrderSampler(ORDER[::-1]).state_dict())
+    with pytest.raises(OrderscopeError, match="2 ranks in 4 micro-batches for steps of 6 samples"):
+        OrderSampler(ORDER, world_size=2, micro_batches=4)
+    with pytest.raises(OrderscopeError, match="micro_batches=0"):
+        OrderSampler(ORDER, micro_batches=0)
+
+
+@given(st.sampled_from([1, 2, 4]), st.integers(1, 3), st.booleans())
+def test_micro_batches_of_all_ranks_are_the_recorded_step(world_size, micro_batches, dealt):
+    order = np.random.default_rng(1).permutation(60).reshape(5, 12)
+    if dealt:  # as accelerate does: batch k of one sampler goes to rank k modulo the number of ranks
+        batches = list(OrderSampler(order, rank=None, world_size=world_size, micro_batches=micro_batches))
+        parts = [batches[rank::world_size] for rank in range(world_size)]
+    else:
+        parts = [
+            list(OrderSampler(order, rank=r, world_size=world_size, micro_batches=micro_batches))
+            for r in range(world_size)
+        ]
+    for step, row in enumerate(order):
+        ranks = [np.concatenate(part[step * micro_batches : (step + 1) * micro_batches]) for part in parts]
+        assert np.concatenate(ranks).tolist() == row.tolist()
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_any_number_of_workers_plays_the_same(workers):
+    sampler = OrderSampler(ORDER, micro_batches=2)
+    loader = DataLoader(torch.arange(30), batch_sampler=sampler, num_workers=workers)
+    assert len(loader) == 10
+    np.testing.assert_array_equal(torch.cat(list(loader)).view(5, 6), ORDER)
+
+
+def test_a_step_is_taken_with_its_last_micro_batch():
+    sampler = OrderSampler(ORDER, micro_batches=2)
+    steps = iter(sampler)
+    for taken in (0, 1, 1, 2):
+        next(steps)
+        assert sampler.state_dict()["next"] == taken

@@ -15,7 +15,7 @@ from orderscope.costs import part_runs, part_seconds
 from orderscope.errors import DamagedRun, IncompleteRun, OrderscopeError
 from orderscope.store import SCHEMA, RunStore
 
-TASK, PLAN = "record/task", "sketch/plan"
+TASK, PLAN, SPLIT = "record/task", "sketch/plan", "sketch/split"
 SEGMENT = re.compile(r"record/([^/]+)/segment-\d+")
 STAGES = {
     TASK: "the task's description",
@@ -68,7 +68,7 @@ def inventory(store: RunStore) -> dict[str, Any]:
         "task": None if task is None else {key: task.get(key) for key in TASK_FACTS},
         "weights": None if task is None else len(task.get("parameters", [])),
         "runs": runs,
-        "sketch": _sketch(attrs.get(PLAN)),
+        "sketch": _sketch(attrs.get(PLAN), attrs.get(SPLIT)),
         "parts": parts,
         "environment": None if task is None else task.get("environment"),
         "seconds": part_seconds(store),
@@ -110,7 +110,7 @@ def _parts(sizes: dict[str, int]) -> dict[str, dict[str, int]]:
     return parts
 
 
-def _sketch(plan: dict[str, Any] | None) -> dict[str, Any] | None:
+def _sketch(plan: dict[str, Any] | None, split: dict[str, Any] | None) -> dict[str, Any] | None:
     if plan is None:
         return None
     samples = sum(len(ids) for ids in plan["curvature_ids"])
@@ -119,6 +119,7 @@ def _sketch(plan: dict[str, Any] | None) -> dict[str, Any] | None:
         "anchors": len(plan["anchors"]),
         "curvature_rows": samples * plan["draws"],
         "seed": plan["seed"],
+        "loss": None if split is None else {"kind": split["kind"], "why": split["why"]},
     }
 
 
@@ -188,6 +189,8 @@ def _task_rows(facts: dict[str, Any]) -> Iterator[list[str]]:
             f"{_count(sketch['coordinates'])} coordinates, {sketch['anchors']} anchors, "
             f"{_count(sketch['curvature_rows'])} curvature rows, seed {sketch['seed']}",
         ]
+        if sketch["loss"]:
+            yield ["curvature from", f"{sketch['loss']['why']} ({sketch['loss']['kind']})"]
     if facts["environment"]:
         yield ["recorded on", ", ".join(f"{key} {value}" for key, value in facts["environment"].items())]
     yield ["time", ", ".join(f"{part} {seconds:.3g} s" for part, seconds in facts["seconds"].items())]

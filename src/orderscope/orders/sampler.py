@@ -17,46 +17,62 @@ class OrderSampler:
 
     One pass is the whole order, over all its epochs; there is nothing to set between epochs. Every rank gets a
     contiguous part of each step's ids, so that over the ranks, in rank order, the step is what was recorded, for any
-    number of ranks. Parts differ by one sample at most where the batch does not divide evenly: such steps are the
-    recorded ones only if the gradients of all ranks are weighted by the samples they saw.
+    number of ranks, workers and micro-batches. Parts differ by one sample at most where the batch does not divide
+    evenly: such steps are the recorded ones only if the gradients of all parts are weighted by the samples in them.
 
     Args:
         order: sample ids, [steps, batch].
-        rank: this process, from 0.
+        rank: this process, from 0; None yields the parts of all ranks in turn, for libraries that deal the batches of
+            one sampler out to the ranks themselves (accelerate, Trainer).
         world_size: number of processes.
+        micro_batches: gradient accumulation steps; a rank's part of each step comes in as many batches.
 
     Raises:
-        OrderscopeError: for an order that is not [steps, batch] integers, or a rank that would get no samples.
+        OrderscopeError: for an order that is not [steps, batch] integers, or a rank or micro-batch without samples.
 
     Example:
         >>> list(OrderSampler([[3, 1], [0, 2]]))
         [[3, 1], [0, 2]]
         >>> list(OrderSampler([[3, 1], [0, 2]], rank=1, world_size=2))
         [[1], [2]]
+        >>> list(OrderSampler([[3, 1], [0, 2]], micro_batches=2))
+        [[3], [1], [0], [2]]
     """
 
-    def __init__(self, order: Any, *, rank: int = 0, world_size: int = 1) -> None:
+    drop_last = False
+
+    def __init__(self, order: Any, *, rank: int | None = 0, world_size: int = 1, micro_batches: int = 1) -> None:
         self.order = check_reference(order, np.iinfo(np.int64).max)
         batch = self.order.shape[1]
-        if not 0 <= rank < world_size:
+        if rank is not None and not 0 <= rank < world_size:
             raise OrderscopeError(f"rank {rank} of {world_size}", f"a rank from 0 to {world_size - 1}", "correct rank=")
-        if world_size > batch:
+        if micro_batches < 1:
+            raise OrderscopeError(f"micro_batches={micro_batches}", "a whole number from 1", "change micro_batches=")
+        if world_size * micro_batches > batch:
+            each = f" in {micro_batches} micro-batches" if micro_batches > 1 else ""
             raise OrderscopeError(
-                f"{world_size} ranks for steps of {batch} samples", "at least one sample per rank", "use fewer ranks"
+                f"{world_size} ranks{each} for steps of {batch} samples",
+                "at least one sample per rank" + (" and micro-batch" if each else ""),
+                "use fewer ranks" + (" or micro-batches" if each else ""),
             )
-        self.rank, self.world_size = rank, world_size
-        self._mine = np.array_split(self.order, world_size, axis=1)[rank]
+        self.rank, self.world_size, self.micro_batches = rank, world_size, micro_batches
+        ranks = [np.array_split(part, micro_batches, axis=1) for part in np.array_split(self.order, world_size, axis=1)]
+        mine = range(world_size) if rank is None else [rank]
+        self._parts = [ranks[r][k] for k in range(micro_batches) for r in mine]
+        self.batch_size = max(part.shape[1] for part in self._parts)
         self._start = self._next = 0
 
     def __len__(self) -> int:
-        """Steps of the pass that is under way or comes next."""
-        return len(self.order) - self._start
+        """Batches of the pass that is under way or comes next."""
+        return (len(self.order) - self._start) * len(self._parts)
 
     def __iter__(self) -> Iterator[list[int]]:
         self._next = self._start
-        while self._next < len(self._mine):
-            self._next += 1
-            yield self._mine[self._next - 1].tolist()
+        while self._next < len(self.order):
+            step = self._next
+            for k, part in enumerate(self._parts):
+                self._next = step + (k == len(self._parts) - 1)  # a step is taken with its last micro-batch
+                yield part[step].tolist()
         self._start = self._next = 0
 
     def state_dict(self, *, taken: int | None = None) -> dict[str, Any]:

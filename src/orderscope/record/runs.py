@@ -19,12 +19,14 @@ from orderscope.fingerprint import digest
 from orderscope.hyper import hyper_parameters
 from orderscope.orders.checks import check_order
 from orderscope.record.loop import Session, start, train
+from orderscope.record.reproduction import Both, reproduction
 from orderscope.record.segments import finished_segments, read_state, segment_name, write_segment
 from orderscope.record.state import capture, require_supported, restore, seeded, undisturbed
 from orderscope.store import RunStore
 from orderscope.task import Evaluation, Task
 
 Progress = Callable[[int, int], None]
+REFERENCE = "reference"
 
 
 def record_run(
@@ -76,6 +78,7 @@ def record_run(
     with seeded(0):
         session = start(task)
         require_supported(session.optimizer)
+        check = reproduction(task, store, session) if name == REFERENCE else None
         if done:
             restore(session, read_state(store, name, done - 1), ends[done - 1])
         metrics: dict[str, float] = {}
@@ -83,7 +86,9 @@ def record_run(
             began = time.perf_counter()
             first = ends[max(index - 1, 0)]
             rows = _StepRows(name, session, ids, first, ends[index], coords, keep_gradients, progress)
-            train(task, session, ids, first, ends[index], rows)
+            train(task, session, ids, first, ends[index], rows if check is None else Both(check, rows))
+            if check is not None:
+                check.state(ends[index])
             trained = time.perf_counter()
             asked = metrics_at == "all" or index == len(ends) - 1
             evaluation = _evaluate(task, session, name, ends[index]) if asked else Evaluation({}, {})

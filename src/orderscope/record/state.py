@@ -58,8 +58,8 @@ def require_supported(optimizer: torch.optim.Optimizer) -> None:
             )
 
 
-def capture(session: Session) -> TrainingState:
-    """A copy of the session's state, on the CPU."""
+def capture(session: Session, *, rng: bool = True) -> TrainingState:
+    """A copy of the session's state, on the CPU; without `rng` random numbers are left out."""
     layout, parameters = session.layout, session.parameters
     states = [session.optimizer.state.get(p, {}) for p in parameters]
     present = torch.tensor([any(v is not None for v in s.values()) for s in states])
@@ -77,7 +77,7 @@ def capture(session: Session) -> TrainingState:
         count=torch.stack(counts),
         present=present,
         buffers={name: b.detach().cpu().clone() for name, b in session.model.named_buffers()},
-        rng=rng_state(),
+        rng=rng_state() if rng else {},
     )
 
 

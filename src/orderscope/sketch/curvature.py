@@ -28,6 +28,7 @@ from orderscope.sketch.outputs import (
     draw_output_gradient,
     loss_of_outputs,
     outputs_of,
+    wide,
 )
 
 BLOCK = 64  # samples that share a random stream: draws do not depend on how the work is split
@@ -56,18 +57,22 @@ def pseudo_gradients(
     params, rest = at.params, at.rest
 
     def rows(sample: Any, noise: Tensor) -> Any:
+        tensors: list[bool] = []  # a cache of keys and values is a leaf too, which vjp cannot return
+
         def outputs(p: Any) -> tuple[Tensor, list[Any]]:
             z, leaves = outputs_of(at, split, p, rest, sample)
-            return z, leaves
+            tensors[:] = [isinstance(leaf, Tensor) for leaf in leaves]
+            return z, [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
         z, pull, leaves = cast(Any, vjp(outputs, params, has_aux=True))
-        fixed = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        found = iter(leaves)
+        fixed = [next(found).detach() if tensor else None for tensor in tensors]
 
         def loss(y: Tensor) -> Tensor:
             return loss_of_outputs(at, split, params, rest, sample, fixed, y)
 
-        z = z.detach()
-        return vmap(lambda u: pull(draw_output_gradient(split, loss, z, u))[0])(noise)
+        narrow, z = z.dtype, wide(z.detach())
+        return vmap(lambda u: pull(draw_output_gradient(split, loss, z, u).to(narrow))[0])(noise)
 
     many = each_sample(rows, (0, 0))
     noise = uniform_noise(len(ids), draws, split.noise_shape, seed).to(next(iter(params.values())))

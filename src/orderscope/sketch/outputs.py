@@ -85,6 +85,11 @@ def outputs_of(at: Point, split: OutputSplit, params: Any, rest: Any, sample: An
     return leaves[split.leaf], leaves
 
 
+def wide(z: Tensor) -> Tensor:
+    """z in float32 at least: under autocast it is rounded too much for second derivatives."""
+    return z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
+
+
 def batch_of_one(sample: Any) -> Any:
     return tree_map(lambda leaf: leaf[None], sample)
 
@@ -124,7 +129,7 @@ def find_split(at: Point, samples: Any) -> OutputSplit:
     for index in range(rows):
         sample = tree_map(lambda leaf, i=index: leaf[i], samples)
         z, leaves = outputs_of(at, split, params, rest, sample)
-        z = z.detach()
+        z = wide(z.detach())
 
         def loss(y: Tensor, sample: Any = sample, leaves: list[Any] = leaves) -> Tensor:
             return loss_of_outputs(at, split, params, rest, sample, leaves, y)

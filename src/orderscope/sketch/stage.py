@@ -23,6 +23,7 @@ from orderscope.sketch.gradients import (
 )
 from orderscope.sketch.outputs import OutputSplit, find_split
 from orderscope.sketch.plan import REFERENCE, SketchPlan
+from orderscope.sketch.targets import target_gradients
 from orderscope.store import RunStore
 from orderscope.task import CHUNK, ONE_BATCH, Task
 
@@ -61,6 +62,8 @@ class SketchStage:
 
     def split(self) -> OutputSplit:
         """The form of the loss, found on a few samples of the reference order at the curvature anchor."""
+        if self.task.targets is not None:
+            return OutputSplit("targets", "targets drawn by the task's own targets=")
         ids = np.unique(self.task.order)
         some = ids[np.linspace(0, len(ids) - 1, min(4, len(ids))).astype(int)]
         return find_split(self._point(self.plan.curvature_anchor), self.task.batch(some))
@@ -122,10 +125,16 @@ class SketchStage:
 
     def _pseudo(self, at: Point, batch_of: Any, ids: Any, draws: int, stream: int) -> Tensor:
         split = stored_split(self.store)
+        seed = int(np.random.SeedSequence([self.plan.seed, stream]).generate_state(1)[0])
+        if split.kind == "targets" and self.task.targets is not None:
+            rows = target_gradients(
+                at, self.task.targets, batch_of, ids, self._coordinates,
+                draws=draws, seed=seed, micro_batch=self._micro_batch,
+            )  # fmt: skip
+            return finite_tensor(rows, "curvature rows")
         if split.kind == "empirical":
             chunks = sample_gradients(at, batch_of, ids, self._coordinates, micro_batch=self._micro_batch)
             return finite_tensor(torch.cat([rows.clone() for rows in chunks]).unsqueeze(1), "curvature rows")
-        seed = int(np.random.SeedSequence([self.plan.seed, stream]).generate_state(1)[0])
         rows = pseudo_gradients(
             at, split, batch_of, ids, self._coordinates, draws=draws, seed=seed, micro_batch=self._micro_batch
         )
