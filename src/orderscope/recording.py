@@ -38,7 +38,7 @@ def record(
     path: str | os.PathLike[str],
     *,
     anchors: int = 4,
-    probes: int = 6,
+    probes: int = 8,
     sample_anchors: int | None = None,
     coords: int = COORDS,
     curvature_rows: int | None = None,
@@ -60,8 +60,8 @@ def record(
         sample_anchors: at how many anchors single samples' gradients are kept, for orders that regroup samples; by
             default as many as fit in half a gigabyte, four at most.
         coords: most coordinates to carry; all P where the model is smaller.
-        curvature_rows: pseudo-gradients to draw; by default two passes over the samples where batches are of one group,
-            four where groups mix (the spectrum is broad there), 512 at least and 8,192 at most.
+        curvature_rows: pseudo-gradients to draw; by default four passes over the samples where batches are of one
+            group, eight where groups mix (the spectrum is broad there), 512 at least and 8,192 at most.
         seed: of probes, coordinates and curvature.
         sketch: whether to sketch too; `osc.sketch` does it later.
         jobs: processes that train probes and sketch, one thread each; by default one a core on CPUs. The bytes are the
@@ -176,7 +176,7 @@ def _plan(
         fit = SAMPLE_BYTES // (2 * used * carried)
         sample_anchors = min(4, fit) or int(2 * used * carried <= 8 * SAMPLE_BYTES)
     if curvature_rows is None:
-        curvature_rows = int(np.clip((2 if _pure(task) else 4) * used, 512, 8192))
+        curvature_rows = int(np.clip((4 if _pure(task) else 8) * used, 512, 8192))
     return make_plan(
         store,
         coords=coords,

@@ -9,7 +9,7 @@ from law_tasks import branching, double
 from orderscope.record.loop import start, train
 from orderscope.record.state import capture
 from orderscope.sketch import SketchStage, draw_coordinates, from_bfloat16
-from orderscope.sketch.gradients import batch_gradient, micro_batch_size, point, sample_gradients, set_parameters
+from orderscope.sketch.gradients import batch_gradient, join, micro_batch_size, point, sample_gradients, set_parameters
 from orderscope.sketch.plan import SketchPlan
 from orderscope.sketch.stage import SPLIT, stored_split
 from orderscope.store import RunStore
@@ -44,7 +44,10 @@ def one_by_one(task, at, ids):
 
 def gathered(task, at, ids, coordinates, micro_batch):
     chunks = sample_gradients(at, task.batch, ids, coordinates, micro_batch=micro_batch)
-    return torch.cat([rows.clone() for rows in chunks])
+    rows = torch.empty(len(ids), coordinates.carried, dtype=at.layout.dtype)
+    for first, parts in zip(range(0, len(ids), micro_batch), chunks, strict=True):
+        join(parts, rows[first : first + micro_batch])
+    return rows
 
 
 @pytest.mark.parametrize("name", TASKS)

@@ -14,7 +14,7 @@ from orderscope.cli.tasks import Spec, load_task, remember_task
 from orderscope.cli.text import json_option, plain, print_json, size
 
 # Those of `osc.record`, which cannot be asked here: that would import torch.
-DEFAULTS = {"anchors": 4, "probes": 6, "coords": 1 << 17}
+DEFAULTS = {"anchors": 4, "probes": 8, "coords": 1 << 17}
 jobs_option = click.option(
     "--jobs",
     type=click.IntRange(min=1),

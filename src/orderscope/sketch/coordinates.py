@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -38,6 +40,18 @@ class Coordinates:
     def take(self, flat: Tensor) -> Tensor:
         """[..., P] -> [..., m]."""
         return flat if self.indices is None else flat.index_select(-1, self.indices)
+
+    def of_tensors(self, sizes: Sequence[int]) -> list[tuple[slice, Tensor | None]]:
+        """For each tensor of a flat vector, of `sizes` entries: its place in [m], and which of its entries are carried,
+        None for all."""
+        edges = [0, *accumulate(sizes)]
+        if self.indices is None:
+            return [(slice(low, high), None) for low, high in pairwise(edges)]
+        cuts = torch.searchsorted(self.indices, torch.tensor(edges)).tolist()
+        return [
+            (slice(low, high), self.indices[low:high] - edge)
+            for (low, high), edge in zip(pairwise(cuts), edges[:-1], strict=True)
+        ]
 
     def total(self, values: Tensor) -> Tensor:
         """Horvitz-Thompson estimate of the sum over all coordinates: [..., m] -> [...]."""

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_map
 
 from orderscope.per_sample import each_sample
 from orderscope.sketch.coordinates import Coordinates
-from orderscope.sketch.gradients import Point, chunks
+from orderscope.sketch.gradients import Point, carried, chunks, join
 from orderscope.sketch.outputs import (
     OutputSplit,
     draw_output_gradient,
@@ -44,15 +44,20 @@ def pseudo_gradients(
     draws: int,
     seed: int,
     micro_batch: int,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """`draws` pseudo-gradients of each sample, [len(ids), draws, m].
 
-    The draws of one sample are stratified: their uniform numbers are one number shifted by 1/draws, so together they
-    cover the softmax more evenly than independent ones; each alone has the right distribution.
+    The draws of one sample are stratified: for each of its outputs the uniform numbers are one number shifted by
+    multiples of 1/draws, so together they cover the softmax more evenly than independent ones. Which draw gets which
+    multiple is random for each output: with one sequence for all, products of different outputs would not average out,
+    however many draws. Each draw alone has the right distribution.
+    Source: McKay, Beckman and Conover, "A comparison of three methods for selecting values of input variables", 1979.
 
     Args:
         batch_of: ids -> collated batch.
         seed: numbers depend on it and on the position of a sample in `ids`, not on `micro_batch`.
+        dtype: of the result; the parameters' if not given.
     """
     params, rest = at.params, at.rest
 
@@ -77,24 +82,23 @@ def pseudo_gradients(
     many = each_sample(rows, (0, 0))
     noise = uniform_noise(len(ids), draws, split.noise_shape, seed).to(next(iter(params.values())))
     step = max(1, micro_batch // draws)
-    whole = noise.new_empty(min(step, len(ids)), draws, at.layout.size)
-    drawn = noise.new_empty(len(ids), draws, coordinates.carried)
+    drawn = torch.empty(len(ids), draws, coordinates.carried, dtype=noise.dtype if dtype is None else dtype)
     for start, chunk in zip(range(0, len(ids), step), chunks(ids, step), strict=True):
         out = many(batch_of(chunk), noise[start : start + len(chunk)])
-        parts = [out[n].reshape(len(chunk), draws, -1) for n in at.layout.names]
-        drawn[start : start + len(chunk)] = coordinates.take(torch.cat(parts, dim=2, out=whole[: len(chunk)]))
+        join(carried(at.layout, coordinates, out), drawn[start : start + len(chunk)])
     return drawn
 
 
 def uniform_noise(samples: int, draws: int, shape: tuple[int, ...], seed: int) -> Tensor:
-    """Uniform numbers in [0, 1), [samples, draws, *shape], stratified over the draws of a sample."""
-    first = []
+    """Uniform numbers in [0, 1), [samples, draws, *shape]: for each entry of a sample's `shape` a Latin hypercube over
+    its draws."""
+    numbers = []
     for block in range(0, samples, BLOCK):
         generator = torch.Generator().manual_seed(int(np.random.SeedSequence([seed, block]).generate_state(1)[0]))
-        first.append(torch.rand((BLOCK, *shape), generator=generator, dtype=torch.float64))
-    base = torch.cat(first)[:samples] if first else torch.empty((0, *shape), dtype=torch.float64)
-    shift = torch.arange(draws, dtype=torch.float64).view(1, draws, *[1] * len(shape)) / draws
-    return (base.unsqueeze(1) + shift) % 1.0
+        base = torch.rand((BLOCK, 1, *shape), generator=generator, dtype=torch.float64)
+        strata = torch.rand((BLOCK, draws, *shape), generator=generator, dtype=torch.float64).argsort(1)
+        numbers.append((base + strata / draws) % 1.0)
+    return torch.cat(numbers)[:samples] if numbers else torch.empty((0, draws, *shape), dtype=torch.float64)
 
 
 def gauss_newton_matrix(at: Point, split: OutputSplit, batch_of: Any, ids: Any, coordinates: Coordinates) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,25 +69,42 @@ def batch_gradient(at: Point, loss: Callable[[Any, Any], Tensor], batch: Any, co
     return coordinates.take(at.layout.flatten(filled))
 
 
+Parts = list[tuple[slice, Tensor]]
+
+
 def sample_gradients(
     at: Point, batch_of: Callable[[Any], Any], ids: Any, coordinates: Coordinates, *, micro_batch: int
-) -> Iterator[Tensor]:
-    """Per-sample gradients by `vmap` of `grad`, a chunk [micro_batch, m] at a time; the last may be shorter.
+) -> Iterator[Parts]:
+    """Per-sample gradients by `vmap` of `grad`, a chunk of `micro_batch` samples at a time; the last may be shorter.
 
-    A chunk is overwritten by the next: fresh memory of this size costs more than the gradients of a small model.
+    They come tensor by tensor, as pairs of a place in [m] and the entries there, [chunk, entries]: joining them takes
+    as long as computing them, and whoever keeps them copies them anyway, see `join`.
 
     Args:
         batch_of: sample ids -> collated batch.
     """
     one = each_sample(grad(sample_loss(at.loss)), (None, None, 0))
     params, rest = at.params, at.rest
-    whole = torch.empty(0)
     for chunk in chunks(ids, micro_batch):
-        rows = one(params, rest, batch_of(chunk))
-        parts = [rows[n].reshape(len(chunk), -1) for n in at.layout.names]
-        if not len(whole):
-            whole = parts[0].new_empty(len(chunk), at.layout.size)
-        yield coordinates.take(torch.cat(parts, dim=1, out=whole[: len(chunk)]))
+        yield carried(at.layout, coordinates, one(params, rest, batch_of(chunk)))
+
+
+def carried(layout: ParameterLayout, coordinates: Coordinates, tensors: Mapping[str, Tensor]) -> Parts:
+    """The carried entries of named tensors [..., *shape], as pairs of a place in [m] and [..., entries]."""
+    parts = []
+    places = coordinates.of_tensors(layout.sizes)
+    for name, shape, (place, entries) in zip(layout.names, layout.shapes, places, strict=True):
+        tensor = tensors[name]
+        flat = tensor.reshape(*tensor.shape[: tensor.dim() - len(shape)], -1)
+        parts.append((place, flat if entries is None else flat.index_select(-1, entries.to(flat.device))))
+    return parts
+
+
+def join(parts: Parts, out: Tensor) -> Tensor:
+    """Copy parts into `out` [..., m], rounding to its type."""
+    for place, values in parts:
+        out[..., place].copy_(values)
+    return out
 
 
 def micro_batch_size(size: int, memory: int = MEMORY) -> int:

@@ -17,6 +17,7 @@ from orderscope.sketch.gradients import (
     MEMORY,
     Point,
     batch_gradient,
+    join,
     micro_batch_size,
     point,
     sample_gradients,
@@ -85,16 +86,18 @@ class SketchStage:
         ids = order.reshape(-1)
         own = self._first_use[ids] == np.repeat(np.arange(first, last), order.shape[1])
         own[np.setdiff1d(np.arange(len(ids)), np.unique(ids, return_index=True)[1])] = False
-        means, samples = [], torch.empty(int(own.sum()), self.plan.carried, dtype=torch.bfloat16)
+        batch = torch.empty(len(order), self.plan.carried, dtype=self.task.layout.dtype)
+        samples = torch.empty(int(own.sum()), self.plan.carried, dtype=torch.bfloat16)
         kept = 0
         chunks = sample_gradients(at, self.task.batch, ids, self._coordinates, micro_batch=at_once)
-        for start, rows in zip(range(0, len(ids), at_once), chunks, strict=True):
-            means.append(rows.unflatten(0, (-1, order.shape[1])).mean(1))
-            chosen = torch.from_numpy(own[start : start + len(rows)])
-            count = int(chosen.sum())
-            samples[kept : kept + count] = rows if count == len(rows) else rows[chosen]
+        for start, parts in zip(range(0, len(ids), at_once), chunks, strict=True):
+            chosen = torch.from_numpy(own[start : start + at_once])
+            every, count = bool(chosen.all()), int(chosen.sum())
+            units = slice(start // order.shape[1], (start + len(chosen)) // order.shape[1])
+            join([(place, rows.unflatten(0, (-1, order.shape[1])).mean(1)) for place, rows in parts], batch[units])
+            join([(place, rows if every else rows[chosen]) for place, rows in parts], samples[kept : kept + count])
             kept += count
-        arrays = {"batch": finite(torch.cat(means), what), "samples": bits(samples), "ids": ids[own]}
+        arrays = {"batch": finite(batch, what), "samples": bits(samples), "ids": ids[own]}
         return arrays, {"bfloat16": ["samples"]}
 
     def _curvature(self, block: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -102,7 +105,7 @@ class SketchStage:
         at = self._point(self.plan.curvature_anchor)
         rows = self._pseudo(at, self.task.batch, ids, self.plan.draws, block)
         group = int(self.task.group_codes[ids[0]])
-        return {"rows": to_bfloat16(rows.flatten(0, 1))}, {"group": group, "bfloat16": ["rows"]}
+        return {"rows": bits(rows.flatten(0, 1))}, {"group": group, "bfloat16": ["rows"]}
 
     def _metric(self, name: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Value, gradient and pseudo-gradients of a held-out set at the end of the reference run."""
@@ -120,24 +123,26 @@ class SketchStage:
             gradient += part * (len(ids) / len(rows))
         some = np.linspace(0, len(rows) - 1, self.plan.metrics[name]).round().astype(int)
         pseudo = self._pseudo(at, batch_of, some, 1, 1 << 20).flatten(0, 1)
-        arrays = {"gradient": finite(gradient, f"metric {name!r}"), "rows": to_bfloat16(pseudo)}
+        arrays = {"gradient": finite(gradient, f"metric {name!r}"), "rows": bits(pseudo)}
         return arrays, {"metric": name, "bfloat16": ["rows"]}
 
     def _pseudo(self, at: Point, batch_of: Any, ids: Any, draws: int, stream: int) -> Tensor:
-        split = stored_split(self.store)
+        """Rounded to bfloat16: relative precision 2^-9 at every scale, which Adam needs, since it divides small
+        gradients by small roots. [ids, draws, m]."""
+        split, short = stored_split(self.store), torch.bfloat16
         seed = int(np.random.SeedSequence([self.plan.seed, stream]).generate_state(1)[0])
+        micro_batch = self._micro_batch
         if split.kind == "targets" and self.task.targets is not None:
-            rows = target_gradients(
-                at, self.task.targets, batch_of, ids, self._coordinates,
-                draws=draws, seed=seed, micro_batch=self._micro_batch,
-            )  # fmt: skip
-            return finite_tensor(rows, "curvature rows")
-        if split.kind == "empirical":
-            chunks = sample_gradients(at, batch_of, ids, self._coordinates, micro_batch=self._micro_batch)
-            return finite_tensor(torch.cat([rows.clone() for rows in chunks]).unsqueeze(1), "curvature rows")
-        rows = pseudo_gradients(
-            at, split, batch_of, ids, self._coordinates, draws=draws, seed=seed, micro_batch=self._micro_batch
-        )
+            rows = target_gradients(at, self.task.targets, batch_of, ids, self._coordinates, draws=draws, seed=seed,
+                                    micro_batch=micro_batch, dtype=short)  # fmt: skip
+        elif split.kind == "empirical":
+            rows = torch.empty(len(ids), 1, self.plan.carried, dtype=short)
+            chunks = sample_gradients(at, batch_of, ids, self._coordinates, micro_batch=micro_batch)
+            for start, parts in zip(range(0, len(ids), micro_batch), chunks, strict=True):
+                join(parts, rows[start : start + micro_batch, 0])
+        else:
+            rows = pseudo_gradients(at, split, batch_of, ids, self._coordinates, draws=draws, seed=seed,
+                                    micro_batch=micro_batch, dtype=short)  # fmt: skip
         return finite_tensor(rows, "curvature rows")
 
 
@@ -155,13 +160,8 @@ def stored_split(store: RunStore) -> OutputSplit:
     return OutputSplit(attrs["kind"], attrs["why"], attrs["leaf"], spec, attrs["dim"], tuple(attrs["shape"]))
 
 
-def to_bfloat16(tensor: Tensor) -> np.ndarray:
-    """Rounded to bfloat16, as uint16 bits: numpy has no such type. Relative precision 2^-9 at every scale, which Adam
-    needs: it divides small gradients by small roots."""
-    return bits(tensor.to(torch.bfloat16))
-
-
 def bits(tensor: Tensor) -> np.ndarray:
+    """bfloat16 as uint16: numpy has no such type."""
     return tensor.contiguous().view(torch.uint16).numpy()
 
 

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_map
 
 from orderscope.sketch.coordinates import Coordinates
 from orderscope.sketch.curvature import BLOCK
-from orderscope.sketch.gradients import Point, chunks, sample_gradients
+from orderscope.sketch.gradients import Point, chunks, join, sample_gradients
 
 Targets = Callable[[Any, Any, torch.Generator], Any]
 
@@ -32,6 +32,7 @@ def target_gradients(
     draws: int,
     seed: int,
     micro_batch: int,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Gradients of each sample at `draws` drawn targets, [len(ids), draws, m].
 
@@ -39,8 +40,9 @@ def target_gradients(
         targets: `(model, batch, generator) -> batch` with drawn targets in the place of the recorded ones.
         batch_of: ids -> collated batch.
         seed: draws depend on it and on the position of a sample in `ids`, not on `micro_batch`.
+        dtype: of the result; the parameters' if not given.
     """
-    rows = torch.empty(len(ids), draws, coordinates.carried, dtype=at.layout.dtype)
+    rows = torch.empty(len(ids), draws, coordinates.carried, dtype=at.layout.dtype if dtype is None else dtype)
     for number, block in enumerate(chunks(ids, BLOCK)):
         batch = batch_of(block)
         state = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
@@ -54,7 +56,7 @@ def target_gradients(
                 at, lambda some, b=drawn: _rows(b, some), places, coordinates, micro_batch=micro_batch
             )
             for start, part in zip(range(0, len(block), micro_batch), parts, strict=True):
-                rows[first + start : first + start + len(part), draw] = part.cpu()
+                join(part, rows[first + start : first + start + micro_batch, draw][: len(block) - start])
     return rows
 
 
