@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from orderscope.engine.optimizers import Dynamics, Slice, clip
-from orderscope.engine.units import Units
+from orderscope.engine.units import Units, regrouped_gradients
 from orderscope.engine.window import Window
 from orderscope.record import load_run
 from orderscope.record.segments import read_state
@@ -102,11 +102,15 @@ def impulse_values(store: RunStore, window: Window, units: Units, final: Tensor,
     sampled = list(window.sample_anchors)
     near_sampled = [sampled[int(np.abs(at[sampled] - t).argmin())] for t in range(steps)] if sampled else nearest
 
+    regrouped = {a: regrouped_gradients(window, units.new, a) for a in set(near_sampled)} if len(units.new) else {}
+
     def scores(c: Impulses) -> np.ndarray:
         """c_t . g_u at every position and unit, [steps, units + regrouped]."""
-        table = np.zeros((steps, len(window.table) + len(units.rows)))
+        table = np.zeros((steps, len(window.table) + len(units.new)))
         for t in range(steps):
-            rows = torch.cat([window.table[:, nearest[t]], units.rows[:, near_sampled[t]]])
+            rows = window.table[:, nearest[t]]
+            if len(units.new):
+                rows = torch.cat([rows, regrouped[near_sampled[t]]])
             table[t] = (clip(dynamics, rows) @ c.gradients[t]).double().numpy()
         return table
 

@@ -43,7 +43,7 @@ def reduced(window: Window, chosen: Tensor, *, energy: float) -> Window:
         dynamics=dataclasses.replace(dynamics, start=start, slices=tuple(slices), weight=dynamics.weight * grows),
         anchors=AnchorSpace(anchors.shared[:, chosen], anchors.own[:, :, chosen], start.theta, ridge=anchors.ridge),
         table=window.table[:, :, chosen].contiguous(),
-        sample_rows=tuple(rows[:, chosen] for rows in window.sample_rows),
+        sample_rows=window.sample_rows[:, :, chosen],
         factors=tuple(
             (compress(first[:, chosen] * grows**0.5, energy), compress(second[:, chosen] * grows**0.5, energy))
             for first, second in window.factors
