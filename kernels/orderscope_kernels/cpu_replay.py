@@ -23,7 +23,8 @@ from torch import Tensor
 from orderscope_kernels.reference import Clip, Part, Products, Terms, clip_factor
 
 BLOCK = 1024  # coordinates at once: a dozen entries of a short type and the states stay in the nearest cache
-ALIGN = 16  # rows of a matrix product come in multiples of this, so that few shapes are compiled
+ALIGN = 32  # rows of a matrix product come in multiples of this: few shapes are compiled, and fewer rows take as long
+COLUMNS = 8192  # of a long product at once: the whole at once is four times slower
 FAST = {"contract", "reassoc", "nsz", "arcp"}  # sums in any order, but nan and inf as they are
 FLOAT, HALF = ir.FloatType(), ir.IntType(16)
 WORD = ir.IntType(32)
@@ -35,12 +36,12 @@ def displacement_products(
     """As `reference.displacement_products`; float32 states."""
     rows, terms = index.shape
     square, along = np.zeros(rows), np.zeros((rows, terms))
-    d = torch.zeros(rows + ALIGN, theta.shape[1], dtype=factor.dtype)
+    d = torch.empty(rows + ALIGN, theta.shape[1], dtype=factor.dtype)
     _displace(_array(theta), _array(start), _array(at), _array(table), _array(index), _array(d), square, along)
     curved = torch.zeros(rows, len(factor))
     for first, last, low, high in _spans(ranges):
         until = first + _aligned(last - first)
-        curved[first:last, low:high] = (d[first:until] @ factor[low:high].T)[: last - first]
+        curved[first:last, low:high] = _small_product(factor[low:high], d[first:until]).T[: last - first]
     return Products(torch.from_numpy(square).float(), torch.from_numpy(along).float(), curved)
 
 
@@ -96,6 +97,17 @@ def replay_step(
     step(*states, _array(at), *gathered, bent, scale, columns, rate.astype(np.float32), np.array(numbers, np.float32))
 
 
+def _small_product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b.T in float32 where both have many more columns than rows."""
+    if a.shape[1] <= COLUMNS:
+        return (a @ b.T).float()
+    out = torch.zeros(len(a), len(b))
+    for first in range(0, a.shape[1], COLUMNS):
+        on = slice(first, first + COLUMNS)
+        out += a[:, on] @ b[:, on].T
+    return out
+
+
 def _rows(options: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
     for values in zip(*options.values(), strict=True):
         yield dict(zip(options, map(float, values), strict=True))
@@ -104,10 +116,13 @@ def _rows(options: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
 def _bent(terms: Terms) -> Tensor:
     """coefficients @ factor in the factor's type, [rows, coords]."""
     rows = len(terms.index)
-    out = torch.zeros(rows + ALIGN, terms.factor.shape[1], dtype=terms.factor.dtype)
+    out = torch.empty(rows + ALIGN, terms.factor.shape[1], dtype=terms.factor.dtype)
     coefficients = torch.zeros(rows + ALIGN, terms.factor.shape[0], dtype=terms.factor.dtype)
     coefficients[:rows] = terms.coefficients
     for first, last, low, high in _spans(terms.ranges):
+        if low == high:
+            out[first:last] = 0
+            continue
         until = first + _aligned(last - first)  # the rows beyond are written over by the next range
         torch.mm(coefficients[first:until, low:high], terms.factor[low:high], out=out[first:until])
     return out[:rows]
@@ -118,14 +133,12 @@ def _aligned(rows: int) -> int:
 
 
 def _spans(ranges: Tensor) -> Iterator[tuple[int, int, int, int]]:
-    """Neighbouring rows with the same range of the factor: (first, last, low, high); empty ranges are left out."""
+    """Neighbouring rows with the same range of the factor: (first, last, low, high)."""
     values = ranges.tolist()
     first = 0
     for row in range(1, len(values) + 1):
         if row == len(values) or values[row] != values[first]:
-            low, high = values[first]
-            if high > low:
-                yield first, row, low, high
+            yield first, row, *values[first]
             first = row
 
 
@@ -206,10 +219,15 @@ def _add(g, weight, entry):
 
 
 @compiled
+def _copy(g, bent):
+    for k in range(len(g)):
+        g[k] = _wide(bent[k])
+
+
+@compiled
 def _sum(g, table, index, weights, bent, first, last):
     """g of one row on some coordinates."""
-    for k in range(len(g)):
-        g[k] = _wide(bent[first + k])
+    _copy(g, bent[first:last])
     for j in range(len(index)):
         if weights[j] != 0:
             _add(g, weights[j], table[index[j], first:last])

@@ -302,7 +302,8 @@ class Simulator:
         some = torch.linspace(0, len(own) - 1, min(KNOWN_STATES, len(own))).round().long()
         states = torch.cat([own[some], self.window.anchors.shared])
         expansions = {name: reduced_expansion(e, states, chosen) for name, e in self._expansions.items()}
-        return reduced(self.window, chosen, energy=SEARCH_ENERGY), expansions
+        dtype = torch.bfloat16 if self.window.dynamics.start.theta.dtype == torch.float32 else None
+        return reduced(self.window, chosen, energy=SEARCH_ENERGY, dtype=dtype), expansions
 
     def _carried(
         self, orders: np.ndarray, names: tuple[str, ...], rates: np.ndarray | None

@@ -106,13 +106,17 @@ class AnchorSpace:
         along = entry_products(self.spread, entries, d)
         weights, distance, _ = self.solve((d * d).sum(1), along, unit, allowed)
         remainder = d - gather_entries(self.spread, entries, weights.to(d.dtype))
-        remainder[self.snap(theta, unit, distance, weights)] = 0
+        remainder[self.snap(theta, torch.arange(len(unit)), unit, distance, weights)] = 0
         return weights, remainder, remainder.norm(dim=1).double() / self.scale**0.5
 
-    def snap(self, theta: Tensor, unit: Tensor, distance: Tensor, weights: Tensor) -> Tensor:
+    def snap(self, theta: Tensor, at: Tensor, unit: Tensor, distance: Tensor, weights: Tensor) -> Tensor:
         """Rows that are one of their anchors take it alone: their weights are written over. Bool [rows].
 
         They are it to the bit; where distances from the start are kept in a short type, as far as that can tell.
+
+        Args:
+            theta: [states, coords]; `at` says which of them the rows are, int64 [rows].
+            unit, distance, weights: of each row; the last two as `solve` returns them.
         """
         candidates = distance <= NEAR * (self.scale + self.norms[unit])
         on = torch.zeros(len(unit), dtype=torch.bool, device=unit.device)
@@ -122,7 +126,7 @@ class AnchorSpace:
             # A unit's own anchors come first, the reference run's before others': their gradients have training's bits.
             for k in sorted(candidates[row].nonzero()[:, 0].tolist(), key=lambda k: (k < shared, k)):
                 state = self.shared[k] if k < shared else self.own[unit[row], k - shared]
-                if short or torch.equal(theta[row], state):
+                if short or torch.equal(theta[at[row]], state):
                     weights[row] = 0
                     weights[row, k] = 1
                     on[row] = True

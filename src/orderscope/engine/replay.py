@@ -82,13 +82,13 @@ def replay(
         for at in (sequence[unit[sequence] < recorded], sequence[unit[sequence] >= recorded]):
             if len(at):
                 shares = factor_shares(window.tables, units.fractions[unit[at]], member[at])
-                gradient, known, far = _predict(
+                gradient, on, known, far = _predict(
                     window, units, kernels, states.theta, at, unit[at], usable[at], ranges[at], shares
                 )
                 outside[at] += far
                 active = None if units.has_grad is None else units.has_grad[unit[at]]
                 own = None if rate is None else rate[at].unsqueeze(1)
-                _step(window, kernels, states, at, gradient, known, t, own, active)
+                _step(window, kernels, states, at, gradient, on, known, t, own, active)
         if t + 1 in snapshots:
             kept[t + 1] = states.theta.clone().view(members, orders, -1)
     return Replayed(states.theta.view(members, orders, -1), outside[:orders] / window.steps, kept)
@@ -116,7 +116,7 @@ def _predict(
     usable: Tensor,
     ranges: Tensor,
     shares: Tensor,
-) -> tuple[Terms, Tensor, Tensor]:
+) -> tuple[Terms, Tensor, Tensor, Tensor]:
     """Gradients of some states, all of them at recorded batches or all at regrouped ones.
 
     Args:
@@ -124,8 +124,8 @@ def _predict(
             [rows, 2] and shares [rows, rank] of the curvature's factor.
 
     Returns:
-        the gradients, not yet formed; their norms where they are known, else not a number; how far the states lie
-        outside what the anchors span.
+        the gradients, not yet formed; which states are an anchor; norms of the gradients where they are known, else not
+        a number; how far the states lie outside what the anchors span.
     """
     tables, anchors = window.tables, window.anchors
     recorded = len(window.table)
@@ -134,10 +134,12 @@ def _predict(
     entries = anchors.entries(place)
     found = kernels.displacement_products(theta, anchors.start, at, anchors.spread, entries, tables.factor, ranges)
     weights, distance, left = anchors.solve(found.square, found.along, place, usable)
-    on = anchors.snap(theta[at], place, distance, weights)
+    on = anchors.snap(theta, at, place, distance, weights)
     near = weights.to(theta.dtype)
     bent = shares * (found.curved - gather_entries(tables.crossed, entries, near))
-    bent[on] = 0
+    if bool(on.any()):  # no remainder, so no curvature
+        bent[on] = 0
+        ranges = ranges.masked_fill(on[:, None], 0)
     known = torch.full((len(at),), torch.nan, dtype=theta.dtype)
     if new:
         batch = torch.from_numpy(units.new[unit.numpy() - recorded])
@@ -154,7 +156,7 @@ def _predict(
         index = unit[:, None] * anchors.count + torch.arange(anchors.count)
         scaled = near if tables.scale is None else near * tables.scale[index]
         terms = Terms(tables.gradients, index, scaled, tables.factor, bent, ranges)
-    return terms, known, left.sqrt().masked_fill(on, 0)
+    return terms, on, known, left.sqrt().masked_fill(on, 0)
 
 
 def _step(
@@ -163,6 +165,7 @@ def _step(
     states: States,
     at: Tensor,
     terms: Terms,
+    on: Tensor,
     known: Tensor,
     position: int,
     lr: Tensor | None,
@@ -171,11 +174,10 @@ def _step(
     """Take the step; states on an anchor by torch's own arithmetic, so that recorded runs replay to the bit."""
     dynamics = window.dynamics
     clip = Clip(dynamics.max_grad_norm, dynamics.weight, known) if dynamics.max_grad_norm else None
-    exact = (terms.weights == 1).any(1)
-    if kernels is reference or not bool(exact.any()):
+    if kernels is reference or terms.table.dtype != states.theta.dtype or not bool(on.any()):
         choices = [(kernels, None)]
     else:
-        choices = [(reference, exact.nonzero()[:, 0]), (kernels, (~exact).nonzero()[:, 0])]
+        choices = [(reference, on.nonzero()[:, 0]), (kernels, (~on).nonzero()[:, 0])]
     for chosen, rows in choices:
         if rows is not None and not len(rows):
             continue
