@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from orderscope.engine import Batches, Units, Window, units_of
+from orderscope.engine.impulse import adam_back, sgd_back
 from orderscope.engine.metrics import Expansion
 from orderscope.engine.optimizers import Dynamics, Slice, States, clip, start_states, step
 from orderscope.engine.reduce import reduced, some_coordinates
@@ -285,25 +286,12 @@ def _step_back(
     count = part.count + (t if at.taken is None else float(at.taken[part.parameter])) + 1
     if dynamics.optimizer == "SGD":
         fresh = not part.present and (t == 0 if at.taken is None else float(at.taken[part.parameter]) == 0)
-        push = -h["lr"] * weights
-        if h["momentum"]:
-            first += h["momentum"] * push if h["nesterov"] else push
-            gradient = first * (1.0 if fresh else 1 - h["dampening"]) + (push if h["nesterov"] else 0.0)
-            first *= 0.0 if fresh else h["momentum"]
-        else:
-            gradient = push
-        weights += h["weight_decay"] * gradient
+        gradient, rows[:, on], moment[:, on] = sgd_back(h, weights, first, first=fresh)
     else:
         assert at.second is not None
         second = torch.maximum(at.second[on], (1 - h["beta2"]) * typical[on])
-        scale = h["lr"] / (1 - h["beta1"] ** count) / ((second / (1 - h["beta2"] ** count)).sqrt() + h["eps"])
-        first -= scale * weights
-        gradient = (1 - h["beta1"]) * first
-        first *= h["beta1"]
-        if h["decoupled"]:
-            weights *= 1 - h["lr"] * h["weight_decay"]
-        else:
-            weights += h["weight_decay"] * gradient
+        preconditioner = 1 / ((second / (1 - h["beta2"] ** count)).sqrt() + h["eps"])
+        gradient, rows[:, on], moment[:, on] = adam_back(h, weights, first, preconditioner, count)
     out[:, on] = -gradient if h.get("maximize") else gradient
 
 
