@@ -38,7 +38,7 @@ def anchor_products(
     entry = tl.load(index + row.to(tl.int64) * terms + j, mask=j < terms, other=0).to(tl.int64) * coords
     total = tl.zeros([TERMS], tl.float32)
     length = tl.zeros([COORDS], tl.float32)
-    for first in range(0, span, COORDS):
+    for first in range(0, tl.minimum(span, coords - part * span), COORDS):
         on = part * span + first + tl.arange(0, COORDS)
         inside = on < coords
         d = tl.load(theta + state + on, mask=inside, other=0.0) - tl.load(start + on, mask=inside, other=0.0)
@@ -66,7 +66,7 @@ def curvature_products(
     if tl.max(used.to(tl.int32)) > 0:
         state = tl.load(at + i, mask=i < rows, other=0).to(tl.int64) * coords
         line = r.to(tl.int64) * coords
-        for first in range(0, span, COORDS):
+        for first in range(0, tl.minimum(span, coords - part * span), COORDS):
             on = part * span + first + tl.arange(0, COORDS)
             inside = on < coords
             d = tl.load(theta + state[:, None] + on[None, :], mask=(i < rows)[:, None] & inside[None, :], other=0.0)
