@@ -7,9 +7,13 @@ the factor's own type, is written beside the states.
 numba compiles for the machine it runs on, without a compiler, and keeps what it compiled beside this file.
 """
 
+# numba hands an intrinsic its context itself.
+# pyright: reportCallIssue=false
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numba
@@ -83,7 +87,6 @@ def replay_step(
              h["nesterov"], h["weight_decay"], -1.0 if h["maximize"] else 1.0)
             for h in _rows(options)
         ]  # fmt: skip
-        step, rate = _sgd, rates
     else:
         states += [_array(moments[key]) for key in ("exp_avg", "exp_avg_sq")]
         states += [_array(moments.get("max_exp_avg_sq", torch.empty(0, 0)))]
@@ -93,8 +96,8 @@ def replay_step(
              -1.0 if h["maximize"] else 1.0, 1 - h["beta1"] ** h["count"])
             for h in _rows(options)
         ]  # fmt: skip
-        step, rate = _adam, rates
-    step(*states, _array(at), *gathered, bent, scale, columns, rate.astype(np.float32), np.array(numbers, np.float32))
+    step = _sgd if optimizer == "SGD" else _adam
+    step(*states, _array(at), *gathered, bent, scale, columns, rates.astype(np.float32), np.array(numbers, np.float32))
 
 
 def _small_product(a: Tensor, b: Tensor) -> Tensor:
@@ -119,12 +122,16 @@ def _bent(terms: Terms) -> Tensor:
     out = torch.empty(rows + ALIGN, terms.factor.shape[1], dtype=terms.factor.dtype)
     coefficients = torch.zeros(rows + ALIGN, terms.factor.shape[0], dtype=terms.factor.dtype)
     coefficients[:rows] = terms.coefficients
+    begun = np.zeros(rows + ALIGN, dtype=bool)
     for first, last, low, high in _spans(terms.ranges):
-        if low == high:
-            out[first:last] = 0
-            continue
-        until = first + _aligned(last - first)  # the rows beyond are written over by the next range
-        torch.mm(coefficients[first:until, low:high], terms.factor[low:high], out=out[first:until])
+        until = first + _aligned(last - first)  # the rows beyond have coefficients of zero there
+        product = coefficients[first:until, low:high], terms.factor[low:high]
+        if begun[first:until].any():
+            out[first:until].addmm_(*product)
+        else:
+            torch.mm(*product, out=out[first:until])
+        begun[first:last] = True
+    out[:rows][~torch.from_numpy(begun[:rows])] = 0
     return out[:rows]
 
 
@@ -133,13 +140,14 @@ def _aligned(rows: int) -> int:
 
 
 def _spans(ranges: Tensor) -> Iterator[tuple[int, int, int, int]]:
-    """Neighbouring rows with the same range of the factor: (first, last, low, high)."""
-    values = ranges.tolist()
-    first = 0
-    for row in range(1, len(values) + 1):
-        if row == len(values) or values[row] != values[first]:
-            yield first, row, *values[first]
-            first = row
+    """Neighbouring rows that use a stretch of the factor: (first row, last, low, high), for every stretch between two
+    ends of ranges. So what several members of a group use is read once for all of them."""
+    bounds = ranges.numpy()
+    for low, high in pairwise(np.unique(bounds).tolist()):
+        used = (bounds[:, 0] <= low) & (bounds[:, 1] >= high)
+        edges = np.flatnonzero(np.diff(used, prepend=False, append=False))
+        for first, last in edges.reshape(-1, 2).tolist():
+            yield first, last, low, high
 
 
 def _gathered(terms: Terms) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

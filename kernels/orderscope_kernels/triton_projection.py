@@ -4,7 +4,9 @@ A program makes its part of the projection in registers, from (seed, column, wor
 columns are split over programs and added up in a fixed order, so that the same seed gives the same bits.
 """
 
-# Triton reads annotations of its kernels: they have to be objects here, not strings.
+# Triton reads annotations of its kernels: they have to be objects here, not strings. What it makes of arguments, and of
+# numbers and tensors in a kernel, type checkers do not know.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportIndexIssue=false, reportOperatorIssue=false
 
 import math
 

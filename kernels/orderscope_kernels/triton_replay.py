@@ -7,7 +7,9 @@ squares    with clipping the norm is needed before the step, so the gradient is 
            tables twice is cheaper than writing and reading rows x coordinates.
 """
 
-# Triton reads annotations of its kernels: they have to be objects here, not strings.
+# Triton reads annotations of its kernels: they have to be objects here, not strings. What it makes of arguments, and of
+# numbers and tensors in a kernel, type checkers do not know.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportIndexIssue=false, reportOperatorIssue=false
 
 from collections.abc import Sequence
 
