@@ -2,9 +2,9 @@
 
     python benchmarks/pareto.py [--windows text_24 text_96] [--orders 32]
 
-Each row changes one thing of what `Simulator.score` uses. Accuracy is against true retraining, of the uncalibrated value
-of the metric; speed is CPU time, orders scored in the CPU time of one training measured right before. Writes its section
-of docs/benchmarks.md.
+Each row changes one thing of what `Simulator.score` uses. Accuracy is of the uncalibrated metric, against true
+retraining; speed is orders scored in the CPU time of one training measured right before. Writes its section of
+docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -97,9 +97,9 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     lines = [
-        f"`python benchmarks/pareto.py`: what a search's replay may leave out. {options.orders} unseen orders against true",
-        "retraining, one setting changed at a time; rank is the mean over groups of both halves together; the last column",
-        f"is orders scored in the CPU time of one training, {options.block} at once.",
+        f"`python benchmarks/pareto.py`: what a search's replay may leave out. {options.orders} unseen orders against",
+        "true retraining, one setting changed at a time; rank is the mean over groups, both halves together; the last",
+        f"column is orders scored in the CPU time of one training, {options.block} at once.",
         "",
         "| window | coordinates | energy | rank | tables | Spearman | Pearson | orders a training |",
         "|---|---|---|---|---|---|---|---|",
