@@ -185,7 +185,13 @@ def _narrow(typingctx: Any, x: Any, like: Any) -> Any:
     return like(types.float32, like), generate
 
 
-compiled = numba.njit(fastmath=FAST, error_model="numpy", cache=True, nogil=True)
+def compiled(function: Any) -> Any:
+    """Compile when first called; what was compiled is kept where there is a place for it."""
+    options = dict(fastmath=FAST, error_model="numpy", nogil=True)
+    try:
+        return numba.njit(function, cache=True, **options)
+    except RuntimeError:  # neither this folder nor the user's can be written to
+        return numba.njit(function, **options)
 
 
 @compiled
