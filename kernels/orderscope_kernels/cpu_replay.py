@@ -187,7 +187,7 @@ def _narrow(typingctx: Any, x: Any, like: Any) -> Any:
 
 def compiled(function: Any) -> Any:
     """Compile when first called; what was compiled is kept where there is a place for it."""
-    options = dict(fastmath=FAST, error_model="numpy", nogil=True)
+    options: dict[str, Any] = dict(fastmath=FAST, error_model="numpy", nogil=True)
     try:
         return numba.njit(function, cache=True, **options)
     except RuntimeError:  # neither this folder nor the user's can be written to
