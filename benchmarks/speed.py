@@ -189,10 +189,12 @@ def main() -> None:
         "|---|---|---|",
     ]
     for number, name in enumerate(options.windows):
-        lines += window(name, number == len(options.windows) - 1)
-        print(*lines[-3:], sep="\n", flush=True)
-    lines += growth() + gpu()
-    print(*lines[-5:], sep="\n", flush=True)
+        rows = window(name, number == len(options.windows) - 1)
+        print(*rows, sep="\n", flush=True)
+        lines += rows
+    rows = growth() + gpu()
+    print(*rows, sep="\n", flush=True)
+    lines += rows
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     lines += ["", f"Peak memory of the benchmark: {peak:.0f} MiB."]
     write_section(options.out, "Queries", lines)
