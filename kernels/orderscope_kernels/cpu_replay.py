@@ -13,7 +13,7 @@ numba compiles for the machine it runs on, without a compiler, and keeps what it
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import Any
 
 import numba
@@ -131,7 +131,8 @@ def _bent(terms: Terms) -> Tensor:
         else:
             torch.mm(*product, out=out[first:until])
         begun[first:last] = True
-    out[:rows][~torch.from_numpy(begun[:rows])] = 0
+    for row in np.flatnonzero(~begun[:rows]).tolist():
+        out[row] = 0
     return out[:rows]
 
 
@@ -142,12 +143,16 @@ def _aligned(rows: int) -> int:
 def _spans(ranges: Tensor) -> Iterator[tuple[int, int, int, int]]:
     """Neighbouring rows that use a stretch of the factor: (first row, last, low, high), for every stretch between two
     ends of ranges. So what several members of a group use is read once for all of them."""
-    bounds = ranges.numpy()
-    for low, high in pairwise(np.unique(bounds).tolist()):
-        used = (bounds[:, 0] <= low) & (bounds[:, 1] >= high)
-        edges = np.flatnonzero(np.diff(used, prepend=False, append=False))
-        for first, last in edges.reshape(-1, 2).tolist():
-            yield first, last, low, high
+    runs, row = [], 0
+    for (low, high), same in groupby(ranges.tolist()):
+        count = sum(1 for _ in same)
+        runs.append((row, row + count, low, high))
+        row += count
+    for low, high in pairwise(sorted({edge for run in runs for edge in run[2:]})):
+        for used, same in groupby(runs, key=lambda run, low=low, high=high: run[2] <= low and high <= run[3]):
+            if used:
+                together = list(same)
+                yield together[0][0], together[-1][1], low, high
 
 
 def _gathered(terms: Terms) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
