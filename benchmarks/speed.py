@@ -1,9 +1,9 @@
-"""What queries, searches and sketches cost, as ratios to training the same window in the same process.
+"""What queries and searches cost, as ratios to training the same window in the same process.
 
     make bench                             # or: python benchmarks/speed.py [--windows text_24 text_96]
 
-Every figure is a median with the least and the most of some repeats, taken in turn with the baseline it is divided by.
-Writes docs/benchmarks.md.
+Every ratio is a median with the least and the most of some repeats, each taken right after the baseline it is divided
+by, in CPU time on one core. Writes its sections of docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,81 +24,180 @@ import torch
 from fidelity import load
 
 import orderscope as osc
+from orderscope_kernels.reference import Part, Terms
+from orderscope_kernels.replay import named, replay_kernels
 
-REPEATS = 5
+REPEATS = 3
 ORDERS = 64
+MANY = 2000
+ADAM = dict(count=3.0, lr=1e-3, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.01, decoupled=True, maximize=False)
+ROWS, COORDS, UNITS, ANCHORS, RANK = 128, 8192, 96, 8, 128
 
 
-def seconds(work: Callable[[], object]) -> float:
-    began = time.perf_counter()
+def cpu_seconds(work: Callable[[], object]) -> float:
+    began = time.process_time()
     work()
-    return time.perf_counter() - began
+    return time.process_time() - began
 
 
 def ratios(baseline: Callable[[], object], work: Callable[[], object], repeats: int = REPEATS) -> list[float]:
-    """Time of `work` over time of `baseline`, one after the other."""
+    """CPU time of `baseline` over that of `work`, one after the other."""
     baseline()
-    return [seconds(work) / seconds(baseline) for _ in range(repeats)]
+    work()
+    return [cpu_seconds(baseline) / cpu_seconds(work) for _ in range(repeats)]
 
 
-def told(values: list[float], digits: int = 2) -> str:
+def told(values: Sequence[float], digits: int = 1) -> str:
     return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
-def window(name: str) -> list[str]:
+def write_section(path: Path, title: str, lines: Sequence[str]) -> None:
+    """Replace the section of that title, or add it at the end."""
+    text = path.read_text(encoding="utf-8") if path.exists() else "# Speed\n"
+    before, _, after = text.partition(f"\n## {title}\n")
+    rest = after.partition("\n## ")
+    tail = f"\n## {rest[2]}" if rest[1] else ""
+    body = "\n".join(lines)
+    path.write_text(f"{before.rstrip()}\n\n## {title}\n\n{body}\n{tail}", encoding="utf-8")
+
+
+def shuffles(task: osc.Task, count: int) -> np.ndarray:
+    rng = np.random.default_rng(1234)
+    return np.stack([np.asarray(task.order)[rng.permutation(task.steps)] for _ in range(count)])
+
+
+def window(name: str, many: bool) -> list[str]:
+    """A row: what is asked of one window."""
     task = osc.Task(**load(f"windows.py:{name}"))
-    rng = np.random.default_rng(0)
-    orders = np.stack([np.asarray(task.order)[rng.permutation(task.steps)] for _ in range(ORDERS)])
+    orders = shuffles(task, ORDERS)
+    metric = next(iter(task.metrics))
 
     def train() -> None:
         osc.retrain(task, task.order)
 
     with tempfile.TemporaryDirectory() as folder:
-        count = iter(range(100))
-        recorded = ratios(train, lambda: osc.record(task, f"{folder}/{next(count)}"), 3)
-        sim = osc.Simulator(f"{folder}/0", task)
-        metric = next(iter(task.metrics))
+        osc.record(task, f"{folder}/run")
+        sim = osc.Simulator(f"{folder}/run", task)
         sim.predict(orders[:1], metrics=[metric])
-        sim.score(orders[:1], metric)
-        predicted = ratios(train, lambda: sim.predict(orders, metrics=[metric]), 3)
-        scored = ratios(train, lambda: sim.score(orders, metric), 3)
-        plan = sim.plan.cost()
-        size = sum(f.stat().st_size for f in Path(f"{folder}/0").iterdir()) / 1e6
-    speed_up = [ORDERS / r for r in predicted]
-    search = [ORDERS / r for r in scored]
+        predicted = [ORDERS * r for r in ratios(train, lambda: sim.predict(orders, metrics=[metric]), 2)]
+        scored = [ORDERS * r for r in ratios(train, lambda: sim.score(orders, metric))]
+        lines = [
+            f"| {name}: `predict`, {ORDERS} orders, all {task.layout.size} weights | {told(predicted)} trainings | |",
+            f"| {name}: `score`, {ORDERS} orders | {told(scored)} trainings | >= 50 at T=96 |",
+        ]
+        if many:
+            asked = shuffles(task, MANY)
+            spent = cpu_seconds(lambda: sim.score(asked, metric))
+            lines.append(f"| {name}: `score`, {MANY} orders, one core | {spent:.0f} s of CPU | < 60 s on two |")
+    return lines
+
+
+def made(
+    rows: int, coords: int, anchors: int, device: str, table: torch.dtype = torch.bfloat16
+) -> Callable[[str], None]:
+    """One step of a replay with made-up numbers, to be taken by the kernels of a name."""
+    g = torch.Generator().manual_seed(0)
+    unit = torch.randint(0, UNITS, (rows,), generator=g).sort().values
+    terms = Terms(
+        torch.randn(UNITS * anchors, coords, generator=g).bfloat16().to(device),
+        (unit[:, None] * anchors + torch.arange(anchors)).to(device),
+        torch.randn(rows, anchors, generator=g).to(device),
+        torch.randn(RANK, coords, generator=g).bfloat16().to(device),
+        torch.randn(rows, RANK, generator=g).to(device),
+        torch.tensor([[0, RANK]]).repeat(rows, 1).int().to(device),
+    )
+    theta, at = torch.randn(rows, coords, generator=g).to(device), torch.arange(rows, device=device)
+    moments = {"exp_avg": torch.zeros_like(theta), "exp_avg_sq": torch.ones_like(theta)}
+    start, parts = torch.zeros(coords, device=device), [Part(0, coords, ADAM)]
+
+    def step(name: str) -> None:
+        kernels = named(name)
+        kernels.displacement_products(theta, start, at, terms.table, terms.index, terms.factor, terms.ranges)
+        kernels.replay_step("AdamW", theta, moments, at, terms, parts)
+
+    return step
+
+
+def growth() -> list[str]:
+    """How the time of a step grows in each of three sizes, against the smallest."""
+    name = replay_kernels(torch.zeros(1)).__name__.rpartition(".")[2]
+    kernels = "numba" if name == "cpu_replay" else "reference"
+    lines = []
+    for label, sizes in {
+        "orders": [(n, COORDS, ANCHORS) for n in (128, 256, 512)],
+        "coordinates carried": [(ROWS, m, ANCHORS) for m in (8192, 16384, 32768)],
+        "anchors": [(ROWS, COORDS, a) for a in (8, 16, 32)],
+    }.items():
+        steps = [made(*size, "cpu") for size in sizes]
+        for step in steps:
+            step(kernels)
+        times = [[cpu_seconds(lambda s=s: [s(kernels) for _ in range(5)]) for s in steps] for _ in range(5)]
+        middle = [statistics.median(column) for column in zip(*times, strict=True)]
+        grown = " : ".join(f"{t / middle[0]:.2f}" for t in middle)
+        lines.append(f"| a step with 1 : 2 : 4 times the {label}, {kernels} | {grown} | at most 1 : 2 : 4 |")
+    return lines
+
+
+def gpu() -> list[str]:
+    """Triton against plain torch on a GPU, and the share of its memory bandwidth that the step moves."""
+    if not torch.cuda.is_available():
+        return ["| kernel against plain torch on a GPU | not measured: no GPU | >= 5; >= 80 % of bandwidth |"]
+    step = made(512, 65536, ANCHORS, "cuda")
+
+    def seconds(name: str, repeats: int = 20) -> float:
+        step(name)
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        for _ in range(repeats):
+            step(name)
+        end.record()
+        torch.cuda.synchronize()
+        return begin.elapsed_time(end) / 1000 / repeats
+
+    pairs = [(seconds("reference"), seconds("triton")) for _ in range(REPEATS)]
+    # Weights are read twice and written once, two moments read and written; a short entry a row in each pass, at worst.
+    moved = 512 * 65536 * (4 * 7 + 2 * 2 * ANCHORS)
+    copied = torch.empty(1 << 28, dtype=torch.float32, device="cuda")
+    other = torch.empty_like(copied)
+    torch.cuda.synchronize()
+    began = time.perf_counter()
+    for _ in range(10):
+        other.copy_(copied)
+    torch.cuda.synchronize()
+    bandwidth = 10 * 2 * copied.nbytes / (time.perf_counter() - began)
+    share = [moved / triton / bandwidth * 100 for _, triton in pairs]
     return [
-        f"| {name} | {task.layout.size} | {task.steps} | {told(recorded, 1)} | {sum(plan.values()) + 7:.1f} "
-        f"| {told(speed_up, 1)} | {told(search, 1)} | {size:.0f} |"
+        f"| kernel against plain torch, {torch.cuda.get_device_name()} | {told([a / b for a, b in pairs])} | >= 5 |",
+        f"| its share of the bandwidth of a copy, per cent, if no entry is shared | {told(share, 0)} | >= 80 |",
     ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--windows", nargs="*", default=["digits", "text_24", "text_mixed", "text_96"])
+    parser.add_argument("--windows", nargs="*", default=["digits", "text_24", "text_96"])
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "docs" / "benchmarks.md")
     options = parser.parse_args()
+    torch.set_num_threads(1)
     lines = [
-        "# Speed", "",
         f"Measured {datetime.date.today()} by `make bench`: torch {torch.__version__}, Python"
-        f" {platform.python_version()}, {os.cpu_count()} cores of a shared machine, CPU, one thread a process.",
-        "Medians, in brackets the least and the most of three repeats, each divided by a training of the same window",
-        "measured right after it. No GPU was at hand: nothing here has run on one.", "",
-        "| window | weights | steps | record and sketch, in runs (wall) | in runs (gradients)"
-        " | orders predicted in the time of one training | orders scored for a search in that time | MB on disk |",
-        "|---|---|---|---|---|---|---|---|",
-    ]  # fmt: skip
-    for name in options.windows:
-        lines += window(name)
-        print(lines[-1], flush=True)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    lines += [
+        f" {platform.python_version()}, {os.cpu_count()} cores of a shared machine, CPU time of one thread, kernels of",
+        f"`{replay_kernels(torch.zeros(1)).__name__}`. Medians of some repeats, in brackets the least and the most. "
+        "Queries are counted in orders",
+        "answered in the time of one training of the same window, measured right before.",
         "",
-        f"`predict` and `score` are given {ORDERS} orders at once. Peak memory of the whole benchmark: {peak:.0f} MiB.",
-        "",
-        "What recording adds to a training step is measured by `python benchmarks/recording.py`, resumption after",
-        "`SIGKILL` by `python benchmarks/kills.py`.",
+        "| what | measured | goal |",
+        "|---|---|---|",
     ]
-    options.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    for number, name in enumerate(options.windows):
+        rows = window(name, number == len(options.windows) - 1)
+        print(*rows, sep="\n", flush=True)
+        lines += rows
+    rows = growth() + gpu()
+    print(*rows, sep="\n", flush=True)
+    lines += rows
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    lines += ["", f"Peak memory of the benchmark: {peak:.0f} MiB."]
+    write_section(options.out, "Queries", lines)
 
 
 if __name__ == "__main__":

@@ -1,74 +1,207 @@
 """The arithmetic of a replay in plain torch: what every kernel must reproduce.
 
-Shapes: `orders` rows, `coords` carried coordinates, `anchors` states at which gradients are tabled, `units` batches.
+Shapes: `rows` of states that take a step together, `coords` carried coordinates, `entries` of a table (its rows: one
+gradient or one state each), `terms` entries that a row uses, `rank` rows of the curvature's factor.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
-def gather_rows(table: Tensor, weights: Tensor, units: Tensor) -> Tensor:
-    """Gradients interpolated between anchors: out[o] = sum_a weights[o, a] table[units[o], a].
+class Terms(NamedTuple):
+    """A predicted gradient that is not formed yet,
+
+        g[i] = sum_j weights[i, j] table[index[i, j]]  +  coefficients[i] @ factor.
 
     Args:
-        table: [units, anchors, coords].
-        weights: [orders, anchors].
-        units: int64 [orders], the unit of each order at this step.
-
-    Returns:
-        [orders, coords]. Each unit's rows are read once for all orders that are at it.
+        table: [entries, coords]: float32, float64, bfloat16, or int8 whose scale is part of the weights.
+        index: int64 [rows, terms].
+        weights: [rows, terms].
+        factor: [rank, coords].
+        coefficients: [rows, rank], zero outside a row's range.
+        ranges: int32 [rows, 2], the rows of the factor that a row uses, from and to.
     """
-    out = torch.empty(len(units), table.shape[-1], dtype=table.dtype, device=table.device)
-    for unit, index in by_unit(units):
-        w = weights[index]
-        chosen = (w != 0).any(0)
-        if int(chosen.sum()) == 1 and bool((w[:, chosen] == 1).all()):
-            out[index] = table[unit, int(chosen.nonzero())]  # on an anchor: its own bits
-        else:
-            out[index] = w.to(table.dtype) @ table[unit]
-    return out
+
+    table: Tensor
+    index: Tensor
+    weights: Tensor
+    factor: Tensor
+    coefficients: Tensor
+    ranges: Tensor
 
 
-def unit_products(table: Tensor, units: Tensor, rows: Tensor) -> Tensor:
-    """Inner products of each row with its unit's vectors: out[o, a] = table[units[o], a] . rows[o].
+class Part(NamedTuple):
+    """Coordinates that step alike.
 
     Args:
-        table: [units, anchors, coords].
-        units: int64 [orders].
-        rows: [orders, coords].
-
-    Returns:
-        [orders, anchors].
+        first, last: their range in [0, coords).
+        options: keywords of `adam_update` or `sgd_update`; `lr` may be [rows, 1].
+        among: which of the rows take the step, int64, or None for all.
     """
-    out = torch.empty(len(units), table.shape[1], dtype=rows.dtype, device=rows.device)
-    for unit, index in by_unit(units):
-        out[index] = rows[index] @ table[unit].T
-    return out
+
+    first: int
+    last: int
+    options: dict[str, Any]
+    among: Tensor | None = None
 
 
-def by_unit(units: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Each unit that occurs, and the rows that are at it."""
-    order = torch.argsort(units, stable=True)
-    values, counts = torch.unique_consecutive(units[order], return_counts=True)
-    yield from zip(values.tolist(), order.split(counts.tolist()), strict=True)
-
-
-def curvature_product(factor: Tensor, displacement: Tensor, scale: Tensor | float = 1.0) -> Tensor:
-    """Gauss-Newton product C d = A^T (s * A d), the projected Hessian-vector product.
+class Clip(NamedTuple):
+    """Clipping as torch.nn.utils.clip_grad_norm_.
 
     Args:
+        max_norm: the bound.
+        weight: P / m, what a carried coordinate stands for in the norm.
+        known: [rows], norms that are known; not a number where they are to be estimated from the coordinates.
+    """
+
+    max_norm: float
+    weight: float
+    known: Tensor
+
+
+class Products(NamedTuple):
+    """Of displacements d = theta - start: d . d [rows], table[index] . d [rows, terms], A d [rows, rank]."""
+
+    square: Tensor
+    along: Tensor
+    curved: Tensor
+
+
+def displacement_products(
+    theta: Tensor, start: Tensor, at: Tensor, table: Tensor, index: Tensor, factor: Tensor, ranges: Tensor
+) -> Products:
+    """All the inner products that a step needs of the states, in one pass over them.
+
+    Args:
+        theta: [states, coords].
+        start: [coords].
+        at: int64 [rows], which states.
+        table: known displacements, [entries, coords].
+        index: int64 [rows, terms], the entries to multiply each row with.
         factor: A, [rank, coords].
-        displacement: d, [orders, coords].
-        scale: scalar, or [orders, 1].
-
-    Returns:
-        [orders, coords].
+        ranges: int32 [rows, 2], rows of the factor to multiply with; the other products are zero.
     """
-    return (scale * (displacement @ factor.T)) @ factor
+    d = theta[at] - start
+    curved = d.new_zeros(len(at), len(factor))
+    for rows, (low, high) in by_range(ranges):
+        curved[rows, low:high] = (d[rows].to(factor.dtype) @ factor[low:high].T).to(d.dtype)
+    return Products((d * d).sum(1), entry_products(table, index, d), curved)
+
+
+def predicted_gradient(terms: Terms) -> Tensor:
+    """g as in `Terms`, [rows, coords]."""
+    gradient = gather_entries(terms.table, terms.index, terms.weights)
+    for rows, (low, high) in by_range(terms.ranges):
+        if high > low:
+            coefficients = terms.coefficients[rows, low:high].to(terms.factor.dtype)
+            gradient[rows] += (coefficients @ terms.factor[low:high]).to(gradient.dtype)
+    return gradient
+
+
+def replay_step(
+    optimizer: str,
+    theta: Tensor,
+    moments: dict[str, Tensor],
+    at: Tensor,
+    terms: Terms,
+    parts: Sequence[Part],
+    clip: Clip | None = None,
+) -> None:
+    """Predict the gradient of some states and take the optimizer's step in place.
+
+    Args:
+        optimizer: "Adam", "AdamW" or "SGD".
+        theta: [states, coords].
+        moments: exp_avg, exp_avg_sq and perhaps max_exp_avg_sq; or momentum_buffer, or none. [states, coords] each.
+        at: int64 [rows], the states that step.
+        terms: their gradients.
+        parts: what steps alike.
+        clip: clipping, or None.
+    """
+    gradient = predicted_gradient(terms)
+    if clip is not None:
+        norm = torch.where(clip.known.isnan(), gradient.norm(dim=1) * clip.weight**0.5, clip.known.to(gradient.dtype))
+        gradient = gradient * clip_factor(norm, clip.max_norm).unsqueeze(1)
+    optimizer_step(optimizer, theta, moments, at, gradient, parts)
+
+
+def optimizer_step(
+    optimizer: str, theta: Tensor, moments: dict[str, Tensor], at: Tensor, gradient: Tensor, parts: Sequence[Part]
+) -> None:
+    """`replay_step` with the gradient given, [rows, coords]."""
+    # A view where every state steps, in its place: nothing is copied.
+    whole = len(at) == len(theta) and bool((at == torch.arange(len(at), device=at.device)).all())
+    for part in parts:
+        among = slice(None) if part.among is None else part.among
+        rows, on = at[among], slice(part.first, part.last)
+        options = dict(part.options)
+        if isinstance(options["lr"], Tensor):
+            options["lr"] = options["lr"][among]
+        view = whole and part.among is None
+        take = slice(None) if view else rows
+        own = {key: values[take, on] for key, values in moments.items()}
+        weights, grad = theta[take, on], gradient[among, on]
+        if optimizer == "SGD":
+            sgd_update(weights, grad, own.get("momentum_buffer"), **options)
+        else:
+            adam_update(weights, grad, own["exp_avg"], own["exp_avg_sq"], own.get("max_exp_avg_sq"), **options)
+        if not view:
+            theta[take, on] = weights
+            for key, values in own.items():
+                moments[key][take, on] = values
+
+
+def clip_factor(norm: Tensor, max_norm: float) -> Tensor:
+    """What torch.nn.utils.clip_grad_norm_ multiplies gradients of this norm by."""
+    return (max_norm / (norm + 1e-6)).clamp_max(1.0)
+
+
+def gather_entries(table: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+    """Weighted sums of entries, out[i] = sum_j weights[i, j] table[index[i, j]].
+
+    An entry with weight one beside zeros comes back with its own bits.
+
+    Args:
+        table: [entries, coords].
+        index: int64 [rows, terms].
+        weights: [rows, terms]; sums are of this dtype where the table's is shorter.
+    """
+    if table.dtype == weights.dtype:
+        return F.embedding_bag(index, table, mode="sum", per_sample_weights=weights)
+    out = weights.new_zeros(len(index), table.shape[1])
+    for j in range(index.shape[1]):
+        out.addcmul_(table[index[:, j]].to(out.dtype), weights[:, j, None])
+    return out
+
+
+def entry_products(table: Tensor, index: Tensor, rows: Tensor) -> Tensor:
+    """Inner products of rows with entries, out[i, j] = table[index[i, j]] . rows[i]; [rows, terms]."""
+    out = torch.empty(index.shape, dtype=rows.dtype, device=rows.device)
+    distinct, which = torch.unique(index, dim=0, return_inverse=True)
+    for entries, (of, _) in zip(distinct, by_value(which), strict=True):
+        out[of] = rows[of] @ table[entries].to(rows.dtype).T
+    return out
+
+
+def by_value(values: Tensor) -> Iterator[tuple[Tensor, int]]:
+    """Rows of each value that occurs, with the value, ascending; values int64 [rows]."""
+    order = torch.argsort(values, stable=True)
+    distinct, counts = torch.unique_consecutive(values[order], return_counts=True)
+    yield from zip(order.split(counts.tolist()), distinct.tolist(), strict=True)
+
+
+def by_range(ranges: Tensor) -> Iterator[tuple[Tensor, tuple[int, int]]]:
+    """Rows of each range of the factor, and the range."""
+    distinct, which = torch.unique(ranges, dim=0, return_inverse=True)
+    for rows, value in by_value(which):
+        low, high = distinct[value].tolist()
+        yield rows, (low, high)
 
 
 def adam_update(

@@ -5,7 +5,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orderscope_kernels.reference import adam_update, curvature_product, gather_rows, sgd_update, unit_products
+from kernel_cases import made_terms
+from orderscope_kernels.reference import (
+    adam_update,
+    displacement_products,
+    entry_products,
+    gather_entries,
+    predicted_gradient,
+    sgd_update,
+)
 from tasks_tiny import generator
 
 ADAM = {
@@ -114,39 +122,47 @@ shapes = st.tuples(st.integers(1, 5), st.integers(1, 4), st.sampled_from([1, 7, 
 
 
 @given(shapes, st.integers(0, 10**6))
-def test_gathering_is_a_weighted_sum_of_a_units_rows(shape, seed):
+def test_gathering_is_a_weighted_sum_of_entries(shape, seed):
     units, anchors, coords, rows = shape
     g = generator(seed)
-    table = torch.randn(units, anchors, coords, generator=g, dtype=torch.float64)
+    table = torch.randn(units * anchors, coords, generator=g, dtype=torch.float64)
     weights = torch.randn(rows, anchors, generator=g, dtype=torch.float64)
-    at = torch.randint(0, units, (rows,), generator=g)
-    unused = [u for u in range(units) if u not in at]
+    index = torch.randint(0, units, (rows, 1), generator=g) * anchors + torch.arange(anchors)
     poisoned = table.clone()
-    poisoned[unused] = torch.nan
-    expected = torch.einsum("oa,oac->oc", weights, table[at])
-    torch.testing.assert_close(gather_rows(poisoned, weights, at), expected)
+    poisoned[[e for e in range(len(table)) if e not in index]] = torch.nan
+    expected = torch.einsum("oa,oac->oc", weights, table[index])
+    torch.testing.assert_close(gather_entries(poisoned, index, weights), expected)
+    short = gather_entries(poisoned.bfloat16(), index, weights)
+    torch.testing.assert_close(short, torch.einsum("oa,oac->oc", weights, table.bfloat16()[index].double()))
     vectors = torch.randn(rows, coords, generator=g, dtype=torch.float64)
-    torch.testing.assert_close(unit_products(poisoned, at, vectors), torch.einsum("oac,oc->oa", table[at], vectors))
+    torch.testing.assert_close(
+        entry_products(poisoned, index, vectors), torch.einsum("oac,oc->oa", table[index], vectors)
+    )
 
 
 @given(shapes, st.integers(0, 10**6))
-def test_on_an_anchor_the_rows_own_bits_come_back(shape, seed):
+def test_on_an_anchor_the_entrys_own_bits_come_back(shape, seed):
     units, anchors, coords, rows = shape
     g = generator(seed)
-    table = torch.randn(units, anchors, coords, generator=g)
-    at = torch.randint(0, units, (rows,), generator=g)
+    table = torch.randn(units * anchors, coords, generator=g)
+    index = torch.randint(0, units, (rows, 1), generator=g) * anchors + torch.arange(anchors)
     anchor = torch.randint(0, anchors, (rows,), generator=g)
-    weights = torch.nn.functional.one_hot(anchor, anchors).double()
-    assert torch.equal(gather_rows(table, weights, at), table[at, anchor])
+    weights = torch.nn.functional.one_hot(anchor, anchors).float()
+    assert torch.equal(gather_entries(table, index, weights), table[index[torch.arange(rows), anchor]])
 
 
-@given(shapes, st.integers(0, 10**6))
-def test_the_curvature_product_is_that_of_a_positive_symmetric_matrix(shape, seed):
-    rank, _, coords, rows = shape
-    g = generator(seed)
-    factor = torch.randn(rank, coords, generator=g, dtype=torch.float64)
-    d = torch.randn(rows, coords, generator=g, dtype=torch.float64)
-    scale = torch.rand(rows, 1, generator=g, dtype=torch.float64)
-    product = curvature_product(factor, d, scale)
-    torch.testing.assert_close(product, scale * (d @ (factor.T @ factor)))
-    assert bool(((product * d).sum(1) >= -1e-12).all())
+@pytest.mark.parametrize("rank", [1, 70])
+def test_products_and_gradient_use_a_rows_own_range_of_the_factor(rank):
+    terms = made_terms(9, 40, rank=rank)
+    column = torch.arange(rank)
+    used = (column >= terms.ranges[:, :1]) & (column < terms.ranges[:, 1:])
+    states = torch.randn(11, 40, generator=generator(4))
+    at, start = torch.arange(9) + 1, torch.ones(40)
+    found = displacement_products(states, start, at, torch.ones(15, 40), terms.index, terms.factor, terms.ranges)
+    d = states[1:10] - 1
+    torch.testing.assert_close(found.curved, (d @ terms.factor.T) * used, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found.along, d.sum(1, keepdim=True).expand(9, 3), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found.square, d.pow(2).sum(1))
+    gathered = gather_entries(terms.table, terms.index, terms.weights)
+    expected = gathered + terms.coefficients @ terms.factor
+    torch.testing.assert_close(predicted_gradient(terms), expected, rtol=1e-5, atol=1e-5)

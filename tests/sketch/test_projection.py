@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from orderscope.errors import OrderscopeError
 from orderscope.sketch import projection as module
 from orderscope.sketch.projection import KINDS, WIDTH, Projection
+from orderscope_kernels.projection import SPARSE
 from tasks_tiny import generator
 
 kinds = pytest.mark.parametrize("kind", KINDS)
@@ -90,7 +91,7 @@ def test_columns_have_length_one_on_both_sides_of_a_block(kind):
 
 def test_sparse_columns_have_few_entries():
     p = Projection(100, 64, "sparse")
-    assert ((p.project(torch.eye(100)) != 0).sum(1) == module.SPARSE).all()
+    assert ((p.project(torch.eye(100)) != 0).sum(1) == SPARSE).all()
 
 
 def test_what_makes_no_sense_is_refused():

@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from orderscope_kernels.reference import gather_rows, unit_products
+from orderscope_kernels.reference import entry_products, gather_entries
 
 RIDGE = 0.1
 JITTER = 1e-6
 FAR = 1e6
+NEAR = 1e-5
 
 
 class AnchorSpace:
@@ -29,16 +30,26 @@ class AnchorSpace:
         own: [units, R, coords].
         start: state the window starts in, [coords]; distances are taken from there to keep numbers small.
         ridge: strength of the penalty.
+        dtype: of the kept distances from the start; a short one stands for anchors that lie where it rounds them to.
     """
 
-    def __init__(self, shared: Tensor, own: Tensor, start: Tensor, *, ridge: float = RIDGE) -> None:
-        self.start, self.ridge = start, ridge
-        self.shared, self.own = shared, own
-        self.spread, self.own_spread = shared - start, own - start
-        within = (self.spread.double() @ self.spread.double().T).expand(len(own), -1, -1)
-        across = torch.einsum("km,urm->ukr", self.spread, self.own_spread).double()
-        among = torch.einsum("urm,uqm->urq", self.own_spread, self.own_spread).double()
-        self.gram = torch.cat([torch.cat([within, across], 2), torch.cat([across.transpose(1, 2), among], 2)], 1)
+    def __init__(
+        self, shared: Tensor, own: Tensor, start: Tensor, *, ridge: float = RIDGE, dtype: torch.dtype | None = None
+    ) -> None:
+        self.start, self.ridge, self.shared, self.own = start, ridge, shared, own
+        units, count, coords = own.shape
+        self.spread = torch.empty(len(shared) + units * count, coords, dtype=dtype or start.dtype)
+        torch.sub(shared, start, out=self.spread[: len(shared)])
+        torch.sub(own, start, out=self.spread[len(shared) :].view(own.shape))
+        common = self.spread[: len(shared)].to(start.dtype)
+        within, across, among = common.double() @ common.double().T, [], []
+        for unit in self.spread[len(shared) :].view(own.shape):
+            each = unit.to(start.dtype)
+            across.append(common @ each.T)
+            among.append(each @ each.T)
+        side, corner = torch.stack(across).double(), torch.stack(among).double()
+        top = torch.cat([within.expand(units, -1, -1), side], 2)
+        self.gram = torch.cat([top, torch.cat([side.transpose(1, 2), corner], 2)], 1)
         self.norms = self.gram.diagonal(dim1=1, dim2=2)
         self.scale = float(self.norms[:, : len(shared)].mean().clamp_min(1e-30))
 
@@ -46,6 +57,37 @@ class AnchorSpace:
     def count(self) -> int:
         """K + R."""
         return self.gram.shape[1]
+
+    def entries(self, unit: Tensor) -> Tensor:
+        """Rows of `spread` that are a unit's anchors, int64 [rows, K + R]; unit int64 [rows]."""
+        shared, own = len(self.shared), self.own.shape[1]
+        common = torch.arange(shared, device=unit.device).expand(len(unit), -1)
+        return torch.cat([common, shared + unit[:, None] * own + torch.arange(own, device=unit.device)], 1)
+
+    def solve(self, square: Tensor, along: Tensor, unit: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Weights from inner products.
+
+        Args:
+            square: squared distance of each state from the start, [rows].
+            along: inner products with its unit's anchors, [rows, K + R].
+            unit: unit of each row, int64 [rows].
+            allowed: bool [rows, K + R], which anchors may weigh in.
+
+        Returns:
+            weights [rows, K + R]; squared distances from the anchors, infinite where not allowed, [rows, K + R];
+            squared length of what the weights leave, in units of `scale`, [rows]. All float64.
+        """
+        length, along = square.double(), along.double()
+        distance = (length[:, None] - 2 * along + self.norms[unit]).clamp_min(0)
+        penalty = self.ridge * distance**2 / self.scale + JITTER * self.scale + (~allowed) * (FAR * self.scale)
+        gram = self.gram[unit]
+        solved = torch.linalg.solve(gram + torch.diag_embed(penalty), torch.stack([along, torch.ones_like(along)], -1))
+        fitted, ones = solved[..., 0], solved[..., 1]
+        weights = fitted + ones * ((1 - fitted.sum(1)) / ones.sum(1))[:, None]
+        weights = weights * allowed
+        weights = weights / weights.sum(1, keepdim=True)
+        left = length - 2 * (weights * along).sum(1) + torch.einsum("rj,rjk,rk->r", weights, gram, weights)
+        return weights, distance.masked_fill(~allowed, torch.inf), left.clamp_min(0) / self.scale
 
     def weights(self, theta: Tensor, unit: Tensor, allowed: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Weights, what they leave, and how much that is.
@@ -59,37 +101,34 @@ class AnchorSpace:
             weights [rows, K + R] float64; remainder theta - sum_k w_k theta_k, [rows, coords], exactly zero on an
             anchor; its length in units of the root mean squared distance of the shared anchors from the start, [rows].
         """
-        d = theta - self.start
-        along = torch.cat([d @ self.spread.T, unit_products(self.own_spread, unit, d)], dim=1).double()
-        length = (d * d).sum(1).double()
-        distance = (length[:, None] - 2 * along + self.norms[unit]).clamp_min(0)
-        penalty = self.ridge * distance**2 / self.scale + JITTER * self.scale
-        if allowed is not None:
-            penalty = penalty + (~allowed) * (FAR * self.scale)
-        matrix = self.gram[unit] + torch.diag_embed(penalty)
-        solved = torch.linalg.solve(matrix, torch.stack([along, torch.ones_like(along)], -1))
-        fitted, ones = solved[..., 0], solved[..., 1]
-        weights = fitted + ones * ((1 - fitted.sum(1)) / ones.sum(1))[:, None]
-        if allowed is not None:
-            weights = weights * allowed
-            weights = weights / weights.sum(1, keepdim=True)
-            distance = distance.masked_fill(~allowed, torch.inf)
-        shared = len(self.shared)
-        near = weights.to(d.dtype)
-        remainder = d - near[:, :shared] @ self.spread - gather_rows(self.own_spread, near[:, shared:], unit)
-        self._snap(theta, unit, distance, weights, remainder)
-        outside = remainder.norm(dim=1).double() / self.scale**0.5
-        return weights, remainder, outside
+        d, entries = theta - self.start, self.entries(unit)
+        allowed = torch.ones(entries.shape, dtype=torch.bool) if allowed is None else allowed
+        along = entry_products(self.spread, entries, d)
+        weights, distance, _ = self.solve((d * d).sum(1), along, unit, allowed)
+        remainder = d - gather_entries(self.spread, entries, weights.to(d.dtype))
+        remainder[self.snap(theta, torch.arange(len(unit)), unit, distance, weights)] = 0
+        return weights, remainder, remainder.norm(dim=1).double() / self.scale**0.5
 
-    def _snap(self, theta: Tensor, unit: Tensor, distance: Tensor, weights: Tensor, remainder: Tensor) -> None:
-        """A row that is one of its anchors, to the bit, takes that anchor alone."""
-        candidates = distance <= 1e-5 * self.scale
+    def snap(self, theta: Tensor, at: Tensor, unit: Tensor, distance: Tensor, weights: Tensor) -> Tensor:
+        """Rows that are one of their anchors take it alone: their weights are written over. Bool [rows].
+
+        They are it to the bit; where distances from the start are kept in a short type, as far as that can tell.
+
+        Args:
+            theta: [states, coords]; `at` says which of them the rows are, int64 [rows].
+            unit, distance, weights: of each row; the last two as `solve` returns them.
+        """
+        candidates = distance <= NEAR * (self.scale + self.norms[unit])
+        on = torch.zeros(len(unit), dtype=torch.bool, device=unit.device)
+        short = self.spread.dtype != self.start.dtype
         shared = len(self.shared)
         for row in candidates.any(1).nonzero()[:, 0].tolist():
             # A unit's own anchors come first, the reference run's before others': their gradients have training's bits.
             for k in sorted(candidates[row].nonzero()[:, 0].tolist(), key=lambda k: (k < shared, k)):
-                if torch.equal(theta[row], self.shared[k] if k < shared else self.own[unit[row], k - shared]):
+                state = self.shared[k] if k < shared else self.own[unit[row], k - shared]
+                if short or torch.equal(theta[at[row]], state):
                     weights[row] = 0
                     weights[row, k] = 1
-                    remainder[row] = 0
+                    on[row] = True
                     break
+        return on

@@ -13,6 +13,7 @@ gradient of a batch is taken to be the same whatever was trained on before.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 
 from orderscope.engine.optimizers import Dynamics, Slice, clip
-from orderscope.engine.units import Units
+from orderscope.engine.units import Units, regrouped_gradients
 from orderscope.engine.window import Window
 from orderscope.record import load_run
 from orderscope.record.segments import read_state
@@ -60,9 +61,9 @@ def impulses(dynamics: Dynamics, preconditioner: Tensor, final: Tensor, lr: np.n
             h["lr"] = _rate(dynamics, s, part, lr)
             sign = -1.0 if h.get("maximize") else 1.0
             if dynamics.optimizer == "SGD":
-                gradient, weights, moment = _sgd_back(h, weights, moment, first=s == 0 and not part.present)
+                gradient, weights, moment = sgd_back(h, weights, moment, first=s == 0 and not part.present)
             else:
-                gradient, weights, moment = _adam_back(h, weights, moment, preconditioner[s, on], part.count + s + 1)
+                gradient, weights, moment = adam_back(h, weights, moment, preconditioner[s, on], part.count + s + 1)
             gradients[s, on] = sign * gradient
         offset += float((weights * dynamics.start.theta[on]).sum())
         offset += 0.0 if momentum is None else float((moment * momentum[on]).sum())
@@ -102,11 +103,15 @@ def impulse_values(store: RunStore, window: Window, units: Units, final: Tensor,
     sampled = list(window.sample_anchors)
     near_sampled = [sampled[int(np.abs(at[sampled] - t).argmin())] for t in range(steps)] if sampled else nearest
 
+    regrouped = {a: regrouped_gradients(window, units.new, a) for a in set(near_sampled)} if len(units.new) else {}
+
     def scores(c: Impulses) -> np.ndarray:
         """c_t . g_u at every position and unit, [steps, units + regrouped]."""
-        table = np.zeros((steps, len(window.table) + len(units.rows)))
+        table = np.zeros((steps, len(window.table) + len(units.new)))
         for t in range(steps):
-            rows = torch.cat([window.table[:, nearest[t]], units.rows[:, near_sampled[t]]])
+            rows = window.table[:, nearest[t]]
+            if len(units.new):
+                rows = torch.cat([rows, regrouped[near_sampled[t]]])
             table[t] = (clip(dynamics, rows) @ c.gradients[t]).double().numpy()
         return table
 
@@ -124,17 +129,28 @@ def impulse_values(store: RunStore, window: Window, units: Units, final: Tensor,
     return values
 
 
-def _adam_back(
-    h: dict[str, float], weights: Tensor, moment: Tensor, preconditioner: Tensor, count: float
+def adam_back(
+    h: Mapping[str, float], weights: Tensor, moment: Tensor, preconditioner: Tensor, count: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Adjoint of one step: (of the gradient, of the weights before, of the first moment before)."""
+    """Adjoint of one step of Adam or AdamW whose preconditioner D is frozen.
+
+    Args:
+        h: hyper-parameters of the step.
+        weights, moment: adjoints of the weights and the first moment after the step, [..., coords].
+        preconditioner: D, [coords].
+        count: number of the step, from 1.
+
+    Returns:
+        adjoints of the gradient, of the weights before and of the first moment before.
+    """
     moment = moment - h["lr"] / (1 - h["beta1"] ** count) * preconditioner * weights
     gradient = (1 - h["beta1"]) * moment
     weights = weights * (1 - h["lr"] * h["weight_decay"]) if h["decoupled"] else weights + h["weight_decay"] * gradient
     return gradient, weights, h["beta1"] * moment
 
 
-def _sgd_back(h: dict[str, float], weights: Tensor, moment: Tensor, *, first: bool) -> tuple[Tensor, Tensor, Tensor]:
+def sgd_back(h: Mapping[str, float], weights: Tensor, moment: Tensor, *, first: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Adjoint of one step of SGD; as `adam_back`. `first`: the step makes the momentum buffer."""
     step = -h["lr"] * weights
     if not h["momentum"]:
         gradient, before = step, torch.zeros_like(moment)

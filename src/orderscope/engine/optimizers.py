@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from orderscope_kernels.reference import adam_update, sgd_update
+from orderscope_kernels.reference import Part, clip_factor, optimizer_step
 
 MOMENTS = {
     "Adam": ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"),
@@ -111,117 +111,65 @@ def clip(dynamics: Dynamics, gradient: Tensor, norm: Tensor | None = None) -> Te
     if not dynamics.max_grad_norm:
         return gradient
     size = gradient.norm(dim=1) * dynamics.weight**0.5 if norm is None else norm
-    return gradient * (dynamics.max_grad_norm / (size + 1e-6)).clamp_max(1.0).unsqueeze(1)
+    return gradient * clip_factor(size, dynamics.max_grad_norm).unsqueeze(1)
 
 
 def step(
     dynamics: Dynamics, states: States, gradient: Tensor, position: int, lr: Tensor | None, active: Tensor | None
 ) -> None:
-    """Take the step at `position` in place.
+    """Take the step at `position` with a given gradient, in place.
 
     Args:
         gradient: mean gradient, already clipped, [rows, m].
+        lr, active: as `step_parts`.
+    """
+    every = torch.arange(len(gradient))
+    parts = step_parts(dynamics, states, every, position, lr, active)
+    optimizer_step(dynamics.optimizer, states.theta, states.moments, every, gradient, parts)
+
+
+def step_parts(
+    dynamics: Dynamics, states: States, at: Tensor, position: int, lr: Tensor | None, active: Tensor | None
+) -> list[Part]:
+    """What steps alike at `position`; the steps that parameters have taken are counted on.
+
+    Args:
+        at: which states take the step, int64 [rows].
         lr: learning rates instead of the recorded ones, [rows, 1], for the first parameter group; the others keep
             their ratio to it.
         active: parameters with a gradient, bool [rows, n_params], where some have none.
     """
-    update = _UPDATES[dynamics.optimizer]
+    parts = []
     for part in dynamics.slices:
-        recorded = float(dynamics.hyper["lr"][position, part.group])
-        rate: float | Tensor = recorded
+        h = {name: float(values[position, part.group]) for name, values in dynamics.hyper.items()}
+        rate: float | Tensor = h["lr"]
         if lr is not None:
             first = float(dynamics.hyper["lr"][position, 0])
-            rate = lr * (recorded / first) if first else lr
+            rate = lr * (h["lr"] / first) if first else lr
         if active is None or states.taken is None:
-            update(dynamics, states, part, gradient, position, rate, slice(None), None)
+            parts.append(_part(dynamics, part, h, rate, position, None))
             continue
         moving = active[:, part.parameter]
-        done = states.taken[:, part.parameter].clone()
-        for count in done[moving].unique().tolist():  # a plain number each, for the bits of torch's bias correction
-            rows = (moving & (done == count)).nonzero()[:, 0]
-            own = rate[rows] if isinstance(rate, Tensor) else rate
-            update(dynamics, states, part, gradient, position, own, rows, count)
-            states.taken[rows, part.parameter] += 1
+        done = states.taken[at, part.parameter]
+        for taken in done[moving].unique().tolist():  # a plain number each, for the bits of torch's bias correction
+            rows = (moving & (done == taken)).nonzero()[:, 0]
+            parts.append(_part(dynamics, part, h, rate, taken, rows))
+        states.taken[at[moving], part.parameter] += 1
+    return parts
 
 
-def _adam(
-    dynamics: Dynamics,
-    states: States,
-    part: Slice,
-    gradient: Tensor,
-    position: int,
-    lr: float | Tensor,
-    rows: slice | Tensor,
-    taken: float | None,
-) -> None:
-    h = {name: float(values[position, part.group]) for name, values in dynamics.hyper.items()}
-    parts = [states.theta, gradient, states.moments["exp_avg"], states.moments["exp_avg_sq"]]
-    parts += [states.moments["max_exp_avg_sq"]] if h.get("amsgrad") else []
-    own = [_part(t, part, rows) for t in parts]
-    theta, grad, exp_avg, exp_avg_sq, *largest = own
-    adam_update(
-        theta,
-        grad,
-        exp_avg,
-        exp_avg_sq,
-        largest[0] if largest else None,
-        count=part.count + (position + 1 if taken is None else taken + 1),
-        lr=lr,
-        beta1=h["beta1"],
-        beta2=h["beta2"],
-        eps=h["eps"],
-        weight_decay=h["weight_decay"],
-        decoupled=bool(h["decoupled"]),
-        maximize=bool(h.get("maximize", 0)),
-    )
-    _put_back(parts, own, part, rows)
-
-
-def _sgd(
-    dynamics: Dynamics,
-    states: States,
-    part: Slice,
-    gradient: Tensor,
-    position: int,
-    lr: float | Tensor,
-    rows: slice | Tensor,
-    taken: float | None,
-) -> None:
-    h = {name: float(values[position, part.group]) for name, values in dynamics.hyper.items()}
-    parts = [states.theta, gradient]
-    parts += [states.moments["momentum_buffer"]] if "momentum_buffer" in states.moments else []
-    own = [_part(t, part, rows) for t in parts]
-    theta, grad, *buffer = own
-    first = (position if taken is None else taken) == 0 and not part.present
-    sgd_update(
-        theta,
-        grad,
-        buffer[0] if buffer else None,
-        first=first,
-        lr=lr,
-        momentum=h["momentum"],
-        dampening=h["dampening"],
-        nesterov=bool(h["nesterov"]),
-        weight_decay=h["weight_decay"],
-        maximize=bool(h.get("maximize", 0)),
-    )
-    _put_back(parts, own, part, rows)
-
-
-def _part(tensor: Tensor, part: Slice, rows: slice | Tensor) -> Tensor:
-    """A view where all rows take the step, a copy of some rows otherwise."""
-    return tensor[rows, part.coords]
-
-
-def _put_back(parts: list[Tensor], own: list[Tensor], part: Slice, rows: slice | Tensor) -> None:
-    if isinstance(rows, slice):
-        return
-    for index, (whole, copy) in enumerate(zip(parts, own, strict=True)):
-        if index != 1:  # the gradient is only read
-            whole[rows, part.coords] = copy
-
-
-_UPDATES: dict[str, Callable[..., None]] = {"Adam": _adam, "AdamW": _adam, "SGD": _sgd}
+def _part(
+    dynamics: Dynamics, part: Slice, h: dict[str, float], lr: float | Tensor, taken: float, among: Tensor | None
+) -> Part:
+    """A slice's options; `taken` steps inside the window came before."""
+    options: dict[str, Any] = {"lr": lr, "weight_decay": h["weight_decay"], "maximize": bool(h.get("maximize", 0))}
+    if dynamics.optimizer == "SGD":
+        options |= {"momentum": h["momentum"], "dampening": h["dampening"], "nesterov": bool(h["nesterov"])}
+        options |= {"first": taken == 0 and not part.present}
+    else:
+        options |= {"beta1": h["beta1"], "beta2": h["beta2"], "eps": h["eps"], "decoupled": bool(h["decoupled"])}
+        options |= {"count": part.count + taken + 1}
+    return Part(part.coords.start, part.coords.stop, options, among)
 
 
 def slices(

@@ -24,10 +24,14 @@ def some_coordinates(window: Window, count: int, seed: int) -> Tensor:
     return torch.randperm(window.coords, generator=torch.Generator().manual_seed(seed))[:count].sort().values
 
 
-def reduced(window: Window, chosen: Tensor, *, energy: float) -> Window:
+def reduced(window: Window, chosen: Tensor, *, energy: float, dtype: torch.dtype | None = None) -> Window:
     """The same window on the chosen coordinates, [m'] indices into [0, m), its curvature compressed to `energy`.
 
     Sums over coordinates stay unbiased: the weight of each grows by m / m'.
+
+    Args:
+        dtype: of gradients and anchors: bfloat16, or int8 for gradients on anchors in bfloat16; as they are if not
+            given.
     """
     grows = window.coords / len(chosen)
     dynamics, places = window.dynamics, chosen.numpy()
@@ -38,18 +42,34 @@ def reduced(window: Window, chosen: Tensor, *, energy: float) -> Window:
             slices.append(dataclasses.replace(part, coords=slice(int(low), int(high))))
     start = Start(dynamics.start.theta[chosen], {k: v[chosen] for k, v in dynamics.start.moments.items()})
     anchors = window.anchors
+    table, scale = quantised(window.table[:, :, chosen], dtype or window.table.dtype)
     return dataclasses.replace(
         window,
         dynamics=dataclasses.replace(dynamics, start=start, slices=tuple(slices), weight=dynamics.weight * grows),
-        anchors=AnchorSpace(anchors.shared[:, chosen], anchors.own[:, :, chosen], start.theta, ridge=anchors.ridge),
-        table=window.table[:, :, chosen].contiguous(),
-        sample_rows=tuple(rows[:, chosen] for rows in window.sample_rows),
+        anchors=AnchorSpace(
+            anchors.shared[:, chosen],
+            anchors.own[:, :, chosen],
+            start.theta,
+            ridge=anchors.ridge,
+            dtype=dtype and torch.bfloat16,
+        ),
+        table=table,
+        table_scale=scale,
+        sample_rows=window.sample_rows[:, :, chosen],
         factors=tuple(
             (compress(first[:, chosen] * grows**0.5, energy), compress(second[:, chosen] * grows**0.5, energy))
             for first, second in window.factors
         ),
         final=window.final[chosen],
     )
+
+
+def quantised(table: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """A table [..., m] in a type, and for int8 the scale of each row [...]: its largest entry is 127."""
+    if dtype != torch.int8:
+        return table.to(dtype).contiguous(), None
+    scale = table.abs().amax(-1).float() / 127
+    return (table / scale.clamp_min(1e-30)[..., None]).round_().to(torch.int8), scale
 
 
 @dataclass(frozen=True)

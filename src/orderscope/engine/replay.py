@@ -19,10 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from orderscope.engine.optimizers import clip, start_states, step
+from orderscope.engine.optimizers import States, start_states, step_parts
+from orderscope.engine.tables import factor_ranges, factor_shares
 from orderscope.engine.units import Units
 from orderscope.engine.window import Window
-from orderscope_kernels.reference import curvature_product, gather_rows
+from orderscope_kernels import reference
+from orderscope_kernels.reference import Clip, Terms, gather_entries
+from orderscope_kernels.replay import ReplayKernels, replay_kernels
 
 MEMBERS = 3
 
@@ -63,29 +66,32 @@ def replay(
         snapshots: positions after which weights are kept; 0 is the start.
         curvature: whether to use it; without, the gradient is only interpolated.
     """
-    orders, recorded = len(units.index), len(window.table)
-    dynamics = window.dynamics
+    orders, dynamics, recorded = len(units.index), window.dynamics, len(window.table)
     states = start_states(dynamics, members * orders)
-    outside = torch.zeros(orders, dtype=torch.float64)
+    kernels = replay_kernels(states.theta, separate=states.taken is not None)
+    outside = torch.zeros(members * orders, dtype=torch.float64)
     kept = {0: states.theta.clone().view(members, orders, -1)} if 0 in snapshots else {}
+    member = torch.arange(members).repeat_interleave(orders)
     for t in range(window.steps):
-        unit = torch.from_numpy(units.index[:, t])
-        usable = usable_anchors(window, unit, allowed).repeat(members, 1)
-        everyone = unit.repeat(members)
-        place = everyone.masked_fill(everyone >= recorded, 0)  # a regrouped batch has no anchors of its own
-        weights, remainder, far = window.anchors.weights(states.theta, place, usable)
-        outside += far[:orders]
-        gradient = _gather(window, units, weights, everyone, recorded)
-        if curvature:
-            add_curvature(window, gradient, remainder, units.fractions[unit], members)
-        if dynamics.max_grad_norm:
-            gradient = clip(dynamics, gradient, _norms(window, gradient, weights, place))
-        rate = None if lr is None else torch.from_numpy(lr[:, t].copy()).to(gradient.dtype).repeat(members).unsqueeze(1)
-        active = None if units.has_grad is None else units.has_grad[everyone]
-        step(dynamics, states, gradient, t, rate, active)
+        unit = torch.from_numpy(units.index[:, t]).repeat(members)
+        usable = usable_anchors(window, unit, None if allowed is None else allowed.repeat(members, 1))
+        rate = None if lr is None else torch.from_numpy(lr[:, t].copy()).to(states.theta.dtype).repeat(members)
+        ranges = factor_ranges(window.tables, units.fractions[unit] * curvature, member)
+        # Neighbours share the curvature's rows and their batch's entries, which are then read once for them all.
+        sequence = torch.from_numpy(np.lexsort((unit.numpy(), *ranges.T.numpy())))
+        for at in (sequence[unit[sequence] < recorded], sequence[unit[sequence] >= recorded]):
+            if len(at):
+                shares = factor_shares(window.tables, units.fractions[unit[at]], member[at])
+                gradient, on, known, far = _predict(
+                    window, units, kernels, states.theta, at, unit[at], usable[at], ranges[at], shares
+                )
+                outside[at] += far
+                active = None if units.has_grad is None else units.has_grad[unit[at]]
+                own = None if rate is None else rate[at].unsqueeze(1)
+                _step(window, kernels, states, at, gradient, on, known, t, own, active)
         if t + 1 in snapshots:
             kept[t + 1] = states.theta.clone().view(members, orders, -1)
-    return Replayed(states.theta.view(members, orders, -1), outside / window.steps, kept)
+    return Replayed(states.theta.view(members, orders, -1), outside[:orders] / window.steps, kept)
 
 
 def usable_anchors(window: Window, unit: Tensor, allowed: Tensor | None) -> Tensor:
@@ -100,46 +106,90 @@ def usable_anchors(window: Window, unit: Tensor, allowed: Tensor | None) -> Tens
     return usable if allowed is None else usable & allowed
 
 
-def add_curvature(window: Window, gradient: Tensor, remainder: Tensor, fractions: Tensor, members: int) -> None:
-    """Add C_u times the remainder in place, each member with its own part of the curvature.
+def _predict(
+    window: Window,
+    units: Units,
+    kernels: ReplayKernels,
+    theta: Tensor,
+    at: Tensor,
+    unit: Tensor,
+    usable: Tensor,
+    ranges: Tensor,
+    shares: Tensor,
+) -> tuple[Terms, Tensor, Tensor, Tensor]:
+    """Gradients of some states, all of them at recorded batches or all at regrouped ones.
 
     Args:
-        gradient, remainder: [members * orders, m].
-        fractions: share of each group in each order's unit, [orders, groups].
+        at: which states, int64 [rows]; the other arguments are of these: unit [rows], usable [rows, anchors], ranges
+            [rows, 2] and shares [rows, rank] of the curvature's factor.
+
+    Returns:
+        the gradients, not yet formed; which states are an anchor; norms of the gradients where they are known, else not
+        a number; how far the states lie outside what the anchors span.
     """
-    orders = len(fractions)
-    grad, rest = gradient.view(members, orders, -1), remainder.view(members, orders, -1)
-    for group, halves in enumerate(window.factors):
-        at = fractions[:, group].nonzero()[:, 0]
-        if not len(at):
+    tables, anchors = window.tables, window.anchors
+    recorded = len(window.table)
+    new = int(unit[0]) >= recorded
+    place = torch.zeros_like(unit) if new else unit  # a regrouped batch has no anchors of its own
+    entries = anchors.entries(place)
+    found = kernels.displacement_products(theta, anchors.start, at, anchors.spread, entries, tables.factor, ranges)
+    weights, distance, left = anchors.solve(found.square, found.along, place, usable)
+    on = anchors.snap(theta, at, place, distance, weights)
+    near = weights.to(theta.dtype)
+    bent = shares * (found.curved - gather_entries(tables.crossed, entries, near))
+    if bool(on.any()):  # no remainder, so no curvature
+        bent[on] = 0
+        ranges = ranges.masked_fill(on[:, None], 0)
+    known = torch.full((len(at),), torch.nan, dtype=theta.dtype)
+    if new:
+        batch = torch.from_numpy(units.new[unit.numpy() - recorded])
+        first = torch.arange(len(window.sample_anchors)) * window.sample_rows.shape[1]
+        index = (first[:, None] + batch[:, None, :]).flatten(1)
+        sampled = near[:, list(window.sample_anchors)]
+        terms = Terms(
+            tables.samples, index, (sampled / batch.shape[1]).repeat_interleave(batch.shape[1], 1), tables.factor,
+            bent, ranges,
+        )  # fmt: skip
+    else:
+        row, column = (weights[:, anchors.count - window.norms.shape[1] :] == 1).nonzero(as_tuple=True)
+        known[row] = window.norms[unit[row], column].to(known.dtype)
+        index = unit[:, None] * anchors.count + torch.arange(anchors.count)
+        scaled = near if tables.scale is None else near * tables.scale[index]
+        terms = Terms(tables.gradients, index, scaled, tables.factor, bent, ranges)
+    return terms, on, known, left.sqrt().masked_fill(on, 0)
+
+
+def _step(
+    window: Window,
+    kernels: ReplayKernels,
+    states: States,
+    at: Tensor,
+    terms: Terms,
+    on: Tensor,
+    known: Tensor,
+    position: int,
+    lr: Tensor | None,
+    active: Tensor | None,
+) -> None:
+    """Take the step; states on an anchor by torch's own arithmetic, so that recorded runs replay to the bit."""
+    dynamics = window.dynamics
+    clip = Clip(dynamics.max_grad_norm, dynamics.weight, known) if dynamics.max_grad_norm else None
+    if kernels is reference or terms.table.dtype != states.theta.dtype or not bool(on.any()):
+        choices = [(kernels, None)]
+    else:
+        choices = [(reference, on.nonzero()[:, 0]), (kernels, (~on).nonzero()[:, 0])]
+    for chosen, rows in choices:
+        if rows is not None and not len(rows):
             continue
-        share = fractions[at, group].unsqueeze(1)
-        for half, factor in enumerate(halves):
-            own = [0, 1 + half] if members == MEMBERS else [0]
-            d = torch.cat([rest[member, at] for member in own])
-            product = curvature_product(factor, d, share.repeat(len(own), 1))
-            for member, part in zip(own, product.split(len(at)), strict=True):
-                grad[member, at] += part * (0.5 if member == 0 else 1.0)
-
-
-def _gather(window: Window, units: Units, weights: Tensor, unit: Tensor, recorded: int) -> Tensor:
-    new = unit >= recorded
-    if not bool(new.any()):
-        return gather_rows(window.table, weights, unit)
-    gradient = torch.empty(len(unit), window.coords, dtype=window.table.dtype)
-    old = ~new
-    if bool(old.any()):
-        gradient[old] = gather_rows(window.table, weights[old], unit[old])
-    gradient[new] = gather_rows(units.rows, weights[new], unit[new] - recorded)
-    return gradient
-
-
-def _norms(window: Window, gradient: Tensor, weights: Tensor, unit: Tensor) -> Tensor:
-    """Norms of whole gradients, [rows]: recorded on a unit's own anchor, else estimated from the coordinates."""
-    norm = gradient.norm(dim=1) * window.dynamics.weight**0.5
-    row, column = (weights[:, weights.shape[1] - window.norms.shape[1] :] == 1).nonzero(as_tuple=True)
-    norm[row] = window.norms[unit[row], column]
-    return norm
+        every = slice(None) if rows is None else rows
+        part = Terms(
+            terms.table, terms.index[every], terms.weights[every], terms.factor, terms.coefficients[every],
+            terms.ranges[every],
+        )  # fmt: skip
+        bound = None if clip is None else clip._replace(known=known[every])
+        rates, moving = (None if x is None else x[every] for x in (lr, active))
+        parts = step_parts(dynamics, states, at[every], position, rates, moving)
+        chosen.replay_step(dynamics.optimizer, states.theta, states.moments, at[every], part, parts, bound)
 
 
 def jackknife(values: np.ndarray) -> np.ndarray:

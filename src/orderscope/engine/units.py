@@ -19,18 +19,15 @@ class Units:
 
     Args:
         index: [orders, steps]: u < U is a recorded batch, U + x the regrouped batch x.
-        rows: gradients of the regrouped batches, [regrouped, anchors, m], zero at anchors without samples.
+        new: samples of the regrouped batches, [regrouped, batch].
         fractions: share of each group, [U + regrouped, groups].
         has_grad: bool [U + regrouped, n_params], or None.
     """
 
     index: np.ndarray
-    rows: Tensor
+    new: np.ndarray
     fractions: Tensor
     has_grad: Tensor | None
-
-    def regrouped(self, recorded: int) -> np.ndarray:
-        return self.index >= recorded
 
 
 def units_of(window: Window, batches: Batches, orders: np.ndarray) -> Units:
@@ -42,16 +39,25 @@ def units_of(window: Window, batches: Batches, orders: np.ndarray) -> Units:
             "a rearrangement of recorded batches, since no single samples' gradients were kept",
             "record with sample_anchors=4 (or more), or keep the batches together",
         )
-    anchors = window.anchors.count
-    rows = torch.zeros(len(new), anchors, window.coords, dtype=window.table.dtype)
-    for which, samples in zip(window.sample_anchors, window.sample_rows, strict=True):
-        for x, ids in enumerate(new):
-            rows[x, which] = samples[torch.from_numpy(ids)].to(window.table.dtype).mean(0)
     fractions, has_grad = window.fractions, window.has_grad
     if len(new):
         fractions = torch.cat([fractions, group_fractions(new, window.group_codes, fractions.shape[1])])
         has_grad = None if has_grad is None else torch.cat([has_grad, _any_sample(window, new)])
-    return Units(index, rows, fractions, has_grad)
+    return Units(index, new, fractions, has_grad)
+
+
+def regrouped_gradients(window: Window, new: np.ndarray, anchor: int) -> Tensor:
+    """Mean gradients of regrouped batches at an anchor with samples, [regrouped, m].
+
+    Args:
+        new: samples of each, [regrouped, batch].
+        anchor: one of `window.sample_anchors`.
+    """
+    samples, dtype = window.sample_rows[window.sample_anchors.index(anchor)], window.dynamics.start.theta.dtype
+    out = torch.empty(len(new), window.coords, dtype=dtype)
+    for x, ids in enumerate(new):
+        out[x] = samples[torch.from_numpy(ids)].to(dtype).mean(0)
+    return out
 
 
 def _any_sample(window: Window, batches: np.ndarray) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from orderscope.engine.anchors import AnchorSpace
 from orderscope.engine.batches import Batches
 from orderscope.engine.optimizers import Dynamics, Start, slices
 from orderscope.engine.own import own_anchors
+from orderscope.engine.tables import ReplayTables, replay_tables
 from orderscope.errors import IncompleteRun
 from orderscope.record import TASK_SHARD, load_run, recorded_runs
 from orderscope.record.segments import read_state, segment_name
@@ -29,7 +31,8 @@ class Window:
         norms: norms of a unit's whole gradients at its own anchors, [units, R].
         known: which of them a unit has, bool [units, K + R].
         table: batch gradients there, [units, K + R, m]; unit u is step u of the reference order.
-        sample_rows: per-sample gradients by anchor with samples, bfloat16 [samples, m] each.
+        table_scale: what they are to be multiplied by, [units, K + R], where they are kept as int8; else None.
+        sample_rows: per-sample gradients at the anchors with samples, bfloat16 [sample anchors, samples, m].
         sample_anchors: which anchors those are.
         fractions: share of each group in a unit, [units, groups].
         has_grad: whether a parameter gets a gradient in a unit, bool [units, n_params]; None where all always do.
@@ -45,7 +48,8 @@ class Window:
     norms: Tensor
     known: Tensor
     table: Tensor
-    sample_rows: tuple[Tensor, ...]
+    table_scale: Tensor | None
+    sample_rows: Tensor
     sample_anchors: tuple[int, ...]
     fractions: Tensor
     has_grad: Tensor | None
@@ -62,6 +66,11 @@ class Window:
     @property
     def coords(self) -> int:
         return len(self.dynamics.start.theta)
+
+    @cached_property
+    def tables(self) -> ReplayTables:
+        """The same, laid out for the kernels."""
+        return replay_tables(self)
 
 
 def load_window(store: RunStore, *, energy: float) -> Window:
@@ -107,7 +116,8 @@ def load_window(store: RunStore, *, energy: float) -> Window:
         norms=own.norms,
         known=torch.cat([torch.ones(len(order), len(shared), dtype=torch.bool), own.known], dim=1),
         table=torch.cat([table, own.gradients], dim=1),
-        sample_rows=tuple(_sample_rows(store, plan, a, len(codes)) for a in _sample_anchors(plan)),
+        table_scale=None,
+        sample_rows=_sample_rows(store, plan, len(codes)),
         sample_anchors=_sample_anchors(plan),
         fractions=group_fractions(order, codes, len(attrs["group_names"])),
         has_grad=masks,
@@ -186,10 +196,11 @@ def _sample_anchors(plan: SketchPlan) -> tuple[int, ...]:
     return tuple(i for i, a in enumerate(plan.anchors) if a.samples)
 
 
-def _sample_rows(store: RunStore, plan: SketchPlan, anchor: int, samples: int) -> Tensor:
-    rows = torch.zeros(samples, plan.carried, dtype=torch.bfloat16)
-    for b in range(len(plan.blocks)):
-        name = f"sketch/rows/a{anchor:02d}-b{b:03d}"
-        ids = torch.from_numpy(store.read(name, ["ids"])["ids"])
-        rows[ids] = from_bfloat16(store.map(name, "samples"))
+def _sample_rows(store: RunStore, plan: SketchPlan, samples: int) -> Tensor:
+    anchors = _sample_anchors(plan)
+    rows = torch.zeros(len(anchors), samples, plan.carried, dtype=torch.bfloat16)
+    for part, anchor in zip(rows, anchors, strict=True):
+        for b in range(len(plan.blocks)):
+            name = f"sketch/rows/a{anchor:02d}-b{b:03d}"
+            part[torch.from_numpy(store.read(name, ["ids"])["ids"])] = from_bfloat16(store.map(name, "samples"))
     return rows

@@ -23,10 +23,12 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from orderscope.engine import Batches, Units, Window, units_of
+from orderscope.engine.impulse import adam_back, sgd_back
 from orderscope.engine.metrics import Expansion
 from orderscope.engine.optimizers import Dynamics, Slice, States, clip, start_states, step
 from orderscope.engine.reduce import reduced, some_coordinates
-from orderscope.engine.replay import add_curvature, usable_anchors
+from orderscope.engine.replay import usable_anchors
+from orderscope.engine.units import regrouped_gradients
 from orderscope.sketch.gradients import set_parameters
 from orderscope.task import CHUNK, ONE_BATCH, Task
 
@@ -227,7 +229,9 @@ def _forward(window: Window, units: Units) -> tuple[list[Passed], Tensor]:
         usable = usable_anchors(window, unit, None)
         weights, remainder, _ = window.anchors.weights(states.theta, torch.tensor([place]), usable)
         gradient = weights.to(rows.dtype) @ rows
-        add_curvature(window, gradient, remainder, units.fractions[unit], 1)
+        for share, factors in zip(units.fractions[int(unit)].tolist(), window.factors, strict=True):
+            if share:
+                gradient += share * _curved(factors, remainder)
         before, taken = states.theta[0].clone(), None if states.taken is None else states.taken[0].clone()
         active = None if units.has_grad is None else units.has_grad[unit]
         step(window.dynamics, states, clip(window.dynamics, gradient), t, None, active)
@@ -238,7 +242,12 @@ def _forward(window: Window, units: Units) -> tuple[list[Passed], Tensor]:
 def _table(window: Window, units: Units, unit: int) -> tuple[int, Tensor]:
     """The recorded unit whose anchors serve for a unit, and the unit's gradients there, [anchors, m]."""
     recorded = len(window.table)
-    return (unit, window.table[unit]) if unit < recorded else (0, units.rows[unit - recorded])
+    if unit < recorded:
+        return unit, window.table[unit]
+    rows = torch.zeros(window.anchors.count, window.coords, dtype=window.table.dtype)
+    for anchor in window.sample_anchors:
+        rows[anchor] = regrouped_gradients(window, units.new[unit - recorded : unit - recorded + 1], anchor)[0]
+    return 0, rows
 
 
 def _second(states: States) -> Tensor | None:
@@ -277,25 +286,12 @@ def _step_back(
     count = part.count + (t if at.taken is None else float(at.taken[part.parameter])) + 1
     if dynamics.optimizer == "SGD":
         fresh = not part.present and (t == 0 if at.taken is None else float(at.taken[part.parameter]) == 0)
-        push = -h["lr"] * weights
-        if h["momentum"]:
-            first += h["momentum"] * push if h["nesterov"] else push
-            gradient = first * (1.0 if fresh else 1 - h["dampening"]) + (push if h["nesterov"] else 0.0)
-            first *= 0.0 if fresh else h["momentum"]
-        else:
-            gradient = push
-        weights += h["weight_decay"] * gradient
+        gradient, rows[:, on], moment[:, on] = sgd_back(h, weights, first, first=fresh)
     else:
         assert at.second is not None
         second = torch.maximum(at.second[on], (1 - h["beta2"]) * typical[on])
-        scale = h["lr"] / (1 - h["beta1"] ** count) / ((second / (1 - h["beta2"] ** count)).sqrt() + h["eps"])
-        first -= scale * weights
-        gradient = (1 - h["beta1"]) * first
-        first *= h["beta1"]
-        if h["decoupled"]:
-            weights *= 1 - h["lr"] * h["weight_decay"]
-        else:
-            weights += h["weight_decay"] * gradient
+        preconditioner = 1 / ((second / (1 - h["beta2"] ** count)).sqrt() + h["eps"])
+        gradient, rows[:, on], moment[:, on] = adam_back(h, weights, first, preconditioner, count)
     out[:, on] = -gradient if h.get("maximize") else gradient
 
 

@@ -3,8 +3,9 @@
 They keep inner products in the mean, E[Px . Py] = x . y, with a standard deviation of at most about |x| |y| sqrt(2/k).
 They cannot be undone: E[P^T P x] = x too, but a single P^T P x is off by about sqrt(size / k) |x|.
 
-The matrix is never whole. Its columns come in blocks of `WIDTH` coordinates, and each block has its own random stream,
-seeded by (seed, block), so that a block is made when it is needed, anywhere, with the same bits.
+The matrix is never whole. Its columns come in blocks of `WIDTH` coordinates, each a function of the seed and of its
+columns, so that a block is made when it is needed, anywhere, with the same bits. On a GPU projections of signs are made
+and multiplied in one kernel (`orderscope_kernels.projection`).
 """
 
 from __future__ import annotations
@@ -18,9 +19,8 @@ import torch
 from torch import Tensor
 
 from orderscope.errors import OrderscopeError
+from orderscope_kernels.projection import SPARSE, WIDTH, project, rademacher_block, sparse_block
 
-WIDTH = 4096
-SPARSE = 8  # entries of a column that are not zero
 KEEP_BYTES = 1 << 28
 
 Block = tuple[Tensor, Tensor | None]  # a dense [rank, width], or signs [s, width] and the rows they stand in
@@ -70,6 +70,8 @@ class Projection:
     def project(self, x: Tensor) -> Tensor:
         """P x: [..., size] -> [..., rank]."""
         rows = x.reshape(-1, self.size)
+        if x.is_cuda and self.kind != "gaussian":
+            return project(rows, self.kind, self.rank, self.seed).view(*x.shape[:-1], self.rank)
         out = rows.new_zeros(len(rows), self.rank)
         for block, part in enumerate(rows.split(WIDTH, dim=1)):
             values, at = self._block(block, x)
@@ -97,9 +99,8 @@ class Projection:
     def _block(self, block: int, like: Tensor) -> Block:
         kept = self._kept.get(block)
         if kept is None:
-            width = min(WIDTH, self.size - block * WIDTH)
-            seed = int(np.random.SeedSequence([self.seed, block]).generate_state(1)[0])
-            kept = KINDS[self.kind](self.rank, width, torch.Generator().manual_seed(seed))
+            columns = torch.arange(block * WIDTH, min((block + 1) * WIDTH, self.size))
+            kept = KINDS[self.kind](self.rank, columns, self.seed)
             per_column = SPARSE * 12 if self.kind == "sparse" else self.rank * 4
             if self.size * per_column <= KEEP_BYTES:
                 self._kept[block] = kept
@@ -107,30 +108,17 @@ class Projection:
         return values.to(like), None if at is None else at.to(like.device)
 
 
-def _gaussian(rank: int, width: int, generator: torch.Generator) -> Block:
-    return torch.randn(rank, width, generator=generator) / math.sqrt(rank), None
+def _gaussian(rank: int, columns: Tensor, seed: int) -> Block:
+    own = int(np.random.SeedSequence([seed, int(columns[0]) // WIDTH]).generate_state(1)[0])
+    return torch.randn(rank, len(columns), generator=torch.Generator().manual_seed(own)) / math.sqrt(rank), None
 
 
-def _rademacher(rank: int, width: int, generator: torch.Generator) -> Block:
-    return _signs(rank, width, generator) / math.sqrt(rank), None
+def _rademacher(rank: int, columns: Tensor, seed: int) -> Block:
+    return rademacher_block(rank, columns, seed), None
 
 
-def _sparse(rank: int, width: int, generator: torch.Generator) -> Block:
-    """Rows are cut into as many ranges as a column has entries, and every range gets one."""
-    count = min(SPARSE, rank)
-    edges = torch.linspace(0, rank, count + 1).long()
-    at = [
-        torch.randint(int(a), int(b), (width,), generator=generator) for a, b in zip(edges[:-1], edges[1:], strict=True)
-    ]
-    return _signs(count, width, generator) / math.sqrt(count), torch.stack(at)
-
-
-def _signs(rows: int, width: int, generator: torch.Generator) -> Tensor:
-    return torch.randint(0, 2, (rows, width), generator=generator).mul_(2).sub_(1).float()
-
-
-KINDS: dict[str, Callable[[int, int, torch.Generator], Block]] = {
+KINDS: dict[str, Callable[[int, Tensor, int], Block]] = {
     "gaussian": _gaussian,
     "rademacher": _rademacher,
-    "sparse": _sparse,
+    "sparse": sparse_block,
 }

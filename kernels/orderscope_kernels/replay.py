@@ -1,0 +1,62 @@
+"""One step of many replays: the module that chooses between the kernels and their plain-torch reference.
+
+All have the same two functions, `displacement_products` and `replay_step`; what they compute is written down in
+`orderscope_kernels.reference`.
+
+    triton    states on a GPU, float32
+    numba     states on a CPU, float32, where numba is installed (extra "numba")
+    reference everything else, and what the others are tested against
+
+The environment variable ORDERSCOPE_KERNELS names one of the three to override the choice.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from orderscope_kernels.reference import Products
+
+OVERRIDE = "ORDERSCOPE_KERNELS"
+MODULES = {"reference": "reference", "numba": "cpu_replay", "triton": "triton_replay"}
+
+
+class ReplayKernels(Protocol):
+    """What each of the modules offers; see `orderscope_kernels.reference` for the arguments."""
+
+    def displacement_products(self, *args: Any, **kwargs: Any) -> Products: ...
+
+    def replay_step(self, *args: Any, **kwargs: Any) -> None: ...
+
+
+def replay_kernels(theta: Tensor, *, separate: bool = False) -> ReplayKernels:
+    """The kernels for these states.
+
+    Args:
+        theta: the states, for their device and type.
+        separate: some rows leave out some parts of a step, which only the reference knows.
+    """
+    if separate or theta.dtype != torch.float32:
+        return named("reference")
+    return named(os.environ.get(OVERRIDE) or ("triton" if theta.is_cuda else "numba"))
+
+
+@cache
+def named(name: str) -> ReplayKernels:
+    """The kernels of that name, or the reference where what they are written in is not installed."""
+    module = name if name == "reference" or find_spec(name) else "reference"
+    return import_module(f"orderscope_kernels.{MODULES[module]}")  # type: ignore[return-value]
+
+
+def short_types(device: torch.device | str = "cpu") -> bool:
+    """Whether the device has instructions for bfloat16 products: then they are quicker than those in float32."""
+    if torch.device(device).type != "cpu":
+        return True
+    known = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
