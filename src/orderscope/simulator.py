@@ -281,19 +281,30 @@ class Simulator:
         return float(values.std(ddof=1))
 
     def score(self, orders: np.ndarray, metric: str) -> tuple[np.ndarray, np.ndarray]:
-        """Estimated values and errors of many orders for a search, [n] each.
+        """Estimated values and errors of many orders for a search, [n] each; see `scores`."""
+        values, errors = self.scores(orders, (metric,))
+        return values[metric], errors[metric]
+
+    def scores(
+        self, orders: np.ndarray, metrics: tuple[str, ...]
+    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Estimated values and errors of many orders for a search, name -> [n].
 
         Quicker and rougher than `predict`: on at most `SEARCH_COORDS` coordinates, with the leading curvature, and the
-        metric by its expansion.
+        metrics by their expansions.
         """
         window, expansions = self._search
         with one_thread():
-            raw, outside = [], []
+            raw: dict[str, list[np.ndarray]] = {name: [] for name in metrics}
+            outside = []
             for rows in self._blocks(len(orders), window.coords):
                 replayed = replay(window, units_of(window, self._batches, orders[rows]), members=1)
-                raw.append(expanded(expansions)(replayed.theta[0], (metric,))[metric])
+                for name, values in expanded(expansions)(replayed.theta[0], metrics).items():
+                    raw[name].append(values)
                 outside.append(replayed.outside.numpy())
-        return self.calibration[metric].apply(np.concatenate(raw)[None], np.concatenate(outside))
+        far = np.concatenate(outside)
+        found = {name: self.calibration[name].apply(np.concatenate(raw[name])[None], far) for name in metrics}
+        return {n: value for n, (value, _) in found.items()}, {n: error for n, (_, error) in found.items()}
 
     @cached_property
     def _search(self) -> tuple[Window, dict[str, ReducedExpansion]]:
