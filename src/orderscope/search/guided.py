@@ -17,9 +17,9 @@ from orderscope.search.setting import Setting
 from orderscope.search.strategy import Orders, Strategy, register
 
 ROUNDS = 16
-LEAST = 0.03  # of the gain so far: a round that brings less is the last
+LEAST = 0.05  # of the gain so far: a round that brings less is the last
 LENGTH = 48  # points of the first path
-SHARES = (1 / 8, 1 / 4, 1 / 2, 1)  # of a path, at which it is scored
+SHARES = (1 / 8, 1 / 4, 1 / 2)  # of a path, at which it is scored
 NEAREST = 24  # neighbours that are scored where a path of steps leads nowhere
 Points = list[tuple[int, np.ndarray]]  # how far along a path, and the arrangement there
 Search = Callable[[Effects, int, np.random.Generator], Points]

@@ -18,7 +18,7 @@ RULES = 0.5  # of the budget, at most, for strategies that do not start from the
 FIRST = 2  # of the rules' best orders that are scored precisely, for others to start from
 EACH = 2  # of each other quickly scored strategy's best orders that are
 IDLE = 16  # times in a row that strategies may ask for nothing new
-RECENT, HOPE = 3, 8  # a search is ended where the best of all is more than HOPE times its gain in RECENT rounds ahead
+RECENT, HOPE = 2, 8  # a blind search is ended where the best of all is HOPE times its gain in RECENT rounds ahead
 Progress = Callable[[str, int, int], None]
 
 
@@ -49,8 +49,8 @@ class Asked:
 
     def hopeless(self, best: float) -> bool:
         """Whether at the pace of its last rounds it would not come near the best of all for long."""
-        now = self.bounds[-1]
-        return len(self.bounds) > RECENT and now - best > HOPE * (self.bounds[-RECENT - 1] - now)
+        recent, now = 1 if self.strategy.precise else RECENT, self.bounds[-1]
+        return len(self.bounds) > recent and now - best > HOPE * (self.bounds[-recent - 1] - now)
 
 
 @dataclass
