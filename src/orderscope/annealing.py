@@ -55,7 +55,7 @@ def fit_annealing_law(losses: np.ndarray, rates: np.ndarray) -> AnnealingLaw | N
         rates: [steps].
 
     Returns:
-        None for too few steps, or rates that are all zero.
+        None for too few steps, rates that are all zero, or losses in which neither term is seen.
     """
     losses, rates = np.asarray(losses, dtype=np.float64), np.asarray(rates, dtype=np.float64)
     unit = float(rates.max(initial=0.0))
@@ -72,7 +72,7 @@ def fit_annealing_law(losses: np.ndarray, rates: np.ndarray) -> AnnealingLaw | N
             residual = float(left / len(columns) ** 0.5)
             if best is None or residual < best.residual - 1e-12:
                 best = AnnealingLaw(floor, float(scale), alpha, float(annealing), before, unit, residual)
-    return best
+    return best if best is not None and (best.scale or best.annealing) else None
 
 
 def areas(rates: np.ndarray, before: float) -> tuple[np.ndarray, np.ndarray]:

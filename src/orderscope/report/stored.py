@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from orderscope.heatmap import Heat
 from orderscope.store import RunStore
 
 VALIDATIONS, PROPOSALS, POSITIONS = "validation/", "proposal/", "positions/"
@@ -37,26 +38,6 @@ class StoredProposal:
     order: np.ndarray
     facts: dict[str, Any]
     table: list[dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class StoredHeat:
-    """A position map as it was made; see `orderscope.positions`.
-
-    Args:
-        units: recorded steps that were moved, [n].
-        places: where to, [k].
-        at: where they were recorded, [n].
-        value, error: final loss on the unit, [n, k].
-        recorded: the same at the end of the reference run, [n].
-    """
-
-    units: np.ndarray
-    places: np.ndarray
-    at: np.ndarray
-    value: np.ndarray
-    error: np.ndarray
-    recorded: np.ndarray
 
 
 def next_name(store: RunStore, prefix: str) -> str:
@@ -115,17 +96,17 @@ def proposals(store: RunStore) -> list[StoredProposal]:
     return found
 
 
-def keep_heat(store: RunStore, heat: Any) -> str:
+def keep_heat(store: RunStore, heat: Heat) -> str:
     """Write a `Heat` and return the name of its shard."""
     name = next_name(store, POSITIONS)
-    keys = ("units", "places", "at", "value", "error", "recorded")
-    store.write(name, {key: np.asarray(getattr(heat, key)) for key in keys})
+    store.write(name, heat.arrays(), {"metric": heat.metric})
     return name
 
 
-def heats(store: RunStore) -> list[StoredHeat]:
+def heats(store: RunStore) -> list[Heat]:
     """All position maps of a run, oldest first."""
-    return [StoredHeat(**store.read(name)) for name in store.names(POSITIONS)]
+    names = store.names(POSITIONS)
+    return [Heat(**store.read(name), metric=store.attrs(name).get("metric", "")) for name in names]
 
 
 def json_value(value: Any) -> Any:
