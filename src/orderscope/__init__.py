@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from orderscope.errors import IncompleteRun as IncompleteRun
     from orderscope.errors import OrderscopeError as OrderscopeError
     from orderscope.layout import ParameterLayout as ParameterLayout
+    from orderscope.memory import memory as memory
     from orderscope.orders import OrderSampler as OrderSampler
     from orderscope.positions import positions as positions
     from orderscope.recording import record as record
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from orderscope.retrain import Truth as Truth
     from orderscope.retrain import retrain as retrain
     from orderscope.search import propose as propose
+    from orderscope.search.rates import propose_rates as propose_rates
     from orderscope.simulator import Simulator as Simulator
     from orderscope.store import RunStore as RunStore
     from orderscope.task import Task as Task
@@ -40,7 +42,9 @@ _HOME = {
     "Task": "orderscope.task",
     "Truth": "orderscope.retrain",
     "positions": "orderscope.positions",
+    "memory": "orderscope.memory",
     "propose": "orderscope.search",
+    "propose_rates": "orderscope.search.rates",
     "record": "orderscope.recording",
     "retrain": "orderscope.retrain",
     "sketch": "orderscope.recording",
@@ -58,8 +62,10 @@ __all__ = [
     "Task",
     "Truth",
     "__version__",
+    "memory",
     "positions",
     "propose",
+    "propose_rates",
     "record",
     "retrain",
     "sketch",

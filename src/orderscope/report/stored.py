@@ -78,11 +78,12 @@ def proposal_facts(proposal: Any) -> dict[str, Any]:
     """A `Proposal` as JSON values, without its orders."""
     names = (
         "metric", "maximize", "predicted", "error", "confirmed", "reference", "random", "gain_sigma", "scored", "cost",
-        "best_of_n", "undetectable", "notes",
+        "best_of_n", "undetectable", "true", "notes",
     )  # fmt: skip
-    row = ("name", "source", "predicted", "error", "confirmed")
+    row, point = ("name", "source", "predicted", "error", "confirmed"), ("name", "metrics", "true")
     return {name: json_value(getattr(proposal, name)) for name in names} | {
-        "table": [{key: json_value(getattr(entry, key)) for key in row} for entry in proposal.table]
+        "table": [{key: json_value(getattr(entry, key)) for key in row} for entry in proposal.table],
+        "front": [{key: json_value(getattr(entry, key)) for key in point} for entry in proposal.front],
     }
 
 
