@@ -105,31 +105,31 @@ def main() -> None:
 
 
 def page(found: dict[str, Result], options: argparse.Namespace) -> str:
+    ran = f"python benchmarks/proposals.py --windows {' '.join(options.windows)}"
     lines = [
         "# Proposals", "",
         "The best order of every strategy, predicted and then truly trained. Gains are in standard deviations of",
-        f"{options.randoms} truly trained random orders (shuffled steps), counted from their mean: more is better. Everything is at",
-        "default settings. Cost is CPU time of recording, searching and confirming over that of training once.", "",
-        f"Measured {datetime.date.today()} by `python benchmarks/proposals.py --windows {' '.join(options.windows)}`: torch"
-        f" {torch.__version__}, Python {platform.python_version()}, {os.cpu_count()} cores, CPU.", "",
+        f"{options.randoms} truly trained random orders (shuffled steps), counted from their mean: more is better.",
+        "Everything is at default settings. Cost is CPU time of recording, searching and confirming over that of",
+        "training once.", "",
+        f"Measured {datetime.date.today()} by `{ran}`: torch {torch.__version__}, Python {platform.python_version()},"
+        f" {os.cpu_count()} cores, CPU.", "",
         "## The proposal", "",
-        "| window | std of random orders | cost in runs | predicted | true | best of as many random orders | said to be detectable |",
+        "| window | std of random orders | cost in runs | predicted | true | best of as many random | detectable |",
         "|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     for name, r in found.items():
         cells = [name, f"{r.std:.2g}", f"{r.cost:.0f}", f"{r.claimed:+.1f}", f"{r.proposed:+.1f}", f"{r.rival:+.1f}",
                  "no" if r.undetectable else "yes"]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
-    head = "| strategy | " + " | ".join(f"{name}: predicted | true" for name in found) + " | source |"
+    columns = " | ".join(f"{name}: predicted | true" for name in found)
+    head = f"| strategy | {columns} | source |"
     lines += ["", "## Every strategy", "", head, "|---" * (2 + 2 * len(found)) + "|"]
     for name, strategy in STRATEGIES.items():
         cells = []
         for r in found.values():
-            cells += (
-                [f"{r.rows[name][0]:+.1f} ± {r.rows[name][1]:.1f}", f"{r.rows[name][2]:+.1f}"]
-                if name in r.rows
-                else ["", ""]
-            )
+            predicted, error, true = r.rows.get(name, (np.nan, np.nan, np.nan))
+            cells += [f"{predicted:+.1f} ± {error:.1f}", f"{true:+.1f}"] if name in r.rows else ["", ""]
         lines.append(f"| {name} | " + " | ".join(cells) + f" | {strategy.source} |")
     ranks = " | ".join(f"{r.rank:.2f} | " for r in found.values())
     lines += [f"| *rank correlation over strategies* | {ranks}| |", "", "## Which rules hold where", ""]
@@ -137,8 +137,8 @@ def page(found: dict[str, Result], options: argparse.Namespace) -> str:
         rules = {n: row[2] for n, row in r.rows.items() if not (STRATEGIES[n].guided or STRATEGIES[n].weight)}
         good = sorted((n for n in rules if rules[n] >= 1), key=lambda n: -rules[n])
         bad = sorted((n for n in rules if rules[n] <= -1), key=lambda n: rules[n])
-        lines.append(f"- **{name}**: a standard deviation or more better than chance: {', '.join(good) or 'none'}; worse: "
-                     f"{', '.join(bad) or 'none'}.")  # fmt: skip
+        better, worse = ", ".join(good) or "none", ", ".join(bad) or "none"
+        lines.append(f"- **{name}**: a standard deviation or more better than chance: {better}; worse: {worse}.")
     lines += ["", "A strategy without figures had nothing to go by:", ""]
     for name, r in found.items():
         silent = [note for note in r.notes if note.partition(":")[0] in STRATEGIES]

@@ -163,7 +163,8 @@ class Rules:
         rng = np.random.default_rng(0)
         member = self._counts(flat)  # [shares, items]
         counts = np.zeros((len(member), at[-1] + 1))
-        np.add.at(counts, (slice(None), at), member[:, place])
+        for row, held in zip(counts, member, strict=True):
+            row += np.bincount(at, weights=held[place], minlength=len(row))
         wrong = float((~allowed[place, np.arange(len(place))]).sum()) + self._violation(counts)
         for _ in range(ROUNDS):
             if wrong == 0:

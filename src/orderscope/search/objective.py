@@ -102,6 +102,6 @@ def front(points: np.ndarray) -> np.ndarray:
         >>> front(np.array([[0, 2], [1, 1], [2, 2]])).tolist()
         [True, True, False]
     """
-    no_worse = (points[None] <= points[:, None]).all(2)
-    better = (points[None] < points[:, None]).any(2)
-    return ~(no_worse & better).any(1)
+    no_worse = np.all(points[None] <= points[:, None], axis=2)
+    better = np.any(points[None] < points[:, None], axis=2)
+    return np.logical_not(np.any(np.logical_and(no_worse, better), axis=1))

@@ -277,10 +277,16 @@ def _best(sim: Simulator, asked: Question, rows: list[Row], notes: list[str]) ->
     value = float(objective.told(sim.reference))
     own = Row(OWN, "as recorded", value, 0.0, value, sim.order, dict(sim.reference), dict(sim.reference))
     trained = [row for row in rows if row.confirmed is not None and math.isfinite(row.confirmed)]
-    kept = asked.rules is None or asked.rules.holds(sim.order[None])[0]
-    if not kept:
+    choice = trained or rows
+    if asked.rules is None or asked.rules.holds(sim.order[None])[0]:
+        choice = [own, *choice]
+    else:
         notes.append("the recorded order does not keep to the constraints")
-    best = min([*([own] if kept else []), *(trained or rows)], key=lambda row: _rank(row, objective.sign))
+        start = Row(
+            "constraints", "the recorded order, changed to keep to them", math.inf, 0.0, None, asked.rules.start
+        )
+        choice = choice or [start]
+    best = min(choice, key=lambda row: _rank(row, objective.sign))
     if np.array_equal(best.order, sim.order):
         notes.append("no better order than the recorded one was found")
         return own
