@@ -43,8 +43,10 @@ class Led(Strategy):
 
     def orders(self, setting: Setting) -> Orders:
         slots = setting.order.size if self.samples else setting.steps
-        if slots > self.largest:
-            setting.note(f"{self.name}: more than {self.largest} slots")
+        if self.samples and not setting.regroup:
+            setting.note(f"{self.name}: recorded batches are kept together")
+        elif slots > self.largest:
+            setting.note(f"{self.name}: {slots} slots, more than the {self.largest} that an assignment is solved for")
         else:
             yield from (_samples_led if self.samples else _steps_led)(setting, type(self).search)
 
@@ -65,7 +67,7 @@ def _samples_led(setting: Setting, search: Search) -> Orders:
         effects, ids = setting.sample_effects(order)
         return effects, lambda arrangement: ids[arrangement].reshape(order.shape)
 
-    if setting.expansion is not None and setting.regroup:
+    if setting.expansion is not None:
         yield from _trust_region(setting, setting.best(whole=False), model, search)
 
 
