@@ -24,6 +24,7 @@ from scipy.stats import spearmanr
 
 import orderscope as osc
 from orderscope.search import STRATEGIES
+from orderscope.search.costs import expected_best
 
 HERE = Path(__file__).parent
 WINDOWS = ["text_24", "text_mixed", "digits"]
@@ -38,7 +39,7 @@ class Result:
         rank: Spearman correlation of predicted and true over strategies.
         proposed: true gain of the proposal.
         claimed: its predicted gain.
-        rival: expected gain of the best of `cost` random orders.
+        rival: expected gain of the best of `cost` normal draws.
         cost: what the proposal cost, in runs.
         std: standard deviation of random orders, in units of the metric.
         undetectable: whether the product itself says so.
@@ -77,14 +78,13 @@ def measure(window: str, metric: str, randoms: int, seed: int) -> Result:
     true = osc.retrain(task, orders).metrics[metric]
     predicted, error = (mean - prediction.metrics[metric]) / std, prediction.error[metric] / std
     gains = (mean - true) / std
-    luck = np.sort(rng.choice(random, (2000, max(1, round(cost)))).min(1)).mean()
     assert best.confirmed is not None
     return Result(
         rows={n: (float(predicted[i]), float(error[i]), float(gains[i])) for i, n in enumerate(kept)},
         rank=float(np.asarray(spearmanr(predicted, gains))[0]),
         claimed=(mean - best.predicted) / std,
         proposed=(mean - best.confirmed) / std,
-        rival=(mean - float(luck)) / std,
+        rival=expected_best(cost),
         cost=cost,
         std=std,
         undetectable=best.undetectable,
