@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import importlib
 
 import numpy as np
 import pytest
@@ -11,7 +12,6 @@ import torch
 import orderscope as osc
 import tasks_tiny
 from law_tasks import simulated
-from orderscope import memory as module
 from orderscope.memory import batch_losses, forgetting, generalized, memory, seen_and_unseen
 from orderscope.record import load_run
 
@@ -22,7 +22,7 @@ def sim(tmp_path_factory: pytest.TempPathFactory) -> osc.Simulator:
 
 
 def test_examples() -> None:
-    assert doctest.testmod(module).failed == 0
+    assert doctest.testmod(importlib.import_module("orderscope.memory")).failed == 0
 
 
 def test_losses_at_the_start_are_the_models(sim: osc.Simulator) -> None:
