@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 
 import orderscope as osc
+from orderscope.heatmap import Heat
 
 SCRIPT = "<script>alert('é')</script>"
 IMAGE = '"><img src=x onerror=alert(1)>'
@@ -23,13 +24,18 @@ def proposal(task: osc.Task) -> SimpleNamespace:
         order=np.roll(task.order, 2, axis=0), metric=SCRIPT, maximize=False,
         predicted=2.81, error=0.02, confirmed=2.82, reference=2.86,
         random={"mean": 2.85, "std": 0.01}, gain_sigma=np.float64(3.0), scored=100, cost=25.0, best_of_n=2.83,
-        undetectable=False, notes=[SCRIPT], table=rows,
+        undetectable=False, notes=[SCRIPT], table=rows, true={SCRIPT: 2.82}, front=[
+            SimpleNamespace(name=IMAGE, metrics={SCRIPT: 2.81, DOLLARS: 2.9}, true={SCRIPT: 2.82, DOLLARS: 2.91}),
+            SimpleNamespace(name="sort", metrics={SCRIPT: 2.83, DOLLARS: 2.8}, true={}),
+        ],
     )  # fmt: skip
 
 
-def heat(steps: int) -> SimpleNamespace:
+def heat(steps: int) -> Heat:
     at, places = np.arange(0, steps, 2), np.arange(0, steps, 3)
     value = 2.5 - 0.01 * places[None] + 0.01 * at[:, None]
-    return SimpleNamespace(
-        units=at, places=places, at=at, value=value, error=np.full(value.shape, 0.015), recorded=value.mean(1)
-    )
+    return Heat(
+        units=at, places=places, at=at, value=value, error=np.full(value.shape, 0.015), recorded=value.mean(1),
+        held_out=value + 0.2, neighbours=value + 0.1, metric=SCRIPT, cells=np.array([[0, 1], [1, 0]]),
+        true=value[[0, 1], [1, 0]] + 0.01, true_held_out=np.array([2.8, 2.9]),
+    )  # fmt: skip

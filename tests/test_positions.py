@@ -120,3 +120,32 @@ def test_wrong_questions(sim: osc.Simulator, options: dict, message: str) -> Non
 def test_needs_the_task(sim: osc.Simulator) -> None:
     with pytest.raises(osc.OrderscopeError, match="without its task"):
         osc.positions(osc.Simulator(sim.path))
+
+
+def test_trained_cells_are_true(sim: osc.Simulator) -> None:
+    found = osc.positions(sim, [1, 5, 9], places=[0, 5, 11], verify=4)
+    assert len(found.cells) == len(found.true) == len(found.true_held_out) == 4
+    (i, j), own = found.cells[0], found.true[0]
+    order = moved(sim, int(found.units[i]), int(found.places[j]))
+    assert own == pytest.approx(true_loss(sim, int(found.units[i]), order), rel=1e-6)
+    assert all(found.units[i] != found.places[j] for i, j in found.cells)
+    assert len({tuple(cell) for cell in found.cells.tolist()}) == 4
+    with pytest.raises(osc.OrderscopeError, match="verify=-1"):
+        osc.positions(sim, verify=-1)
+
+
+def test_neighbours_are_others_of_the_group(sim: osc.Simulator, heat: Heat) -> None:
+    """On the diagonal it is the recorded model's loss on the other samples of the group."""
+    task = sim.task
+    assert task is not None
+    truth = osc.retrain(task, sim.order, keep_parameters=True)
+    assert truth.parameters is not None
+    model = task.build_model()
+    set_parameters(model, task.layout, truth.parameters[0])
+    group = task.group_codes[sim.order[3][0]]
+    others = [i for i in range(task.samples) if task.group_codes[i] == group and i not in sim.order[3]]
+    with torch.no_grad():
+        expected = float(task.loss(model, task.batch(others)).double().mean())
+    assert heat.neighbours[3, 3] == pytest.approx(expected, rel=1e-4)
+    # where a batch stands moves the loss on itself more than that on its neighbours
+    assert np.ptp(heat.value, axis=1).mean() > np.ptp(heat.neighbours, axis=1).mean()

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from orderscope.errors import IncompleteRun as IncompleteRun
     from orderscope.errors import OrderscopeError as OrderscopeError
     from orderscope.layout import ParameterLayout as ParameterLayout
+    from orderscope.memory import memory as memory
     from orderscope.orders import OrderSampler as OrderSampler
     from orderscope.positions import positions as positions
     from orderscope.record import Recorded as Recorded
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from orderscope.retrain import Truth as Truth
     from orderscope.retrain import retrain as retrain
     from orderscope.search import propose as propose
+    from orderscope.search.rates import propose_rates as propose_rates
     from orderscope.simulator import Simulator as Simulator
     from orderscope.store import RunStore as RunStore
     from orderscope.task import Task as Task
@@ -52,7 +54,9 @@ _HOME = {
     "Truth": "orderscope.retrain",
     "play": "orderscope.record.adapters",
     "positions": "orderscope.positions",
+    "memory": "orderscope.memory",
     "propose": "orderscope.search",
+    "propose_rates": "orderscope.search.rates",
     "record": "orderscope.recording",
     "recorded": "orderscope.record",
     "retrain": "orderscope.retrain",
@@ -76,9 +80,11 @@ __all__ = [
     "TrainerRecorder",
     "Truth",
     "__version__",
+    "memory",
     "play",
     "positions",
     "propose",
+    "propose_rates",
     "record",
     "recorded",
     "retrain",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,9 @@ from torch import Tensor
 from orderscope.engine import Batches, Replayed, replay, units_of
 from orderscope.engine.calibration import Bearing, Calibration, fit_calibration
 from orderscope.errors import OrderscopeError
+from orderscope.heatmap import Heat as Heat
 from orderscope.record import load_run
+from orderscope.retrain import retrain
 from orderscope.simulator import Simulator
 from orderscope.sketch import REFERENCE
 from orderscope.sketch.gradients import set_parameters
@@ -21,33 +22,9 @@ from orderscope.task import Task
 from orderscope.threads import one_thread
 
 PLACES = 12
+NEIGHBOURS = 32
 BLOCK_BYTES = 1 << 28
 Progress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class Heat:
-    """A map of units against positions.
-
-    Args:
-        units: recorded batches, as steps of the reference order, [n].
-        places: positions they were moved to, [k].
-        at: where they were recorded, [n].
-        value: final loss on unit i with the unit at place j and all others in their sequence, [n, k].
-        error: half-width of a 90 % interval around it, [n, k].
-        recorded: true loss on the unit at the end of the reference run, [n].
-        held_out: estimated metric of the same orders, [n, k].
-        metric: its name.
-    """
-
-    units: np.ndarray
-    places: np.ndarray
-    at: np.ndarray
-    value: np.ndarray
-    error: np.ndarray
-    recorded: np.ndarray
-    held_out: np.ndarray
-    metric: str
 
 
 def positions(
@@ -56,6 +33,8 @@ def positions(
     *,
     places: Sequence[int] | np.ndarray | None = None,
     metric: str | None = None,
+    verify: int = 0,
+    seed: int = 0,
     progress: Progress | None = None,
 ) -> Heat:
     """Estimate the final loss on recorded batches as a function of when they were trained.
@@ -69,6 +48,8 @@ def positions(
         units: recorded steps; all by default.
         places: positions; by default 12 or so, evenly spaced, the first and the last among them.
         metric: what `held_out` estimates; the first metric by default.
+        verify: cells off the diagonal that are truly trained, drawn at random; one run each.
+        seed: of that draw.
         progress: called as `progress("positions", done, total)`.
 
     Raises:
@@ -78,6 +59,8 @@ def positions(
         raise OrderscopeError(
             "a simulator without its task", "the task, for the losses of its samples", "Simulator(path, task)"
         )
+    if int(verify) != verify or verify < 0:
+        raise OrderscopeError(f"verify={verify!r}", "a whole number from 0", "change verify=")
     steps = len(sim.order)
     chosen = _steps("units", np.arange(steps) if units is None else units, steps)
     spots = np.linspace(0, steps - 1, min(PLACES, steps)).round() if places is None else places
@@ -87,7 +70,7 @@ def positions(
     recorded = losses.recorded(REFERENCE, chosen)
     own = _calibrated(sim, losses, chosen, recorded)
     cells = [(i, j) for i in range(len(chosen)) for j in range(len(spots))]
-    value, error, held_out = (np.empty((len(chosen), len(spots))) for _ in range(3))
+    value, error, held_out, neighbours = (np.empty((len(chosen), len(spots))) for _ in range(4))
     block = max(1, BLOCK_BYTES // (sim.window.coords * 4 * 6))
     for start in range(0, len(cells), block):
         part = cells[start : start + block]
@@ -99,12 +82,42 @@ def positions(
             raw = losses(replayed.theta[0, c], int(chosen[i]))
             (value[i, j],), (error[i, j],) = own[i].apply(np.array([[raw]]), at[c : c + 1])
             held_out[i, j] = metrics[c]
+            neighbours[i, j] = losses.neighbours(replayed.theta[0, c], int(chosen[i]))
         if progress is not None:
             progress("positions", start + len(part), len(cells))
     here = chosen[:, None] == spots[None]
     value, error = np.where(here, recorded[:, None], value), np.where(here, 0.0, error)
     held_out = np.where(here, sim.reference[name], held_out)
-    return Heat(chosen, spots, chosen.copy(), value, error, recorded, held_out, name)
+    cells, true, truly_held_out = _trained(sim, sim.task, chosen, spots, name, losses, int(verify), seed, progress)
+    return Heat(
+        chosen, spots, chosen.copy(), value, error, recorded, held_out, neighbours, name, cells, true, truly_held_out
+    )
+
+
+def _trained(
+    sim: Simulator,
+    task: Task,
+    units: np.ndarray,
+    places: np.ndarray,
+    metric: str,
+    losses: _Losses,
+    count: int,
+    seed: int,
+    progress: Progress | None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Some cells off the diagonal [c, 2], the true loss on their unit [c], and the true metric [c]."""
+    cells = np.argwhere(units[:, None] != places[None])
+    drawn = np.random.default_rng(seed).permutation(len(cells))[:count]
+    cells, own, metrics = cells[np.sort(drawn)], [], []
+    for done, (i, j) in enumerate(cells, start=1):
+        order = sim.order[_moved(len(sim.order), int(units[i]), int(places[j]))]
+        truth = retrain(task, order, keep_parameters=True)
+        assert truth.parameters is not None
+        own.append(losses.at(truth.parameters[0], int(units[i])))
+        metrics.append(float(truth.metrics[metric][0]))
+        if progress is not None:
+            progress("train cells", done, len(cells))
+    return cells, np.array(own), np.array(metrics)
 
 
 class _Losses:
@@ -113,25 +126,43 @@ class _Losses:
     def __init__(self, sim: Simulator, task: Task) -> None:
         self._sim, self._task = sim, task
         self._model = task.build_model()
-        self._batches: dict[int, Any] = {}
+        self._batches: dict[tuple[str, int], Any] = {}
         self._final = sim.window.final
         self._known: dict[int, float] = {}
 
     def __call__(self, theta: Tensor, unit: int) -> float:
         """At weights on the carried coordinates, [m]."""
-        return self._real(theta, unit) if self._sim.exact else self._expanded(theta, unit)
+        return self.at(theta, unit) if self._sim.exact else self._expanded(theta, unit)
 
     def recorded(self, run: str, units: np.ndarray) -> np.ndarray:
         """At the end of a recorded run, [units]."""
         theta = load_run(self._sim.store, run).theta()[-1]
-        return np.array([self._real(theta, int(u)) for u in units])
+        return np.array([self.at(theta, int(u)) for u in units])
 
-    def _real(self, theta: Tensor, unit: int) -> float:
-        if unit not in self._batches:
-            self._batches[unit] = self._task.batch(self._sim.order[unit])
+    def neighbours(self, theta: Tensor, unit: int) -> float:
+        """Of other samples of the unit's main group, at weights on the carried coordinates."""
+        ids = self._neighbours(unit)
+        if not self._sim.exact or not len(ids):
+            return float("nan")
+        return self._real(theta, ("near", unit), ids)
+
+    def at(self, theta: Tensor, unit: int) -> float:
+        """At all weights, [P]."""
+        return self._real(theta, ("own", unit), self._sim.order[unit])
+
+    def _neighbours(self, unit: int) -> np.ndarray:
+        codes, order = self._sim.window.group_codes, self._sim.order
+        main = np.bincount(codes[order[unit]]).argmax()
+        used = np.unique(order)
+        others = np.setdiff1d(used[codes[used] == main], order[unit])
+        return np.random.default_rng(unit).permutation(others)[:NEIGHBOURS]
+
+    def _real(self, theta: Tensor, key: tuple[str, int], ids: np.ndarray) -> float:
+        if key not in self._batches:
+            self._batches[key] = self._task.batch(ids)
         set_parameters(self._model, self._task.layout, theta)
         with torch.no_grad():
-            return float(self._task.loss(self._model, self._batches[unit]).double().mean())
+            return float(self._task.loss(self._model, self._batches[key]).double().mean())
 
     def _expanded(self, theta: Tensor, unit: int) -> float:
         """L + g . d + 1/2 d C d around the end of the reference run."""

@@ -78,6 +78,40 @@ def stable_then_decay(
     return _shaped(steps, peak, warmup, floor, shape)
 
 
+def refined(norms: np.ndarray, peak: float, *, adam: bool = True, warmup: int = 0, smooth: float = 0.1) -> np.ndarray:
+    """The linear decay refined by how large gradients were: rate_t ~ w_t * sum of w_s over the steps s > t, with
+    w = 1 / norm for Adam and 1 / norm^2 for SGD; norms are first smoothed by a running median.
+
+    Where norms do not change it is the linear decay.
+
+    Args:
+        norms: norm of the gradient at each step, [steps].
+        peak: largest rate.
+        adam: whether the optimizer divides by the gradients' size.
+        warmup: steps over which it climbs to what the formula gives.
+        smooth: window of the median, as a share of the steps.
+
+    Source: Defazio, Cutkosky, Mehta and Mishchenko, "Optimal linear decay learning rate schedules and further
+    refinements", arXiv 2310.07831.
+
+    Example:
+        >>> refined(np.ones(4), 1.0)
+        array([1.        , 0.66666667, 0.33333333, 0.        ])
+    """
+    norms = np.asarray(norms, dtype=np.float64)
+    if norms.ndim != 1 or not len(norms) or not (np.isfinite(norms) & (norms >= 0)).all():
+        raise OrderscopeError(f"gradient norms of shape {list(norms.shape)}", "one finite norm a step", "change norms=")
+    _share("smooth", smooth)
+    half = int(smooth * len(norms) / 2)
+    padded = np.pad(norms, half, mode="edge")
+    median = np.median(np.lib.stride_tricks.sliding_window_view(padded, 2 * half + 1), axis=1)
+    weight = 1 / np.maximum(median, 1e-12 + 1e-6 * median.max()) ** (1 if adam else 2)
+    shape = weight * np.append(np.cumsum(weight[::-1])[::-1][1:], 0.0)
+    shape = shape / shape.max() if shape.max() > 0 else np.ones_like(shape)
+    climb = _shaped(len(norms), peak, warmup, 1.0, lambda x: np.ones_like(x))
+    return climb * shape
+
+
 def rewarm(rates: np.ndarray, at: int, *, warmup: int = 0, peak: float | None = None) -> np.ndarray:
     """A schedule that starts again at step `at`: its own shape, squeezed into the steps that are left.
 

@@ -303,21 +303,30 @@ class Simulator:
         return float(values.std(ddof=1))
 
     def score(self, orders: np.ndarray, metric: str) -> tuple[np.ndarray, np.ndarray]:
-        """Estimated values and errors of many orders for a search, [n] each.
+        """Estimated values and errors of many orders for a search, [n] each; see `scores`."""
+        values, errors = self.scores(orders, (metric,))
+        return values[metric], errors[metric]
+
+    def scores(
+        self, orders: np.ndarray, metrics: tuple[str, ...]
+    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Estimated values and errors of many orders for a search, name -> [n].
 
         Quicker and rougher than `predict`: on at most `SEARCH_COORDS` coordinates, with the leading curvature, and the
-        metric by its expansion.
+        metrics by their expansions.
         """
         window, expansions, pointing = self._search
         with one_thread():
-            value, error = [], []
+            raw: dict[str, list[np.ndarray]] = {name: [] for name in metrics}
+            places: list[Bearing] = []
             for rows in self._blocks(len(orders), window.coords):
                 replayed = replay(window, units_of(window, self._batches, orders[rows]), members=1)
-                raw = expanded(expansions)(replayed.theta[0], (metric,))[metric]
-                at = bearing(replayed.theta[0], replayed.outside, window.final, pointing)
-                for out, part in zip((value, error), self.calibration[metric].apply(raw[None], at), strict=True):
-                    out.append(part)
-        return np.concatenate(value), np.concatenate(error)
+                for name, values in expanded(expansions)(replayed.theta[0], metrics).items():
+                    raw[name].append(values)
+                places.append(bearing(replayed.theta[0], replayed.outside, window.final, pointing))
+        at = Bearing(np.concatenate([p.outside for p in places]), np.concatenate([p.alike for p in places]))
+        found = {name: self.calibration[name].apply(np.concatenate(raw[name])[None], at) for name in metrics}
+        return {n: value for n, (value, _) in found.items()}, {n: error for n, (_, error) in found.items()}
 
     @cached_property
     def _search(self) -> tuple[Window, dict[str, ReducedExpansion], Tensor]:

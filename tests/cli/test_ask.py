@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import inspect
-import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 
 import orderscope as osc
+from commands import answer, call
 from made_up import IMAGE
-from orderscope.cli.main import main
 from orderscope.cli.record import DEFAULTS
 from orderscope.cli.tasks import load_task, remembered_task
 
@@ -34,16 +32,6 @@ number = 3
 def broken():
     return {}["no such key"]
 """
-
-
-def call(*args: object) -> Result:
-    return CliRunner().invoke(main, [str(arg) for arg in args], catch_exceptions=False)
-
-
-def answer(*args: object, code: int = 0) -> dict:
-    result = call(*args, "--json")
-    assert result.exit_code == code, result.output
-    return json.loads(result.stdout)
 
 
 @pytest.fixture(scope="module")

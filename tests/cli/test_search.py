@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import csv
-import json
 import shutil
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 
 import orderscope as osc
-from orderscope.cli.main import main
+from commands import answer, call
+from orderscope.cli.propose import wanted
 
 TASKS = """
 import tasks_tiny
@@ -20,16 +20,6 @@ import tasks_tiny
 def char():
     return tasks_tiny.char()
 """
-
-
-def call(*args: object) -> Result:
-    return CliRunner().invoke(main, [str(arg) for arg in args], catch_exceptions=False)
-
-
-def answer(*args: object, code: int = 0) -> dict:
-    result = call(*args, "--json")
-    assert result.exit_code == code, result.output
-    return json.loads(result.stdout)
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +58,34 @@ def test_propose_for_a_person(run: Path) -> None:
     assert "eval: 2.8578 as recorded, " in result.stdout
     assert "trained for confirmation: " in result.stdout or "no better order" in result.stdout
     assert "random orders, truly trained at equal cost: " in result.stdout
+
+
+def test_propose_under_constraints(run: Path) -> None:
+    facts = answer("propose", run, "--budget", 80, "--verify", 1, "--constraint", "after:a:2")
+    sim = osc.Simulator(run)
+    groups = [sim.description["group_names"][code] for code in sim.window.group_codes]
+    assert "a" not in {groups[i] for i in np.array(facts["order"])[:2].ravel()}
+    wrong = call("propose", run, "--constraint", "after:nobody:2")
+    assert wrong.exit_code == 1
+    assert "unknown group" in wrong.stderr
+
+
+def test_propose_with_schedules(run: Path) -> None:
+    facts = answer("propose", run, "--budget", 40, "--verify", 1, "--keep-batches", "--schedules")
+    assert len(facts["schedule"]["rates"]) == len(facts["order"])
+    assert facts["schedule"]["confirmed"] is not None
+    assert facts["schedule"]["confirmed"] <= facts["reference"]
+    result = call("propose", run, "--budget", 40, "--verify", 1, "--keep-batches", "--schedules")
+    assert "learning rates" in result.stdout
+
+
+def test_weights_of_metrics() -> None:
+    assert wanted([]) is None
+    assert wanted(["eval"]) == "eval"
+    assert wanted(["eval", "code"]) == ["eval", "code"]
+    assert wanted(["eval", "code=0.5"]) == {"eval": 1.0, "code": 0.5}
+    with pytest.raises(click.BadParameter, match="a weight is a number"):
+        wanted(["eval=much"])
 
 
 def test_propose_without_the_task_confirms_nothing(run: Path) -> None:
@@ -138,7 +156,7 @@ def test_report(run: Path) -> None:
     call("query", run, "--order", "reverse", "--order", "late:a")
     facts = answer("report", run, "--out", page, "--order", "interleave")
     assert facts["bytes"] == page.stat().st_size
-    assert facts["sections"] == ["matters", "orders", "proposal", "truth", "heat", "recorded", "limits"]
+    assert facts["sections"] == ["matters", "orders", "proposal", "truth", "heat", "memory", "recorded", "limits"]
     text = page.read_text(encoding="utf-8")
     for order in ("interleave", "late:a", "reverse"):
         assert f"<code>{order}</code>" in text

@@ -71,7 +71,7 @@ def test_well_formed(full: tuple[str, Page]) -> None:
     assert all(target[0] == "#" and target[1:] in ids for target in targets)
     assert set(re.findall(r"url\(#([^)]+)\)", text)) <= set(ids)
     assert {section for tag, attrs in page.tags if tag == "section" and (section := attrs.get("id"))} == {
-        "matters", "orders", "proposal", "truth", "heat", "recorded", "limits"
+        "matters", "orders", "proposal", "truth", "heat", "memory", "recorded", "limits"
     }  # fmt: skip
 
 

@@ -16,9 +16,10 @@ ORDER = np.arange(12).reshape(4, 3)
 def ledger(budget: int = 10, seconds: float = 60.0) -> tuple[Ledger, list[int]]:
     calls: list[int] = []
 
-    def score(orders: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def score(orders: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         calls.append(len(orders))
-        return orders[:, 0, 0].astype(float), np.full(len(orders), 0.1)
+        value = orders[:, 0, 0].astype(float)
+        return value, np.full(len(orders), 0.1), value[:, None]
 
     return Ledger(ORDER, score, score, budget, time.perf_counter() + seconds), calls
 
@@ -64,7 +65,7 @@ def test_time_is_kept() -> None:
 
 def test_what_diverges_is_worse_than_any() -> None:
     book, _ = ledger()
-    book.precise = lambda orders: (np.full(len(orders), np.nan), np.zeros(len(orders)))
+    book.precise = lambda orders: (np.full(len(orders), np.nan), np.zeros(len(orders)), np.zeros((len(orders), 1)))
     assert np.isinf(book(ORDER[None], ["a"]).value[0])
     assert not book.ranked()
 

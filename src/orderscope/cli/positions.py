@@ -18,7 +18,6 @@ from orderscope.errors import OrderscopeError
 from orderscope.store import RunStore
 
 SHADES = " .:-=+*#%@"
-ARRAYS = ("units", "places", "at", "value", "error", "recorded", "held_out")
 
 
 @click.command()
@@ -26,11 +25,25 @@ ARRAYS = ("units", "places", "at", "value", "error", "recorded", "held_out")
 @click.option("--units", type=click.IntRange(min=1), help="How many recorded batches to move. Default: the library's.")
 @click.option("--places", type=click.IntRange(min=2), help="How many positions to try. Default: the library's.")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write it there: heat.csv or heat.npz.")
+@click.option(
+    "--verify",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="How many moves to train truly; one run each.",
+)
 @task_option
 @threads_option
 @json_option
 def positions(
-    run: Path, units: int | None, places: int | None, out: Path | None, spec: str | None, threads: int, as_json: bool
+    run: Path,
+    units: int | None,
+    places: int | None,
+    out: Path | None,
+    verify: int,
+    spec: str | None,
+    threads: int,
+    as_json: bool,
 ) -> None:
     """A map: the final model's loss on a recorded batch, were it trained at another position.
 
@@ -44,7 +57,11 @@ def positions(
 
     with progress_bars(quiet=as_json) as progress:
         heat = orderscope.positions(
-            sim, spread(len(sim.order), units), places=spread(len(sim.order), places), progress=progress
+            sim,
+            spread(len(sim.order), units),
+            places=spread(len(sim.order), places),
+            verify=verify,
+            progress=progress,
         )
     kept = keep(run, heat)
     if out is not None:
@@ -52,7 +69,7 @@ def positions(
     if as_json:
         from orderscope.report.stored import json_value
 
-        arrays = {key: json_value(np.asarray(getattr(heat, key))) for key in ARRAYS if hasattr(heat, key)}
+        arrays = {key: json_value(values) for key, values in heat.arrays().items()} | {"metric": heat.metric}
         print_json({"run": str(run), "task": told, "kept": kept, "out": None if out is None else str(out), **arrays})
     else:
         _show(run, heat, out)
@@ -86,16 +103,29 @@ def keep(run: Path, heat: Any) -> str | None:
 def write_heat(out: Path, heat: Any) -> None:
     """A map as a .npz file of its arrays, or as a .csv file with one row a unit and place."""
     if out.suffix == ".npz":
-        arrays: dict[str, Any] = {key: np.asarray(getattr(heat, key)) for key in ARRAYS if hasattr(heat, key)}
-        np.savez_compressed(out, **arrays)
+        named: dict[str, Any] = heat.arrays()
+        np.savez_compressed(out, **named)
         return
     with open(out, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["unit", "recorded_at", "place", "loss", "error", "recorded_loss", heat.metric])
+        columns = [
+            "unit",
+            "recorded_at",
+            "place",
+            "loss",
+            "error",
+            "recorded_loss",
+            heat.metric,
+            "neighbours",
+            "true_loss",
+        ]
+        writer.writerow(columns)
+        true = {(i, j): value for (i, j), value in zip(heat.cells.tolist(), heat.true.tolist(), strict=True)}
         for i, unit in enumerate(heat.units):
             for j, place in enumerate(heat.places):
                 cell = float(heat.value[i, j]), float(heat.error[i, j]), float(heat.recorded[i])
-                writer.writerow([int(unit), int(heat.at[i]), int(place), *cell, float(heat.held_out[i, j])])
+                rest = float(heat.held_out[i, j]), float(heat.neighbours[i, j]), true.get((i, j), "")
+                writer.writerow([int(unit), int(heat.at[i]), int(place), *cell, *rest])
 
 
 def _show(run: Path, heat: Any, out: Path | None) -> None:
@@ -115,5 +145,12 @@ def _show(run: Path, heat: Any, out: Path | None) -> None:
     header = ["batch", "recorded", "lowest", "error", "at", "span", f"position {first} to {last}"]
     print_table(header, rows, text=(0, 6))
     click.echo(f"\n{SHADES!r}: from lower to higher loss than the batch's mean over positions, {top:.2g} either way")
+    if len(heat.true):
+        i, j = heat.cells.T
+        off = np.abs(heat.value[i, j] - heat.true)
+        inside = 100 * np.mean(off <= heat.error[i, j])
+        click.echo(
+            f"{len(off)} moves truly trained: off by {off.mean():.2g} on average, {inside:.0f} % inside the error"
+        )
     if out is not None:
         click.echo(f"map written to {plain(str(out))}")

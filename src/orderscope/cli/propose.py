@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,25 @@ SHOWN = 12
 
 @click.command()
 @run_argument
-@click.option("--metric", default=None, help="What to improve. Default: the first metric of the task.")
+@click.option(
+    "--metric",
+    "metrics",
+    multiple=True,
+    metavar="NAME[=WEIGHT]",
+    help="What to improve. Default: the first metric of the task. Several: their weighted sum where weights are given, "
+    "otherwise a Pareto front.",
+)
 @click.option("--maximize", is_flag=True, help="More of the metric is better.")
+@click.option(
+    "--constraint",
+    "constraints",
+    multiple=True,
+    metavar="RULE",
+    help="What orders must keep to: after:GROUP:STEP, before:GROUP:STEP, share:GROUP:LEAST-MOST:WINDOW, fixed:STEPS.",
+)
+@click.option(
+    "--schedules", is_flag=True, help="Search learning-rate schedules too, for the recorded and the found order."
+)
 @click.option(
     "--verify",
     type=click.IntRange(min=0),
@@ -39,7 +57,7 @@ SHOWN = 12
     help="Whether samples may leave their recorded batches. Default: where the run has single samples' gradients.",
 )
 @click.option(
-    "--seconds", type=click.FloatRange(min=0, min_open=True), help="Longest search. Default: as the recording."
+    "--seconds", type=click.FloatRange(min=0, min_open=True), help="Longest search. Default: until the budget ends it."
 )
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write the order there, as a .npy file.")
 @seed_option
@@ -48,8 +66,10 @@ SHOWN = 12
 @json_option
 def propose(
     run: Path,
-    metric: str | None,
+    metrics: Sequence[str],
     maximize: bool,
+    constraints: Sequence[str],
+    schedules: bool,
     verify: int,
     budget: int,
     regroup: bool | None,
@@ -70,19 +90,21 @@ def propose(
     import orderscope
     from orderscope.report.effect import metric_names
 
-    metric = metric or metric_names(sim)[0]
+    asked = wanted(metrics) or metric_names(sim)[0]
     with progress_bars(quiet=as_json) as progress:
         proposal = orderscope.propose(
             sim,
-            metric=metric,
+            metric=asked,
             budget=budget,
             verify=verify,
             maximize=maximize,
+            constraints=constraints,
             regroup=regroup,
             seconds=seconds,
             seed=seed,
             progress=progress,
         )
+        rates = best_rates(sim, proposal, verify, maximize, progress) if schedules else None
     from orderscope.report.stored import proposal_facts
 
     kept = keep(run, proposal)
@@ -95,6 +117,8 @@ def propose(
         "out": None if out is None else str(out),
         **proposal_facts(proposal),
     }
+    if rates is not None:
+        facts["schedule"] = rates
     facts["trusted"] = proposal.confirmed is not None or _trusted(sim, proposal)
     if as_json:
         print_json(facts | {"order": np.asarray(proposal.order).tolist()})
@@ -116,7 +140,47 @@ def keep(run: Path, proposal: Any) -> str | None:
         return None
 
 
+def wanted(texts: Sequence[str]) -> str | list[str] | dict[str, float] | None:
+    """The metric of `--metric` options: a name, several for a front, or weights where any is given.
+
+    Example:
+        >>> wanted(["eval", "code=0.5"])
+        {'eval': 1.0, 'code': 0.5}
+    """
+    parts = [text.rpartition("=") for text in texts]
+    try:
+        if any(split for _, split, _ in parts):
+            return {name if split else weight: float(weight) if split else 1.0 for name, split, weight in parts}
+    except ValueError:
+        raise click.BadParameter(f"{', '.join(texts)}: a weight is a number, NAME=0.5", param_hint="--metric") from None
+    return None if not texts else texts[0] if len(texts) == 1 else list(texts)
+
+
+def best_rates(sim: Any, proposal: Any, verify: int, maximize: bool, progress: Any) -> dict[str, Any]:
+    """The best learning-rate schedule for the recorded order or the proposed one, as JSON values.
+
+    Raises:
+        OrderscopeError: the proposal is for several metrics.
+    """
+    from orderscope.report.stored import json_value
+    from orderscope.search.rates import propose_rates
+
+    orders = np.unique(np.stack([sim.order, proposal.order]), axis=0)
+    found = propose_rates(sim, proposal.metric, orders=orders, verify=verify, maximize=maximize, progress=progress)
+    rows = [
+        {"name": row.name, "predicted": row.predicted, "error": row.error, "law": row.law, "confirmed": row.confirmed,
+         "proposed_order": bool(np.array_equal(orders[row.order], proposal.order))}
+        for row in found.table[:SHOWN]
+    ]  # fmt: skip
+    return json_value(
+        {"rates": found.rates, "predicted": found.predicted, "error": found.error, "confirmed": found.confirmed,
+         "proposed_order": bool(np.array_equal(found.order, proposal.order)), "table": rows, "notes": found.notes}
+    )  # fmt: skip
+
+
 def _trusted(sim: Any, proposal: Any) -> bool:
+    if proposal.metric not in sim.metric_names:
+        return False  # of a sum of metrics only training tells
     prediction = sim.predict(proposal.order, metrics=[proposal.metric])
     return bool(prediction.trusted[0] and prediction.skilled[proposal.metric])
 
@@ -128,6 +192,15 @@ def _show(facts: dict[str, Any]) -> None:
     print_table(["order", metric, "error", "trained", "found by"], rows, text=(0, 4))
     if len(table) > SHOWN:
         click.echo(f"  and {len(table) - SHOWN} more; --json prints all")
+    if facts["front"]:
+        names = list(facts["front"][0]["metrics"])
+        click.echo("\nnone is better than these in all metrics; trained values in brackets")
+        print_table([*names, "found by"], [_point(row, names) for row in facts["front"]], text=(len(names),))
+    if facts.get("schedule"):
+        click.echo("\nlearning rates")
+        rows = [_cells(row | {"source": "the proposed order" if row["proposed_order"] else "the recorded order"})
+                for row in facts["schedule"]["table"]]  # fmt: skip
+        print_table(["schedule", metric, "error", "trained", "with"], rows, text=(0, 4))
     click.echo()
     for line in summary_lines(facts):
         click.echo(plain(line))
@@ -146,12 +219,23 @@ def summary_lines(facts: dict[str, Any]) -> list[str]:
         gained = signed(facts["confirmed"] - facts["reference"], _number(facts["error"]))
         lines.append(f"trained for confirmation: {facts['confirmed']:.5g} ({gained})")
     if facts["undetectable"]:
-        lines.append(f"{NO_EFFECT}: the predicted gain is inside its error")
+        why = "the predicted gain is inside its error"
+        if facts["confirmed"] is not None:
+            why = "the true gain is no more than as many random orders would be expected to bring"
+        lines.append(f"{NO_EFFECT}: {why}")
     if facts["best_of_n"] is not None:
         lines.append(
             f"best of {facts['cost']:.0f} random orders, truly trained at equal cost: {facts['best_of_n']:.5g} expected"
         )
     return lines
+
+
+def _point(row: dict[str, Any], names: list[str]) -> list[str]:
+    cells = []
+    for name in names:
+        true = row["true"].get(name)
+        cells.append(f"{row['metrics'][name]:.5g}" + ("" if true is None else f" ({true:.5g})"))
+    return [*cells, row["name"]]
 
 
 def _cells(row: dict[str, Any]) -> list[str]:

@@ -7,11 +7,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch
 from matplotlib.path import Path
 
+from orderscope.heatmap import Heat
 from orderscope.report.figure import ACCENT, COLORS, GRID, HEAT, INK, MUTED, bare, drawing
 from orderscope.report.material import Material
 from orderscope.report.section import Section
-from orderscope.report.stored import StoredHeat
-from orderscope.report.words import short, two
+from orderscope.report.words import count, short, two
 
 
 def section(material: Material) -> Section:
@@ -35,13 +35,13 @@ def section(material: Material) -> Section:
     )
 
 
-def _moved(heat: StoredHeat) -> np.ndarray:
+def _moved(heat: Heat) -> np.ndarray:
     """Loss at each place minus the loss at the place nearest to where the unit was recorded, [n, k]."""
     own = np.abs(heat.places[None, :] - heat.at[:, None]).argmin(axis=1)
     return heat.value - heat.value[np.arange(len(heat.units)), own][:, None]
 
 
-def _words(heat: StoredHeat, moved: np.ndarray, detectable: np.ndarray) -> str:
+def _words(heat: Heat, moved: np.ndarray, detectable: np.ndarray) -> str:
     early, late = int(heat.places.argmin()), int(heat.places.argmax())
     gain = float((heat.value[:, early] - heat.value[:, late]).mean())
     direction = "lower" if gain > 0 else "higher"
@@ -49,11 +49,23 @@ def _words(heat: StoredHeat, moved: np.ndarray, detectable: np.ndarray) -> str:
     batches = f"{len(heat.units)} batches" if len(heat.units) != 1 else "1 batch"
     return (
         f"Over {batches}, training a batch last instead of first leaves the final loss on it {two(abs(gain))} "
-        f"{direction}. {share} of the moves shown are larger than their error."
+        f"{direction}. {share} of the moves shown are larger than their error." + _checked(heat)
     )
 
 
-def _figure(material: Material, heat: StoredHeat, moved: np.ndarray, detectable: np.ndarray, top: float) -> object:
+def _checked(heat: Heat) -> str:
+    """What the truly trained cells say."""
+    if not len(heat.true):
+        return ""
+    i, j = heat.cells.T
+    off, inside = np.abs(heat.value[i, j] - heat.true), np.abs(heat.value[i, j] - heat.true) <= heat.error[i, j]
+    return (
+        f" {count(len(heat.true), 'move')} (ringed) were truly trained: off by {two(float(off.mean()))} on average, "
+        f"{100 * inside.mean():.0f} % inside the error."
+    )
+
+
+def _figure(material: Material, heat: Heat, moved: np.ndarray, detectable: np.ndarray, top: float) -> object:
     rows = np.argsort(heat.at, kind="stable")
     bins = np.clip(((moved / top + 1) / 2 * HEAT).astype(int), 0, HEAT - 1)
     edges = _edges(heat.places)
@@ -72,6 +84,15 @@ def _figure(material: Material, heat: StoredHeat, moved: np.ndarray, detectable:
             path = Path.make_compound_path(*boxes)
             axes.add_patch(PathPatch(path, facecolor=COLORS[f"d{level}"], edgecolor="none", linewidth=0))
         axes.plot(heat.at[rows], np.arange(len(rows)), "o", color=INK, markersize=3, zorder=3)
+        if len(heat.cells):
+            row_of = np.argsort(rows)
+            i, j = heat.cells.T
+            axes.scatter(heat.places[j], row_of[i], s=26, facecolors="none", edgecolors=INK, linewidths=0.9, zorder=3)
+            below.plot(heat.places[j], heat.true - heat.recorded[i], ".", color=INK, markersize=4, zorder=3)
+        if heat.neighbours.size and np.isfinite(heat.neighbours).all():
+            own = np.abs(heat.places[None, :] - heat.at[:, None]).argmin(axis=1)
+            near = heat.neighbours - heat.neighbours[np.arange(len(heat.units)), own][:, None]
+            below.plot(heat.places, near.mean(axis=0), color=MUTED, linestyle="--")
         axes.set_ylim(len(rows) - 0.5, -0.5)
         every = max(1, round(len(rows) / 12))
         names = [f"{heat.units[i]} {short(material.reference_groups[heat.units[i]], 10)}"

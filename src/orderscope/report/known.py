@@ -24,7 +24,8 @@ def known_truth(sim: Simulator) -> Truth:
         found[order.tobytes()] = {name: float(values[i]) for name, values in sim.truth.items()}
     for proposal in proposals(sim.store):
         if proposal.facts["confirmed"] is not None:
-            found.setdefault(proposal.order.tobytes(), {})[proposal.facts["metric"]] = proposal.facts["confirmed"]
+            own = {proposal.facts["metric"]: proposal.facts["confirmed"]}
+            found.setdefault(proposal.order.tobytes(), {}).update(proposal.facts.get("true") or own)
     for check in validations(sim.store):
         for i, order in enumerate(check.orders):
             found.setdefault(order.tobytes(), {}).update({n: float(v[i]) for n, v in check.true.items()})

@@ -11,13 +11,13 @@ import numpy as np
 
 from orderscope.costs import part_seconds
 from orderscope.errors import OrderscopeError
+from orderscope.heatmap import Heat
 from orderscope.orders import step_groups
 from orderscope.record import load_run
 from orderscope.report.asked import asked_orders, group_codes, resolve_order, sample_groups
 from orderscope.report.effect import Effect, effects, metric_names
 from orderscope.report.known import known_truth
 from orderscope.report.stored import (
-    StoredHeat,
     StoredProposal,
     StoredValidation,
     heats,
@@ -28,6 +28,7 @@ from orderscope.report.words import short
 from orderscope.sketch import REFERENCE
 
 if TYPE_CHECKING:
+    from orderscope.memory import Memory
     from orderscope.simulator import Simulator
 
 CURVES, METRICS, UNITS, PLACES = 6, 6, 12, 12
@@ -100,6 +101,7 @@ class Material:
         pairs: metric -> predicted beside true.
         probes: metric -> true values of the probes.
         validations, proposal, heat: what was kept in the run; the latest of each kind, all of the first.
+        memory: what the recorded run remembers; None without the task.
         with_task: whether the task itself was at hand.
     """
 
@@ -127,7 +129,8 @@ class Material:
     skilled: dict[str, bool]
     validations: list[StoredValidation]
     proposal: StoredProposal | None
-    heat: StoredHeat | None
+    heat: Heat | None
+    memory: Memory | None
     with_task: bool
 
     @property
@@ -197,6 +200,7 @@ def gather(
         validations=checks,
         proposal=mine[-1] if mine else None,
         heat=_heat(sim, progress),
+        memory=_memory(sim, first),
         with_task=sim.task is not None,
     )
 
@@ -281,7 +285,7 @@ def _cost(sim: Simulator, checks: list[StoredValidation], made: list[StoredPropo
     return cost
 
 
-def _heat(sim: Simulator, progress: Progress | None) -> StoredHeat | None:
+def _heat(sim: Simulator, progress: Progress | None) -> Heat | None:
     """The map kept last, or a small one made now where the task is at hand."""
     kept = heats(sim.store)
     if kept or sim.task is None:
@@ -292,6 +296,12 @@ def _heat(sim: Simulator, progress: Progress | None) -> StoredHeat | None:
     units, places = (
         np.unique(np.linspace(0, steps - 1, min(count, steps)).round().astype(int)) for count in (UNITS, PLACES)
     )
-    heat = orderscope.positions(sim, units, places=places, progress=progress)
-    keys = ("units", "places", "at", "value", "error", "recorded")
-    return StoredHeat(**{key: np.asarray(getattr(heat, key)) for key in keys})
+    return orderscope.positions(sim, units, places=places, progress=progress)
+
+
+def _memory(sim: Simulator, metric: str) -> Memory | None:
+    if sim.task is None:
+        return None
+    from orderscope.memory import memory
+
+    return memory(sim, metric)

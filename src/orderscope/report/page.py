@@ -11,7 +11,7 @@ import jinja2
 from markupsafe import Markup
 
 from orderscope import __version__
-from orderscope.report import curves, heat, limits, matters, proposal, recorded, summary, truth
+from orderscope.report import curves, heat, limits, matters, memory, proposal, recorded, summary, truth
 from orderscope.report.material import Material, Progress, gather
 from orderscope.report.section import Section
 from orderscope.report.words import plain
@@ -25,6 +25,7 @@ SECTIONS: tuple[Callable[[Material], Section], ...] = (
     proposal.section,
     truth.section,
     heat.section,
+    memory.section,
     recorded.section,
     limits.section,
 )

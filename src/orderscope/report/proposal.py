@@ -43,6 +43,7 @@ def section(material: Material) -> Section:
             else [],
             "legend": legend(material.group_names),
             "figure": _figure(facts),
+            "front": _front(facts),
         },
     )
 
@@ -53,11 +54,11 @@ def words(facts: dict[str, Any]) -> str:
     change = facts["predicted"] - reference
     value, width = figures(facts["predicted"], error)
     said = f"Predicted: {short(facts['metric'])} {value} {width}, {signed(change, error)} to the recorded order"
-    if facts["undetectable"]:
-        said += ", which is inside its error: no detectable effect"
     if facts["confirmed"] is None:
-        return said + ". It was not trained to confirm it."
-    return f"{said}. Truly trained: {facts['confirmed']:.5g}, {signed(facts['confirmed'] - reference, error)}."
+        inside = ", which is inside its error: no detectable effect" if facts["undetectable"] else ""
+        return f"{said}{inside}. It was not trained to confirm it."
+    luck = ": no more than luck would bring at the same cost" if facts["undetectable"] else ""
+    return f"{said}. Truly trained: {facts['confirmed']:.5g}, {signed(facts['confirmed'] - reference, error)}{luck}."
 
 
 def regret(facts: dict[str, Any]) -> str:
@@ -124,3 +125,27 @@ def _figure(facts: dict[str, Any]) -> object:
 
     label = "The proposal beside the recorded order and random ones."
     return drawing("proposal", label, draw, 0.9 + 0.4 * len(lines))
+
+
+def _front(facts: dict[str, Any]) -> object:
+    """The first two metrics of the orders that none is better than in all; empty where one metric was asked for."""
+    points = facts.get("front") or []
+    names = list(points[0]["metrics"])[:2] if points else []
+    if len(names) < 2:
+        return ""
+    found = [[row["metrics"][name] for name in names] for row in points]
+    true = [([row["metrics"][n] for n in names], [row["true"][n] for n in names]) for row in points if row["true"]]
+
+    def draw(figure: Figure, narrow: bool) -> None:
+        axes = figure.subplots()
+        axes.plot(*zip(*found, strict=True), "o-", color=ACCENT, markerfacecolor=SURFACE, markersize=5, linewidth=1)
+        for predicted, trained in true:
+            axes.plot(*zip(predicted, trained, strict=True), color=MUTED, linewidth=0.8)
+            axes.plot(*trained, "o", color=ACCENT, markersize=7)
+        axes.set_xlabel(short(names[0], 24))
+        axes.set_ylabel(short(names[1], 24))
+        axes.grid(color=GRID)
+        axes.locator_params(nbins=4 if narrow else 6)
+        bare(axes, "left", "bottom")
+
+    return drawing("front", "Orders that no other is better than in all metrics.", draw, 3.2)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from orderscope.heatmap import Heat
 from orderscope.store import RunStore
 
 VALIDATIONS, PROPOSALS, POSITIONS = "validation/", "proposal/", "positions/"
@@ -37,26 +38,6 @@ class StoredProposal:
     order: np.ndarray
     facts: dict[str, Any]
     table: list[dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class StoredHeat:
-    """A position map as it was made; see `orderscope.positions`.
-
-    Args:
-        units: recorded steps that were moved, [n].
-        places: where to, [k].
-        at: where they were recorded, [n].
-        value, error: final loss on the unit, [n, k].
-        recorded: the same at the end of the reference run, [n].
-    """
-
-    units: np.ndarray
-    places: np.ndarray
-    at: np.ndarray
-    value: np.ndarray
-    error: np.ndarray
-    recorded: np.ndarray
 
 
 def next_name(store: RunStore, prefix: str) -> str:
@@ -97,11 +78,12 @@ def proposal_facts(proposal: Any) -> dict[str, Any]:
     """A `Proposal` as JSON values, without its orders."""
     names = (
         "metric", "maximize", "predicted", "error", "confirmed", "reference", "random", "gain_sigma", "scored", "cost",
-        "best_of_n", "undetectable", "notes",
+        "best_of_n", "undetectable", "true", "notes",
     )  # fmt: skip
-    row = ("name", "source", "predicted", "error", "confirmed")
+    row, point = ("name", "source", "predicted", "error", "confirmed"), ("name", "metrics", "true")
     return {name: json_value(getattr(proposal, name)) for name in names} | {
-        "table": [{key: json_value(getattr(entry, key)) for key in row} for entry in proposal.table]
+        "table": [{key: json_value(getattr(entry, key)) for key in row} for entry in proposal.table],
+        "front": [{key: json_value(getattr(entry, key)) for key in point} for entry in proposal.front],
     }
 
 
@@ -115,17 +97,17 @@ def proposals(store: RunStore) -> list[StoredProposal]:
     return found
 
 
-def keep_heat(store: RunStore, heat: Any) -> str:
+def keep_heat(store: RunStore, heat: Heat) -> str:
     """Write a `Heat` and return the name of its shard."""
     name = next_name(store, POSITIONS)
-    keys = ("units", "places", "at", "value", "error", "recorded")
-    store.write(name, {key: np.asarray(getattr(heat, key)) for key in keys})
+    store.write(name, heat.arrays(), {"metric": heat.metric})
     return name
 
 
-def heats(store: RunStore) -> list[StoredHeat]:
+def heats(store: RunStore) -> list[Heat]:
     """All position maps of a run, oldest first."""
-    return [StoredHeat(**store.read(name)) for name in store.names(POSITIONS)]
+    names = store.names(POSITIONS)
+    return [Heat(**store.read(name), metric=store.attrs(name).get("metric", "")) for name in names]
 
 
 def json_value(value: Any) -> Any:

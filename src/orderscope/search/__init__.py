@@ -3,10 +3,30 @@
 # Strategies run in the order they are registered in: rules, then what starts from the best of them.
 from orderscope.search import heuristics as heuristics  # isort: split
 
+from orderscope.search import curricula as curricula
+from orderscope.search import epochs as epochs  # isort: split
+
 from orderscope.search import guided as guided
 from orderscope.search import local as local
+from orderscope.search import mixtures as mixtures
+from orderscope.search import sorts as sorts
+from orderscope.search.constraints import After, Before, Fixed, Share, parse_constraint
 from orderscope.search.proposal import Proposal, Row, propose
 from orderscope.search.setting import Setting
 from orderscope.search.strategy import STRATEGIES, Scores, Strategy, register
 
-__all__ = ["STRATEGIES", "Proposal", "Row", "Scores", "Setting", "Strategy", "propose", "register"]
+__all__ = [
+    "STRATEGIES",
+    "After",
+    "Before",
+    "Fixed",
+    "Proposal",
+    "Row",
+    "Scores",
+    "Setting",
+    "Share",
+    "Strategy",
+    "parse_constraint",
+    "propose",
+    "register",
+]

@@ -6,7 +6,9 @@ the model is made anew where that was (a trust region).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from typing import ClassVar
 
 import numpy as np
 
@@ -15,121 +17,80 @@ from orderscope.search.setting import Setting
 from orderscope.search.strategy import Orders, Strategy, register
 
 ROUNDS = 16
-LEAST = 0.01  # of the gain so far: a round that brings less is the last
+LEAST = 0.05  # of the gain so far: a round that brings less is the last
 LENGTH = 48  # points of the first path
-SHARES = (1 / 8, 1 / 4, 1 / 2, 1)  # of a path, at which it is scored
+SHARES = (1 / 8, 1 / 4, 1 / 2)  # of a path, at which it is scored
 NEAREST = 24  # neighbours that are scored where a path of steps leads nowhere
 Points = list[tuple[int, np.ndarray]]  # how far along a path, and the arrangement there
 Search = Callable[[Effects, int, np.random.Generator], Points]
 OrderOf = Callable[[np.ndarray], np.ndarray]
-Model = Callable[[np.ndarray], tuple[Effects, OrderOf]]
+Model = Callable[[np.ndarray], tuple[Effects, OrderOf] | None]
 
 
-@register
-class Regroup(Strategy):
-    """Samples exchanged between positions under the model of single samples: recorded batches are not kept."""
+class Led(Strategy):
+    """A trust-region search under the local model, of recorded steps or of single samples.
 
-    name, source = "regroup", "exchanges of samples under the adjoint model"
+    Attributes:
+        search: what the model likes, from (effects, length, random numbers).
+        samples: whether it moves single samples; recorded batches are then not kept.
+        largest: most slots it is for.
+    """
+
     guided = precise = True
+    search: ClassVar[Search]
+    samples: ClassVar[bool] = False
+    largest: ClassVar[float] = math.inf
 
     def orders(self, setting: Setting) -> Orders:
-        yield from _samples_led(setting, _exchanges)
-
-
-@register
-class Descent(Strategy):
-    """Swaps, moves and block moves under the model of steps."""
-
-    name, source = "descent", "swaps, moves and block moves under the adjoint model"
-    guided = precise = True
-
-    def orders(self, setting: Setting) -> Orders:
-        yield from _steps_led(setting, _descent)
-
-
-@register
-class Assignment(Strategy):
-    """The least sum over positions of first-order effects, around the reference: exact, and blind to what positions do
-    to each other."""
-
-    name, source = "assignment", "linear assignment of steps to positions, effects from one adjoint sweep"
-    guided = precise = True
-
-    def orders(self, setting: Setting) -> Orders:
-        if setting.expansion is not None and setting.steps <= LARGEST:
-            effects = setting.step_effects(np.arange(setting.steps))
-            best = assigned(effects, effects.costs(np.zeros(effects.curved.shape[2])))
-            yield setting.order[_between(effects.base, best)]
-
-
-@register
-class ConditionalGradient(Strategy):
-    """Iterated assignment: conditional gradient on the polytope of assignments, its corners polished by exchanges."""
-
-    name, source = "conditional gradient", "iterated assignment of steps, arXiv 2504.16430 for its metagradients"
-    guided = precise = True
-
-    def orders(self, setting: Setting) -> Orders:
-        if setting.steps <= LARGEST:
-            yield from _steps_led(setting, _corners)
-
-
-@register
-class RegroupByAssignment(Strategy):
-    """Conditional gradient over assignments of samples to positions, its corners polished by exchanges."""
-
-    name, source = "regroup by assignment", "iterated assignment of samples to positions"
-    guided = precise = True
-
-    def orders(self, setting: Setting) -> Orders:
-        if setting.order.size <= LARGEST:
-            yield from _samples_led(setting, _corners)
+        slots = setting.order.size if self.samples else setting.steps
+        if self.samples and not setting.regroup:
+            setting.note(f"{self.name}: recorded batches are kept together")
+        elif slots > self.largest:
+            setting.note(f"{self.name}: {slots} slots, more than the {self.largest} that an assignment is solved for")
+        else:
+            yield from (_samples_led if self.samples else _steps_led)(setting, type(self).search)
 
 
 def _steps_led(setting: Setting, search: Search) -> Orders:
-    if setting.expansion is None:
-        return
-    start = setting.best()
-    base = setting.steps_of(start)
-    assert base is not None
-
-    def model(steps: np.ndarray) -> tuple[Effects, OrderOf]:
+    def model(order: np.ndarray) -> tuple[Effects, OrderOf] | None:
+        steps = setting.steps_of(order)
+        if steps is None:
+            return None
         return setting.step_effects(steps), lambda arrangement: setting.order[arrangement]
 
-    yield from _trust_region(setting, base, setting.order[base], model, search)
+    if setting.expansion is not None:
+        yield from _trust_region(setting, setting.best(), model, search)
 
 
 def _samples_led(setting: Setting, search: Search) -> Orders:
-    if setting.expansion is None or not setting.regroup:
-        return
-    start = setting.best(whole=False)
-
     def model(order: np.ndarray) -> tuple[Effects, OrderOf]:
         effects, ids = setting.sample_effects(order)
         return effects, lambda arrangement: ids[arrangement].reshape(order.shape)
 
-    yield from _trust_region(setting, start, start, model, search)
+    if setting.expansion is not None:
+        yield from _trust_region(setting, setting.best(whole=False), model, search)
 
 
-def _trust_region(setting: Setting, base: np.ndarray, order: np.ndarray, model: Model, search: Search) -> Orders:
+def _trust_region(setting: Setting, order: np.ndarray, model: Model, search: Search) -> Orders:
     """Score some arrangements that the model likes, go on from the best, and go as far again as that was; where none is
     better less far, down to a length of 0, and then no more.
 
     Args:
-        base: what `model` is made around; an order, or its recorded steps.
-        order: the order it stands for.
-        model: base -> local model, and how an arrangement of its items becomes an order.
+        order: where to begin.
+        model: order -> local model around it, and how an arrangement of its items becomes an order; None for an order
+            that it cannot be made around.
     """
     first = bound = float((yield order[None]).bound[0])
     length = LENGTH
     for _ in range(ROUNDS):
-        if setting.ledger.late:
+        made = None if setting.ledger.late else model(order)
+        if made is None:
             return
-        effects, order_of = model(base)
+        effects, order_of = made
         points = search(effects, length, setting.rng)
         if not points:
             return
-        orders = np.stack([order_of(arrangement) for _, arrangement in points])
+        orders = setting.fitted(np.stack([order_of(arrangement) for _, arrangement in points]))
         scores = yield orders
         k = int(scores.bound.argmin())
         if scores.bound[k] >= bound:
@@ -138,7 +99,7 @@ def _trust_region(setting: Setting, base: np.ndarray, order: np.ndarray, model: 
             length = points[0][0] if points[0][0] > 1 else 0
             continue
         gained, bound = bound - float(scores.bound[k]), float(scores.bound[k])
-        base, length = orders[k] if base.ndim == 2 else points[k][1], 2 * points[k][0]
+        order, length = orders[k], 2 * points[k][0]
         if gained < LEAST * (first - bound):
             return
 
@@ -155,7 +116,9 @@ def _descent(effects: Effects, length: int, rng: np.random.Generator) -> Points:
 
 
 def _corners(effects: Effects, length: int, rng: np.random.Generator) -> Points:
-    """Half way to the best corner, that corner, and both polished."""
+    """Half way to the best corner, that corner, and both polished; nothing where those were no better before."""
+    if not length:
+        return []
     corners = conditional_gradient(effects)
     best = corners[int(effects.values(np.stack(corners)).argmin())]
     half = _between(effects.base, best)[1]
@@ -180,3 +143,50 @@ def _between(base: np.ndarray, goal: np.ndarray) -> np.ndarray:
                 now[[slot, other]] = now[[other, slot]]
         out.append(now)
     return np.stack(out)
+
+
+@register
+class Regroup(Led):
+    """Samples exchanged between positions under the model of single samples."""
+
+    name, source = "regroup", "exchanges of samples under the adjoint model"
+    search, samples = _exchanges, True
+
+
+@register
+class Descent(Led):
+    """Swaps, moves and block moves under the model of steps."""
+
+    name, source = "descent", "swaps, moves and block moves under the adjoint model"
+    search = _descent
+
+
+@register
+class Assignment(Strategy):
+    """The least sum over positions of first-order effects, around the reference: exact, and blind to what positions do
+    to each other."""
+
+    name, source = "assignment", "linear assignment of steps to positions, effects from one adjoint sweep"
+    guided = precise = True
+
+    def orders(self, setting: Setting) -> Orders:
+        if setting.expansion is not None and setting.steps <= LARGEST:
+            effects = setting.step_effects(np.arange(setting.steps))
+            best = assigned(effects, effects.costs(np.zeros(effects.curved.shape[2])))
+            yield setting.order[_between(effects.base, best)]
+
+
+@register
+class ConditionalGradient(Led):
+    """Iterated assignment: conditional gradient on the polytope of assignments, its corners polished by exchanges."""
+
+    name, source = "conditional gradient", "iterated assignment of steps, arXiv 2504.16430 for its metagradients"
+    search, largest = _corners, LARGEST
+
+
+@register
+class RegroupByAssignment(Led):
+    """Conditional gradient over assignments of samples to positions, its corners polished by exchanges."""
+
+    name, source = "regroup by assignment", "iterated assignment of samples to positions"
+    search, samples, largest = _corners, True, LARGEST

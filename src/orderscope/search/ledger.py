@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from orderscope.errors import OrderscopeError
 from orderscope.search.strategy import Scores
 
 WHOLE = 32
-Score = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+Score = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 
 class Spent(Exception):
@@ -21,13 +22,15 @@ class Spent(Exception):
 
 @dataclass(frozen=True)
 class Entry:
-    """One scored order: value, error and bound as in `Scores`, and the strategy that found it first."""
+    """One scored order: value, error and bound as in `Scores`, the strategy that found it first, and the metrics that
+    the value is made of, [metrics]."""
 
     order: np.ndarray
     value: float
     error: float
     bound: float
     by: str
+    metrics: np.ndarray
 
 
 @dataclass
@@ -37,19 +40,21 @@ class Ledger:
 
     Args:
         reference: the recorded order.
-        quick, precise: orders [n, steps, batch] -> value [n] (lower is better), error [n]. Without a quick one
-            everything is scored precisely.
+        quick, precise: orders [n, steps, batch] -> value [n] (lower is better), error [n], metrics [n, metrics].
+            Without a quick one everything is scored precisely.
         budget: how many orders may be scored.
         deadline: `time.perf_counter()` after which nothing more is scored.
         chunk: regrouped orders scored at once: their gradients take memory.
+        any_samples: whether orders may repeat samples of the reference and leave others out.
     """
 
     reference: np.ndarray
     quick: Score | None
     precise: Score
     budget: int
-    deadline: float
+    deadline: float = math.inf
     chunk: int = 8
+    any_samples: bool = False
     scored: int = 0
     finite: int = 0
 
@@ -88,11 +93,11 @@ class Ledger:
         if new and not picked:
             raise Spent
         for part in self._parts(picked, orders):
-            value, error = score(orders[part])
+            value, error, metrics = score(orders[part])
             self.scored += len(part)
             self.finite += int(np.isfinite(value).sum())
-            for i, v, e in zip(part, value, np.broadcast_to(error, value.shape), strict=True):
-                self._add(orders[i], float(v), float(e), by[i], precise)
+            for i, v, e, row in zip(part, value, np.broadcast_to(error, value.shape), metrics, strict=True):
+                self._add(Entry(orders[i], float(v), float(e), math.inf, by[i], row), precise)
             if self.late:
                 break
         found = [known.get(key) for key in keys]
@@ -101,20 +106,25 @@ class Ledger:
             np.array([0.0 if e is None else e.error for e in found]),
         )
 
-    def know(self, order: np.ndarray, value: float, by: str) -> None:
+    def know(self, order: np.ndarray, value: float, by: str, metrics: np.ndarray | None = None) -> None:
         """An order whose true value is known."""
+        row = np.array([value]) if metrics is None else metrics
         for precise in (False, True):
-            self._add(order, value, 0.0, by, precise)
+            self._add(Entry(order, value, 0.0, math.inf, by, row), precise)
 
-    def _add(self, order: np.ndarray, value: float, error: float, by: str, precise: bool) -> None:
-        """Remember the score of an order; one that diverges is worse than any."""
-        value = value if np.isfinite(value) else np.inf
-        bound = float(Scores(np.array(value), np.array(error)).bound)
-        self._known[precise][_key(order)] = Entry(order, value, error, bound, by)
+    def _add(self, entry: Entry, precise: bool) -> None:
+        """Remember a score; an order that diverges is worse than any."""
+        value = entry.value if np.isfinite(entry.value) else np.inf
+        bound = float(Scores(np.array(value), np.array(entry.error)).bound)
+        self._known[precise][_key(entry.order)] = replace(entry, value=value, bound=bound)
 
     def ranked(self) -> list[Entry]:
         """What was scored precisely and is finite, by its bound, best first."""
         return sorted((e for e in self._known[True].values() if np.isfinite(e.bound)), key=lambda e: e.bound)
+
+    def entry(self, order: np.ndarray) -> Entry | None:
+        """The precise score of an order, if it has one."""
+        return self._known[True].get(_key(order))
 
     def steps_of(self, order: np.ndarray) -> np.ndarray | None:
         """The recorded step of each batch, [steps]; None where samples were regrouped."""
@@ -131,7 +141,11 @@ class Ledger:
         orders = np.asarray(orders)
         orders = orders[None] if orders.ndim == 2 else orders
         fits = orders.ndim == 3 and orders.shape[1:] == self.reference.shape and orders.dtype.kind in "iu"
-        if not fits or not (np.sort(orders.reshape(len(orders), -1), axis=1) == self._multiset).all():
+        if self.any_samples and fits:
+            fits = bool(np.isin(orders, self._multiset).all())
+        elif fits:
+            fits = bool((np.sort(orders.reshape(len(orders), -1), axis=1) == self._multiset).all())
+        if not fits:
             raise OrderscopeError(
                 f"an array of shape {list(orders.shape)} from strategy {by!r} that does not rearrange the reference",
                 "orders [n, steps, batch] with every sample as often as in the reference",

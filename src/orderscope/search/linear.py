@@ -19,7 +19,7 @@ from scipy.optimize import linear_sum_assignment
 from orderscope.search.arrange import neighbours
 
 SHARE = 8  # at most steps / SHARE exchanges between two points of a path
-LARGEST = 1600  # slots of an assignment problem that takes about a second
+LARGEST = 1000  # slots of an assignment problem: it takes some tenths of a second
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def assigned(effects: Effects, costs: np.ndarray) -> np.ndarray:
     return out
 
 
-def conditional_gradient(effects: Effects, rounds: int = 20) -> list[np.ndarray]:
+def conditional_gradient(effects: Effects, rounds: int = 8) -> list[np.ndarray]:
     """Corners of the assignment polytope that the conditional-gradient method visits, the last one found first.
 
     Minimises the quadratic over mixtures of arrangements: each round solves the assignment for the gradient where it

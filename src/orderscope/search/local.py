@@ -10,6 +10,7 @@ from orderscope.search.strategy import Orders, Strategy, register
 
 ROUND = 24
 PATIENCE = 3
+LEAST = 0.03  # of the gain over the reference: where some rounds bring less, it ends
 POPULATION = 24
 MUTATION = 0.3
 
@@ -23,15 +24,13 @@ class LocalSearch(Strategy):
 
     def orders(self, setting: Setting) -> Orders:
         best = setting.best(whole=not setting.regroup)
-        bound = float((yield best[None]).bound[0])
-        idle = 0
-        while idle < PATIENCE:
+        reference, *bounds = (yield np.stack([setting.order, best])).bound
+        while len(bounds) <= PATIENCE or bounds[-PATIENCE - 1] - bounds[-1] > LEAST * (reference - bounds[-1]):
             tried = _around(setting, best)
             scores = yield tried
             k = int(scores.bound.argmin())
-            idle = 0 if scores.bound[k] < bound else idle + 1
-            if scores.bound[k] < bound:
-                best, bound = tried[k], float(scores.bound[k])
+            best = tried[k] if scores.bound[k] < bounds[-1] else best
+            bounds.append(min(bounds[-1], float(scores.bound[k])))
 
 
 @register

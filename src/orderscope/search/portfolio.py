@@ -14,10 +14,11 @@ from orderscope.search.ledger import Spent
 from orderscope.search.setting import Setting
 from orderscope.search.strategy import CAUTION, Orders, Scores, Strategy
 
-RULES = 0.4  # of the time, at most, for strategies that do not start from the best of others
+RULES = 0.5  # of the budget, at most, for strategies that do not start from the best of others
 FIRST = 2  # of the rules' best orders that are scored precisely, for others to start from
 EACH = 2  # of each other quickly scored strategy's best orders that are
 IDLE = 16  # times in a row that strategies may ask for nothing new
+RECENT, HOPE = 2, 8  # a blind search is ended where the best of all is HOPE times its gain in RECENT rounds ahead
 Progress = Callable[[str, int, int], None]
 
 
@@ -44,6 +45,12 @@ class Asked:
     asking: Orders
     rng: np.random.Generator
     orders: np.ndarray
+    bounds: list[float] = field(default_factory=list)
+
+    def hopeless(self, best: float) -> bool:
+        """Whether at the pace of its last rounds it would not come near the best of all for long."""
+        recent, now = 1 if self.strategy.precise else RECENT, self.bounds[-1]
+        return len(self.bounds) > recent and now - best > HOPE * (self.bounds[-recent - 1] - now)
 
 
 @dataclass
@@ -53,7 +60,6 @@ class Portfolio:
     Args:
         setting: what they look at.
         seed: of their random numbers.
-        limit: seconds they have in all.
         progress: called as `progress("search", orders scored, budget)`.
         values: scores of all orders of each strategy.
         late: whether time ran out.
@@ -61,7 +67,6 @@ class Portfolio:
 
     setting: Setting
     seed: int
-    limit: float
     progress: Progress | None = None
     values: dict[str, list[float]] = field(default_factory=dict)
     late: bool = False
@@ -72,6 +77,12 @@ class Portfolio:
     def best(self) -> dict[str, Found]:
         """The best order of each strategy by its name, by the precise score where one was scored so."""
         return {name: found[0] for name, found in self._quick.items() if found} | self._precise
+
+    @property
+    def _least(self) -> float:
+        """The least bound that was scored precisely: quick ones may be too hopeful by far."""
+        ranked = self.setting.ledger.ranked()
+        return ranked[0].bound if ranked else math.inf
 
     def run(self, picked: list[Strategy]) -> bool:
         """Rules come first and side by side, then those that start from the best of others, then those that can use any
@@ -84,10 +95,8 @@ class Portfolio:
         rules = [s for s in picked if not s.weight and not s.guided]
         guided = [s for s in picked if not s.weight and s.guided]
         hungry = sorted((s for s in picked if s.weight), key=lambda s: s.guided)
-        whole, ledger.deadline = ledger.deadline, ledger.deadline - (1 - RULES) * self.limit
         try:
-            self._together(rules, ledger.left)
-            ledger.deadline = whole
+            self._together(rules, math.ceil(ledger.left * (RULES if guided or hungry else 1)))
             first = sorted((found[0] for found in self._quick.values() if found), key=lambda f: f.bound)
             self._refine(first[:FIRST])
             for strategy in guided:
@@ -140,16 +149,24 @@ class Portfolio:
         orders = next(asking, None)
         if orders is None:
             return None
-        return Asked(strategy, asking, setting.rng, setting.ledger.checked(orders, strategy.name))
+        return Asked(strategy, asking, setting.rng, self._fitted(orders, strategy))
 
     def _next(self, asked: Asked, scores: Scores) -> bool:
+        """Whether it asks for more."""
+        asked.bounds.append(min([*asked.bounds[-1:], *scores.bound.tolist()]))
+        if (asked.strategy.weight or asked.strategy.guided) and asked.hopeless(self._least):
+            asked.asking.close()
+            return False
         self.setting.rng = asked.rng
         try:
             orders = asked.asking.send(scores)
         except StopIteration:
             return False
-        asked.orders = self.setting.ledger.checked(orders, asked.strategy.name)
+        asked.orders = self._fitted(orders, asked.strategy)
         return True
+
+    def _fitted(self, orders: np.ndarray, strategy: Strategy) -> np.ndarray:
+        return self.setting.fitted(self.setting.ledger.checked(orders, strategy.name))
 
     def _keep(self, strategy: Strategy, orders: np.ndarray, scores: Scores, precise: bool) -> None:
         name, columns = strategy.name, zip(orders, scores.value.tolist(), scores.error.tolist(), strict=True)

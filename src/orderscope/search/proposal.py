@@ -4,32 +4,32 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from orderscope.costs import recording_seconds
 from orderscope.errors import OrderscopeError
 from orderscope.retrain import retrain
+from orderscope.search.constraints import Constraint
 from orderscope.search.costs import expected_best, spent_runs
-from orderscope.search.ledger import Ledger
+from orderscope.search.ledger import Entry, Ledger
+from orderscope.search.objective import Objective, front
 from orderscope.search.portfolio import Found, Portfolio, Progress
+from orderscope.search.question import Metric, Question, question
 from orderscope.search.scoring import leading, precise_score, quick_score, regrouped_at_once
 from orderscope.search.setting import Setting
-from orderscope.search.strategy import Scores, Strategy, chosen
+from orderscope.search.strategy import STRATEGIES, Scores
 from orderscope.simulator import Simulator
 from orderscope.task import Task
 
-LEAST_SECONDS = 6.0
-PATIENCE = 2.0
 OWN, BY, FEW = "reference", "random", 8
 QUICK_FROM = 64  # a smaller budget is scored precisely throughout
 
 
 @dataclass(frozen=True)
 class Row:
-    """The best order of one strategy.
+    """The best order of one strategy, or a point of a front.
 
     Args:
         name, source: the strategy's.
@@ -37,6 +37,8 @@ class Row:
             orders that came near confirmation, quick for others.
         confirmed: true metric from retraining, or None.
         order: int64 [steps, batch].
+        metrics: estimated values by metric, where they were scored precisely.
+        true: true values by metric, where it was retrained.
     """
 
     name: str
@@ -45,6 +47,8 @@ class Row:
     error: float
     confirmed: float | None
     order: np.ndarray
+    metrics: dict[str, float] = field(default_factory=dict)
+    true: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ class Proposal:
         order: int64 [steps, batch]; the reference itself where nothing better was found.
         predicted, error: estimated metric and half-width of its 90 % interval, by `Simulator.predict`.
         confirmed: true metric from retraining, or None where it was not retrained.
-        metric, maximize: what was improved, and which way.
+        metric, maximize: what was improved, and which way; of several metrics their weighted sum, as `eval + 0.5 code`.
         table: the best order of every strategy, best first.
         reference: the metric of the recorded order.
         random: predicted mean and standard deviation under random permutations of the recorded steps.
@@ -64,7 +68,12 @@ class Proposal:
         scored: orders that were scored.
         cost: all that was spent, in runs: recording, sketching, searching, confirming.
         best_of_n: metric to be expected of the best of as many random orders, all truly trained.
-        undetectable: whether the predicted gain over the reference is inside its error.
+        undetectable: whether there is nothing to tell from chance. Where it was confirmed, whether the true value is no
+            better than the reference's and `best_of_n`; else whether the predicted gain over the reference is inside
+            its error.
+        true: true values of all metrics, where it was confirmed.
+        front: where several metrics were asked for, the orders that no other is better than in all of them, by the
+            first metric.
         notes: what a reader should know.
     """
 
@@ -82,18 +91,22 @@ class Proposal:
     cost: float
     best_of_n: float
     undetectable: bool
+    true: dict[str, float] = field(default_factory=dict)
+    front: list[Row] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
 def propose(
     sim: Simulator,
-    metric: str = "eval",
+    metric: Metric = "eval",
     *,
     budget: int = 2000,
     verify: int = 3,
     strategies: Sequence[str] | None = None,
-    maximize: bool = False,
+    maximize: bool | Collection[str] = False,
+    constraints: Iterable[Constraint | str] = (),
     regroup: bool | None = None,
+    allow_other_samples: bool = False,
     seconds: float | None = None,
     seed: int = 0,
     progress: Progress | None = None,
@@ -101,18 +114,22 @@ def propose(
     """Search for an order of the recorded samples with a better final metric.
 
     Candidates are ranked by what their value may well be at worst, value + `CAUTION` * error. The best of different
-    strategies are trained truly, and the best of those is proposed: if that is the reference, it is said.
+    strategies are trained truly, and the best of those is proposed: if that is the reference, it is said. With the same
+    seed it is the same again, unless `seconds` cut it short.
 
     Args:
-        metric: its name; less of it is better.
-        budget: how many orders may be scored in all; none is scored twice.
+        metric: a name, of which less is better; weights, {"eval": 1, "code": 0.5}, for a sum of several; or several
+            names, ["eval", "code"], for a Pareto front.
+        budget: how many orders may be scored in all; none is scored twice. A front's searches share it.
         verify: how many of the best are retrained; none without `sim.task`.
         strategies: names, all by default.
-        maximize: more of the metric is better.
+        maximize: more of the metric is better; of several metrics, the names of those.
+        constraints: what orders must keep to, all of it: `After`, `Before`, `Share` and `Fixed` of
+            `orderscope.search`, or their texts, see `parse_constraint`.
         regroup: whether samples may leave their recorded batches. By default where single samples' gradients were kept.
             Batches of recorded samples only leave a far smaller choice.
-        seconds: stop searching after this time; by default after twice what the recording took, but not before six
-            seconds. So a search never costs more than a few times the recording.
+        allow_other_samples: strategies may repeat samples and leave others out.
+        seconds: stop searching after this time; by default only the budget ends it.
         seed: of everything random.
         progress: called as `progress(stage, done, total)`.
 
@@ -120,57 +137,103 @@ def propose(
         The proposal. After a keyboard interrupt, that of what was found up to then.
 
     Raises:
-        OrderscopeError: for an unknown metric or strategy, a budget below 1, or where no order's score is finite.
+        OrderscopeError: for an unknown metric or strategy, a budget below 1, constraints that cannot be met, or where
+            no order's score is finite.
     """
-    picked = _checked(sim, metric, budget, verify, strategies, seconds, regroup)
-    sign = -1.0 if maximize else 1.0
-    regroup = bool(sim.window.sample_anchors) if regroup is None else regroup
+    numbers = {"budget": (budget, 1), "verify": (verify, 0)}
+    asked = question(sim, metric, maximize, strategies, constraints, regroup, numbers, seconds)
     sim.calibration  # noqa: B018  fitted once, so that it is not charged to the first strategy
     began = time.perf_counter()
-    limit = max(LEAST_SECONDS, PATIENCE * recording_seconds(sim.store)) if seconds is None else seconds
+    deadline = math.inf if seconds is None else began + seconds
     window = leading(sim.window)
-    precise = precise_score(sim, window, metric, sign)
-    quick = quick_score(sim, metric, sign) if budget >= QUICK_FROM else None
-    ledger = Ledger(sim.order, quick, precise, budget, began + limit, regrouped_at_once(sim))
-    ledger.know(sim.order, sign * sim.reference[metric], "reference")
-    setting = Setting(sim, window, metric, sign, regroup, ledger)
-    portfolio = Portfolio(setting, seed, limit, progress)
-    interrupted = portfolio.run(picked)
-    _refuse_not_finite(ledger, metric)
-    notes = _notes(setting, interrupted, limit if portfolio.late else None)
+    portfolios: list[Portfolio] = []
+    interrupted = False
+    for k, objective in enumerate(asked.objectives):
+        share = (budget - sum(p.setting.ledger.scored for p in portfolios)) // (len(asked.objectives) - k)
+        if interrupted or share < 1:
+            break
+        quick = quick_score(sim, objective) if share >= QUICK_FROM else None
+        precise = precise_score(sim, window, objective)
+        ledger = Ledger(sim.order, quick, precise, share, deadline, regrouped_at_once(sim), allow_other_samples)
+        if asked.rules is None or asked.rules.holds(sim.order[None])[0]:
+            own = np.array([sim.reference[name] for name in objective.names])
+            ledger.know(sim.order, float(objective.value(sim.reference)), OWN, own)
+        setting = Setting(sim, window, objective, asked.regroup, ledger, asked.rules)
+        portfolios.append(Portfolio(setting, seed, progress))
+        interrupted = portfolios[-1].run(asked.strategies)
+        _refuse_not_finite(ledger, objective.title)
+    notes = _notes(portfolios, interrupted, seconds)
     searched = time.perf_counter() - began
-    first, others = _candidates(portfolio, max(1, verify))
-    confirmed: dict[bytes, float] = {}
+    objective, first = asked.objective, portfolios[0]
+    candidates, others = _candidates(first, max(1, verify))
+    points = _front(portfolios, asked) if len(asked.objectives) > 1 else []
+    trained = [f.order for f in candidates[:verify]]
+    trained += [points[int(k)].order for k in np.linspace(0, len(points) - 1, min(verify, len(points))).round()]
+    true: dict[bytes, dict[str, float]] = {}
     if not interrupted and sim.task is not None:
-        confirmed = _confirmed(sim.task, metric, first[:verify], progress, notes)
+        true = _confirmed(sim.task, trained, progress, notes)
     elif verify and not interrupted:
         notes.append("not confirmed: retraining needs the task")
-    cost = spent_runs(sim, searched, len(confirmed))
-    confirmed[sim.order.tobytes()] = sim.reference[metric]
-    rows = [Row(f.strategy.name, f.strategy.source, sign * f.value, f.error, confirmed.get(f.order.tobytes()), f.order)
-            for f in first + others]  # fmt: skip
-    best = _best(sim, metric, sign, rows[: len(first)], notes)
-    if best.name != OWN and ledger.steps_of(best.order) is None:
+    cost = spent_runs(sim, searched, len(true))
+    true[sim.order.tobytes()] = dict(sim.reference)
+    rows = [_row(objective, f, first.setting.ledger.entry(f.order), true) for f in candidates + others]
+    best = _best(sim, asked, rows[: len(candidates)], notes)
+    if best.name != OWN and first.setting.ledger.steps_of(best.order) is None:
         notes.append("the proposed order regroups samples into new batches; regroup=False keeps those recorded")
-    random = _random(portfolio, sim, metric, sign)
+    random = _random(first, sim, objective)
+    sign, reference = objective.sign, float(objective.told(sim.reference))
+    best_of_n = random["mean"] - sign * random["std"] * expected_best(cost)
     value = best.predicted if best.confirmed is None else best.confirmed
+    gain, ahead = sign * (reference - value), sign * (best_of_n - value)
     return Proposal(
         order=best.order,
         predicted=best.predicted,
         error=best.error,
         confirmed=best.confirmed,
-        metric=metric,
-        maximize=maximize,
+        metric=objective.title,
+        maximize=sign < 0,
         table=sorted(rows, key=lambda row: (row.confirmed is None, _rank(row, sign))),
-        reference=sim.reference[metric],
+        reference=reference,
         random=random,
         gain_sigma=sign * (random["mean"] - value) / random["std"] if random["std"] > 0 else 0.0,
-        scored=ledger.scored,
+        scored=sum(p.setting.ledger.scored for p in portfolios),
         cost=cost,
-        best_of_n=random["mean"] - sign * random["std"] * expected_best(cost),
-        undetectable=not sign * (sim.reference[metric] - best.predicted) > best.error,
+        best_of_n=best_of_n,
+        undetectable=not (gain > best.error if best.confirmed is None else min(gain, ahead) > 0),
+        true=best.true,
+        front=[replace(point, true=true.get(point.order.tobytes(), {})) for point in points],
         notes=notes,
     )
+
+
+def _row(objective: Objective, found: Found, entry: Entry | None, true: dict[bytes, dict[str, float]]) -> Row:
+    known = true.get(found.order.tobytes(), {})
+    return Row(
+        name=found.strategy.name,
+        source=found.strategy.source,
+        predicted=objective.sign * found.value,
+        error=found.error,
+        confirmed=float(objective.told(known)) if known else None,
+        order=found.order,
+        metrics={} if entry is None else dict(zip(objective.names, entry.metrics.tolist(), strict=True)),
+        true=known,
+    )
+
+
+def _front(portfolios: list[Portfolio], asked: Question) -> list[Row]:
+    """Of everything that was scored precisely, what no other is better than in all metrics, by the first of them."""
+    objective = asked.objective
+    entries = {e.order.tobytes(): e for p in portfolios for e in p.setting.ledger.ranked()}
+    kept = list(entries.values())
+    signs = np.sign([objective.weights[name] for name in objective.names])
+    values = np.stack([e.metrics for e in kept]) * signs
+    rows = []
+    for k in np.flatnonzero(front(values)):
+        e = kept[k]
+        metrics = dict(zip(objective.names, e.metrics.tolist(), strict=True))
+        source = STRATEGIES[e.by].source if e.by in STRATEGIES else "as recorded"
+        rows.append(Row(e.by, source, float(objective.told(metrics)), e.error, None, e.order, metrics))
+    return sorted(rows, key=lambda row: row.metrics[objective.names[0]])
 
 
 def _candidates(portfolio: Portfolio, count: int) -> tuple[list[Found], list[Found]]:
@@ -192,31 +255,45 @@ def _candidates(portfolio: Portfolio, count: int) -> tuple[list[Found], list[Fou
 
 
 def _confirmed(
-    task: Task, metric: str, found: list[Found], progress: Progress | None, notes: list[str]
-) -> dict[bytes, float]:
-    """True metric by order."""
-    true: dict[bytes, float] = {}
+    task: Task, orders: list[np.ndarray], progress: Progress | None, notes: list[str]
+) -> dict[bytes, dict[str, float]]:
+    """True metrics by order."""
+    distinct = {order.tobytes(): order for order in orders}
+    true: dict[bytes, dict[str, float]] = {}
     try:
-        for done, f in enumerate(found, start=1):
-            true[f.order.tobytes()] = float(retrain(task, f.order).metrics[metric][0])
+        for done, (key, order) in enumerate(distinct.items(), start=1):
+            found = retrain(task, order, allow_other_samples=True).metrics
+            true[key] = {name: float(values[0]) for name, values in found.items()}
             if progress is not None:
-                progress("confirm", done, len(found))
+                progress("confirm", done, len(distinct))
     except KeyboardInterrupt:
         notes.append("interrupted: not all candidates were trained")
     return true
 
 
-def _best(sim: Simulator, metric: str, sign: float, rows: list[Row], notes: list[str]) -> Row:
+def _best(sim: Simulator, asked: Question, rows: list[Row], notes: list[str]) -> Row:
     """The truly best of those trained and the reference, or the best predicted where none was."""
-    own = Row(OWN, "as recorded", sim.reference[metric], 0.0, sim.reference[metric], sim.order)
+    objective = asked.objective
+    value = float(objective.told(sim.reference))
+    own = Row(OWN, "as recorded", value, 0.0, value, sim.order, dict(sim.reference), dict(sim.reference))
     trained = [row for row in rows if row.confirmed is not None and math.isfinite(row.confirmed)]
-    best = min([own, *(trained or rows)], key=lambda row: _rank(row, sign))
+    choice = trained or rows
+    if asked.rules is None or asked.rules.holds(sim.order[None])[0]:
+        choice = [own, *choice]
+    else:
+        notes.append("the recorded order does not keep to the constraints")
+        start = Row(
+            "constraints", "the recorded order, changed to keep to them", math.inf, 0.0, None, asked.rules.start
+        )
+        choice = choice or [start]
+    best = min(choice, key=lambda row: _rank(row, objective.sign))
     if np.array_equal(best.order, sim.order):
         notes.append("no better order than the recorded one was found")
         return own
-    prediction = sim.predict(best.order, metrics=[metric])
-    value, error = float(prediction.metrics[metric][0]), float(prediction.error[metric][0])
-    return replace(best, predicted=value, error=error) if math.isfinite(value) else best
+    prediction = sim.predict(best.order, metrics=objective.names, allow_other_samples=True)
+    told = float(objective.told(prediction.metrics)[0])
+    error = float(objective.error(prediction.error)[0])
+    return replace(best, predicted=told, error=error) if math.isfinite(told) else best
 
 
 def _rank(row: Row, sign: float) -> float:
@@ -226,23 +303,27 @@ def _rank(row: Row, sign: float) -> float:
     return float(Scores(np.array(sign * row.predicted), np.array(row.error)).bound)
 
 
-def _random(portfolio: Portfolio, sim: Simulator, metric: str, sign: float) -> dict[str, float]:
+def _random(portfolio: Portfolio, sim: Simulator, objective: Objective) -> dict[str, float]:
     """Predicted mean and standard deviation of random orders; the true ones of reference and probes if none were."""
-    values = sign * np.array(portfolio.values.get(BY, []))
+    values = objective.sign * np.array(portfolio.values.get(BY, []))
     if len(values) < FEW:
-        values = np.append(sim.truth[metric] if sim.probes else [], sim.reference[metric])
+        values = np.append(objective.told(sim.truth) if sim.probes else [], objective.told(sim.reference))
     spread = float(values.std(ddof=1)) if len(values) > 1 else 0.0
     return {"mean": float(values.mean()), "std": spread, "orders": float(len(values))}
 
 
-def _notes(setting: Setting, interrupted: bool, limit: float | None) -> list[str]:
+def _notes(portfolios: list[Portfolio], interrupted: bool, seconds: float | None) -> list[str]:
     notes = []
-    if setting.expansion is None:
-        notes.append(f"metric {setting.metric!r} has no stored expansion: strategies led by its gradient were left out")
+    setting = portfolios[0].setting
+    missing = [name for name in setting.objective.names if name not in setting.sim.plan.metrics]
+    if missing:
+        which, led = ", ".join(map(repr, missing)), "left out" if setting.expansion is None else "led by the others'"
+        notes.append(f"metric {which} has no stored expansion: strategies led by its gradient were {led}")
+    notes += dict.fromkeys(note for p in portfolios for note in p.setting.notes)
     if interrupted:
         notes.append("interrupted: the best found up to then, not confirmed")
-    if limit is not None:
-        notes.append(f"the search ended after {limit:.3g} s; seconds= allows more")
+    if seconds is not None and any(p.late for p in portfolios):
+        notes.append(f"the search ended after {seconds:.3g} s, and may differ another time; seconds= allows more")
     return notes
 
 
@@ -253,32 +334,3 @@ def _refuse_not_finite(ledger: Ledger, metric: str) -> None:
             "estimates that are finite",
             "look at `orderscope validate`; a lower learning rate or more anchors may help",
         )
-
-
-def _checked(
-    sim: Simulator,
-    metric: str,
-    budget: int,
-    verify: int,
-    strategies: Sequence[str] | None,
-    seconds: float | None,
-    regroup: bool | None,
-) -> list[Strategy]:
-    if metric not in sim.metric_names:
-        raise OrderscopeError(
-            f"metric {metric!r}", "one of " + (", ".join(sim.metric_names) or "none"), "name a recorded metric"
-        )
-    for name, value, least in (("budget", budget, 1), ("verify", verify, 0)):
-        if int(value) != value or value < least:
-            raise OrderscopeError(f"{name}={value!r}", f"a whole number from {least}", f"change {name}=")
-    if seconds is not None and not seconds > 0:
-        raise OrderscopeError(f"seconds={seconds!r}", "more than none", "change seconds=, or leave it out")
-    if regroup and not sim.window.sample_anchors:
-        raise OrderscopeError(
-            "regroup=True for a run without single samples' gradients",
-            "a run recorded with sample_anchors=2 or more",
-            "record again, or keep the batches together with regroup=False",
-        )
-    if strategies is not None and not len(strategies):
-        raise OrderscopeError("no strategies", "one at least", "name some, or leave out strategies=")
-    return chosen(None if strategies is None else list(strategies))

@@ -1,4 +1,4 @@
-"""The two scores of a search: estimated metric and error, turned so that lower is better."""
+"""The two scores of a search: estimated objective, its error, and the metrics it is made of."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 from orderscope.engine import Batches, Window, replay, units_of
 from orderscope.engine.window import compress
 from orderscope.search.ledger import Score
+from orderscope.search.objective import Objective
 from orderscope.simulator import Simulator
 from orderscope.threads import one_thread
 
@@ -22,19 +23,18 @@ def leading(window: Window) -> Window:
     return replace(window, factors=factors)
 
 
-def quick_score(sim: Simulator, metric: str, sign: float) -> Score | None:
-    """`Simulator.score`; None for metrics it does not know."""
-    if metric not in sim.plan.metrics:
+def quick_score(sim: Simulator, objective: Objective) -> Score | None:
+    """`Simulator.scores`; None where it does not know one of the metrics."""
+    if not set(objective.names) <= set(sim.plan.metrics):
         return None
 
-    def score(orders: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        value, error = sim.score(orders, metric)
-        return sign * value, error
+    def score(orders: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return _summed(objective, *sim.scores(orders, objective.names))
 
     return score
 
 
-def precise_score(sim: Simulator, window: Window, metric: str, sign: float) -> Score:
+def precise_score(sim: Simulator, window: Window, objective: Objective) -> Score:
     """On all coordinates, and by the real model where it can be run, but in a single replay with the leading curvature:
     `Simulator.predict` takes five times as long. The expansion that the quick score is made of is too hopeful far from
     the reference.
@@ -44,14 +44,21 @@ def precise_score(sim: Simulator, window: Window, metric: str, sign: float) -> S
     """
     batches = Batches(sim.order)
 
-    def score(orders: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def score(orders: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         with one_thread():
             replayed = replay(window, units_of(window, batches, orders), members=1)
-            raw = sim.metric_model(replayed.theta[0], (metric,))[metric]
-        value, error = sim.calibration[metric].apply(raw[None], sim.bearing(replayed))
-        return sign * value, error
+            raw = sim.metric_model(replayed.theta[0], objective.names)
+            at = sim.bearing(replayed)
+        found = {name: sim.calibration[name].apply(raw[name][None], at) for name in objective.names}
+        return _summed(objective, {n: v for n, (v, _) in found.items()}, {n: e for n, (_, e) in found.items()})
 
     return score
+
+
+def _summed(
+    objective: Objective, values: dict[str, np.ndarray], errors: dict[str, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return objective.value(values), objective.error(errors), np.stack([values[n] for n in objective.names], axis=1)
 
 
 def regrouped_at_once(sim: Simulator) -> int:

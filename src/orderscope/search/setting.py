@@ -15,14 +15,17 @@ from orderscope.search.adjoint import (
     Sensitivity,
     Slope,
     expanded_slope,
-    metric_slope,
     narrow,
     sample_effects,
     sensitivity,
     step_effects,
 )
+from orderscope.search.constraints import Rules
 from orderscope.search.ledger import Ledger
 from orderscope.search.linear import Effects
+from orderscope.search.objective import Objective
+from orderscope.search.samples import Samples
+from orderscope.search.signals import influences
 from orderscope.simulator import Simulator
 from orderscope.threads import one_thread
 
@@ -34,28 +37,35 @@ class Setting:
     Args:
         sim: the simulator.
         window: what is replayed for precise scores and sweeps.
-        metric: name of the metric.
-        sign: 1 where less of it is better, -1 where more is.
+        objective: what is to be lowered.
         regroup: whether samples may leave their recorded batches.
         ledger: every order scored so far.
+        rules: what orders must keep to, if anything.
         rng: random numbers of the strategy that is running.
         share: how many orders it may still have scored.
+        notes: what a reader of the proposal should know.
     """
 
     sim: Simulator
     window: Window
-    metric: str
-    sign: float
+    objective: Objective
     regroup: bool
     ledger: Ledger
+    rules: Rules | None = None
     rng: np.random.Generator = field(default_factory=np.random.default_rng)
     share: int = 0
+    notes: list[str] = field(default_factory=list)
     _sweeps: dict[bytes, Sensitivity] = field(default_factory=dict)
 
     @property
     def order(self) -> np.ndarray:
         """The reference order, int64 [steps, batch]."""
         return self.sim.order
+
+    @property
+    def sign(self) -> float:
+        """-1 where more of the single metric is better; `expansion` is of that metric itself."""
+        return self.objective.sign
 
     @property
     def steps(self) -> int:
@@ -69,20 +79,56 @@ class Setting:
 
     @cached_property
     def expansion(self) -> Expansion | None:
-        """Second-order expansion of the metric; None where it has none, as metrics that are no losses."""
+        """Second-order expansion of what is told of the objective; None for metrics that are no losses."""
+        return self.objective.expansion(self._stored)
+
+    @cached_property
+    def _stored(self) -> dict[str, Expansion]:
         window = self.sim.window
-        stored = load_expansions(self.sim.store, window.final, self.sim.reference, window.dynamics.weight)
-        return stored.get(self.metric)
+        return load_expansions(self.sim.store, window.final, self.sim.reference, window.dynamics.weight)
+
+    def fitted(self, orders: np.ndarray) -> np.ndarray:
+        """Orders [n, steps, batch] changed as little as need be to keep to the rules."""
+        return orders if self.rules is None else self.rules.repaired(orders)
+
+    @cached_property
+    def samples(self) -> Samples:
+        """What is known of single samples."""
+        return Samples(self.sim)
+
+    def signal(self, name: str, by: str) -> np.ndarray | None:
+        """A number about every sample that strategy `by` goes by, [samples]; None, and a note, where this task has no
+        such number or all samples have the same."""
+        values = getattr(self.samples, name)()
+        if values is None:
+            self.note(f"{by}: this task's samples have no {name.replace('_', ' ')}")
+        elif np.ptp(values[self.samples.used]) == 0:
+            self.note(f"{by}: all samples have the same {name.replace('_', ' ')}")
+            values = None
+        return values
+
+    def note(self, text: str) -> None:
+        """Tell the reader of the proposal, once."""
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def best_groups(self) -> list[str]:
+        """Groups of steps, the most helpful first by its mean influence; by name where the metric has no gradient."""
+        names, labels = sorted(set(self.labels)), np.array(self.labels)
+        if self.expansion is None:
+            return names
+        influence = self.sign * influences(self.sim.window, self.expansion)
+        return sorted(names, key=lambda name: float(influence[labels == name].mean()))
 
     def best(self, *, whole: bool = True) -> np.ndarray:
-        """The best order so far by its bound, the reference at least.
+        """The best order so far by its bound, the reference at least, or what the rules make of it.
 
         Args:
             whole: only of those that keep the recorded batches together.
         """
         entries = self.ledger.ranked()
         found = (e.order for e in entries if not whole or self.steps_of(e.order) is not None)
-        return next(found, self.order)
+        return next(found, self.fitted(self.order[None])[0])
 
     def steps_of(self, order: np.ndarray) -> np.ndarray | None:
         """The recorded step of each batch of an order, [steps]; None where samples were regrouped."""
@@ -116,7 +162,7 @@ class Setting:
         """By the real model where it can be run."""
         assert self.expansion is not None
         if self.sim.task is not None and self.sim.exact:
-            return metric_slope(self.sim.task, self.metric)
+            return self.objective.slope(self.sim.task, self._stored)
         return expanded_slope(self.expansion)
 
     def _effects(self, value: float, effects: np.ndarray, base: np.ndarray) -> Effects:

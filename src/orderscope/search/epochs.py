@@ -1,0 +1,86 @@
+"""Orders of several passes over the same samples: what one pass tells about the next."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import Tensor
+
+from orderscope.search.setting import Setting
+from orderscope.search.strategy import Orders, Strategy, register
+
+BALANCES = 3
+
+
+@register
+class Herding(Strategy):
+    """Each pass in a sequence whose gradients balance, found from the gradients of the pass before.
+
+    A single pass is balanced, too, by its own gradients at the anchor where it starts.
+    """
+
+    name, source = "herding", "gradient balancing, GraB, arXiv 2205.10733"
+
+    def orders(self, setting: Setting) -> Orders:
+        count, window = epochs(setting.order), setting.sim.window
+        each = setting.steps // count
+        at = setting.samples.anchors
+        found = []
+        for rounds in range(1, BALANCES + 1):
+            steps = np.arange(setting.steps)
+            for epoch in range(count):
+                first = epoch * each
+                anchor = int(np.abs(at - max(0, first - each // 2)).argmin())
+                own = slice(first, first + each)
+                steps[own] = first + herded(window.table[own, anchor], rounds)
+            found.append(steps)
+        yield setting.order[np.stack(found)]
+
+
+@register
+class PairedReversal(Strategy):
+    """Every second pass goes through the batches of the pass before in reverse."""
+
+    name, source = "paired reversal", "every second epoch reversed; flip-flop, arXiv 2102.09718"
+
+    def orders(self, setting: Setting) -> Orders:
+        count = epochs(setting.order)
+        if count < 2:
+            setting.note(f"{self.name}: the order is not made of several passes over the same samples")
+            return
+        passes = setting.order.reshape(count, -1, setting.order.shape[1]).copy()
+        passes[1::2] = passes[: len(passes[1::2]) * 2 : 2, ::-1]
+        yield passes.reshape(1, *setting.order.shape)
+
+
+def epochs(order: np.ndarray) -> int:
+    """The most equal parts of an order [steps, batch] that hold the same samples each.
+
+    Example:
+        >>> epochs(np.array([[0, 1], [2, 3], [3, 1], [0, 2]]))
+        2
+    """
+    steps = len(order)
+    for count in range(steps, 1, -1):
+        if steps % count == 0:
+            parts = np.sort(order.reshape(count, -1), axis=1)
+            if (parts == parts[0]).all():
+                return count
+    return 1
+
+
+def herded(gradients: Tensor, rounds: int) -> np.ndarray:
+    """Steps so arranged that sums of centred gradients [n, m] stay small: each is signed to keep a running sum small,
+    those with a plus go to the front, those with a minus to the back in reverse; again and again.
+
+    Source: Lu, Guo and De Sa, "GraB: finding provably better data permutations than random reshuffling", 2022.
+    """
+    centred = (gradients - gradients.mean(0)).double()
+    gram = (centred @ centred.T).numpy()
+    order = np.arange(len(gram))
+    for _ in range(rounds):
+        sign, running = np.zeros(len(gram)), np.zeros(len(gram))  # running: the sum's product with every gradient
+        for i in order:
+            sign[i] = 1.0 if running[i] <= 0 else -1.0
+            running += sign[i] * gram[i]
+        order = np.concatenate([order[sign[order] > 0], order[sign[order] < 0][::-1]])
+    return order

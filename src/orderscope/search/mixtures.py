@@ -1,0 +1,210 @@
+"""Curricula over groups of samples: sources, domains, difficulty bins, diffusion time steps, or any other label."""
+
+from __future__ import annotations
+
+from itertools import permutations
+from math import factorial
+
+import numpy as np
+
+from orderscope.search import signals
+from orderscope.search.setting import Setting
+from orderscope.search.strategy import Orders, Strategy, register
+
+SEQUENCES = 24
+GROUPS = 6  # that are tried one by one
+RATIOS = (0.0, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
+DECAYS = (0.1, 0.2, 0.3)
+STAGES, ROUNDS, ARMS, RATE = 4, 6, 8, 0.5
+
+
+@register
+class Blocks(Strategy):
+    """Groups in blocks, one after the other, in every sequence, or in some where there are more than `SEQUENCES`."""
+
+    name, source = "blocks", "curriculum by group, all sequences up to 24"
+
+    def orders(self, setting: Setting) -> Orders:
+        names = sorted(set(setting.labels))
+        if len(names) < 2:
+            setting.note(f"{self.name}: all steps are of one group")
+            return
+        if factorial(min(len(names), 5)) <= SEQUENCES:
+            sequences = list(permutations(names))
+        else:
+            sequences = [tuple(setting.rng.permutation(names)) for _ in range(SEQUENCES)]
+        yield setting.order[np.stack([in_blocks(setting.labels, sequence) for sequence in sequences])]
+
+
+@register
+class EasyGroupsFirst(Strategy):
+    """Whole groups from easy to hard, and back."""
+
+    name, source = "easy groups first", "groups in blocks by mean loss; diffusion time steps, arXiv 2403.10348"
+
+    def orders(self, setting: Setting) -> Orders:
+        names = sorted(set(setting.labels))
+        if len(names) < 2:
+            setting.note(f"{self.name}: all steps are of one group")
+            return
+        losses, labels = setting.samples.loss()[setting.order].mean(1), np.array(setting.labels)
+        ranked = sorted(names, key=lambda name: float(losses[labels == name].mean()))
+        yield setting.order[np.stack([in_blocks(setting.labels, way) for way in (ranked, ranked[::-1])])]
+
+
+@register
+class DualStage(Strategy):
+    """One group first, all but a share of it, which is mixed into the others that follow; every group and some shares.
+
+    The share is the one knob that is searched.
+    """
+
+    name, source = "dual stage", "special data, then general data with a share of it; arXiv 2310.05492"
+
+    def orders(self, setting: Setting) -> Orders:
+        names = setting.best_groups()[:GROUPS]
+        if len(names) < 2:
+            setting.note(f"{self.name}: all steps are of one group")
+            return
+        labels = np.array(setting.labels)
+        yield setting.order[np.stack([two_stages(labels == name, ratio) for name in names for ratio in RATIOS])]
+
+
+@register
+class DecayOnTheBest(Strategy):
+    """The most helpful batches kept for the end, where the learning rate decays; the others as recorded."""
+
+    name, source = "best data last", "two-stage mid-training: decay on the best data, arXiv 2404.06395"
+
+    def orders(self, setting: Setting) -> Orders:
+        if setting.expansion is not None:
+            good = np.argsort(setting.sign * signals.influences(setting.sim.window, setting.expansion), kind="stable")
+            yield setting.order[np.stack([_at_the_end(good, share) for share in DECAYS])]
+
+
+@register
+class RepeatedBest(Strategy):
+    """The most helpful batches a second time in place of the least helpful; only where other samples are allowed."""
+
+    name, source = (
+        "repeated best",
+        "up-sampling of the best, arXiv 2406.03476; where asked for",
+    )
+
+    def orders(self, setting: Setting) -> Orders:
+        if not setting.ledger.any_samples:
+            setting.note(f"{self.name}: repetition and omission were not asked for (allow_other_samples=True)")
+        elif setting.expansion is not None:
+            good = np.argsort(setting.sign * signals.influences(setting.sim.window, setting.expansion), kind="stable")
+            yield setting.order[np.stack([_repeated(good, share) for share in DECAYS])]
+
+
+@register
+class Valley(Strategy):
+    """One group's batches around the position whose batches the final model fits best; every group.
+
+    What is fitted best is read off the recorded run: the loss each batch loses from start to end, averaged over
+    neighbouring positions.
+    """
+
+    name, source = "valley of the average", "good data where AdamW's average remembers best; TREC, arXiv 2509.25380"
+
+    def orders(self, setting: Setting) -> Orders:
+        taken_off = setting.signal("learnability", self.name)
+        names = setting.best_groups()[:GROUPS]
+        if taken_off is None or len(names) < 2:
+            return
+        center = valley(-taken_off[setting.order].mean(1))
+        labels = np.array(setting.labels)
+        yield setting.order[np.stack([_centered(labels == name, center) for name in names])]
+
+
+@register
+class Bandit(Strategy):
+    """A bandit picks the group of each step, with a preference for each quarter of the run; its reward is the predicted
+    gain of the order it made."""
+
+    name, source = "group bandit", "non-stationary bandit over groups; self-evolving curriculum, arXiv 2505.14970"
+
+    def orders(self, setting: Setting) -> Orders:
+        names, codes = np.unique(setting.labels, return_inverse=True)
+        if len(names) < 2:
+            setting.note(f"{self.name}: all steps are of one group")
+            return
+        stage = np.arange(setting.steps) * STAGES // setting.steps
+        preference = np.zeros((STAGES, len(names)))
+        for _ in range(ROUNDS):
+            steps = np.stack([picked(codes, preference[stage], setting.rng) for _ in range(ARMS)])
+            value = (yield setting.order[steps]).value
+            if not np.isfinite(value).all() or value.std() == 0:
+                return
+            reward = (value.mean() - value) / value.std()
+            for s in range(STAGES):
+                share = np.stack([np.bincount(codes[row[stage == s]], minlength=len(names)) for row in steps])
+                share = share / max(1, (stage == s).sum())
+                preference[s] += RATE * reward @ (share - share.mean(0))
+
+
+def in_blocks(labels: list[str], sequence: tuple[str, ...] | list[str]) -> np.ndarray:
+    """Steps sorted by group, the groups in this sequence, stable within."""
+    place = {name: i for i, name in enumerate(sequence)}
+    return np.argsort([place[label] for label in labels], kind="stable")
+
+
+def two_stages(special: np.ndarray, ratio: float) -> np.ndarray:
+    """Special steps first, but for a share of them that is spread evenly over the others that follow.
+
+    Args:
+        special: bool [steps].
+        ratio: the share kept for the second stage.
+
+    Example:
+        >>> two_stages(np.array([False, True, False, True]), 0.5)
+        array([1, 0, 3, 2])
+    """
+    mine, others = np.flatnonzero(special), np.flatnonzero(~special)
+    kept = round(ratio * len(mine))
+    first, second = mine[: len(mine) - kept], mine[len(mine) - kept :]
+    at = np.concatenate([(np.arange(len(part)) + 0.5) / max(1, len(part)) for part in (others, second)])
+    return np.concatenate([first, np.concatenate([others, second])[np.argsort(at, kind="stable")]])
+
+
+def valley(values: np.ndarray) -> int:
+    """Where the running mean over a sixth of the positions is least."""
+    width = max(1, len(values) // 6)
+    return int(np.convolve(values, np.ones(width) / width, mode="valid").argmin()) + width // 2
+
+
+def picked(codes: np.ndarray, preference: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """At each position the next recorded step of a group drawn with chances softmax(preference), of those left.
+
+    Args:
+        codes: group of each step, [steps].
+        preference: [steps, groups].
+    """
+    queues = [np.flatnonzero(codes == g).tolist() for g in range(preference.shape[1])]
+    out = []
+    for row in preference:
+        open_ = np.array([len(queue) for queue in queues])
+        chance = open_ * np.exp(row - row.max())
+        out.append(queues[int(rng.choice(len(queues), p=chance / chance.sum()))].pop(0))
+    return np.array(out)
+
+
+def _at_the_end(good: np.ndarray, share: float) -> np.ndarray:
+    kept = good[: max(1, round(share * len(good)))]
+    return np.concatenate([np.setdiff1d(np.arange(len(good)), kept), kept[::-1]])
+
+
+def _repeated(good: np.ndarray, share: float) -> np.ndarray:
+    """Steps as recorded, the worst replaced by the best."""
+    count, steps = max(1, round(share * len(good))), np.arange(len(good))
+    steps[good[len(good) - count :]] = good[:count]
+    return steps
+
+
+def _centered(special: np.ndarray, center: int) -> np.ndarray:
+    """Special steps in one block around a position, the others as they were."""
+    mine, others = np.flatnonzero(special), np.flatnonzero(~special)
+    before = int(np.clip(center - len(mine) // 2, 0, len(others)))
+    return np.concatenate([others[:before], mine, others[before:]])

@@ -1,0 +1,283 @@
+"""Search for a better learning-rate schedule on the same record, alone or together with the order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from orderscope.annealing import AnnealingLaw, fit_annealing_law
+from orderscope.engine import Batches
+from orderscope.errors import OrderscopeError
+from orderscope.orders.checks import check_orders
+from orderscope.record import load_run, recorded_runs
+from orderscope.retrain import retrain
+from orderscope.schedules import SCHEDULES, refined, rewarm
+from orderscope.search.portfolio import Progress
+from orderscope.search.strategy import CAUTION
+from orderscope.simulator import Simulator
+from orderscope.sketch import REFERENCE
+from orderscope.task import Task
+
+PEAKS = (0.5, 0.7, 1.0, 1.4, 2.0)
+WARMUPS = (0.0, 0.1, 0.25)
+FLOORS = (0.0, 0.1)
+DECAYS = (0.2, 0.4)
+ROUNDS, NEAR = 3, 6  # of refining the best peak, warm-up and floor
+AT_ONCE = 16
+BACKFITS = 50
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """One schedule that was tried.
+
+    Args:
+        name: as `cosine peak 0.7 warmup 2 floor 0.1`; the peak in units of the recorded one.
+        rates: learning rate at each position, [steps].
+        order: which of the orders it goes with, index.
+        predicted, error: estimated metric and half-width of its 90 % interval.
+        law: what the scaling law with annealing says of it, or None where it could not be fitted.
+        confirmed: true metric from retraining, or None.
+    """
+
+    name: str
+    rates: np.ndarray
+    order: int
+    predicted: float
+    error: float
+    law: float | None = None
+    confirmed: float | None = None
+
+
+@dataclass(frozen=True)
+class RateProposal:
+    """The best schedule found, with its order.
+
+    Args:
+        rates: [steps]; the recorded ones where nothing better was found.
+        order: int64 [steps, batch].
+        predicted, error, confirmed: as in `Schedule`.
+        metric: its name.
+        reference: its value as recorded.
+        table: every schedule that was scored, the confirmed and the best first.
+        law: the fitted scaling law, or None.
+        notes: what a reader should know.
+    """
+
+    rates: np.ndarray
+    order: np.ndarray
+    predicted: float
+    error: float
+    confirmed: float | None
+    metric: str
+    reference: float
+    table: list[Schedule]
+    law: AnnealingLaw | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def propose_rates(
+    sim: Simulator,
+    metric: str = "eval",
+    *,
+    orders: Any = None,
+    verify: int = 3,
+    maximize: bool = False,
+    peaks: Sequence[float] = PEAKS,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> RateProposal:
+    """Search for a learning-rate schedule with a better final metric, and confirm the best by training them.
+
+    Tried are constant, linear, cosine, REX and stable-then-decay schedules over peaks, warm-ups and floors, the
+    recorded schedule scaled, re-warmed half way, and the linear decay refined by the recorded gradient norms; then
+    neighbours of the best. Rates are told of the first parameter group, others keep their ratio to it.
+
+    The probes were trained at the recorded rates, so the error of a prediction does not know of other rates: retraining
+    has the last word.
+
+    Args:
+        metric: a recorded metric, of which less is better.
+        orders: orders to search together with the schedules, [n, steps, batch]; the recorded one if not given.
+        verify: how many of the best are retrained; none without `sim.task`.
+        maximize: more of the metric is better.
+        peaks: largest rates to try, in units of the recorded one.
+        progress: called as `progress(stage, done, total)`.
+
+    Raises:
+        OrderscopeError: for a metric, order or number that is not there.
+    """
+    if metric not in sim.metric_names:
+        raise OrderscopeError(
+            f"metric {metric!r}", "one of " + (", ".join(sim.metric_names) or "none"), "name a recorded metric"
+        )
+    if int(verify) != verify or verify < 0:
+        raise OrderscopeError(f"verify={verify!r}", "a whole number from 0", "change verify=")
+    if not len(peaks) or not np.isfinite(peaks).all() or min(peaks) <= 0:
+        raise OrderscopeError(f"peaks={list(peaks)}", "at least one, finite and above 0", "change peaks=")
+    sign, notes = -1.0 if maximize else 1.0, []
+    asked = sim.order[None] if orders is None else check_orders(orders, sim.order)
+    recorded = load_run(sim.store, REFERENCE).hyper["lr"][:, 0].double().numpy()
+    law = annealing_law(sim)
+    if law is None:
+        notes.append("the scaling law with annealing could not be fitted to the recorded losses")
+    found: dict[tuple[int, bytes], Schedule] = {}
+
+    def score(tried: dict[str, np.ndarray], which: Sequence[int]) -> None:
+        new = [(k, name, r) for k in which for name, r in tried.items() if (k, r.tobytes()) not in found]
+        for start in range(0, len(new), AT_ONCE):
+            part = new[start : start + AT_ONCE]
+            prediction = sim.predict(
+                np.stack([asked[k] for k, *_ in part]), lr=np.stack([r for *_, r in part]), metrics=[metric]
+            )
+            for (k, name, r), value, error in zip(
+                part, prediction.metrics[metric], prediction.error[metric], strict=True
+            ):
+                told = None if law is None else law_value(sim, law, metric, r)
+                found[k, r.tobytes()] = Schedule(name, r, k, float(value), float(error), told)
+            if progress is not None:
+                progress("schedules", len(found), len(found) + len(new) - start - len(part))
+
+    def ranked() -> list[Schedule]:
+        sound = [s for s in found.values() if np.isfinite(s.predicted)]
+        return sorted(sound, key=lambda s: sign * s.predicted + CAUTION * (s.error if np.isfinite(s.error) else 0.0))
+
+    score({"recorded": recorded}, range(len(asked)))
+    first = int(ranked()[0].order) if ranked() else 0
+    score(schedules_to_try(recorded, gradient_norms(sim), peaks), [first])
+    rng = np.random.default_rng(seed)
+    for _ in range(ROUNDS):
+        if ranked():
+            score(neighbours_of(ranked()[0], recorded, rng), [ranked()[0].order])
+    if ranked():
+        score({ranked()[0].name: ranked()[0].rates}, range(len(asked)))  # the best schedule with every order
+    rows = ranked()
+    if not rows:
+        raise OrderscopeError(
+            f"no finite score of metric {metric!r}", "estimates that are finite", "try smaller peaks, peaks=(0.5, 1)"
+        )
+    if sim.task is None and verify:
+        notes.append("not confirmed: retraining needs the task")
+    elif sim.task is not None:
+        for k, row in enumerate(rows[:verify]):
+            true = retrain(with_rates(sim.task, row.rates), asked[row.order]).metrics[metric][0]
+            rows[k] = replace(row, confirmed=float(true))
+            if progress is not None:
+                progress("confirm", k + 1, min(verify, len(rows)))
+    reference = sim.reference[metric]
+    own = Schedule("recorded", recorded, -1, reference, 0.0, confirmed=reference)
+    trained = [row for row in rows if row.confirmed is not None and np.isfinite(row.confirmed)]
+
+    def worth(row: Schedule) -> float:
+        return sign * (row.predicted if row.confirmed is None else row.confirmed)
+
+    best = min([own, *(trained or rows[:1])], key=worth)
+    if best is own:
+        notes.append("no better schedule than the recorded one was found")
+    table = sorted(rows, key=lambda s: (s.confirmed is None, 0.0 if s.confirmed is None else worth(s)))
+    order = sim.order if best.order < 0 else asked[best.order]
+    return RateProposal(
+        best.rates, order, best.predicted, best.error, best.confirmed, metric, reference, table, law, notes
+    )
+
+
+def schedules_to_try(recorded: np.ndarray, norms: np.ndarray, peaks: Sequence[float]) -> dict[str, np.ndarray]:
+    """Name -> rates [steps] of a grid of schedules."""
+    steps, top = len(recorded), float(recorded.max())
+    tried: dict[str, np.ndarray] = {}
+    for peak in peaks:
+        tried[f"recorded x{peak:g}"] = recorded * peak
+        tried[f"refined peak {peak:g}"] = refined(norms, peak * top)
+        tried[f"re-warmed peak {peak:g}"] = rewarm(recorded * peak, steps // 2, warmup=max(0, steps // 20))
+        for share in sorted({round(w * steps) for w in WARMUPS}):
+            for kind, make in SCHEDULES.items():
+                options = _options(kind)
+                for some in options:
+                    text = " ".join(f"{key} {value:g}" for key, value in some.items())
+                    tried[f"{kind} peak {peak:g} warmup {share} {text}".strip()] = make(
+                        steps, peak * top, warmup=share, **some
+                    )
+    return tried
+
+
+def neighbours_of(best: Schedule, recorded: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Schedules near one: scaled, and bent towards its beginning or its end."""
+    steps = len(recorded)
+    x = np.linspace(0, 1, steps)
+    tried = {}
+    for _ in range(NEAR):
+        scale, tilt = float(np.exp(0.15 * rng.normal())), 0.3 * float(rng.normal())
+        tried[f"{best.name} x{scale:.3g} tilt {tilt:.2g}"] = best.rates * scale * np.exp(tilt * (x - 0.5))
+    return tried
+
+
+def with_rates(task: Task, rates: np.ndarray) -> Task:
+    """The task with its learning rates replaced by these, one a position, [steps].
+
+    Args:
+        rates: of the first parameter group; the others keep the ratio their own rates have to it.
+    """
+
+    def schedule(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
+        base = float(optimizer.param_groups[0]["lr"])
+        if base <= 0:
+            raise OrderscopeError(
+                f"an optimizer with learning rate {base}", "a rate above 0", "give it one in the task's optimizer"
+            )
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: float(rates[min(t, len(rates) - 1)]) / base)
+
+    return replace(task, scheduler=schedule)
+
+
+def gradient_norms(sim: Simulator) -> np.ndarray:
+    """Norm of the gradient at each position, the median over the recorded runs, [steps]."""
+    return np.median([load_run(sim.store, run).grad_norm.double().numpy() for run in recorded_runs(sim.store)], axis=0)
+
+
+def annealing_law(sim: Simulator) -> AnnealingLaw | None:
+    """Fitted to the training loss by position over the recorded runs, what each batch differs by taken off."""
+    runs = [load_run(sim.store, run) for run in recorded_runs(sim.store)]
+    losses = np.stack([run.loss.double().mean(1).numpy() for run in runs])
+    units = Batches(sim.order).index(np.stack([run.order for run in runs]))[0]
+    return fit_annealing_law(position_effect(losses, units), runs[0].hyper["lr"][:, 0].double().numpy())
+
+
+def position_effect(losses: np.ndarray, units: np.ndarray) -> np.ndarray:
+    """Losses as a sum of an effect of the position and one of the batch: that of the position, [steps].
+
+    Args:
+        losses: of the batch trained on, [runs, steps].
+        units: which batch that was, [runs, steps].
+    """
+    batch, count = np.zeros(units.max() + 1), np.bincount(units.ravel())
+    position = losses.mean(0)
+    for _ in range(BACKFITS):
+        left = np.bincount(units.ravel(), weights=(losses - position).ravel())
+        batch = left / np.maximum(count, 1)
+        position = (losses - (batch - batch.mean())[units]).mean(0)
+    return position
+
+
+def law_value(sim: Simulator, law: AnnealingLaw, metric: str, rates: np.ndarray) -> float:
+    """The recorded metric plus the change of the law's final loss, in the metric's units: scaled by how the metric went
+    with the law along the reference run's anchors."""
+    run = load_run(sim.store, REFERENCE)
+    recorded = run.hyper["lr"][:, 0].double().numpy()
+    along = law.losses(recorded)
+    at = np.clip(run.boundaries.astype(int) - 1, 0, len(along) - 1)
+    values = np.array([m[metric] for m in run.metrics])
+    x, y = along[at] - along[at].mean(), values - values.mean()
+    slope = float(x @ y / (x @ x)) if x @ x > 0 else 1.0
+    return sim.reference[metric] + slope * float(law.losses(rates)[-1] - along[-1])
+
+
+def _options(kind: str) -> list[dict[str, float]]:
+    if kind == "constant":
+        return [{}]
+    if kind == "stable_then_decay":
+        return [{"decay": decay} for decay in DECAYS]
+    return [{"floor": floor} for floor in FLOORS]

@@ -1,0 +1,35 @@
+"""A strategy's surroundings, without a whole proposal."""
+
+from __future__ import annotations
+
+import numpy as np
+
+import orderscope as osc
+from orderscope.search import STRATEGIES, Setting
+from orderscope.search.ledger import Ledger
+from orderscope.search.objective import Objective
+from orderscope.search.scoring import leading, precise_score, quick_score, regrouped_at_once
+
+
+def setting(sim: osc.Simulator, *, metric: str = "eval", sign: float = 1.0, regroup: bool = True) -> Setting:
+    window, objective = leading(sim.window), Objective({metric: sign})
+    precise = precise_score(sim, window, objective)
+    ledger = Ledger(sim.order, quick_score(sim, objective), precise, 500, float("inf"), chunk=regrouped_at_once(sim))
+    ledger.know(sim.order, sign * sim.reference[metric], "reference")
+    return Setting(sim, window, objective, regroup, ledger, rng=np.random.default_rng(0), share=100)
+
+
+def yielded(name: str, at: Setting, most: int = 200) -> np.ndarray:
+    """All orders that a strategy asks for, up to about `most`."""
+    strategy = STRATEGIES[name]
+    asking = strategy.orders(at)
+    found: list[np.ndarray] = []
+    orders = next(asking, None)
+    while orders is not None and sum(map(len, found)) < most:
+        orders = at.ledger.checked(orders, name)
+        found.append(orders)
+        try:
+            orders = asking.send(at.ledger(orders, [name] * len(orders), precise=strategy.precise))
+        except StopIteration:
+            break
+    return np.concatenate(found) if found else np.zeros((0, *at.order.shape), dtype=int)
