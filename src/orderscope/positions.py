@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from orderscope.engine import Batches, Replayed, replay, units_of
-from orderscope.engine.calibration import Calibration, fit_calibration
+from orderscope.engine.calibration import Bearing, Calibration, fit_calibration
 from orderscope.errors import OrderscopeError
 from orderscope.record import load_run
 from orderscope.simulator import Simulator
@@ -93,11 +93,11 @@ def positions(
         part = cells[start : start + block]
         orders = np.stack([sim.order[_moved(steps, int(chosen[i]), int(spots[j]))] for i, j in part])
         replayed = _replayed(sim, orders, members=1)
-        outside = replayed.outside.numpy()
-        metrics = sim.calibration[name].apply(sim.metric_model(replayed.theta[0], (name,))[name][None], outside)[0]
+        at = sim.bearing(replayed)
+        metrics = sim.calibration[name].apply(sim.metric_model(replayed.theta[0], (name,))[name][None], at)[0]
         for c, (i, j) in enumerate(part):
             raw = losses(replayed.theta[0, c], int(chosen[i]))
-            (value[i, j],), (error[i, j],) = own[i].apply(np.array([[raw]]), outside[c : c + 1])
+            (value[i, j],), (error[i, j],) = own[i].apply(np.array([[raw]]), at[c : c + 1])
             held_out[i, j] = metrics[c]
         if progress is not None:
             progress("positions", start + len(part), len(cells))
@@ -150,8 +150,8 @@ class _Losses:
 def _calibrated(sim: Simulator, losses: _Losses, units: np.ndarray, recorded: np.ndarray) -> list[Calibration]:
     """One calibration a unit, on the probes predicted without their own anchors."""
     if not sim.probes:
-        nothing = np.zeros(0)
-        return [fit_calibration(np.zeros((3, 0)), nothing, float(r), nothing) for r in recorded]
+        nowhere = Bearing(np.zeros(0), np.zeros((0, 0)))
+        return [fit_calibration(np.zeros((3, 0)), np.zeros(0), float(r), nowhere) for r in recorded]
     runs = np.array(sim.window.anchor_runs)
     allowed = torch.from_numpy(np.stack([runs != probe for probe in sim.probes]))
     replayed = _replayed(sim, sim.probe_orders, allowed=allowed)
@@ -159,7 +159,7 @@ def _calibrated(sim: Simulator, losses: _Losses, units: np.ndarray, recorded: np
     found = []
     for i, unit in enumerate(units):
         raw = np.array([[losses(theta, int(unit)) for theta in member] for member in replayed.theta])
-        found.append(fit_calibration(raw, true[i], float(recorded[i]), replayed.outside.numpy()))
+        found.append(fit_calibration(raw, true[i], float(recorded[i]), sim.bearing(replayed)))
     return found
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from orderscope import __version__
 from orderscope.engine import Batches, Replayed, Window, jackknife, load_window, replay, units_of
-from orderscope.engine.calibration import Calibration, fit_calibration
+from orderscope.engine.calibration import Bearing, Calibration, bearing, directions, fit_calibration
 from orderscope.engine.metrics import Expansion, MetricModel, evaluated, expanded, load_expansions
 from orderscope.engine.reduce import ReducedExpansion, reduced, reduced_expansion, some_coordinates
 from orderscope.engine.replay import MEMBERS
@@ -160,33 +160,44 @@ class Simulator:
     @cached_property
     def calibration(self) -> dict[str, Calibration]:
         """Fitted on every probe predicted without its own anchors."""
-        names = self.metric_names
-        if not self.probes:
-            return {
-                name: fit_calibration(np.zeros((3, 0)), np.zeros(0), self.reference[name], np.zeros(0))
-                for name in names
-            }
-        raw, outside = self._left_out(names)
-        return {n: fit_calibration(raw[n], self.truth[n], self.reference[n], outside) for n in names}
+        raw, _, at = self._left_out
+        return {n: fit_calibration(raw[n], self.truth[n], self.reference[n], at) for n in self.metric_names}
 
-    def _left_out(self, names: tuple[str, ...]) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """Members' values of the probes, each without its own anchors, name -> [3, probes], and `outside` [probes].
+    def bearing(self, replayed: Replayed) -> Bearing:
+        """Where replays of `window` led, for a calibration."""
+        return bearing(replayed.theta[0], replayed.outside, self.window.final, self._left_out[1])
+
+    @cached_property
+    def _left_out(self) -> tuple[dict[str, np.ndarray], Tensor, Bearing]:
+        """The probes, each predicted without its own anchors: members' values, name -> [3, probes], directions of their
+        displacements [probes, m], and bearing.
 
         Kept in the run once computed, where it can be written to: it takes the time of some training runs.
         """
+        names = self.metric_names
+        if not self.probes:
+            nowhere = torch.zeros(0, self.window.coords)
+            return {n: np.zeros((3, 0)) for n in names}, nowhere, Bearing(np.zeros(0), np.zeros((0, 0)))
         by = "model" if self.task is not None and self.exact else "expansion"
-        name, settings = f"calibration/{by}", {"energy": self.energy, "metrics": list(names), "version": __version__}
+        name = f"calibration/{by}-{len(self.probes):03d}"
+        settings = {"energy": self.energy, "metrics": list(names), "version": __version__}
         if name in self.store and self.store.attrs(name) == settings:
             kept = self.store.read(name)
-            return dict(zip(names, kept["values"], strict=True)), kept["outside"]
-        runs = np.array(self.window.anchor_runs)
-        allowed = torch.from_numpy(np.stack([runs != probe for probe in self.probes]))
-        raw, replayed = self._raw(self.probe_orders, names, allowed=allowed)
-        outside = replayed.outside.numpy()
-        if name not in self.store and Path(self.path).is_dir():
-            with suppress(OSError, OrderscopeError), RunStore.create(self.path) as store:  # read-only, or being written
-                store.write(name, {"values": np.stack([raw[n] for n in names]), "outside": outside}, settings)
-        return raw, outside
+        else:
+            runs = np.array(self.window.anchor_runs)
+            allowed = torch.from_numpy(np.stack([runs != probe for probe in self.probes]))
+            raw, theta, outside = self._raw(self.probe_orders, names, allowed=allowed)
+            kept = {"values": np.stack([raw[n] for n in names]), "outside": outside.numpy(),
+                    "directions": directions(theta, self.window.final).numpy()}  # fmt: skip
+            if name not in self.store and Path(self.path).is_dir():
+                with (
+                    suppress(OSError, OrderscopeError),
+                    RunStore.create(self.path) as store,
+                ):  # read-only, or being written
+                    store.write(name, kept, settings)
+        pointing = torch.from_numpy(kept["directions"])
+        at = Bearing(kept["outside"], (pointing @ pointing.T).double().numpy())
+        return dict(zip(names, kept["values"], strict=True)), pointing, at
 
     def predict(
         self,
@@ -261,17 +272,26 @@ class Simulator:
         return theta
 
     def trajectory(self, order: Any, *, lr: Any = None, metrics: Sequence[str] | None = None) -> Trajectory:
-        """Estimated metrics of an order at the steps of the reference run's anchors."""
+        """Estimated metrics of an order at the steps of the reference run's anchors.
+
+        What calibration adds at the end is added along the way in proportion to the steps taken.
+        """
         names = self._names(metrics)
         reference = load_run(self.store, REFERENCE)
         steps = reference.boundaries
         checked = self._checked(order, False)
         replayed = self._replay(checked, self._rates(lr, 1), snapshots=steps.tolist())
         rows = torch.stack([replayed.snapshots[int(s)] for s in steps])  # [k, members, 1, m]
-        raw = self.metric_model(rows.flatten(0, 2), names)
+        raw = {n: v.reshape(len(steps), -1).T for n, v in self.metric_model(rows.flatten(0, 2), names).items()}
+        at = self.bearing(replayed)
+        metrics = {}
+        for name, members in raw.items():
+            told = jackknife(members)
+            shift = self.calibration[name].apply(members[:, -1:], at)[0][0] - told[-1]
+            metrics[name] = told + shift * steps / steps[-1]
         return Trajectory(
             steps=steps,
-            metrics={n: jackknife(v.reshape(len(steps), -1).T) for n, v in raw.items()},
+            metrics=metrics,
             reference={n: np.array([m[n] for m in reference.metrics]) for n in names},
         )
 
@@ -286,33 +306,37 @@ class Simulator:
         Quicker and rougher than `predict`: on at most `SEARCH_COORDS` coordinates, with the leading curvature, and the
         metric by its expansion.
         """
-        window, expansions = self._search
+        window, expansions, pointing = self._search
         with one_thread():
-            raw, outside = [], []
+            value, error = [], []
             for rows in self._blocks(len(orders), window.coords):
                 replayed = replay(window, units_of(window, self._batches, orders[rows]), members=1)
-                raw.append(expanded(expansions)(replayed.theta[0], (metric,))[metric])
-                outside.append(replayed.outside.numpy())
-        return self.calibration[metric].apply(np.concatenate(raw)[None], np.concatenate(outside))
+                raw = expanded(expansions)(replayed.theta[0], (metric,))[metric]
+                at = bearing(replayed.theta[0], replayed.outside, window.final, pointing)
+                for out, part in zip((value, error), self.calibration[metric].apply(raw[None], at), strict=True):
+                    out.append(part)
+        return np.concatenate(value), np.concatenate(error)
 
     @cached_property
-    def _search(self) -> tuple[Window, dict[str, ReducedExpansion]]:
+    def _search(self) -> tuple[Window, dict[str, ReducedExpansion], Tensor]:
         chosen = some_coordinates(self.window, SEARCH_COORDS, self.plan.seed)
         own = self.window.anchors.own.flatten(0, 1)
         some = torch.linspace(0, len(own) - 1, min(KNOWN_STATES, len(own))).round().long()
         states = torch.cat([own[some], self.window.anchors.shared])
         expansions = {name: reduced_expansion(e, states, chosen) for name, e in self._expansions.items()}
-        return reduced(self.window, chosen, energy=SEARCH_ENERGY), expansions
+        pointing = self._left_out[1][:, chosen]
+        pointing = directions(pointing, torch.zeros_like(chosen, dtype=pointing.dtype))
+        return reduced(self.window, chosen, energy=SEARCH_ENERGY), expansions, pointing
 
     def _carried(
         self, orders: np.ndarray, names: tuple[str, ...], rates: np.ndarray | None
     ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], np.ndarray]:
-        raw, replayed = self._raw(orders, names, rates=rates)
-        outside = replayed.outside.numpy()
+        raw, theta, outside = self._raw(orders, names, rates=rates)
+        at = bearing(theta, outside, self.window.final, self._left_out[1])
         values, errors = {}, {}
         for name in names:
-            values[name], errors[name] = self.calibration[name].apply(raw[name], outside)
-        return values, errors, outside
+            values[name], errors[name] = self.calibration[name].apply(raw[name], at)
+        return values, errors, at.outside
 
     def _raw(
         self,
@@ -321,24 +345,21 @@ class Simulator:
         *,
         rates: np.ndarray | None = None,
         allowed: Tensor | None = None,
-        model: MetricModel | None = None,
-    ) -> tuple[dict[str, np.ndarray], Replayed]:
-        """Values of the three members, name -> [3, n], before calibration."""
-        model = model or self.metric_model
+    ) -> tuple[dict[str, np.ndarray], Tensor, Tensor]:
+        """Values of the three members before calibration, name -> [3, n], final weights [n, m] and `outside` [n]."""
         parts: list[dict[str, np.ndarray]] = []
-        outside: list[Tensor] = []
-        replayed: Replayed | None = None
+        outside, final = [], []
         for rows in self._blocks(len(orders), MEMBERS * self.window.coords):
             replayed = self._replay(
                 orders[rows], None if rates is None else rates[rows], None if allowed is None else allowed[rows]
             )
             members, count, _ = replayed.theta.shape
-            found = model(replayed.theta.flatten(0, 1), names)
+            found = self.metric_model(replayed.theta.flatten(0, 1), names)
             parts.append({name: v.reshape(members, count) for name, v in found.items()})
             outside.append(replayed.outside)
-        assert replayed is not None
+            final.append(replayed.theta[0])
         values = {name: np.concatenate([p[name] for p in parts], axis=1) for name in names}
-        return values, Replayed(replayed.theta, torch.cat(outside), {})
+        return values, torch.cat(final), torch.cat(outside)
 
     def _replay(
         self,

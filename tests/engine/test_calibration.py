@@ -5,7 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from orderscope.engine.calibration import fit_calibration
+from orderscope.engine.calibration import Bearing, fit_calibration
+
+
+def at(outside: np.ndarray, probes: int | None = None) -> Bearing:
+    """Displacements that have nothing in common, but for probes with themselves."""
+    return Bearing(outside, np.eye(len(outside)) if probes is None else np.zeros((len(outside), probes)))
 
 
 def members(values: np.ndarray, noise: float = 0.0) -> np.ndarray:
@@ -21,38 +26,47 @@ def test_intervals_hold_nine_times_in_ten() -> None:
         true = 1 + 0.1 * rng.normal(size=56)
         told = 1 + (true - 1) + 0.2 * (np.abs(true - 1) + 0.05) * rng.normal(size=56)
         outside = np.full(56, 0.5)
-        fitted = fit_calibration(members(told[:6]), true[:6], 1.0, outside[:6])
-        value, error = fitted.apply(members(told[6:]), outside[6:])
+        fitted = fit_calibration(members(told[:6]), true[:6], 1.0, at(outside[:6]))
+        value, error = fitted.apply(members(told[6:]), at(outside[6:], 6))
         held.append(np.mean(np.abs(value - true[6:]) <= error))
     assert 0.86 < np.mean(held) < 0.94
 
 
-def test_a_common_shift_is_taken_over_and_scatter_is_not() -> None:
-    true = np.array([1.1, 0.9, 1.2, 0.8, 1.15, 0.85])
-    outside = np.full(6, 0.5)
-    shifted = fit_calibration(members(true - 0.05), true, 1.0, outside)
-    assert shifted.shift > 0
-    signs = np.array([1, -1, 1, -1, 1, -1])
-    assert fit_calibration(members(true + 0.02 * signs * (np.abs(true - 1) + 0.08)), true, 1.0, outside).shift == 0
+def test_what_is_wrong_alike_is_shifted_and_scatter_is_not() -> None:
+    """Three probes lead one way and three another; all that lead one way are told too low by 0.2 of their unit."""
+    rng = np.random.default_rng(1)
+    true = 1 + np.array([0.1, -0.1, 0.2, -0.2, 0.15, -0.15])
+    ways = np.repeat([[1.0, 0.0], [0.0, 1.0]], 3, axis=0)
+    where = Bearing(np.full(6, 0.5), 0.9 * ways @ ways.T + 0.1 * np.eye(6))
+    unit = np.abs(true - 1) + 0.08
+    fitted = fit_calibration(members(true - 0.2 * unit * ways[:, 0]), true, 1.0, where)
+    query = Bearing(np.full(2, 0.5), 0.9 * np.eye(2) @ ways.T)
+    value, _ = fitted.apply(members(np.array([1.1, 1.1])), query)
+    assert value[0] == pytest.approx(1.1 + 0.2 * (0.1 + fitted.sigma / 2), rel=0.02)
+    assert value[1] == pytest.approx(1.1, abs=1e-9)
+    assert fitted.residual < 0.1  # 0.14 without the shift
+    scattered = [fit_calibration(members(true + 0.2 * unit * rng.permutation([1, -1, 1, -1, 1, -1])), true, 1.0,
+                                 at(np.full(6, 0.5))).shift for _ in range(9)]  # fmt: skip
+    assert np.abs(scattered).max() == 0
 
 
 def test_no_better_than_a_constant_is_said() -> None:
     true = np.array([1.0, 1.1, 0.9, 1.05, 0.95, 1.02])
-    assert not fit_calibration(members(2 - true), true, 1.0, np.full(6, 0.5)).skilled
-    assert fit_calibration(members(true + 1e-3), true, 1.0, np.full(6, 0.5)).skilled
+    assert not fit_calibration(members(2 - true), true, 1.0, at(np.full(6, 0.5))).skilled
+    assert fit_calibration(members(true + 1e-3), true, 1.0, at(np.full(6, 0.5))).skilled
 
 
 def test_noise_between_the_halves_widens_the_error() -> None:
     true = np.array([1.1, 0.9, 1.2, 0.8])
-    fitted = fit_calibration(members(true), true, 1.0, np.full(4, 0.5))
-    quiet = fitted.apply(members(np.array([1.05])), np.array([0.5]))[1]
-    loud = fitted.apply(members(np.array([1.05]), 0.1), np.array([0.5]))[1]
+    fitted = fit_calibration(members(true), true, 1.0, at(np.full(4, 0.5)))
+    quiet = fitted.apply(members(np.array([1.05])), at(np.array([0.5]), 4))[1]
+    loud = fitted.apply(members(np.array([1.05]), 0.1), at(np.array([0.5]), 4))[1]
     assert loud[0] > quiet[0]
     # Standard error of the halves' mean is half their difference, here 0.1, times Student's t for four probes.
     assert loud[0] == pytest.approx(2.132 * 0.1, rel=0.05)
 
 
 def test_one_probe_is_not_enough() -> None:
-    fitted = fit_calibration(members(np.array([1.0])), np.array([1.1]), 1.0, np.array([0.5]))
+    fitted = fit_calibration(members(np.array([1.0])), np.array([1.1]), 1.0, at(np.array([0.5])))
     assert not fitted.skilled
     assert not np.isfinite(fitted.residual)

@@ -6,7 +6,14 @@ the anchors. Both are known for every query, so residuals are taken in units of
     s = (|value - reference| + sigma / 2) * outside / typical,
 
 sigma the spread of the true values, `outside` the length of what the anchors do not span and `typical` its mean over
-the probes.
+the probes. Orders that end in like places are wrong in like ways, so the residual of a query is estimated from those of
+the probes by kernel ridge regression on the direction of the final displacement,
+
+    r(q) = gain * sum_p k_qp [(K + lambda 1)^-1 r]_p,    k_qp the cosine between the displacements of q and p,
+
+lambda the one that predicts each probe best from the others, gain the share of their squared residuals that this
+explains: nothing is shifted where it explains none.
+Source of the leave-one-out residuals: Craven and Wahba, "Smoothing noisy data with spline functions", 1979.
 """
 
 from __future__ import annotations
@@ -14,11 +21,41 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from scipy import stats
+from torch import Tensor
 
 from orderscope.engine.replay import jackknife
 
 COVERAGE = 0.9
+RIDGES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+
+
+@dataclass(frozen=True)
+class Bearing:
+    """Where replays led, as far as their errors depend on it.
+
+    Args:
+        outside: how far their states lay outside what the anchors span, see `Replayed`, [n].
+        alike: cosines between their final displacements from the reference and those of the probes, [n, probes].
+    """
+
+    outside: np.ndarray
+    alike: np.ndarray
+
+    def __getitem__(self, rows: slice) -> Bearing:
+        return Bearing(self.outside[rows], self.alike[rows])
+
+
+def directions(theta: Tensor, center: Tensor) -> Tensor:
+    """Displacements from `center` [m] as unit vectors, [n, m]; zero where there is none."""
+    d = theta - center
+    return d / d.norm(dim=1, keepdim=True).clamp_min(torch.finfo(d.dtype).tiny)
+
+
+def bearing(theta: Tensor, outside: Tensor, center: Tensor, probes: Tensor) -> Bearing:
+    """The bearing of final weights [n, m]; `probes` are the probes' `directions`, [probes, m]."""
+    return Bearing(outside.numpy(), (directions(theta, center) @ probes.T).double().numpy())
 
 
 @dataclass(frozen=True)
@@ -28,8 +65,8 @@ class Calibration:
     Args:
         reference: recorded value of the reference order, where the raw value is exact.
         sigma: standard deviation of the true values of reference and probes.
-        shift: added to values, per unit s.
-        residual: root mean square of what is left on the probes, per unit s.
+        shift: what the probes' directions add to values, per unit s, [probes].
+        residual: root mean square of what is left on the probes, each shifted by the others, per unit s.
         quantile: multiplier for a 90 % interval with as few probes as there were.
         typical, farthest: mean and largest `outside` of the probes.
         skilled: whether the residuals on the probes are smaller than those of a constant.
@@ -39,7 +76,7 @@ class Calibration:
 
     reference: float
     sigma: float
-    shift: float
+    shift: np.ndarray
     residual: float
     quantile: float
     typical: float
@@ -50,40 +87,37 @@ class Calibration:
     error: np.ndarray
     true: np.ndarray
 
-    def apply(self, raw: np.ndarray, outside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Members' values [3, n] (or [1, n]) and `outside` [n] -> value [n], error [n]."""
+    def apply(self, raw: np.ndarray, at: Bearing) -> tuple[np.ndarray, np.ndarray]:
+        """Members' values [3, n] (or [1, n]) and their bearing -> value [n], error [n]."""
         plain = jackknife(raw)
-        unit = _unit(plain, self.reference, self.sigma, outside, self.typical)
+        unit = _unit(plain, self.reference, self.sigma, at.outside, self.typical)
         noise = sampling_noise(raw) if len(raw) == 3 else self.noise
-        return plain + self.shift * unit, self.quantile * np.sqrt((self.residual * unit) ** 2 + noise**2)
+        return plain + at.alike @ self.shift * unit, self.quantile * np.sqrt((self.residual * unit) ** 2 + noise**2)
 
 
-def fit_calibration(raw: np.ndarray, true: np.ndarray, reference: float, outside: np.ndarray) -> Calibration:
+def fit_calibration(raw: np.ndarray, true: np.ndarray, reference: float, at: Bearing) -> Calibration:
     """Fit on the probes.
-
-    The mean residual is taken over as a shift only as far as it stands out of its own standard error (the positive-part
-    James-Stein factor): with residuals of either sign nothing is shifted.
 
     Args:
         raw: members' values of the probes, each predicted without its own anchors, [3, probes].
         true: their true values, [probes].
         reference: the reference order's value.
-        outside: how far outside each probe's states lay, [probes].
+        at: the probes' bearing, as predicted so.
     """
     count = len(true)
     if count < 2:
-        nothing = np.full(count, np.nan)
-        return Calibration(reference, 0.0, 0.0, np.inf, 1.0, 0.0, 0.0, False, 0.0, nothing, nothing, true)
+        unknown = np.full(count, np.nan)
+        return Calibration(
+            reference, 0.0, np.zeros(count), np.inf, 1.0, 0.0, 0.0, False, 0.0, unknown, unknown, true
+        )  # fmt: skip
     plain = jackknife(raw)
     sigma = float(np.append(true, reference).std(ddof=1))
-    typical = float(outside.mean())
-    unit = _unit(plain, reference, sigma, outside, typical)
-    scaled = (true - plain) / unit
-    mean, variance = scaled.mean(), scaled.var(ddof=1)
-    shift = float(mean * max(0.0, 1 - variance / (count * mean**2))) if mean else 0.0
-    residual = float(np.sqrt(np.mean((scaled - shift) ** 2)))
+    typical = float(at.outside.mean())
+    unit = _unit(plain, reference, sigma, at.outside, typical)
+    shift, left = _regressed((true - plain) / unit, at.alike)
+    residual = float(np.sqrt(np.mean(left**2)))
     quantile = float(stats.t.ppf(0.5 + COVERAGE / 2, count))
-    told = plain + shift * unit
+    told = true - left * unit
     noise = sampling_noise(raw)
     constant = np.abs(true - np.median(np.append(true, reference)))
     return Calibration(
@@ -93,13 +127,28 @@ def fit_calibration(raw: np.ndarray, true: np.ndarray, reference: float, outside
         residual=residual,
         quantile=quantile,
         typical=typical,
-        farthest=float(outside.max()),
+        farthest=float(at.outside.max()),
         skilled=bool(np.abs(true - told).mean() < constant.mean()),
         noise=float(noise.mean()),
         predicted=told,
         error=quantile * np.sqrt((residual * unit) ** 2 + noise**2),
         true=true,
     )
+
+
+def _regressed(residuals: np.ndarray, alike: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Weights of the probes' directions [probes], and residuals left when each probe is shifted by the others."""
+    before = float(np.mean(residuals**2))
+    best, shift, left = before, np.zeros_like(residuals), residuals
+    for ridge in RIDGES:
+        inverse = np.linalg.inv(alike + ridge * np.eye(len(residuals)))
+        weights = inverse @ residuals
+        alone = weights / inverse.diagonal()  # of each, fitted on the others
+        error = float(np.mean(alone**2))
+        if error < best:
+            gain = 1 - error / before
+            best, shift, left = error, gain * weights, residuals - gain * (residuals - alone)
+    return shift, left
 
 
 def sampling_noise(raw: np.ndarray) -> np.ndarray:

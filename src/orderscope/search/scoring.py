@@ -48,7 +48,7 @@ def precise_score(sim: Simulator, window: Window, metric: str, sign: float) -> S
         with one_thread():
             replayed = replay(window, units_of(window, batches, orders), members=1)
             raw = sim.metric_model(replayed.theta[0], (metric,))[metric]
-        value, error = sim.calibration[metric].apply(raw[None], replayed.outside.numpy())
+        value, error = sim.calibration[metric].apply(raw[None], sim.bearing(replayed))
         return sign * value, error
 
     return score
