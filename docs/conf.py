@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import click
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
 
 import orderscope
+from orderscope.cli.main import VERBS, main
+from sphinx.util.docutils import SphinxDirective
 
 project = "Orderscope"
 author = "the Orderscope authors"
@@ -58,7 +61,33 @@ html_theme_options = {"sidebar_hide_name": False}
 
 def setup(app: Any) -> dict[str, Any]:
     app.add_html_math_renderer("mathml", inline_renderers=(_inline_math, None), block_renderers=(_block_math, None))
+    app.add_directive("command-help", CommandHelp)
+    app.connect("autodoc-process-signature", _plain_defaults)
     return {"parallel_read_safe": True}
+
+
+class CommandHelp(SphinxDirective):
+    """A section for every command, with what its --help prints."""
+
+    def run(self) -> list[nodes.Node]:
+        sections: list[nodes.Node] = []
+        for verb in VERBS:
+            with click.Context(main, info_name="orderscope") as parent:
+                command = main.get_command(parent, verb)
+                assert command is not None
+                with click.Context(command, info_name=verb, parent=parent, max_content_width=100) as context:
+                    text = command.get_help(context)
+            section = nodes.section("", nodes.title("", verb), nodes.literal_block(text, text, language="text"))
+            section["ids"], section["names"] = [verb], [verb]
+            sections.append(section)
+        return sections
+
+
+def _plain_defaults(
+    app: Any, what: str, name: str, thing: Any, options: Any, signature: str | None, returns: str | None
+) -> tuple[str | None, str | None]:
+    """Defaults that are made anew, as `<factory>`, are no Python and would spoil the whole signature."""
+    return (signature and signature.replace("<factory>", "...")), returns
 
 
 def _inline_math(translator: Any, node: nodes.math) -> None:
