@@ -15,20 +15,21 @@ import orderscope as osc
 CONTEXT, BATCH, STEPS, RATE = 8, 16, 24, 3e-3
 
 
-def corpora() -> dict[str, str]:
+def corpora() -> dict[str, torch.Tensor]:
+    """Kind -> the ASCII codes of its characters."""
     library = Path(sysconfig.get_path("stdlib"))
-    return {
+    texts = {
         "code": "".join((library / name).read_text(encoding="utf-8") for name in ("ast.py", "inspect.py", "pdb.py")),
         "names": "\n".join(unicodedata.name(chr(c), "") for c in range(0xA0, 0x2000)),
         "prose": "".join(topics[key] for key in sorted(topics)),
     }
+    return {kind: torch.tensor(list(text.encode("ascii", "replace"))) for kind, text in texts.items()}
 
 
-def passages(text: str, count: int, generator: torch.Generator) -> torch.Tensor:
+def passages(text: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
     """Rows of CONTEXT characters and the one that follows, [count, CONTEXT + 1]."""
-    codes = torch.tensor([min(ord(c), 127) for c in text])
-    starts = torch.randint(len(codes) - CONTEXT, (count,), generator=generator)
-    return codes.unfold(0, CONTEXT + 1, 1)[starts]
+    starts = torch.randint(len(text) - CONTEXT, (count,), generator=generator)
+    return text.unfold(0, CONTEXT + 1, 1)[starts]
 
 
 def network() -> nn.Module:

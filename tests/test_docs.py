@@ -32,7 +32,7 @@ import orderscope as osc
 from orderscope.cli.main import VERBS, main
 
 DOCS = Path(__file__).parents[1] / "docs"
-HOW_TO = sorted(path.name for path in (DOCS / "howto").glob("*.md"))
+HOW_TO = sorted(path.name for path in (DOCS / "howto").glob("*.md") if path.stem != "index")
 FENCE = re.compile(
     r"(?:^<!-- needs: (?P<needs>\S+) -->\n\s*)?^(?P<fence>`{3,})(?P<language>\w+)\n(?P<text>.*?)^(?P=fence)$",
     re.MULTILINE | re.DOTALL,
@@ -61,7 +61,7 @@ def run_page(page: Path) -> int:
     names: dict[str, Any] = {"__name__": page.stem}
     found = blocks(page)
     count = 0
-    for block, after in zip(found, [*found[1:], None], strict=True):
+    for block, after in zip(found, [*found[1:], None], strict=False):
         if block.language not in ("python", "console") or (block.needs and not importable(block.needs)):
             continue
         count += 1
