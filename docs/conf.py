@@ -7,20 +7,19 @@ from typing import Any
 import click
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
+from sphinx.util.docutils import SphinxDirective
 
 import orderscope
 from orderscope.cli.main import VERBS, main
-from sphinx.util.docutils import SphinxDirective
 
 project = "Orderscope"
 author = "the Orderscope authors"
-copyright = "the Orderscope authors"  # noqa: A001
+copyright = "the Orderscope authors"
 version = release = orderscope.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 root_doc = "index"
 exclude_patterns = ["_build"]
-suppress_warnings = ["epub.unknown_project_files"]
 
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3

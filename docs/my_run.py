@@ -33,9 +33,7 @@ def passages(text: torch.Tensor, count: int, generator: torch.Generator) -> torc
 
 
 def network() -> nn.Module:
-    return nn.Sequential(
-        nn.Embedding(128, 8), nn.Flatten(), nn.Linear(8 * CONTEXT, 32), nn.Tanh(), nn.Linear(32, 128)
-    )  # fmt: skip
+    return nn.Sequential(nn.Embedding(128, 8), nn.Flatten(), nn.Linear(8 * CONTEXT, 32), nn.Tanh(), nn.Linear(32, 128))
 
 
 def loss(model: nn.Module, batch: tuple[torch.Tensor]) -> torch.Tensor:
