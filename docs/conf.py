@@ -43,8 +43,8 @@ nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(torch|nn|np|numpy|concurrent|collections|os|pathlib|typing)\..*"),
     ("py:.*", r"(Tensor|Any|Self|Path|Executor|Callable|Iterable|Iterator|Mapping|Sequence|Module|Optimizer|ndarray)"),
-    # What strategies may look at, and names of types: without entries of their own.
-    ("py:.*", r"orderscope\.(engine|search\.adjoint|search\.ledger)\..*"),
+    # Inner parts of public classes, and names of types: without entries of their own.
+    ("py:.*", r"orderscope\.(engine|record\.legs|search\.adjoint|search\.ledger)\..*"),
     ("py:.*", r"(orderscope\.search\.strategy\.)?(Orders|Kind)"),
 ]
 
