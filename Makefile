@@ -8,7 +8,7 @@ READY := .venv/ready
 # One thread: reruns give the same bits, and small tensors run faster.
 RUN := OMP_NUM_THREADS=1 $(BIN)/python
 
-.PHONY: demo test lint format accuracy bench clean
+.PHONY: demo test lint format docs accuracy bench clean
 
 demo: $(READY)
 	$(RUN) examples/demo.py
@@ -26,6 +26,9 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(READY)
+	$(RUN) -m sphinx -W --keep-going -q docs docs/_build/html
+
 accuracy: $(READY)
 	$(RUN) benchmarks/accuracy.py
 
@@ -33,7 +36,7 @@ bench: $(READY)
 	$(RUN) benchmarks/speed.py
 
 clean:
-	rm -rf .venv build dist *.egg-info src/*.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv build dist docs/_build *.egg-info src/*.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
 # One rule, made once: targets run side by side (make -j) share it.
 $(READY): pyproject.toml constraints.txt

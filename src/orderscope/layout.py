@@ -100,7 +100,7 @@ class ParameterLayout:
         return torch.cat([t.detach().flatten(lead) if t.dim() > lead else t.detach()[..., None] for t in parts], dim=-1)
 
     def unflatten(self, flat: Tensor) -> dict[str, Tensor]:
-        """[..., P] -> views by name, [..., *shape]."""
+        """[..., P] -> views by name, `[..., *shape]`."""
         pieces = flat.split(self.sizes, dim=-1)
         named = zip(self.names, self.shapes, pieces, strict=True)
         return {name: piece.view((*flat.shape[:-1], *shape)) for name, shape, piece in named}

@@ -1,0 +1,202 @@
+"""The documentation builds without a warning, needs no network to be read, and does what it says.
+
+Blocks of a page are run in their order, in one directory and one Python session:
+
+    ```python     is executed; a ```text block right after it is what it prints, but for the figures
+    ```console    lines that begin with "$ orderscope" are run; what is shown under one are lines of its output, by
+                  their first word
+    <!-- needs: NAME -->    before a block: it is run only where that module can be imported
+    ```bash, ```{code-block} and others are not run
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+import orderscope as osc
+from orderscope.cli.main import VERBS, main
+
+DOCS = Path(__file__).parents[1] / "docs"
+HOW_TO = sorted(path.name for path in (DOCS / "howto").glob("*.md") if path.stem != "index")
+FENCE = re.compile(
+    r"(?:^<!-- needs: (?P<needs>\S+) -->\n\s*)?^(?P<fence>`{3,})(?P<language>\w+)\n(?P<text>.*?)^(?P=fence)$",
+    re.MULTILINE | re.DOTALL,
+)
+UNTRUSTED = 3  # exit code of a command whose answer is printed but not to be trusted
+
+
+@dataclass(frozen=True)
+class Block:
+    language: str
+    text: str
+    line: int
+    needs: str | None
+
+
+def blocks(page: Path) -> list[Block]:
+    source = page.read_text(encoding="utf-8")
+    return [
+        Block(m["language"], m["text"], source[: m.start("text")].count("\n") + 1, m["needs"])
+        for m in FENCE.finditer(source)
+    ]
+
+
+def run_page(page: Path, *, to_the_digit: bool = False) -> int:
+    """Run a page's blocks in the working directory; how many were run."""
+    seen = str.strip if to_the_digit else masked
+    names: dict[str, Any] = {"__name__": page.stem}
+    found = blocks(page)
+    count = 0
+    for block, after in zip(found, [*found[1:], None], strict=False):
+        if block.language not in ("python", "console") or (block.needs and not importable(block.needs)):
+            continue
+        count += 1
+        if block.language == "console":
+            run_commands(page, block)
+            continue
+        printed = io.StringIO()
+        code = compile("\n" * (block.line - 1) + block.text, str(page), "exec")
+        with contextlib.redirect_stdout(printed):
+            exec(code, names)
+        if after is not None and after.language == "text":
+            where = f"{page.name}, line {after.line}"
+            assert seen(printed.getvalue()) == seen(after.text), f"{where}: now prints\n{printed.getvalue()}"
+    return count
+
+
+def importable(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def run_commands(page: Path, block: Block) -> None:
+    text = block.text.replace("\\\n", " ")
+    commands = re.split(r"^\$ ", text, flags=re.MULTILINE)
+    assert not commands[0].strip(), f"{page.name}, line {block.line}: output before a command"
+    for part in commands[1:]:
+        command, _, shown = part.partition("\n")
+        program, *arguments = shlex.split(command)
+        assert program == "orderscope", f"{page.name}, line {block.line}: {command}"
+        result = CliRunner().invoke(main, arguments)
+        assert result.exit_code in (0, UNTRUSTED), f"{page.name}, line {block.line}: {command}\n{result.output}"
+        words = {first_word(line) for line in result.stdout.splitlines()}
+        missing = [line for line in shown.splitlines() if first_word(line) not in words | {"", "#", "…"}]
+        assert not missing, f"{page.name}, {command}: no longer prints\n{missing}\nbut\n{result.stdout}"
+
+
+def first_word(line: str) -> str:
+    return masked(line.strip().partition(" ")[0])
+
+
+def masked(text: str) -> str:
+    """Without figures, and the spaces that align them: those depend on the machine's rounding."""
+    return re.sub(r"[ \t]+", " ", re.sub(r"[-+−±]?\d[\d,.]*(e[-+]?\d+)?", "#", text)).strip()
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty directory to work in, but for the task that the pages speak of."""
+    return enter(tmp_path, monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with the tutorial's run in it."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        folder = enter(tmp_path_factory.mktemp("docs"), monkeypatch)
+        result = CliRunner().invoke(main, ["record", "my_run.py:task", "--out", "run"])
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+@pytest.fixture
+def recorded(run: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """That directory, to work in."""
+    return enter(run, monkeypatch)
+
+
+def enter(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Work in `folder`, and put back afterwards what commands change: the path, and the module of the task."""
+    shutil.copy(DOCS / "my_run.py", folder)
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", [str(folder), *sys.path])
+    monkeypatch.delitem(sys.modules, "my_run", raising=False)
+    return folder
+
+
+def test_the_tutorial(here: Path) -> None:
+    assert run_page(DOCS / "tutorial.md") == 9
+    assert (here / "report.html").is_file()
+
+
+@pytest.mark.parametrize("page", HOW_TO)
+def test_how_to(page: str, recorded: Path) -> None:
+    if not run_page(DOCS / "howto" / page):
+        pytest.skip("its blocks need what is not installed")
+
+
+def test_what_is_not_trusted(recorded: Path) -> None:
+    assert run_page(DOCS / "untrusted.md")
+
+
+def test_the_plan_is_arithmetic(recorded: Path) -> None:
+    assert run_page(DOCS / "scale-plan.md", to_the_digit=True) == 3
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    for name in ("sphinx", "furo", "myst_parser"):
+        pytest.importorskip(name)
+    out = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-d", str(out / "doctrees"), str(DOCS)]
+    path = os.pathsep.join(filter(None, sys.path))
+    done = subprocess.run(
+        [*command, str(out / "html")], capture_output=True, text=True, timeout=300, check=False,
+        env=os.environ | {"PYTHONPATH": path},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return out / "html"
+
+
+def test_the_site_builds_without_a_warning(site: Path) -> None:
+    assert (site / "index.html").is_file()
+    assert len(list(site.rglob("*.html"))) > len(HOW_TO)
+
+
+def test_the_site_needs_no_network(site: Path) -> None:
+    fetched = re.compile(r"""<(?:script|img|iframe|link)\b[^>]*\b(?:src|href)=["'](?:https?:)?//[^"']*["'][^>]*>""")
+    found = {page.name: fetched.findall(page.read_text(encoding="utf-8")) for page in site.rglob("*.html")}
+    assert {name: links for name, links in found.items() if links} == {}
+
+
+def test_formulas_are_drawn(site: Path) -> None:
+    page = (site / "concepts" / "engine.html").read_text(encoding="utf-8")
+    assert page.count("<math ") > 10
+    assert "merror" not in page
+
+
+def test_every_public_name_is_in_the_reference(site: Path) -> None:
+    page = (site / "api.html").read_text(encoding="utf-8")
+    missing = [name for name in osc.__all__ if not name.startswith("_") and f'id="orderscope.{name}"' not in page]
+    assert not missing, f"add {missing} to docs/api.md"
+
+
+def test_every_command_is_in_the_reference(site: Path) -> None:
+    page = (site / "cli.html").read_text(encoding="utf-8")
+    assert [verb for verb in VERBS if f"orderscope {verb} [OPTIONS]" not in page] == []
