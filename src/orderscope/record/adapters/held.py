@@ -18,7 +18,7 @@ class HeldRecorder:
     """A recorder that is made when the library begins to train.
 
     Args:
-        path, **options: as for `Recorder`.
+        path, options: as for `Recorder`.
     """
 
     def __init__(self, path: str | os.PathLike[str], **options: Any) -> None:

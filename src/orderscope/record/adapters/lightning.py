@@ -22,7 +22,7 @@ class LightningRecorder(HeldRecorder):
     `training_step` gets the batch as ever, without ids. Automatic optimization with one optimizer.
 
     Args:
-        path, **options: as for `Recorder`.
+        path, options: as for `Recorder`.
     """
 
     state_key = _legacy_state_key = "orderscope.LightningRecorder"  # what Lightning asks of every callback

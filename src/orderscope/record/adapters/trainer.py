@@ -28,7 +28,7 @@ class TrainerRecorder(HeldRecorder):
 
     Args:
         trainer: a `transformers.Trainer`, also a subclass.
-        path, **options: as for `Recorder`.
+        path, options: as for `Recorder`.
     """
 
     def __init__(self, trainer: Any, path: str | os.PathLike[str], **options: Any) -> None:
