@@ -73,6 +73,18 @@ def test_killed_at_work_it_goes_on_to_the_same_bytes(task: osc.Task, tmp_path: P
     assert digests(tmp_path / "killed") == digests(tmp_path / "whole")
 
 
+def test_a_budget_is_spent_and_not_exceeded(task: osc.Task, tmp_path: Path) -> None:
+    store = osc.record(task, tmp_path / "run", budget=9, sketch=False)
+    plan = SketchPlan.read(store)
+    probes = sum(name.startswith("record/probe-") and name.endswith("000") for name in store.names())
+    assert plan.draws == 2
+    assert 1 + probes + len(plan.anchors) + plan.draws == 9
+    with pytest.raises(osc.OrderscopeError, match=r"budget=3 runs.*at least 6"):
+        osc.record(task, tmp_path / "other", budget=3)
+    with pytest.raises(osc.OrderscopeError, match=r"budget= and probes=.*one or the other"):
+        osc.record(task, tmp_path / "other", budget=9, probes=3)
+
+
 def test_recording_again_does_nothing(task: osc.Task, tmp_path: Path) -> None:
     osc.record(task, tmp_path / "run")
     before = digests(tmp_path / "run")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from orderscope.budget import DEFAULT, MIXED, allot
 from orderscope.errors import OrderscopeError
 from orderscope.orders import step_groups
 from orderscope.record import record_run, require_recorded, task_shard
@@ -29,6 +30,7 @@ from orderscope.work import Piece, Training, complete, share, sketching
 
 COORDS = 1 << 17
 METRIC_ROWS = 32
+LEAST_ROWS, MOST_ROWS = 512, 8192
 SAMPLE_BYTES = 1 << 29
 Progress = Callable[[str, int, int], None]
 
@@ -37,8 +39,9 @@ def record(
     task: Task,
     path: str | os.PathLike[str],
     *,
-    anchors: int = 4,
-    probes: int = 8,
+    anchors: int | None = None,
+    probes: int | None = None,
+    budget: float | None = None,
     sample_anchors: int | None = None,
     coords: int = COORDS,
     curvature_rows: int | None = None,
@@ -54,9 +57,11 @@ def record(
         task: what is trained.
         path: directory of the run.
         anchors: states of the reference run, the first and the last among them, at which every batch's gradient is
-            taken. One costs a run.
-        probes: true runs under other orders. A batch's gradient where a run trained on it is one more anchor, free and
-            where queries go; and every prediction is calibrated on them.
+            taken; four by default. One costs a run.
+        probes: true runs under other orders; eight by default. A batch's gradient where a run trained on it is one more
+            anchor, free and where queries go; and every prediction is calibrated on them.
+        budget: runs that all of it may cost in gradient evaluations, shared out as the defaults are, instead of
+            `anchors`, `probes` and `curvature_rows`; see `orderscope.budget`.
         sample_anchors: at how many anchors single samples' gradients are kept, for orders that regroup samples; by
             default as many as fit in half a gigabyte, four at most.
         coords: most coordinates to carry; all P where the model is smaller.
@@ -76,6 +81,7 @@ def record(
     Raises:
         OrderscopeError: another task was recorded there, or training or sketching cannot go on; nothing is lost.
     """
+    anchors, probes, curvature_rows = _allotted(task, anchors, probes, curvature_rows, budget)
     _check_counts(anchors=(anchors, 2), probes=(probes, 0), sample_anchors=(sample_anchors, 0), coords=(coords, 1),
                   curvature_rows=(curvature_rows, 1), jobs=(jobs, 1))  # fmt: skip
     _check_precision(task)
@@ -168,15 +174,13 @@ def probe_orders(task: Task, count: int, seed: int) -> list[np.ndarray]:
 
 
 def _plan(
-    task: Task, store: RunStore, sample_anchors: int | None, coords: int, curvature_rows: int | None, seed: int
+    task: Task, store: RunStore, sample_anchors: int | None, coords: int, curvature_rows: int, seed: int
 ) -> SketchPlan:
     used = len(np.unique(task.order))
     carried = min(coords, task.layout.size)
     if sample_anchors is None:
         fit = SAMPLE_BYTES // (2 * used * carried)
         sample_anchors = min(4, fit) or int(2 * used * carried <= 8 * SAMPLE_BYTES)
-    if curvature_rows is None:
-        curvature_rows = int(np.clip((4 if _pure(task) else 8) * used, 512, 8192))
     return make_plan(
         store,
         coords=coords,
@@ -188,6 +192,26 @@ def _plan(
         size=task.layout.size,
         item_size=task.layout.dtype.itemsize,
         metrics={n: min(METRIC_ROWS, len(rows)) for n, rows in task.metrics.items() if not callable(rows)},
+    )
+
+
+def _allotted(
+    task: Task, anchors: int | None, probes: int | None, curvature_rows: int | None, budget: float | None
+) -> tuple[int, int, int]:
+    """Anchors, probes and pseudo-gradients, by default or out of a budget."""
+    used, mixed = len(np.unique(task.order)), not _pure(task)
+    allotted = MIXED if mixed else DEFAULT
+    if budget is not None:
+        given = {"anchors": anchors, "probes": probes, "curvature_rows": curvature_rows}
+        if both := [name for name, value in given.items() if value is not None]:
+            raise OrderscopeError(f"budget= and {both[0]}=", "one or the other", f"leave out budget= or {both[0]}=")
+        allotted = allot(budget, mixed=mixed, most_passes=max(1, MOST_ROWS // used))
+    least = LEAST_ROWS if budget is None else 1
+    rows = int(np.clip(allotted.passes * used, least, MOST_ROWS))
+    return (
+        allotted.anchors if anchors is None else anchors,
+        allotted.probes if probes is None else probes,
+        rows if curvature_rows is None else curvature_rows,
     )
 
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import click
 
+from orderscope.budget import DEFAULT, LEAST
 from orderscope.cli.options import seed_option, set_threads, threads_option
 from orderscope.cli.progress import progress_bars
 from orderscope.cli.tasks import Spec, load_task, remember_task
 from orderscope.cli.text import json_option, plain, print_json, size
 
-# Those of `osc.record`, which cannot be asked here: that would import torch.
-DEFAULTS = {"anchors": 4, "probes": 8, "coords": 1 << 17}
+COORDS = 1 << 17  # that of `osc.record`, which cannot be asked here: that would import torch
 jobs_option = click.option(
     "--jobs",
     type=click.IntRange(min=1),
@@ -28,21 +28,22 @@ jobs_option = click.option(
 @click.option(
     "--anchors",
     type=click.IntRange(min=2),
-    default=DEFAULTS["anchors"],
-    show_default=True,
-    help="States of the reference run at which gradients are taken; each costs a run.",
+    help=f"States of the reference run at which gradients are taken; each costs a run. Default: {DEFAULT.anchors}.",
 )
 @click.option(
     "--probes",
     type=click.IntRange(min=0),
-    default=DEFAULTS["probes"],
-    show_default=True,
-    help="True runs under other orders. They give every prediction its error bar.",
+    help=f"True runs under other orders. They give every prediction its error bar. Default: {DEFAULT.probes}.",
+)
+@click.option(
+    "--budget",
+    type=click.FloatRange(min=LEAST),
+    help="Runs that recording may cost in gradient evaluations, shared out over anchors, probes and curvature.",
 )
 @click.option(
     "--coords",
     type=click.IntRange(min=1),
-    default=DEFAULTS["coords"],
+    default=COORDS,
     show_default=True,
     help="Most weights to carry; all of a smaller model.",
 )
@@ -52,8 +53,8 @@ jobs_option = click.option(
 @threads_option
 @json_option
 def record(
-    spec: str, out: Path, anchors: int, probes: int, coords: int, sketch: bool, jobs: int | None, seed: int,
-    threads: int, as_json: bool,
+    spec: str, out: Path, anchors: int | None, probes: int | None, budget: float | None, coords: int, sketch: bool,
+    jobs: int | None, seed: int, threads: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Train TASK once, and the probes, and keep what predictions need in the directory --out.
 

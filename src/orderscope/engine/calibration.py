@@ -3,11 +3,12 @@
 How large the error of an estimate is depends on how large an effect it claims and on how far its states lay outside
 the anchors. Both are known for every query, so residuals are taken in units of
 
-    s = (|value - reference| + sigma / 2) * outside / typical,
+    s = (min(|value - reference|, 2 sigma) + sigma / 2) * outside / typical,
 
-sigma the spread of the true values, `outside` the length of what the anchors do not span and `typical` its mean over
-the probes. Orders that end in like places are wrong in like ways, so the residual of a query is estimated from those of
-the probes by kernel ridge regression on the direction of the final displacement,
+sigma the spread of the true values (an error grows with the effect, up to two of them), `outside` the length of what
+the anchors do not span and `typical` its mean over the probes. Orders that end in like places are wrong in like ways,
+so the residual of a query is estimated from those of the probes by kernel ridge regression on the direction of the
+final displacement,
 
     r(q) = gain * sum_p k_qp [(K + lambda 1)^-1 r]_p,    k_qp the cosine between the displacements of q and p,
 
@@ -28,6 +29,7 @@ from torch import Tensor
 from orderscope.engine.replay import jackknife
 
 COVERAGE = 0.9
+LARGE = 2.0  # effects, in sigma, beyond which errors grow no more
 RIDGES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 
 
@@ -161,4 +163,4 @@ def sampling_noise(raw: np.ndarray) -> np.ndarray:
 
 def _unit(value: np.ndarray, reference: float, sigma: float, outside: np.ndarray, typical: float) -> np.ndarray:
     share = outside / typical if typical else np.ones_like(outside)
-    return np.maximum((np.abs(value - reference) + sigma / 2) * share, 1e-12)
+    return np.maximum((np.minimum(np.abs(value - reference), LARGE * sigma) + sigma / 2) * share, 1e-12)

@@ -1,0 +1,59 @@
+"""What a recording buys for its cost: anchors, probes and passes of the sampled curvature."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from orderscope.errors import OrderscopeError
+
+LEAST = 6  # the run itself, two anchors, two probes, one pass
+
+
+@dataclass(frozen=True)
+class Allotment:
+    """Each costs about one run of gradient evaluations.
+
+    Args:
+        anchors: states of the reference run at which gradients are taken.
+        probes: true runs under other orders.
+        passes: pseudo-gradients a sample.
+    """
+
+    anchors: int
+    probes: int
+    passes: int
+
+    @property
+    def runs(self) -> int:
+        """All of it, the reference run included."""
+        return 1 + self.anchors + self.probes + self.passes
+
+
+DEFAULT = Allotment(anchors=4, probes=8, passes=4)
+MIXED = Allotment(anchors=4, probes=8, passes=8)  # the curvature's spectrum is broad where groups mix in a batch
+
+
+def allot(budget: float, *, mixed: bool, most_passes: int) -> Allotment:
+    """Spend a budget as the defaults spend theirs; what passes cannot use is spent on probes.
+
+    Args:
+        budget: in runs.
+        mixed: whether batches mix groups.
+        most_passes: more pseudo-gradients than so many a sample are not drawn.
+
+    Raises:
+        OrderscopeError: fewer runs than the least recording takes.
+
+    Example:
+        >>> allot(20, mixed=False, most_passes=9)
+        Allotment(anchors=5, probes=9, passes=5)
+        >>> allot(20, mixed=False, most_passes=1)
+        Allotment(anchors=5, probes=13, passes=1)
+    """
+    if not budget >= LEAST:
+        raise OrderscopeError(f"budget={budget!r} runs", f"at least {LEAST}", "raise budget=, or leave it out")
+    like = MIXED if mixed else DEFAULT
+    share = (int(budget) - 1) / (like.runs - 1)
+    anchors = max(2, round(like.anchors * share))
+    passes = max(1, min(round(like.passes * share), most_passes))
+    return Allotment(anchors, max(2, int(budget) - 1 - anchors - passes), passes)
