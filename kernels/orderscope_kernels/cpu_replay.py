@@ -127,10 +127,11 @@ def _bent(terms: Terms) -> Tensor:
         until = first + _aligned(last - first)  # the rows beyond have coefficients of zero there
         product = coefficients[first:until, low:high], terms.factor[low:high]
         if begun[first:until].any():
+            out[first:until][torch.from_numpy(~begun[first:until])] = 0  # fresh memory may hold nan
             out[first:until].addmm_(*product)
         else:
             torch.mm(*product, out=out[first:until])
-        begun[first:last] = True
+        begun[first:until] = True
     for row in np.flatnonzero(~begun[:rows]).tolist():
         out[row] = 0
     return out[:rows]

@@ -91,6 +91,24 @@ def test_tables_of_every_type(name, table):
 
 
 @kernels
+@pytest.mark.parametrize("counts", [(10, 40, 50), (3, 5, 100), (40, 1, 1), (33, 0, 70)])
+def test_fresh_memory_is_written_before_it_is_added_to(name, counts):
+    """Rows of a group's whole curvature and of its halves overlap in the factor; torch fills fresh memory with nan."""
+    rows, rank = sum(counts), 33
+    terms = made_terms(rows, 63, rank=rank)
+    ranges = torch.tensor([[0, 16]] * counts[0] + [[0, rank]] * counts[1] + [[16, rank]] * counts[2], dtype=torch.int32)
+    used = (torch.arange(rank) >= ranges[:, :1]) & (torch.arange(rank) < ranges[:, 1:])
+    terms = terms._replace(ranges=ranges, coefficients=torch.randn(rows, rank, generator=generator(4)) * used)
+    expected = stepped("reference", "plain", rows, 63, terms)
+    torch.use_deterministic_algorithms(True)
+    try:
+        found = stepped(name, "plain", rows, 63, terms)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert_same(found, expected)
+
+
+@kernels
 def test_a_short_factor_costs_its_rounding_and_no_more(name):
     terms = made_terms(19, 1000, factor=torch.bfloat16)
     wide = terms._replace(factor=terms.factor.float())
