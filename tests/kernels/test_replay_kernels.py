@@ -10,6 +10,7 @@ import torch
 
 from kernel_cases import OPTIMIZERS, TYPES, made_clip, made_parts, made_states, made_terms, table_of
 from orderscope_kernels import reference
+from orderscope_kernels.reference import Part
 from orderscope_kernels.replay import OVERRIDE, named, replay_kernels
 from tasks_tiny import generator
 
@@ -99,13 +100,19 @@ def test_fresh_memory_is_written_before_it_is_added_to(name, counts):
     ranges = torch.tensor([[0, 16]] * counts[0] + [[0, rank]] * counts[1] + [[16, rank]] * counts[2], dtype=torch.int32)
     used = (torch.arange(rank) >= ranges[:, :1]) & (torch.arange(rank) < ranges[:, 1:])
     terms = terms._replace(ranges=ranges, coefficients=torch.randn(rows, rank, generator=generator(4)) * used)
-    expected = stepped("reference", "plain", rows, 63, terms)
-    torch.use_deterministic_algorithms(True)
-    try:
-        found = stepped(name, "plain", rows, 63, terms)
-    finally:
-        torch.use_deterministic_algorithms(False)
-    assert_same(found, expected)
+    found = {}
+    for which in ("reference", name):
+        theta = on_device(which, torch.zeros(rows, 63))
+        torch.use_deterministic_algorithms(which == name)
+        try:
+            named(which).replay_step(
+                "SGD", theta, {}, on_device(which, torch.arange(rows)), on_device(which, terms),
+                [Part(0, 63, OPTIMIZERS["plain"][1])],
+            )  # fmt: skip
+        finally:
+            torch.use_deterministic_algorithms(False)
+        found[which] = theta.cpu()
+    assert_same({"theta": found[name]}, {"theta": found["reference"]})
 
 
 @kernels

@@ -249,7 +249,7 @@ def test_costs_are_told_in_runs(char: osc.Simulator, monkeypatch: pytest.MonkeyP
     run = training_seconds(char.store)
     assert run is not None
     assert spent_runs(char, 5 * run, 3) == pytest.approx(spent_runs(char, 0.0, 0) + 8)
-    monkeypatch.setattr(costs, "run_seconds", lambda sim: None)
+    monkeypatch.setattr(costs, "training_seconds", lambda store: None)
     assert spent_runs(char, 5.0, 3) == pytest.approx(1 + len(char.probes) + sum(char.plan.cost().values()) + 3)
 
 
