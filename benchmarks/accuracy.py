@@ -74,30 +74,34 @@ def main() -> None:
         "Predicted against truly retrained, 32 orders that nothing was tuned on (shuffled steps, group blocks, half",
         "in blocks, a few swaps; every eighth regroups the samples), default settings of `record`, no knob for any",
         "window. mae_ratio is 1 for a constant guess. Coverage is of the stated 90 % interval. Cost is wall time to",
-        "record over wall time to train once, on a shared machine: it is the noisiest column.", "",
+        "record over wall time to train once: recording uses all cores, training one.", "",
         f"Measured {datetime.date.today()} by `make accuracy`: torch {torch.__version__}, Python"
         f" {platform.python_version()}, {os.cpu_count()} cores, CPU.", "",
         f"## Own windows, {options.seeds} seeds of probes and sketch", "",
         "One row is `python benchmarks/fidelity.py windows.py:NAME --seed S` for each S; means, and in brackets the",
         "least and the most over the seeds.", "", head, rule,
     ]  # fmt: skip
+
+    def keep(*new: str) -> None:
+        """Written row by row: what was measured stays where the rest is interrupted."""
+        lines.extend(new)
+        options.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
     for name in options.windows:
         found = [
             measure(HERE / "fidelity.py", f"windows.py:{name}", ["--seed", str(seed)], threads)
             for seed in range(options.seeds)
         ]
-        lines.append(row(name, found))
-        for other in found[0]["others"]:
-            lines.append(row(f"{name}, {other}", [one | one["others"][other] for one in found]))
+        others = found[0]["others"]
+        keep(row(name, found), *(row(f"{name}, {o}", [one | one["others"][o] for one in found]) for o in others))
     if (options.checks / "fidelity.py").exists():
-        lines += ["", "## Independent checks", "",
-                  "Another training loop and other tasks, not part of this project; their orders regroup too.", "",
-                  head, rule]  # fmt: skip
+        keep("", "## Independent checks", "",
+             "Another training loop and other tasks, not part of this project; their orders regroup too.", "",
+             head, rule)  # fmt: skip
         for name in PUBLIC:
             records = [["--record", json.dumps({"seed": seed})] for seed in range(options.seeds)]
             script = options.checks / "fidelity.py"
-            lines.append(row(name, [measure(script, f"tasks.py:{name}", extra, threads) for extra in records]))
-    options.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+            keep(row(name, [measure(script, f"tasks.py:{name}", extra, threads) for extra in records]))
 
 
 if __name__ == "__main__":
