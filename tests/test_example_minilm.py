@@ -60,6 +60,9 @@ def test_a_recorded_fine_tune_answers(kind: str, minilm: ModuleType, folder: Pat
     assert (trained < sum(p.numel() for p in model.parameters())) == (kind == "lora")
 
     prediction, true = minilm.main(task, tmp_path / "run")
+    weights = osc.Simulator(tmp_path / "run", task).parameters(task.order)
+    assert {name: w.shape for name, w in weights.items()} == {name: w.shape for name, w in model.named_parameters()}
+    assert all(torch.equal(weights[name], w) == (not w.requires_grad) for name, w in model.named_parameters())
     off = np.abs(prediction.metrics["eval"] - true)
     assert np.all(off <= 3 * prediction.error["eval"])  # 90 % intervals, from six or so probes
     assert off.mean() < np.abs(prediction.reference["eval"] - true).mean()  # better than to guess that nothing changes
