@@ -245,7 +245,7 @@ class Simulator:
     def parameters(self, order: Any, *, lr: Any = None, allow_other_samples: bool = False) -> dict[str, Tensor]:
         """Estimated final weights of an order by parameter name: the mean over the two halves of the curvature, whose
         noise is independent. Where only some coordinates are carried, the others are interpolated between the recorded
-        runs' final weights.
+        runs' final weights. With the task, weights that are not trained are among them, as the model has them.
         """
         checked = self._checked(check_order(order, self.order, allow_other_samples=allow_other_samples), True)
         theta = self._replay(checked, self._rates(lr, 1)).theta[1:].mean(0)[0]
@@ -256,6 +256,9 @@ class Simulator:
             size = int(np.prod(parameter["shape"]))
             found[parameter["name"]] = theta[start : start + size].view(parameter["shape"]).clone()
             start += size
+        if self.task is not None:
+            every = self.task.build_model().named_parameters()
+            found = {name: found.get(name, weights.detach()) for name, weights in every}
         return found
 
     def _completed(self, carried: Tensor) -> Tensor:
