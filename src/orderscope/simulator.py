@@ -44,7 +44,8 @@ class Prediction:
     Args:
         metrics: name -> estimated value, float64 [n].
         error: name -> half-width of a 90 % interval around it, [n].
-        trusted: whether the order lies where the estimate was found to hold, bool [n].
+        trusted: whether the order lies where the estimate was found to hold, and its interval says more than a guess
+            would, bool [n].
         reference: name -> the recorded value of the reference order.
         sigma_order: name -> standard deviation of the true values of reference and probes: how much order matters here.
         skilled: name -> whether the estimate is better than a constant on the probes.
@@ -231,10 +232,11 @@ class Simulator:
         geometry = self._inside(outside, rates)
         skilled = {name: self.calibration[name].skilled for name in names}
         finite = np.all([np.isfinite(v) for v in values.values()], axis=0)
+        telling = np.any([skilled[n] & (errors[n] <= self.calibration[n].guess) for n in names], axis=0)
         return Prediction(
             metrics=values,
             error=errors,
-            trusted=geometry & finite & any(skilled.values()),
+            trusted=geometry & finite & telling,
             reference={name: self.reference[name] for name in names},
             sigma_order={name: self.sigma_order(name) for name in names},
             skilled=skilled,
@@ -291,7 +293,7 @@ class Simulator:
         at = self.bearing(replayed)
         values = {}
         for name, members in raw.items():
-            told = jackknife(members)
+            told = jackknife(members, self.calibration[name].sigma or np.inf)
             shift = self.calibration[name].apply(members[:, -1:], at)[0][0] - told[-1]
             values[name] = told + shift * steps / steps[-1]
         return Trajectory(

@@ -89,9 +89,14 @@ class Calibration:
     error: np.ndarray
     true: np.ndarray
 
+    @property
+    def guess(self) -> float:
+        """Half-width of the 90 % interval of who knows no more than how much order matters."""
+        return self.quantile * self.sigma
+
     def apply(self, raw: np.ndarray, at: Bearing) -> tuple[np.ndarray, np.ndarray]:
         """Members' values [3, n] (or [1, n]) and their bearing -> value [n], error [n]."""
-        plain = jackknife(raw)
+        plain = jackknife(raw, self.sigma or np.inf)
         unit = _unit(plain, self.reference, self.sigma, at.outside, self.typical)
         noise = sampling_noise(raw) if len(raw) == 3 else self.noise
         return plain + at.alike @ self.shift * unit, self.quantile * np.sqrt((self.residual * unit) ** 2 + noise**2)
@@ -112,8 +117,8 @@ def fit_calibration(raw: np.ndarray, true: np.ndarray, reference: float, at: Bea
         return Calibration(
             reference, 0.0, np.zeros(count), np.inf, 1.0, 0.0, 0.0, False, 0.0, unknown, unknown, true
         )  # fmt: skip
-    plain = jackknife(raw)
     sigma = float(np.append(true, reference).std(ddof=1))
+    plain = jackknife(raw, sigma or np.inf)
     typical = float(at.outside.mean())
     unit = _unit(plain, reference, sigma, at.outside, typical)
     shift, left = _regressed((true - plain) / unit, at.alike)

@@ -192,11 +192,17 @@ def _step(
         chosen.replay_step(dynamics.optimizer, states.theta, states.moments, at[every], part, parts, bound)
 
 
-def jackknife(values: np.ndarray) -> np.ndarray:
+def jackknife(values: np.ndarray, limit: float = np.inf) -> np.ndarray:
     """[3, ...] values of the members -> the debiased value, [...]; one member is returned as it is.
+
+    Args:
+        limit: most that the correction may be. Where halves lead far apart it is no small correction any more, and the
+            whole alone is nearer to the truth.
 
     Example:
         >>> jackknife(np.array([[1.0], [1.2], [1.4]]))
         array([0.7])
+        >>> jackknife(np.array([[1.0], [1.2], [1.4]]), limit=0.1)
+        array([0.9])
     """
-    return values[0] if len(values) == 1 else 2 * values[0] - (values[1] + values[2]) / 2
+    return values[0] if len(values) == 1 else values[0] - np.clip((values[1] + values[2]) / 2 - values[0], -limit, limit)
