@@ -205,4 +205,6 @@ def jackknife(values: np.ndarray, limit: float = np.inf) -> np.ndarray:
         >>> jackknife(np.array([[1.0], [1.2], [1.4]]), limit=0.1)
         array([0.9])
     """
-    return values[0] if len(values) == 1 else values[0] - np.clip((values[1] + values[2]) / 2 - values[0], -limit, limit)
+    return (
+        values[0] if len(values) == 1 else values[0] - np.clip((values[1] + values[2]) / 2 - values[0], -limit, limit)
+    )
