@@ -17,7 +17,7 @@ from torch import Tensor
 from orderscope import __version__
 from orderscope.engine import Batches, Replayed, Window, jackknife, load_window, replay, units_of
 from orderscope.engine.calibration import Bearing, Calibration, bearing, directions, fit_calibration
-from orderscope.engine.metrics import Expansion, MetricModel, evaluated, expanded, load_expansions
+from orderscope.engine.metrics import Expansion, MetricModel, evaluated, expanded, load_expansions, member_values
 from orderscope.engine.reduce import ReducedExpansion, reduced, reduced_expansion, some_coordinates
 from orderscope.engine.replay import MEMBERS
 from orderscope.errors import OrderscopeError
@@ -180,7 +180,7 @@ class Simulator:
         if not self.probes:
             nowhere = torch.zeros(0, self.window.coords)
             return {n: np.zeros((3, 0)) for n in names}, nowhere, Bearing(np.zeros(0), np.zeros((0, 0)))
-        by = "model" if self.task is not None and self.exact else "expansion"
+        by = "evaluated" if self.task is not None and self.exact else "expanded"
         name = f"calibration/{by}-{len(self.probes):03d}"
         settings = {"energy": self.energy, "metrics": list(names), "version": __version__}
         if name in self.store and self.store.attrs(name) == settings:
@@ -283,8 +283,8 @@ class Simulator:
         steps = reference.boundaries
         checked = self._checked(order, False)
         replayed = self._replay(checked, self._rates(lr, 1), snapshots=steps.tolist())
-        rows = torch.stack([replayed.snapshots[int(s)] for s in steps])  # [k, members, 1, m]
-        raw = {n: v.reshape(len(steps), -1).T for n, v in self.metric_model(rows.flatten(0, 2), names).items()}
+        rows = torch.cat([replayed.snapshots[int(s)] for s in steps], dim=1)  # [members, k, m]
+        raw = self._member_values(rows, names)
         at = self.bearing(replayed)
         values = {}
         for name, members in raw.items():
@@ -366,13 +366,14 @@ class Simulator:
             replayed = self._replay(
                 orders[rows], None if rates is None else rates[rows], None if allowed is None else allowed[rows]
             )
-            members, count, _ = replayed.theta.shape
-            found = self.metric_model(replayed.theta.flatten(0, 1), names)
-            parts.append({name: v.reshape(members, count) for name, v in found.items()})
+            parts.append(self._member_values(replayed.theta, names))
             outside.append(replayed.outside)
             final.append(replayed.theta[0])
         values = {name: np.concatenate([p[name] for p in parts], axis=1) for name in names}
         return values, torch.cat(final), torch.cat(outside)
+
+    def _member_values(self, theta: Tensor, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+        return member_values(self.metric_model, self._expansions, theta, names)
 
     def _replay(
         self,
