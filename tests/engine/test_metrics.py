@@ -58,7 +58,7 @@ def test_the_real_model_is_the_metric_of_its_weights():
         assert np.array_equal(found[name], values)
 
 
-def test_of_the_members_only_the_first_is_evaluated_where_there_is_an_expansion(tmp_path):
+def test_of_the_halves_only_their_middle_is_evaluated_where_there_is_an_expansion(tmp_path):
     """The loss is quadratic, so its expansion is exact; a metric without one is evaluated for every member."""
     kw = quadratic()
     kw["metrics"] = kw["metrics"] | {"length": lambda model: float(sum(p.norm() for p in model.parameters()))}
@@ -71,7 +71,7 @@ def test_of_the_members_only_the_first_is_evaluated_where_there_is_an_expansion(
         return model(rows, names)
 
     found = member_values(counted, expansions(sim), theta, ("eval", "length"))
-    assert asked == {("eval",): 4, ("length",): 12}
+    assert asked == {("eval",): 8, ("length",): 12}
     for name, values in found.items():
         np.testing.assert_allclose(values.ravel(), model(theta.flatten(0, 1), (name,))[name], rtol=1e-9)
 

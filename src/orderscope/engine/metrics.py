@@ -98,23 +98,28 @@ def member_values(
 ) -> dict[str, np.ndarray]:
     """Metrics of a replay's members, name -> [members, n].
 
-    The real model is run at the whole curvature's weights alone. What the halves' differ from them is the noise of the
-    curvature's sample, and what that does to a loss L its expansion E tells:
+    The real model is run at the whole curvature's weights and at the middle c of the halves'. They differ from it by
+    the noise of the curvature's sample, and what that does to a loss L its expansion E tells:
 
-        L(half) ~ L(whole) + E(half) - E(whole).
+        L(half) ~ L(c) + E(half) - E(c).
 
     Metrics without an expansion take the model for every member.
 
     Args:
         model: of all weights.
-        theta: [members, n, m]; the first member is the whole.
+        theta: [members, n, m]: the whole, or the whole and two halves.
     """
     near = tuple(name for name in names if name in expansions)
     plain = tuple(name for name in names if name not in expansions)
-    values = model(theta[0], near) if near else {}
-    for name in near:
-        told = expansions[name](theta).cpu().numpy()
-        values[name] = values[name] + (told - told[:1])
+    values: dict[str, np.ndarray] = {}
+    if near:
+        members, count, _ = theta.shape
+        middle = theta[1:].mean(0, keepdim=True)
+        found = model(torch.cat([theta[:1], middle]).flatten(0, 1) if members > 1 else theta[0], near)
+        for name in near:
+            whole, centre = found[name][None, :count], found[name][count:]
+            halves = [centre + (expansions[name](h) - expansions[name](middle[0])).numpy() for h in theta[1:]]
+            values[name] = np.concatenate([whole, *(h[None] for h in halves)])
     if plain:
         every = model(theta.flatten(0, 1), plain)
         values |= {name: found.reshape(theta.shape[:2]) for name, found in every.items()}
