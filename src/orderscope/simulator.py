@@ -18,7 +18,7 @@ from orderscope import __version__
 from orderscope.engine import Batches, Replayed, Window, jackknife, load_window, replay, units_of
 from orderscope.engine.calibration import Bearing, Calibration, bearing, directions, fit_calibration
 from orderscope.engine.metrics import Expansion, MetricModel, evaluated, expanded, load_expansions, member_values
-from orderscope.engine.reduce import ReducedExpansion, reduced, reduced_expansion, some_coordinates
+from orderscope.engine.reduce import ReducedExpansion, moved, reduced, reduced_expansion, some_coordinates
 from orderscope.engine.replay import MEMBERS
 from orderscope.errors import OrderscopeError
 from orderscope.orders.checks import check_order, check_orders
@@ -90,16 +90,25 @@ class Simulator:
         path: a run, as a directory or packed.
         task: the recorded task; may be left out where only metrics with a stored expansion are asked.
         energy: share of the curvature's trace that is kept.
+        device: where orders are replayed, for instance "cuda"; the CPU if not given. Only replays are done there: the
+            metrics' model and what is asked of the simulator stay where they are.
 
     Raises:
-        OrderscopeError: the task is not the recorded one; the differing parts are named.
+        OrderscopeError: the task is not the recorded one; the differing parts are named. Or there is no such device.
         IncompleteRun: record or sketch is not finished.
         DamagedRun: a file is not what was written.
     """
 
-    def __init__(self, path: str | os.PathLike[str], task: Task | None = None, *, energy: float = ENERGY) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        task: Task | None = None,
+        *,
+        energy: float = ENERGY,
+        device: str | torch.device | None = None,
+    ) -> None:
         self.store = RunStore.open(path)
-        self.path, self.task, self.energy = path, task, energy
+        self.path, self.task, self.energy, self.device = path, task, energy, _usable_device(device)
         if task is not None:
             require_recorded(task, self.store)
         self.plan = SketchPlan.read(self.store)
@@ -320,13 +329,14 @@ class Simulator:
             raw: dict[str, list[np.ndarray]] = {name: [] for name in metrics}
             places: list[Bearing] = []
             for rows in self._blocks(len(orders), window.coords):
-                replayed = replay(window, units_of(window, self._batches, orders[rows]), members=1)
+                replayed = replay(window, units_of(self.window, self._batches, orders[rows]), members=1)
                 for name, values in expanded(expansions)(replayed.theta[0], metrics).items():
                     raw[name].append(values)
-                places.append(bearing(replayed.theta[0], replayed.outside, window.final, pointing))
+                found = replayed.cpu()
+                places.append(bearing(found.theta[0], found.outside, window.final.cpu(), pointing))
         at = Bearing(np.concatenate([p.outside for p in places]), np.concatenate([p.alike for p in places]))
-        found = {name: self.calibration[name].apply(np.concatenate(raw[name])[None], at) for name in metrics}
-        return {n: value for n, (value, _) in found.items()}, {n: error for n, (_, error) in found.items()}
+        told = {name: self.calibration[name].apply(np.concatenate(raw[name])[None], at) for name in metrics}
+        return {n: value for n, (value, _) in told.items()}, {n: error for n, (_, error) in told.items()}
 
     @cached_property
     def _search(self) -> tuple[Window, dict[str, ReducedExpansion], Tensor]:
@@ -334,12 +344,19 @@ class Simulator:
         own = self.window.anchors.own.flatten(0, 1)
         some = torch.linspace(0, len(own) - 1, min(KNOWN_STATES, len(own))).round().long()
         states = torch.cat([own[some], self.window.anchors.shared])
-        expansions = {name: reduced_expansion(e, states, chosen) for name, e in self._expansions.items()}
-        plain = replay_kernels(self.window.dynamics.start.theta) is reference
+        expansions = {
+            name: moved(reduced_expansion(e, states, chosen), self.device) for name, e in self._expansions.items()
+        }
+        plain = replay_kernels(self.window.dynamics.start.theta.to(self.device)) is reference
         dtype = None if plain else torch.bfloat16  # the plain reference is no quicker on short tables
         pointing = self._left_out[1][:, chosen]
         pointing = directions(pointing, torch.zeros_like(chosen, dtype=pointing.dtype))
-        return reduced(self.window, chosen, energy=SEARCH_ENERGY, dtype=dtype), expansions, pointing
+        window = reduced(self.window, chosen, energy=SEARCH_ENERGY, dtype=dtype).to(self.device)
+        return window, expansions, pointing
+
+    @cached_property
+    def _replayed_window(self) -> Window:
+        return self.window if self.device.type == "cpu" else self.window.to(self.device)
 
     def _carried(
         self, orders: np.ndarray, names: tuple[str, ...], rates: np.ndarray | None
@@ -384,7 +401,7 @@ class Simulator:
     ) -> Replayed:
         units = units_of(self.window, self._batches, orders)
         with one_thread():
-            return replay(self.window, units, lr=rates, allowed=allowed, snapshots=snapshots)
+            return replay(self._replayed_window, units, lr=rates, allowed=allowed, snapshots=snapshots).cpu()
 
     def _blocks(self, count: int, numbers: int) -> list[slice]:
         """Orders at once: about six vectors of `numbers` float32 each within `BLOCK_BYTES`."""
@@ -445,3 +462,16 @@ class Simulator:
             estimator=estimator,
             cost=cost,
         )
+
+
+def _usable_device(device: str | torch.device | None) -> torch.device:
+    try:
+        found = torch.device(device or "cpu")
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:
+        raise OrderscopeError(
+            f"device {str(device)!r}: {str(error).splitlines()[0]}",
+            "a device that torch can use here, as cpu or cuda",
+            "leave out device=, or run `orderscope doctor` to see what there is",
+        ) from error
+    return found
