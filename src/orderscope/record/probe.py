@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
+from torch._utils import _flatten_dense_tensors
 
 from orderscope.layout import ParameterLayout
 
@@ -33,7 +34,7 @@ class GradientProbe:
         """Norm of a gradient, at least one part of which is there, a scalar on its device; and what `of` gives."""
         held = [g for g in gradients if g is not None]
         if self._small and held[0].device.type == "cpu" and len(held) == len(gradients):
-            flat = torch._utils._flatten_dense_tensors(held)
+            flat = _flatten_dense_tensors(held)
             return torch.linalg.vector_norm(flat), flat.index_select(0, self._flat)
         norms = torch._foreach_norm(held)  # pyright: ignore[reportPrivateImportUsage]
         return torch.linalg.vector_norm(torch.stack(norms)), self.of(gradients)
