@@ -17,6 +17,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -106,7 +107,7 @@ def told_before(name: str, expected: Preflight, store: RunStore) -> list[str]:
     kinds = {"rows": "gradients", "curvature": "curvature", "metric": "metrics", "reference": "reference"}
     disk = dict.fromkeys(PARTS, 0)
     for shard in store.describe():
-        kind, which, *_ = shard.name.split("/")
+        _, which, *_ = shard.name.split("/")
         part = kinds.get(which, "probes" if which.startswith("probe-") else "")
         disk[part] = disk.get(part, 0) + shard.size
     seconds = part_seconds(store)
@@ -131,15 +132,18 @@ def sketched(name: str, task: osc.Task, store: RunStore) -> list[str]:
 
     def ratio() -> float:
         run, stage = cpu_seconds(train_once), SketchStage(task, store, plan)
-        taken = [cpu_seconds(lambda u=units: [stage.compute(unit) for unit in u]) for units in (rows, curvature)]
+        taken = [cpu_seconds(partial(all_of, stage, units)) for units in (rows, curvature)]
         return (taken[0] + taken[1] / passes) / run / (len(plan.anchors) + 1)
 
     ratio()
     found = told([ratio() for _ in range(REPEATS)], 2)
-    anchors = len(plan.anchors)
-    return [
-        f"| {name}: sketch of {anchors} anchors and a pass of curvature over {anchors + 1} trainings | {found} | <= 1.3 |"
-    ]
+    k = len(plan.anchors)
+    return [f"| {name}: sketch of {k} anchors and a pass of curvature over {k + 1} trainings | {found} | <= 1.3 |"]
+
+
+def all_of(stage: SketchStage, units: Sequence[str]) -> None:
+    for unit in units:
+        stage.compute(unit)
 
 
 def sized(steps: int, width: int) -> osc.Task:
@@ -163,14 +167,14 @@ def larger() -> list[str]:
             osc.record(task, f"{folder}/w{width}", anchors=2, probes=2, sample_anchors=0, coords=COORDS, jobs=1)
             sim, orders = osc.Simulator(f"{folder}/w{width}", task), shuffles(task, ORDERS)
             sim.score(orders, "eval")
-            queries.append((task.layout.size, min(cpu_seconds(lambda: sim.score(orders, "eval")) for _ in range(5))))
+            queries.append((task.layout.size, min(cpu_seconds(partial(sim.score, orders, "eval")) for _ in range(5))))
         for steps in (12, 24, 48):
             task = sized(steps, 32)
             store = osc.record(task, f"{folder}/s{steps}", anchors=2, probes=0, sketch=False, jobs=1)
             plan = SketchPlan.read(store)
             stage, units = SketchStage(task, store, plan), [u for u in plan.units() if "/rows/" in u]
             stage.compute(units[0])
-            gradients.append(min(cpu_seconds(lambda: [stage.compute(u) for u in units]) for _ in range(3)))
+            gradients.append(min(cpu_seconds(partial(all_of, stage, units)) for _ in range(3)))
     weights = " : ".join(f"{size / queries[0][0]:.1f}" for size, _ in queries)
     grown = " : ".join(f"{taken / queries[0][1]:.2f}" for _, taken in queries)
     rows = " : ".join(f"{taken / gradients[0]:.2f}" for taken in gradients)

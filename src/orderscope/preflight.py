@@ -11,7 +11,6 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -111,13 +110,13 @@ def _tried(task: Task, store: RunStore, plan: SketchPlan, probes: int) -> Prefli
     blocks = {samples: [(0, min(batches, plan.steps))] for samples, count in kinds if count}
     rows = sum(
         count * plan.steps / blocks[samples][0][1]
-        * _timed(replace_plan(stage, anchors=[replace(near.anchors[0], samples=samples)], blocks=blocks[samples]),
+        * _timed(_with_plan(stage, anchors=[replace(near.anchors[0], samples=samples)], blocks=blocks[samples]),
                  "sketch/rows/a00-b000")
         for samples, count in kinds if count
     )  # fmt: skip
     drawn = sum(map(len, plan.curvature_ids))
     ids = plan.curvature_ids[0][: max(1, micro_batch_size(plan.size) // plan.draws)]
-    at = replace_plan(stage, curvature_ids=[ids])
+    at = _with_plan(stage, curvature_ids=[ids])
     curvature = drawn / len(ids) * _timed(at, "sketch/curvature/b000")
     metrics = sum(_timed(stage, f"sketch/metric/{name}") for name in plan.metrics)
     found = _stages(task, plan, probes, first, last, step, ending, rows, curvature, metrics)
@@ -127,7 +126,7 @@ def _tried(task: Task, store: RunStore, plan: SketchPlan, probes: int) -> Prefli
     return Preflight(found, default_jobs(store))
 
 
-def replace_plan(stage: SketchStage, **changes: Any) -> SketchStage:
+def _with_plan(stage: SketchStage, **changes: Any) -> SketchStage:
     """The stage with some of its plan changed."""
     return replace(stage, plan=replace(stage.plan, **changes))
 
@@ -141,10 +140,9 @@ def _write_seconds(store: RunStore) -> float:
 
 def _timed(stage: SketchStage, unit: str) -> float:
     """Seconds of a unit once it is warm."""
-    compute: Callable[[str], Any] = stage.compute
-    compute(unit)
+    stage.compute(unit)
     began = time.perf_counter()
-    compute(unit)
+    stage.compute(unit)
     return time.perf_counter() - began
 
 
