@@ -17,13 +17,21 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+import windows
 from fidelity import load
+from windows import characters
 
 import orderscope as osc
+from orderscope.costs import PARTS, part_seconds
+from orderscope.preflight import Preflight, preflight
+from orderscope.record.loop import start, train
+from orderscope.sketch import SketchPlan, SketchStage
+from orderscope.store import RunStore
 from orderscope_kernels.reference import Part, Terms
 from orderscope_kernels.replay import named, replay_kernels
 
@@ -76,7 +84,8 @@ def window(name: str, many: bool) -> list[str]:
         osc.retrain(task, task.order)
 
     with tempfile.TemporaryDirectory() as folder:
-        osc.record(task, f"{folder}/run")
+        expected = preflight(task, folder)
+        osc.record(task, f"{folder}/run", jobs=1)
         sim = osc.Simulator(f"{folder}/run", task)
         sim.predict(orders[:1], metrics=[metric])
         predicted = [ORDERS * r for r in ratios(train, lambda: sim.predict(orders, metrics=[metric]), 2)]
@@ -85,11 +94,94 @@ def window(name: str, many: bool) -> list[str]:
             f"| {name}: `predict`, {ORDERS} orders, all {task.layout.size} weights | {told(predicted)} trainings | |",
             f"| {name}: `score`, {ORDERS} orders | {told(scored)} trainings | >= 50 at T=96 |",
         ]
+        lines += told_before(name, expected, sim.store) + sketched(name, task, sim.store)
         if many:
             asked = shuffles(task, MANY)
             spent = cpu_seconds(lambda: sim.score(asked, metric))
             lines.append(f"| {name}: `score`, {MANY} orders, one core | {spent:.0f} s of CPU | < 60 s on two |")
     return lines
+
+
+def told_before(name: str, expected: Preflight, store: RunStore) -> list[str]:
+    """What the preflight told, over what recording then took: seconds by the journal, bytes by the manifest."""
+    kinds = {"rows": "gradients", "curvature": "curvature", "metric": "metrics", "reference": "reference"}
+    disk = dict.fromkeys(PARTS, 0)
+    for shard in store.describe():
+        _, which, *_ = shard.name.split("/")
+        part = kinds.get(which, "probes" if which.startswith("probe-") else "")
+        disk[part] = disk.get(part, 0) + shard.size
+    seconds = part_seconds(store)
+    stages = [stage for stage in expected.stages if stage.name in seconds]
+    times = ", ".join(f"{s.name} {s.seconds / seconds[s.name]:.2f}" for s in stages)
+    whole = sum(s.seconds for s in stages) / sum(seconds.values())
+    space = sum(s.disk for s in stages) / sum(disk[s.name] for s in stages)
+    return [
+        f"| {name}: seconds told by `doctor` over seconds taken ({times}) | {whole:.2f} | 0.7 to 1.3 |",
+        f"| {name}: bytes told by `doctor` over bytes written | {space:.3f} | 0.7 to 1.3 |",
+    ]
+
+
+def sketched(name: str, task: osc.Task, store: RunStore) -> list[str]:
+    """Gradients at all K anchors and one pass of curvature, over K + 1 plain training passes."""
+    plan = SketchPlan.read(store)
+    rows, curvature = ([u for u in plan.units() if u.startswith(f"sketch/{kind}/")] for kind in ("rows", "curvature"))
+    passes = plan.cost()["curvature"]
+
+    def train_once() -> None:
+        train(task, start(task), np.asarray(task.order), 0, task.steps)
+
+    def ratio() -> float:
+        run, stage = cpu_seconds(train_once), SketchStage(task, store, plan)
+        taken = [cpu_seconds(partial(all_of, stage, units)) for units in (rows, curvature)]
+        return (taken[0] + taken[1] / passes) / run / (len(plan.anchors) + 1)
+
+    ratio()
+    found = told([ratio() for _ in range(REPEATS)], 2)
+    k = len(plan.anchors)
+    return [f"| {name}: sketch of {k} anchors and a pass of curvature over {k + 1} trainings | {found} | <= 1.3 |"]
+
+
+def all_of(stage: SketchStage, units: Sequence[str]) -> None:
+    for unit in units:
+        stage.compute(unit)
+
+
+def sized(steps: int, width: int) -> osc.Task:
+    """A window of the character model, from scratch."""
+    parts = windows.text_window(steps)
+
+    def model() -> torch.nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return characters.CharacterModel(width)
+
+    return osc.Task(**parts | {"model": model, "optimizer_state": None})
+
+
+def larger() -> list[str]:
+    """How a query grows with the weights of the model, and a sketch with the samples, against the smallest."""
+    queries, gradients = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        for width in (32, 64, 128):
+            task = sized(12, width)
+            osc.record(task, f"{folder}/w{width}", anchors=2, probes=2, sample_anchors=0, coords=COORDS, jobs=1)
+            sim, orders = osc.Simulator(f"{folder}/w{width}", task), shuffles(task, ORDERS)
+            sim.score(orders, "eval")
+            queries.append((task.layout.size, min(cpu_seconds(partial(sim.score, orders, "eval")) for _ in range(5))))
+        for steps in (12, 24, 48):
+            task = sized(steps, 32)
+            store = osc.record(task, f"{folder}/s{steps}", anchors=2, probes=0, sketch=False, jobs=1)
+            plan = SketchPlan.read(store)
+            stage, units = SketchStage(task, store, plan), [u for u in plan.units() if "/rows/" in u]
+            stage.compute(units[0])
+            gradients.append(min(cpu_seconds(partial(all_of, stage, units)) for _ in range(3)))
+    weights = " : ".join(f"{size / queries[0][0]:.1f}" for size, _ in queries)
+    grown = " : ".join(f"{taken / queries[0][1]:.2f}" for _, taken in queries)
+    rows = " : ".join(f"{taken / gradients[0]:.2f}" for taken in gradients)
+    return [
+        f"| `score` with {weights} times the weights, {COORDS} carried | {grown} | 1 : 1 : 1 |",
+        f"| gradients of 1 : 2 : 4 times the samples | {rows} | 1 : 2 : 4 |",
+    ]
 
 
 def made(
@@ -192,7 +284,7 @@ def main() -> None:
         rows = window(name, number == len(options.windows) - 1)
         print(*rows, sep="\n", flush=True)
         lines += rows
-    rows = growth() + gpu()
+    rows = growth() + larger() + gpu()
     print(*rows, sep="\n", flush=True)
     lines += rows
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

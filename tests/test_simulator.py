@@ -183,7 +183,7 @@ def test_another_task_is_refused(run: Path) -> None:
 def test_the_calibration_is_kept_in_the_run(task: osc.Task, run: Path, sim: osc.Simulator) -> None:
     fresh = sim.calibration["eval"]
     kept = osc.Simulator(run, task)
-    assert f"calibration/model-{len(sim.probes):03d}" in kept.store
+    assert f"calibration/evaluated-{len(sim.probes):03d}" in kept.store
     np.testing.assert_array_equal(kept.calibration["eval"].predicted, fresh.predicted)
     rougher = osc.Simulator(run, task, energy=0.5)  # other settings: not taken from there
     assert not np.array_equal(rougher.calibration["eval"].predicted, fresh.predicted)

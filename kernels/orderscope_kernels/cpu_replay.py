@@ -126,11 +126,12 @@ def _bent(terms: Terms) -> Tensor:
     for first, last, low, high in _spans(terms.ranges):
         until = first + _aligned(last - first)  # the rows beyond have coefficients of zero there
         product = coefficients[first:until, low:high], terms.factor[low:high]
-        if begun[first:until].any():
-            out[first:until][torch.from_numpy(~begun[first:until])] = 0  # fresh memory may hold nan
-            out[first:until].addmm_(*product)
-        else:
+        fresh = ~begun[first:until]
+        if fresh.all():
             torch.mm(*product, out=out[first:until])
+        else:
+            out[first:until][torch.from_numpy(fresh)] = 0
+            out[first:until].addmm_(*product)
         begun[first:until] = True
     for row in np.flatnonzero(~begun[:rows]).tolist():
         out[row] = 0

@@ -17,8 +17,8 @@ from torch import Tensor
 from orderscope import __version__
 from orderscope.engine import Batches, Replayed, Window, jackknife, load_window, replay, units_of
 from orderscope.engine.calibration import Bearing, Calibration, bearing, directions, fit_calibration
-from orderscope.engine.metrics import Expansion, MetricModel, evaluated, expanded, load_expansions
-from orderscope.engine.reduce import ReducedExpansion, reduced, reduced_expansion, some_coordinates
+from orderscope.engine.metrics import Expansion, MetricModel, evaluated, expanded, load_expansions, member_values
+from orderscope.engine.reduce import ReducedExpansion, moved, reduced, reduced_expansion, some_coordinates
 from orderscope.engine.replay import MEMBERS
 from orderscope.errors import OrderscopeError
 from orderscope.orders.checks import check_order, check_orders
@@ -91,16 +91,25 @@ class Simulator:
         path: a run, as a directory or packed.
         task: the recorded task; may be left out where only metrics with a stored expansion are asked.
         energy: share of the curvature's trace that is kept.
+        device: where orders are replayed, for instance "cuda"; the CPU if not given. Only replays are done there: the
+            metrics' model and what is asked of the simulator stay where they are.
 
     Raises:
-        OrderscopeError: the task is not the recorded one; the differing parts are named.
+        OrderscopeError: the task is not the recorded one; the differing parts are named. Or there is no such device.
         IncompleteRun: record or sketch is not finished.
         DamagedRun: a file is not what was written.
     """
 
-    def __init__(self, path: str | os.PathLike[str], task: Task | None = None, *, energy: float = ENERGY) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        task: Task | None = None,
+        *,
+        energy: float = ENERGY,
+        device: str | torch.device | None = None,
+    ) -> None:
         self.store = RunStore.open(path)
-        self.path, self.task, self.energy = path, task, energy
+        self.path, self.task, self.energy, self.device = path, task, energy, _usable_device(device)
         if task is not None:
             require_recorded(task, self.store)
         self.plan = SketchPlan.read(self.store)
@@ -181,7 +190,7 @@ class Simulator:
         if not self.probes:
             nowhere = torch.zeros(0, self.window.coords)
             return {n: np.zeros((3, 0)) for n in names}, nowhere, Bearing(np.zeros(0), np.zeros((0, 0)))
-        by = "model" if self.task is not None and self.exact else "expansion"
+        by = "evaluated" if self.task is not None and self.exact else "expanded"
         name = f"calibration/{by}-{len(self.probes):03d}"
         settings = {"energy": self.energy, "metrics": list(names), "version": __version__}
         if name in self.store and self.store.attrs(name) == settings:
@@ -288,8 +297,8 @@ class Simulator:
         steps = reference.boundaries
         checked = self._checked(order, False)
         replayed = self._replay(checked, self._rates(lr, 1), snapshots=steps.tolist())
-        rows = torch.stack([replayed.snapshots[int(s)] for s in steps])  # [k, members, 1, m]
-        raw = {n: v.reshape(len(steps), -1).T for n, v in self.metric_model(rows.flatten(0, 2), names).items()}
+        rows = torch.cat([replayed.snapshots[int(s)] for s in steps], dim=1)  # [members, k, m]
+        raw = self._member_values(rows, names)
         at = self.bearing(replayed)
         values = {}
         for name, members in raw.items():
@@ -325,13 +334,14 @@ class Simulator:
             raw: dict[str, list[np.ndarray]] = {name: [] for name in metrics}
             places: list[Bearing] = []
             for rows in self._blocks(len(orders), window.coords):
-                replayed = replay(window, units_of(window, self._batches, orders[rows]), members=1)
+                replayed = replay(window, units_of(self.window, self._batches, orders[rows]), members=1)
                 for name, values in expanded(expansions)(replayed.theta[0], metrics).items():
                     raw[name].append(values)
-                places.append(bearing(replayed.theta[0], replayed.outside, window.final, pointing))
+                found = replayed.cpu()
+                places.append(bearing(found.theta[0], found.outside, window.final.cpu(), pointing))
         at = Bearing(np.concatenate([p.outside for p in places]), np.concatenate([p.alike for p in places]))
-        found = {name: self.calibration[name].apply(np.concatenate(raw[name])[None], at) for name in metrics}
-        return {n: value for n, (value, _) in found.items()}, {n: error for n, (_, error) in found.items()}
+        told = {name: self.calibration[name].apply(np.concatenate(raw[name])[None], at) for name in metrics}
+        return {n: value for n, (value, _) in told.items()}, {n: error for n, (_, error) in told.items()}
 
     @cached_property
     def _search(self) -> tuple[Window, dict[str, ReducedExpansion], Tensor]:
@@ -339,12 +349,19 @@ class Simulator:
         own = self.window.anchors.own.flatten(0, 1)
         some = torch.linspace(0, len(own) - 1, min(KNOWN_STATES, len(own))).round().long()
         states = torch.cat([own[some], self.window.anchors.shared])
-        expansions = {name: reduced_expansion(e, states, chosen) for name, e in self._expansions.items()}
-        plain = replay_kernels(self.window.dynamics.start.theta) is reference
+        expansions = {
+            name: moved(reduced_expansion(e, states, chosen), self.device) for name, e in self._expansions.items()
+        }
+        plain = replay_kernels(self.window.dynamics.start.theta.to(self.device)) is reference
         dtype = None if plain else torch.bfloat16  # the plain reference is no quicker on short tables
         pointing = self._left_out[1][:, chosen]
         pointing = directions(pointing, torch.zeros_like(chosen, dtype=pointing.dtype))
-        return reduced(self.window, chosen, energy=SEARCH_ENERGY, dtype=dtype), expansions, pointing
+        window = reduced(self.window, chosen, energy=SEARCH_ENERGY, dtype=dtype).to(self.device)
+        return window, expansions, pointing
+
+    @cached_property
+    def _replayed_window(self) -> Window:
+        return self.window if self.device.type == "cpu" else self.window.to(self.device)
 
     def _carried(
         self, orders: np.ndarray, names: tuple[str, ...], rates: np.ndarray | None
@@ -371,13 +388,14 @@ class Simulator:
             replayed = self._replay(
                 orders[rows], None if rates is None else rates[rows], None if allowed is None else allowed[rows]
             )
-            members, count, _ = replayed.theta.shape
-            found = self.metric_model(replayed.theta.flatten(0, 1), names)
-            parts.append({name: v.reshape(members, count) for name, v in found.items()})
+            parts.append(self._member_values(replayed.theta, names))
             outside.append(replayed.outside)
             final.append(replayed.theta[0])
         values = {name: np.concatenate([p[name] for p in parts], axis=1) for name in names}
         return values, torch.cat(final), torch.cat(outside)
+
+    def _member_values(self, theta: Tensor, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+        return member_values(self.metric_model, self._expansions, theta, names)
 
     def _replay(
         self,
@@ -388,7 +406,7 @@ class Simulator:
     ) -> Replayed:
         units = units_of(self.window, self._batches, orders)
         with one_thread():
-            return replay(self.window, units, lr=rates, allowed=allowed, snapshots=snapshots)
+            return replay(self._replayed_window, units, lr=rates, allowed=allowed, snapshots=snapshots).cpu()
 
     def _blocks(self, count: int, numbers: int) -> list[slice]:
         """Orders at once: about six vectors of `numbers` float32 each within `BLOCK_BYTES`."""
@@ -449,3 +467,16 @@ class Simulator:
             estimator=estimator,
             cost=cost,
         )
+
+
+def _usable_device(device: str | torch.device | None) -> torch.device:
+    try:
+        found = torch.device(device or "cpu")
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:
+        raise OrderscopeError(
+            f"device {str(device)!r}: {str(error).splitlines()[0]}",
+            "a device that torch can use here, as cpu or cuda",
+            "leave out device=, or run `orderscope doctor` to see what there is",
+        ) from error
+    return found

@@ -4,7 +4,7 @@ import torch
 
 import orderscope as osc
 from law_tasks import logistic, permuted_steps, quadratic, simulated
-from orderscope.engine.metrics import Expansion, evaluated, expanded, load_expansions
+from orderscope.engine.metrics import Expansion, evaluated, expanded, load_expansions, member_values
 from orderscope.engine.reduce import reduced_expansion
 from orderscope.sketch import draw_coordinates
 from tasks_tiny import classifier, generator
@@ -56,6 +56,24 @@ def test_the_real_model_is_the_metric_of_its_weights():
     found = evaluated(task)(truth.parameters, ("eval", "accuracy"))
     for name, values in truth.metrics.items():
         assert np.array_equal(found[name], values)
+
+
+def test_of_the_halves_only_their_middle_is_evaluated_where_there_is_an_expansion(tmp_path):
+    """The loss is quadratic, so its expansion is exact; a metric without one is evaluated for every member."""
+    kw = quadratic()
+    kw["metrics"] = kw["metrics"] | {"length": lambda model: float(sum(p.norm() for p in model.parameters()))}
+    sim, task = simulated(kw, tmp_path, anchors=2, probes=0)
+    theta = sim.window.final + torch.randn(3, 4, task.layout.size, generator=generator(1), dtype=torch.float64)
+    model, asked = evaluated(task), {}
+
+    def counted(rows, names):
+        asked[names] = len(rows)
+        return model(rows, names)
+
+    found = member_values(counted, expansions(sim), theta, ("eval", "length"))
+    assert asked == {("eval",): 8, ("length",): 12}
+    for name, values in found.items():
+        np.testing.assert_allclose(values.ravel(), model(theta.flatten(0, 1), (name,))[name], rtol=1e-9)
 
 
 def test_a_metric_without_an_expansion_is_named(tmp_path):

@@ -230,3 +230,18 @@ def test_every_triton_kernel_compiles_for_real_gpus(tmp_path):
     done = subprocess.run([sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.strip() == "21"
+
+
+@pytest.mark.parametrize("orders", [1, 40])  # within the padding of a matrix product, and beyond it
+def test_numba_writes_all_of_a_gradient_where_members_share_the_factor(orders, monkeypatch):
+    """Rows of one half, of both and of the other half overlap in pairs; memory that is not written yet is poisoned."""
+    cpu_replay = pytest.importorskip("orderscope_kernels.cpu_replay")
+    rank, rows = 70, 3 * orders
+    terms = made_terms(rows, 63, rank=rank)
+    ranges = torch.tensor([[0, 30], [0, rank], [30, rank]]).repeat_interleave(orders, 0).int()
+    column = torch.arange(rank)
+    used = (column >= ranges[:, :1]) & (column < ranges[:, 1:])
+    terms = terms._replace(coefficients=torch.randn(rows, rank, generator=generator(7)) * used, ranges=ranges)
+    expected, empty = reference.predicted_gradient(terms), torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *size, **options: empty(*size, **options).fill_(torch.nan))
+    torch.testing.assert_close(cpu_replay.predicted_gradient(terms), expected, **CLOSE)

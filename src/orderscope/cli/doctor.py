@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import os
 import platform
 import shutil
@@ -18,6 +19,7 @@ import click
 import numpy as np
 
 from orderscope import __version__
+from orderscope.cli.tasks import Spec, load_task
 from orderscope.cli.text import columns, json_option, print_json, size
 from orderscope.store import RunStore
 
@@ -42,6 +44,7 @@ class Finding:
 
 
 @click.command()
+@click.argument("spec", metavar="[TASK]", type=Spec(), required=False)
 @click.option(
     "--dir",
     "where",
@@ -50,8 +53,15 @@ class Finding:
     help="Where runs will be written; the disk there is tried. Default: here.",
 )
 @json_option
-def doctor(where: Path, as_json: bool) -> None:
-    """Look at Python, torch, threads, extras and the disk. Exit code 1 if something will not work."""
+def doctor(spec: str | None, where: Path, as_json: bool) -> None:
+    """Look at Python, torch, threads, extras and the disk. Exit code 1 if something will not work.
+
+    With TASK (file.py:name or module:name): what recording it will take, tried on a few steps in --dir. Nothing is left
+    there.
+    """
+    if spec is not None:
+        _tell_preflight(spec, where, as_json)
+        return
     findings = [*_packages(), *_torch(), *_disk(where)]
     wrong = any(finding.level == "wrong" for finding in findings)
     if as_json:
@@ -59,6 +69,28 @@ def doctor(where: Path, as_json: bool) -> None:
     else:
         click.echo(columns([[f.level, f.what, f.found + (f" - {f.advice}" if f.advice else "")] for f in findings], ""))
     click.get_current_context().exit(int(wrong))
+
+
+def _tell_preflight(spec: str, where: Path, as_json: bool) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    from orderscope.preflight import preflight
+
+    found = preflight(load_task(spec), where)
+    free = shutil.disk_usage(where).free
+    if as_json:
+        stages = [asdict(stage) for stage in found.stages]
+        print_json({"ok": found.disk < free, "stages": stages, "seconds": found.seconds, "jobs": found.jobs,
+                    "disk": found.disk, "free": free})  # fmt: skip
+    else:
+        rows = [["stage", "seconds of one process", "peak memory", "disk"]]
+        rows += [[s.name, "" if math.isnan(s.seconds) else f"{s.seconds:.3g}", size(s.memory), size(s.disk)]
+                 for s in found.stages]  # fmt: skip
+        click.echo(columns(rows, ""))
+        click.echo(f"recording: about {found.seconds:.3g} s with {found.jobs} processes, {size(found.disk)} of "
+                   f"{size(free)} free")  # fmt: skip
+    click.get_current_context().exit(int(found.disk >= free))
 
 
 def _packages() -> Iterator[Finding]:

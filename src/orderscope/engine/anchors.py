@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -53,6 +55,13 @@ class AnchorSpace:
         self.norms = self.gram.diagonal(dim1=1, dim2=2)
         self.scale = float(self.norms[:, : len(shared)].mean().clamp_min(1e-30))
 
+    def to(self, device: torch.device) -> AnchorSpace:
+        """The same on a device."""
+        moved = copy.copy(self)
+        for name in ("start", "shared", "own", "spread", "gram", "norms"):
+            setattr(moved, name, getattr(self, name).to(device))
+        return moved
+
     @property
     def count(self) -> int:
         """K + R."""
@@ -102,11 +111,11 @@ class AnchorSpace:
             anchor; its length in units of the root mean squared distance of the shared anchors from the start, [rows].
         """
         d, entries = theta - self.start, self.entries(unit)
-        allowed = torch.ones(entries.shape, dtype=torch.bool) if allowed is None else allowed
+        allowed = torch.ones(entries.shape, dtype=torch.bool, device=theta.device) if allowed is None else allowed
         along = entry_products(self.spread, entries, d)
         weights, distance, _ = self.solve((d * d).sum(1), along, unit, allowed)
         remainder = d - gather_entries(self.spread, entries, weights.to(d.dtype))
-        remainder[self.snap(theta, torch.arange(len(unit)), unit, distance, weights)] = 0
+        remainder[self.snap(theta, torch.arange(len(unit), device=unit.device), unit, distance, weights)] = 0
         return weights, remainder, remainder.norm(dim=1).double() / self.scale**0.5
 
     def snap(self, theta: Tensor, at: Tensor, unit: Tensor, distance: Tensor, weights: Tensor) -> Tensor:

@@ -74,7 +74,7 @@ def expanded(expansions: Mapping[str, Callable[[Tensor], Tensor]]) -> MetricMode
                     "a metric with a stored expansion: " + (", ".join(expansions) or "none"),
                     "give the Simulator the task, and carry all coordinates (coords=) for metrics that are no losses",
                 )
-        return {name: expansions[name](theta).numpy() for name in names}
+        return {name: expansions[name](theta).cpu().numpy() for name in names}
 
     return values
 
@@ -90,4 +90,37 @@ def evaluated(task: Task) -> MetricModel:
             rows.append(task.evaluate(model, names))
         return {name: np.array([r[name] for r in rows], dtype=np.float64) for name in names}
 
+    return values
+
+
+def member_values(
+    model: MetricModel, expansions: Mapping[str, Expansion], theta: Tensor, names: tuple[str, ...]
+) -> dict[str, np.ndarray]:
+    """Metrics of a replay's members, name -> [members, n].
+
+    The real model is run at the whole curvature's weights and at the middle c of the halves'. They differ from it by
+    the noise of the curvature's sample, and what that does to a loss L its expansion E tells:
+
+        L(half) ~ L(c) + E(half) - E(c).
+
+    Metrics without an expansion take the model for every member.
+
+    Args:
+        model: of all weights.
+        theta: [members, n, m]: the whole, or the whole and two halves.
+    """
+    near = tuple(name for name in names if name in expansions)
+    plain = tuple(name for name in names if name not in expansions)
+    values: dict[str, np.ndarray] = {}
+    if near:
+        members, count, _ = theta.shape
+        middle = theta[1:].mean(0, keepdim=True)
+        found = model(torch.cat([theta[:1], middle]).flatten(0, 1) if members > 1 else theta[0], near)
+        for name in near:
+            whole, centre = found[name][None, :count], found[name][count:]
+            halves = [centre + (expansions[name](h) - expansions[name](middle[0])).numpy() for h in theta[1:]]
+            values[name] = np.concatenate([whole, *(h[None] for h in halves)])
+    if plain:
+        every = model(theta.flatten(0, 1), plain)
+        values |= {name: found.reshape(theta.shape[:2]) for name, found in every.items()}
     return values

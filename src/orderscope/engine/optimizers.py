@@ -102,7 +102,7 @@ def start_states(dynamics: Dynamics, rows: int) -> States:
             continue
         given = dynamics.start.moments.get(key)
         moments[key] = (torch.zeros_like(dynamics.start.theta) if given is None else given).repeat(rows, 1)
-    taken = torch.zeros(rows, dynamics.parameters) if dynamics.masked else None
+    taken = torch.zeros(rows, dynamics.parameters, device=dynamics.start.theta.device) if dynamics.masked else None
     return States(dynamics.start.theta.repeat(rows, 1), moments, taken)
 
 
@@ -123,7 +123,7 @@ def step(
         gradient: mean gradient, already clipped, [rows, m].
         lr, active: as `step_parts`.
     """
-    every = torch.arange(len(gradient))
+    every = torch.arange(len(gradient), device=gradient.device)
     parts = step_parts(dynamics, states, every, position, lr, active)
     optimizer_step(dynamics.optimizer, states.theta, states.moments, every, gradient, parts)
 

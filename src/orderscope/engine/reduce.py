@@ -111,6 +111,12 @@ class ReducedExpansion:
         return self.value + slope + 0.5 * products.double().pow(2).sum(-1)
 
 
+def moved(expansion: ReducedExpansion, device: torch.device) -> ReducedExpansion:
+    """The same on a device."""
+    tensors = {name: x.to(device) for name, x in vars(expansion).items() if isinstance(x, Tensor)}
+    return dataclasses.replace(expansion, **tensors)
+
+
 def reduced_expansion(expansion: Expansion, states: Tensor, chosen: Tensor) -> ReducedExpansion:
     """The expansion on the chosen coordinates, with `states` [states, m] that are known in full."""
     full = states - expansion.center

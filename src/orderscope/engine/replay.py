@@ -32,7 +32,7 @@ MEMBERS = 3
 
 @dataclass(frozen=True)
 class Replayed:
-    """Results of a replay.
+    """Results of a replay, on the window's device.
 
     Args:
         theta: final weights, [members, orders, m].
@@ -44,6 +44,10 @@ class Replayed:
     theta: Tensor
     outside: Tensor
     snapshots: dict[int, Tensor]
+
+    def cpu(self) -> Replayed:
+        """The same on the CPU."""
+        return Replayed(self.theta.cpu(), self.outside.cpu(), {t: kept.cpu() for t, kept in self.snapshots.items()})
 
 
 def replay(
@@ -68,25 +72,29 @@ def replay(
     """
     orders, dynamics, recorded = len(units.index), window.dynamics, len(window.table)
     states = start_states(dynamics, members * orders)
+    device = states.theta.device
+    fractions = units.fractions.to(device)
+    has_grad = None if units.has_grad is None else units.has_grad.to(device)
+    allowed = None if allowed is None else allowed.to(device).repeat(members, 1)
     kernels = replay_kernels(states.theta, separate=states.taken is not None)
-    outside = torch.zeros(members * orders, dtype=torch.float64)
+    outside = torch.zeros(members * orders, dtype=torch.float64, device=device)
     kept = {0: states.theta.clone().view(members, orders, -1)} if 0 in snapshots else {}
-    member = torch.arange(members).repeat_interleave(orders)
+    member = torch.arange(members, device=device).repeat_interleave(orders)
     for t in range(window.steps):
-        unit = torch.from_numpy(units.index[:, t]).repeat(members)
-        usable = usable_anchors(window, unit, None if allowed is None else allowed.repeat(members, 1))
-        rate = None if lr is None else torch.from_numpy(lr[:, t].copy()).to(states.theta.dtype).repeat(members)
-        ranges = factor_ranges(window.tables, units.fractions[unit] * curvature, member)
+        unit = torch.from_numpy(units.index[:, t]).to(device).repeat(members)
+        usable = usable_anchors(window, unit, allowed)
+        rate = None if lr is None else torch.from_numpy(lr[:, t].copy()).to(states.theta).repeat(members)
+        ranges = factor_ranges(window.tables, fractions[unit] * curvature, member)
         # Neighbours share the curvature's rows and their batch's entries, which are then read once for them all.
-        sequence = torch.from_numpy(np.lexsort((unit.numpy(), *ranges.T.numpy())))
+        sequence = torch.from_numpy(np.lexsort((unit.cpu().numpy(), *ranges.T.cpu().numpy()))).to(device)
         for at in (sequence[unit[sequence] < recorded], sequence[unit[sequence] >= recorded]):
             if len(at):
-                shares = factor_shares(window.tables, units.fractions[unit[at]], member[at])
+                shares = factor_shares(window.tables, fractions[unit[at]], member[at])
                 gradient, on, known, far = _predict(
                     window, units, kernels, states.theta, at, unit[at], usable[at], ranges[at], shares
                 )
                 outside[at] += far
-                active = None if units.has_grad is None else units.has_grad[unit[at]]
+                active = None if has_grad is None else has_grad[unit[at]]
                 own = None if rate is None else rate[at].unsqueeze(1)
                 _step(window, kernels, states, at, gradient, on, known, t, own, active)
         if t + 1 in snapshots:
@@ -100,7 +108,7 @@ def usable_anchors(window: Window, unit: Tensor, allowed: Tensor | None) -> Tens
     new = unit >= recorded
     usable = window.known[unit.masked_fill(new, 0)]
     if bool(new.any()):
-        sampled = torch.zeros(window.anchors.count, dtype=torch.bool)
+        sampled = torch.zeros(window.anchors.count, dtype=torch.bool, device=unit.device)
         sampled[list(window.sample_anchors)] = True
         usable[new] = sampled
     return usable if allowed is None else usable & allowed
@@ -140,10 +148,10 @@ def _predict(
     if bool(on.any()):  # no remainder, so no curvature
         bent[on] = 0
         ranges = ranges.masked_fill(on[:, None], 0)
-    known = torch.full((len(at),), torch.nan, dtype=theta.dtype)
+    known = theta.new_full((len(at),), torch.nan)
     if new:
-        batch = torch.from_numpy(units.new[unit.numpy() - recorded])
-        first = torch.arange(len(window.sample_anchors)) * window.sample_rows.shape[1]
+        batch = torch.from_numpy(units.new[unit.cpu().numpy() - recorded]).to(theta.device)
+        first = torch.arange(len(window.sample_anchors), device=theta.device) * window.sample_rows.shape[1]
         index = (first[:, None] + batch[:, None, :]).flatten(1)
         sampled = near[:, list(window.sample_anchors)]
         terms = Terms(
@@ -153,7 +161,7 @@ def _predict(
     else:
         row, column = (weights[:, anchors.count - window.norms.shape[1] :] == 1).nonzero(as_tuple=True)
         known[row] = window.norms[unit[row], column].to(known.dtype)
-        index = unit[:, None] * anchors.count + torch.arange(anchors.count)
+        index = unit[:, None] * anchors.count + torch.arange(anchors.count, device=theta.device)
         scaled = near if tables.scale is None else near * tables.scale[index]
         terms = Terms(tables.gradients, index, scaled, tables.factor, bent, ranges)
     return terms, on, known, left.sqrt().masked_fill(on, 0)

@@ -62,9 +62,9 @@ def replay_tables(window: Window) -> ReplayTables:
         scale=None if window.table_scale is None else window.table_scale.flatten(),
         samples=window.sample_rows.flatten(0, 1),
         factor=factor,
-        group=torch.tensor([g for g, _ in pieces]).repeat_interleave(torch.tensor(sizes)),
-        half=torch.tensor([h for _, h in pieces]).repeat_interleave(torch.tensor(sizes)),
-        ranges=ranges,
+        group=torch.tensor([g for g, _ in pieces]).repeat_interleave(torch.tensor(sizes)).to(theta.device),
+        half=torch.tensor([h for _, h in pieces]).repeat_interleave(torch.tensor(sizes)).to(theta.device),
+        ranges=ranges.to(theta.device),
         crossed=crossed,
     )
 
@@ -77,7 +77,7 @@ def factor_ranges(tables: ReplayTables, fractions: Tensor, member: Tensor) -> Te
         member: 0 for the whole curvature, 1 and 2 for its halves, [rows].
     """
     sides = tables.ranges.view(1, -1, 2, 2).expand(len(fractions), -1, -1, -1)
-    half = torch.arange(2)
+    half = torch.arange(2, device=member.device)
     used = (fractions > 0)[:, :, None] & ((member[:, None] == 0) | (member[:, None] == half + 1))[:, None, :]
     used = used & (sides[..., 1] > sides[..., 0])
     low = sides[..., 0].masked_fill(~used, len(tables.factor)).flatten(1).min(1).values

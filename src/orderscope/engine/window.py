@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -66,6 +66,25 @@ class Window:
     @property
     def coords(self) -> int:
         return len(self.dynamics.start.theta)
+
+    def to(self, device: torch.device) -> Window:
+        """The same on a device."""
+        start = self.dynamics.start
+        moved = Start(start.theta.to(device), {key: values.to(device) for key, values in start.moments.items()})
+        return replace(
+            self,
+            dynamics=replace(self.dynamics, start=moved),
+            anchors=self.anchors.to(device),
+            norms=self.norms.to(device),
+            known=self.known.to(device),
+            table=self.table.to(device),
+            table_scale=None if self.table_scale is None else self.table_scale.to(device),
+            sample_rows=self.sample_rows.to(device),
+            fractions=self.fractions.to(device),
+            has_grad=None if self.has_grad is None else self.has_grad.to(device),
+            factors=tuple((first.to(device), second.to(device)) for first, second in self.factors),
+            final=self.final.to(device),
+        )
 
     @cached_property
     def tables(self) -> ReplayTables:

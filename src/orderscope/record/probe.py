@@ -7,10 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
+from torch._utils import _flatten_dense_tensors
 
 from orderscope.layout import ParameterLayout
 
 TENSORS, EACH = 4, 64
+SMALL = 1 << 20  # coordinates up to which a gradient is copied together: one call instead of some for every tensor
 
 
 class GradientProbe:
@@ -25,6 +27,17 @@ class GradientProbe:
         self.places = [(int(i), _spread(layout.sizes[i])) for i in chosen]
         self._parts = [(i, torch.tensor(at)) for i, at in self.places]
         self._dtype = layout.dtype
+        self._small = layout.size <= SMALL
+        self._flat = torch.tensor([layout.offsets[i] + k for i, at in self.places for k in at])
+
+    def measured(self, gradients: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
+        """Norm of a gradient, at least one part of which is there, a scalar on its device; and what `of` gives."""
+        held = [g for g in gradients if g is not None]
+        if self._small and held[0].device.type == "cpu" and len(held) == len(gradients):
+            flat = _flatten_dense_tensors(held)
+            return torch.linalg.vector_norm(flat), flat.index_select(0, self._flat)
+        norms = torch._foreach_norm(held)  # pyright: ignore[reportPrivateImportUsage]
+        return torch.linalg.vector_norm(torch.stack(norms)), self.of(gradients)
 
     def of(self, gradients: Sequence[Tensor | None]) -> Tensor:
         """[probed], zero where a parameter has no gradient."""

@@ -32,15 +32,17 @@ FIRST_STRIDE = 4
 SHARE, DISK = 0.02, 5e8  # states may take this share of the training's time, at this many bytes a second
 HELD_BYTES = 1 << 28  # states up to this size wait in memory: most of those of the first steps are thinned out again
 
+Ids = Tensor | np.ndarray  # tensors that lie on an accelerator stay there until they are written
+
 
 @dataclass
 class _Applied:
     """A step the optimizer took, waiting for its sample ids; tensors stay on their device until they are written."""
 
     hyper: dict[str, list[float]]
-    norms: list[Tensor]
+    norm: Tensor
     probe: Tensor
-    ids: list[Tensor]
+    ids: list[Ids]
     losses: list[tuple[Any, int]]
 
 
@@ -115,7 +117,7 @@ class Recorder:
         self._first: int | None = None
         self._done = 0
         self._applied: _Applied | None = None
-        self._waiting: list[tuple[Tensor, Any]] = []
+        self._waiting: list[tuple[Ids, Any]] = []
         self._finished: list[_Applied] = []
         self._last_flush = time.monotonic()
         self._counts: dict[int, float] = {}
@@ -228,24 +230,22 @@ class Recorder:
             self._stride = _stride(first - before["first"], self._anchors)
 
     def _after_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        if not self._moved(optimizer):
+        gradients = [p.grad for p in self._session.parameters]
+        if not self._moved(optimizer, gradients):
             return
         if self._applied is not None:
             self._complete([])
-        gradients = [p.grad for p in self._session.parameters]
-        held = [g for g in gradients if g is not None]
-        norms = list(torch._foreach_norm(held))  # pyright: ignore[reportPrivateImportUsage]
-        self._applied = _Applied(hyper_parameters(optimizer), norms, self._probe.of(gradients), [], [])
+        self._applied = _Applied(hyper_parameters(optimizer), *self._probe.measured(gradients), [], [])
         self._done += 1
         self._versions = self._weights_versions()
         self._keep_state()
 
-    def _moved(self, optimizer: torch.optim.Optimizer) -> bool:
+    def _moved(self, optimizer: torch.optim.Optimizer, gradients: list[Tensor | None]) -> bool:
         """Whether the step changed the weights: under a scaler fused optimizers fire the hook on skipped steps too."""
         found_inf = getattr(optimizer, "found_inf", None)
         if found_inf is not None and float(found_inf):
             return False
-        index = next((i for i, p in enumerate(self._session.parameters) if p.grad is not None), None)
+        index = next((i for i, g in enumerate(gradients) if g is not None), None)
         if index is None:
             return False
         count = optimizer.state.get(self._session.parameters[index], {}).get("step")
@@ -288,7 +288,7 @@ class Recorder:
         now = self._probe.of(gradients)
         return bool(now.any()) and not torch.equal(now, self._applied.probe)
 
-    def _complete(self, rows: list[tuple[Tensor, Any]]) -> None:
+    def _complete(self, rows: list[tuple[Ids, Any]]) -> None:
         step = self._applied
         assert step is not None
         self._applied = None
@@ -428,17 +428,23 @@ def _stride(steps: int, anchors: int) -> int:
     return stride
 
 
-def _as_ids(ids: Any) -> Tensor:
-    try:
-        tensor = (ids.detach() if isinstance(ids, Tensor) else torch.from_numpy(np.array(ids))).reshape(-1).clone()
-    except (TypeError, ValueError, RuntimeError):
-        tensor = None
-    if tensor is None or tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
-        what = f"{type(ids).__name__} of {tensor.dtype}" if tensor is not None else f"{type(ids).__name__} {ids!r}"
+def _as_ids(ids: Any) -> Ids:
+    """A copy of sample ids in one row."""
+    if isinstance(ids, Tensor) and ids.device.type != "cpu":
+        found, whole = ids.detach().reshape(-1).clone(), not (ids.is_floating_point() or ids.is_complex())
+        whole = whole and ids.dtype != torch.bool
+    else:
+        try:
+            found = np.array(ids.detach().numpy() if isinstance(ids, Tensor) else ids).reshape(-1)
+        except (TypeError, ValueError, RuntimeError):
+            found = None
+        whole = found is not None and found.dtype.kind in "iu"
+    if found is None or not whole:
+        what = type(ids).__name__ + (f" {ids!r}" if found is None else f" of {found.dtype}")
         raise OrderscopeError(
             f"sample ids as {what[:80]}", "integer sample ids", "call rec.step with indices into the data set"
         )
-    return tensor
+    return found
 
 
 def _to_rows(steps: list[_Applied]) -> Rows:
@@ -451,11 +457,13 @@ def _to_rows(steps: list[_Applied]) -> Rows:
     empty = np.empty(0, dtype=np.int64)
     return Rows(
         batches=[
-            np.concatenate([ids.cpu().numpy().astype(np.int64) for ids in step.ids]) if step.ids else empty
+            np.concatenate([np.asarray(ids.cpu() if isinstance(ids, Tensor) else ids, np.int64) for ids in step.ids])
+            if step.ids
+            else empty
             for step in steps
         ],
         loss=np.array(losses, dtype=np.float64),
-        norm=np.array([float(torch.stack(step.norms).norm()) for step in steps], dtype=np.float64),
+        norm=torch.stack([step.norm for step in steps]).double().cpu().numpy(),
         probe=torch.stack([step.probe for step in steps]).double().cpu().numpy(),
         hyper={name: np.array([step.hyper[name] for step in steps], dtype=np.float64) for name in steps[0].hyper},
     )

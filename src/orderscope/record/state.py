@@ -70,11 +70,10 @@ def capture(session: Session, *, rng: bool = True) -> TrainingState:
                 torch.zeros_like(p) if s.get(key) is None else s[key] for s, p in zip(states, parameters, strict=True)
             ]
             moments[key] = layout.flatten(parts).cpu()
-    counts = [torch.as_tensor(s.get("step", 0.0), dtype=torch.float64).cpu() for s in states]
     return TrainingState(
         theta=layout.flatten(parameters).cpu(),
         moments=moments,
-        count=torch.stack(counts),
+        count=torch.tensor([float(s.get("step", 0.0)) for s in states], dtype=torch.float64),
         present=present,
         buffers={name: b.detach().cpu().clone() for name, b in session.model.named_buffers()},
         rng=rng_state() if rng else {},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -102,7 +103,7 @@ def missing_units(store: RunStore, plan: SketchPlan) -> list[str]:
 
 
 def make_plan(
-    store: RunStore,
+    store: RunStore | Sequence[int],
     *,
     coords: int,
     seed: int,
@@ -117,13 +118,14 @@ def make_plan(
     """Decide a sketch for what was recorded.
 
     Args:
+        store: the run with its reference; or the steps after which the reference's states will be kept.
         coords: most coordinates to carry.
         curvature_rows: about how many pseudo-gradients to draw in all; every group gets a share.
         sample_anchors: at how many reference anchors single samples' gradients are kept.
         item_size: bytes of one number.
     """
     carried = min(coords, size)
-    boundaries = load_run(store, REFERENCE).boundaries
+    boundaries = load_run(store, REFERENCE).boundaries if isinstance(store, RunStore) else store
     anchors = [Anchor(REFERENCE, k, int(step), False) for k, step in enumerate(boundaries)]
     own = list(range(len(anchors)))
     kept = (

@@ -1,0 +1,189 @@
+"""What recording a task will take, before it is recorded: time, memory and disk of every stage.
+
+A few steps, one block of gradients and one of pseudo-gradients are truly computed at the start of the window, with the
+code that records; what they took is scaled by the counts of the plan. Disk is the plan's own arithmetic.
+"""
+
+from __future__ import annotations
+
+import inspect
+import resource
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from orderscope import recording
+from orderscope.record import record_run, task_shard
+from orderscope.record.segments import read_state
+from orderscope.record.state import TrainingState
+from orderscope.sketch import REFERENCE, SketchPlan, SketchStage, write_split
+from orderscope.sketch.gradients import micro_batch_size
+from orderscope.store import RunStore
+from orderscope.task import Task
+from orderscope.threads import one_thread
+from orderscope.work import default_jobs
+
+STEPS = 5  # trained for the timing, beside one that warms up
+WRITTEN = 1 << 24  # bytes, to see how quick the disk is
+SHARD = 6000  # bytes of a shard beside its arrays
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What one stage takes.
+
+    Args:
+        name: as in `orderscope.costs.PARTS`, or "query".
+        seconds: of one process; not a number for a query, whose time depends on how much is asked.
+        memory: peak bytes of a process that does it, everything included.
+        disk: bytes it leaves.
+    """
+
+    name: str
+    seconds: float
+    memory: float
+    disk: float
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """All stages, and how many processes share all but the first."""
+
+    stages: tuple[Stage, ...]
+    jobs: int
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of recording: the reference, then everything else on `jobs` processes."""
+        first, *others = (s.seconds for s in self.stages if s.name != "query")
+        return first + sum(others) / self.jobs
+
+    @property
+    def disk(self) -> float:
+        return sum(stage.disk for stage in self.stages)
+
+
+def preflight(task: Task, where: str | Path | None = None, **options: Any) -> Preflight:
+    """Try a task out.
+
+    Args:
+        where: a directory for what is tried, a temporary one if not given; nothing is left there.
+        options: as those of `record` that decide what is computed: anchors, probes, coords, sample_anchors,
+            curvature_rows, seed; its defaults where not given.
+
+    Raises:
+        OrderscopeError: recording would fail at its start.
+    """
+    defaults = {n: p.default for n, p in inspect.signature(recording.record).parameters.items()}
+    chosen = {n: options.get(n, defaults[n]) for n in ("sample_anchors", "coords", "curvature_rows", "seed")}
+    anchors, probes = (options.get(n, defaults[n]) for n in ("anchors", "probes"))
+    boundaries: Any = recording.spaced(task.steps, anchors)
+    plan = recording._plan(task, boundaries, **chosen)
+    with (
+        tempfile.TemporaryDirectory(dir=where, prefix=".orderscope-preflight-") as folder,
+        RunStore.create(folder) as store,
+        one_thread(),
+    ):
+        task_shard(task, store)
+        return _tried(task, store, plan, probes)
+
+
+def _tried(task: Task, store: RunStore, plan: SketchPlan, probes: int) -> Preflight:
+    steps = min(STEPS + 1, task.steps)
+    short = replace(task, order=task.order[:steps])
+    record_run(short, store, REFERENCE, short.order, sorted({0, 1, steps}), coords=plan.coordinates.indices)
+    ran = [event for event in store.journal() if event.get("event") == "segment"][-1]
+    step, ending = ran["train_seconds"] / ran["steps"], ran["seconds"] - ran["train_seconds"]
+    first, last = read_state(store, REFERENCE, 0), read_state(store, REFERENCE, 1)
+
+    near = replace(plan, anchors=[replace(a, segment=min(a.segment, 1)) for a in plan.anchors])
+    stage = SketchStage(task, store, near)
+    write_split(store, stage.split())
+    batches = max(1, micro_batch_size(plan.size) // plan.batch)
+    sampled = [a for a in near.anchors if a.samples]
+    kinds = [(True, len(sampled)), (False, len(plan.anchors) - len(sampled))]
+    blocks = {samples: [(0, min(batches, plan.steps))] for samples, count in kinds if count}
+    rows = sum(
+        count * plan.steps / blocks[samples][0][1]
+        * _timed(_with_plan(stage, anchors=[replace(near.anchors[0], samples=samples)], blocks=blocks[samples]),
+                 "sketch/rows/a00-b000")
+        for samples, count in kinds if count
+    )  # fmt: skip
+    drawn = sum(map(len, plan.curvature_ids))
+    ids = plan.curvature_ids[0][: max(1, micro_batch_size(plan.size) // plan.draws)]
+    at = _with_plan(stage, curvature_ids=[ids])
+    curvature = drawn / len(ids) * _timed(at, "sketch/curvature/b000")
+    metrics = sum(_timed(stage, f"sketch/metric/{name}") for name in plan.metrics)
+    found = _stages(task, plan, probes, first, last, step, ending, rows, curvature, metrics)
+    byte = _write_seconds(store) / WRITTEN
+    sketched = ("gradients", "curvature", "metrics")  # what ends a run has been timed with its writing
+    found = tuple(replace(s, seconds=s.seconds + s.disk * byte) if s.name in sketched else s for s in found)
+    return Preflight(found, default_jobs(store))
+
+
+def _with_plan(stage: SketchStage, **changes: Any) -> SketchStage:
+    """The stage with some of its plan changed."""
+    return replace(stage, plan=replace(stage.plan, **changes))
+
+
+def _write_seconds(store: RunStore) -> float:
+    numbers = np.random.default_rng(0).integers(0, 256, WRITTEN, np.uint8)
+    began = time.perf_counter()
+    store.write("written", {"x": numbers})
+    return time.perf_counter() - began
+
+
+def _timed(stage: SketchStage, unit: str) -> float:
+    """Seconds of a unit once it is warm."""
+    stage.compute(unit)
+    began = time.perf_counter()
+    stage.compute(unit)
+    return time.perf_counter() - began
+
+
+def _stages(
+    task: Task, plan: SketchPlan, probes: int, first: TrainingState, last: TrainingState, step: float, ending: float,
+    rows: float, curvature: float, metrics: float,
+) -> tuple[Stage, ...]:  # fmt: skip
+    item, m, steps = task.layout.dtype.itemsize, plan.carried, plan.steps
+    used, kept = len(np.unique(task.order)), sum(a.samples for a in plan.anchors)
+    drawn = sum(map(len, plan.curvature_ids)) * plan.draws
+    losses = sum(4 * len(x) for x in task.metrics.values() if not callable(x))
+    of_steps = steps * (m * item + plan.batch * 12 + len(task.layout) + 8 * 16)
+    ends = len(plan.anchors)
+    starting, ended = (_state_bytes(s) for s in (first, last))
+    random = sum(x.nbytes for x in first.rng.values())
+    block = plan.blocks[0][1] - plan.blocks[0][0]
+    base = _peak()
+    run = steps * step
+    reference = of_steps + starting + (ends - 1) * ended + ends * (random + losses + SHARD)
+    probe = of_steps + starting + ended + losses + 2 * SHARD
+    own = steps * (1 + probes) * m * item
+    table = steps * len(plan.anchors) * m * item
+    samples = kept * used * m * 2
+    return (
+        Stage("reference", run + ends * ending, base + of_steps / max(1, ends - 1) + ended, reference),
+        Stage("probes", probes * (run + ending), base + of_steps + ended, probes * probe),
+        Stage("gradients", rows, base + block * m * (item + plan.batch * 2 * bool(kept)),
+              table + samples + kept * used * 8 + len(plan.anchors) * len(plan.blocks) * SHARD),
+        Stage("curvature", curvature, base + max(map(len, plan.curvature_ids)) * plan.draws * m * 2,
+              drawn * m * 2 + len(plan.curvature_ids) * SHARD),
+        Stage("metrics", metrics, base, sum(m * (item + 2 * n) + SHARD for n in plan.metrics.values())),
+        # Own states, as they are and from the start, and gradients, alone and in the table; the curvature twice.
+        Stage("query", float("nan"), base + 4 * own + 2 * table + samples + 2 * drawn * m * item, 0.0),
+    )  # fmt: skip
+
+
+def _state_bytes(state: TrainingState) -> int:
+    tensors = [state.theta, state.count, state.present, *state.moments.values(), *state.buffers.values()]
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+def _peak() -> float:
+    """Most memory this process has had, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
