@@ -20,7 +20,7 @@ from orderscope.search.question import Metric, Question, question
 from orderscope.search.scoring import leading, precise_score, quick_score, regrouped_at_once
 from orderscope.search.setting import Setting
 from orderscope.search.strategy import STRATEGIES, Scores
-from orderscope.simulator import Simulator
+from orderscope.simulator import SEARCH_COORDS, Simulator
 from orderscope.task import Task
 
 OWN, BY, FEW = "reference", "random", 8
@@ -146,6 +146,7 @@ def propose(
     began = time.perf_counter()
     deadline = math.inf if seconds is None else began + seconds
     window = leading(sim.window)
+    at_once = regrouped_at_once(window), regrouped_at_once(window, SEARCH_COORDS)
     portfolios: list[Portfolio] = []
     interrupted = False
     for k, objective in enumerate(asked.objectives):
@@ -154,7 +155,7 @@ def propose(
             break
         quick = quick_score(sim, objective) if share >= QUICK_FROM else None
         precise = precise_score(sim, window, objective)
-        ledger = Ledger(sim.order, quick, precise, share, deadline, regrouped_at_once(sim), allow_other_samples)
+        ledger = Ledger(sim.order, quick, precise, share, deadline, *at_once, allow_other_samples)
         if asked.rules is None or asked.rules.holds(sim.order[None])[0]:
             own = np.array([sim.reference[name] for name in objective.names])
             ledger.know(sim.order, float(objective.value(sim.reference)), OWN, own)
