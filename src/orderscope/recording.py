@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 
 from orderscope.errors import OrderscopeError
 from orderscope.orders import step_groups
-from orderscope.record import record_run, require_recorded, task_shard
+from orderscope.record import FURTHER, load_run, record_run, recorded_runs, require_recorded, task_shard, true_runs
 from orderscope.sketch import (
     PLAN,
     REFERENCE,
@@ -131,6 +131,44 @@ def sketch_share(
     store = RunStore.open(path)
     require_recorded(task, store)
     share(task, store, worker, workers, _stage(progress, f"sketch, share {worker} of {workers}"))
+
+
+def add_runs(
+    task: Task,
+    path: str | os.PathLike[str],
+    orders: Sequence[np.ndarray],
+    prefix: str,
+    *,
+    jobs: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, np.ndarray]:
+    """Train further orders and make them part of a recorded run: a simulator that is opened then answers for them as
+    they were, has their states as anchors of their batches, and is calibrated on them too.
+
+    Args:
+        orders: [n, steps, batch]. One that is recorded already is not trained again.
+        prefix: "validated-" or "confirmed-"; a number makes the name.
+        jobs: processes; the bytes are the same for any.
+        progress: called as `progress(done, new)`.
+
+    Returns:
+        True final metrics, name -> float64 [n].
+
+    Raises:
+        OrderscopeError: another task was recorded there, the run is being written to, or an order diverges.
+    """
+    if prefix not in FURTHER:
+        raise OrderscopeError(f"prefix {prefix!r}", "one of " + ", ".join(FURTHER), "correct it")
+    with RunStore.create(path) as store:
+        task_shard(task, store)
+        known = {load_run(store, run).order.tobytes(): run for run in true_runs(store)}
+        new = {order.tobytes(): order for order in orders if order.tobytes() not in known}
+        first = 1 + max((int(n.removeprefix(prefix)) for n in recorded_runs(store) if n.startswith(prefix)), default=-1)
+        pieces = [Training(f"{prefix}{first + i}", order, (0, task.steps)) for i, order in enumerate(new.values())]
+        complete(task, store, pieces, jobs=jobs, progress=progress, event="further runs finished")
+        known |= {key: piece.name for key, piece in zip(new, pieces, strict=True)}
+        found = [load_run(store, known[order.tobytes()]).metrics[-1] for order in orders]
+    return {name: np.array([m[name] for m in found], dtype=np.float64) for name in task.metrics}
 
 
 def spaced(steps: int, count: int) -> list[int]:

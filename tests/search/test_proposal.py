@@ -12,8 +12,9 @@ import pytest
 import orderscope as osc
 import tasks_tiny
 from law_tasks import permuted_steps, simulated
+from orderscope.costs import training_seconds
 from orderscope.search import STRATEGIES, Proposal, Strategy, costs, register
-from orderscope.search.costs import expected_best, run_seconds, spent_runs
+from orderscope.search.costs import expected_best, spent_runs
 
 
 @pytest.fixture(scope="module")
@@ -245,10 +246,10 @@ def test_two_epochs(tmp_path: Path) -> None:
 
 
 def test_costs_are_told_in_runs(char: osc.Simulator, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = run_seconds(char)
+    run = training_seconds(char.store)
     assert run is not None
     assert spent_runs(char, 5 * run, 3) == pytest.approx(spent_runs(char, 0.0, 0) + 8)
-    monkeypatch.setattr(costs, "run_seconds", lambda sim: None)
+    monkeypatch.setattr(costs, "training_seconds", lambda store: None)
     assert spent_runs(char, 5.0, 3) == pytest.approx(1 + len(char.probes) + sum(char.plan.cost().values()) + 3)
 
 
