@@ -156,7 +156,11 @@ class Portfolio:
     def _next(self, asked: Asked, scores: Scores) -> bool:
         """Whether it asks for more."""
         asked.bounds.append(min([*asked.bounds[-1:], *scores.bound.tolist()]))
-        if (asked.strategy.weight or asked.strategy.guided) and asked.hopeless(self._least):
+        comparable = (
+            asked.strategy.precise or not asked.strategy.guided
+        )  # the rest starts from the best, roughly scored
+        searches = asked.strategy.weight or asked.strategy.guided
+        if searches and comparable and asked.hopeless(self._least):
             asked.asking.close()
             return False
         self.setting.rng = asked.rng
