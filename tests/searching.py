@@ -14,7 +14,9 @@ from orderscope.search.scoring import leading, precise_score, quick_score, regro
 def setting(sim: osc.Simulator, *, metric: str = "eval", sign: float = 1.0, regroup: bool = True) -> Setting:
     window, objective = leading(sim.window), Objective({metric: sign})
     precise = precise_score(sim, window, objective)
-    ledger = Ledger(sim.order, quick_score(sim, objective), precise, 500, float("inf"), chunk=regrouped_at_once(sim))
+    ledger = Ledger(
+        sim.order, quick_score(sim, objective), precise, 500, float("inf"), chunk=regrouped_at_once(sim.window)
+    )
     ledger.know(sim.order, sign * sim.reference[metric], "reference")
     return Setting(sim, window, objective, regroup, ledger, rng=np.random.default_rng(0), share=100)
 

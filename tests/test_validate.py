@@ -80,6 +80,26 @@ def test_more_orders_train_only_the_new_ones(sim: osc.Simulator) -> None:
     assert osc.RunStore.open(sim.path).verify() == []
 
 
+def test_what_was_trained_sharpens_later_answers(sim: osc.Simulator) -> None:
+    """Orders that were validated are told as they were, samples regrouped or not; others no worse."""
+    assert sim.task is not None
+    found = osc.validate(sim, 8, metric="eval")
+    later = osc.Simulator(sim.path, sim.task)
+    told = later.predict(found.orders)
+    np.testing.assert_array_equal(told.metrics["eval"], found.true["eval"])
+    assert (told.error["eval"] == 0).all()
+    assert later.probes == sim.probes
+    assert later.sigma_order("eval") == sim.sigma_order("eval")
+    others = unseen_orders(later, 16, 5)
+    truth = osc.retrain(sim.task, others).metrics["eval"]
+    before, after = (np.abs(s.predict(others).metrics["eval"] - truth).mean() for s in (sim, later))
+    assert after <= before
+    half, sharper = (s.predict(others).error["eval"].mean() for s in (sim, later))
+    assert sharper <= half
+    again = osc.validate(later, 8, metric="eval")
+    np.testing.assert_array_equal(again.predicted["eval"], found.predicted["eval"])
+
+
 def test_the_noise_floor_is_far_below_the_effect_of_order(sim: osc.Simulator) -> None:
     found = osc.validate(sim, 4)
     assert 0 <= found.noise_floor["eval"] < 0.01 * found.sigma_order["eval"]

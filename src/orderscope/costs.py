@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from orderscope.store import RunStore
 
+FURTHER = ("validated-", "confirmed-")  # also in orderscope.record, which takes seconds to import
 REFERENCE = "reference"  # also in orderscope.sketch, which takes seconds to import
 PARTS = ("reference", "probes", "gradients", "curvature", "metrics")
 _KINDS = {"rows": "gradients", "curvature": "curvature", "metric": "metrics"}
 
 
 def part_seconds(store: RunStore) -> dict[str, float]:
-    """Seconds that workers spent on each part of recording, whoever they were and however many ran at once."""
+    """Seconds that workers spent on each part of recording, whoever they were and however many ran at once; what was
+    trained since is not of it."""
     seconds: dict[str, float] = dict.fromkeys(PARTS, 0.0)
     for event in store.journal():
+        if event.get("event") == "segment" and str(event.get("run")).startswith(FURTHER):
+            continue
         if event.get("event") == "segment":
             part = "reference" if event.get("run") == REFERENCE else "probes"
         elif event.get("event") == "sketched":

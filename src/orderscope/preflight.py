@@ -74,16 +74,17 @@ def preflight(task: Task, where: str | Path | None = None, **options: Any) -> Pr
     Args:
         where: a directory for what is tried, a temporary one if not given; nothing is left there.
         options: as those of `record` that decide what is computed: anchors, probes, coords, sample_anchors,
-            curvature_rows, seed; its defaults where not given.
+            curvature_rows, budget, seed; its defaults where not given.
 
     Raises:
         OrderscopeError: recording would fail at its start.
     """
     defaults = {n: p.default for n, p in inspect.signature(recording.record).parameters.items()}
-    chosen = {n: options.get(n, defaults[n]) for n in ("sample_anchors", "coords", "curvature_rows", "seed")}
-    anchors, probes = (options.get(n, defaults[n]) for n in ("anchors", "probes"))
+    chosen = {n: options.get(n, defaults[n]) for n in ("sample_anchors", "coords", "seed")}
+    shares = (options.get(n) for n in ("anchors", "probes", "curvature_rows", "budget"))
+    anchors, probes, rows = recording.allotted(task, *shares)
     boundaries: Any = recording.spaced(task.steps, anchors)
-    plan = recording._plan(task, boundaries, **chosen)
+    plan = recording.sketch_plan(task, boundaries, curvature_rows=rows, **chosen)
     with (
         tempfile.TemporaryDirectory(dir=where, prefix=".orderscope-preflight-") as folder,
         RunStore.create(folder) as store,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from orderscope.budget import DEFAULT, MIXED, allot
 from orderscope.errors import OrderscopeError
 from orderscope.orders import step_groups
-from orderscope.record import record_run, require_recorded, task_shard
+from orderscope.record import FURTHER, load_run, record_run, recorded_runs, require_recorded, task_shard, true_runs
 from orderscope.sketch import (
     PLAN,
     REFERENCE,
@@ -81,7 +81,7 @@ def record(
     Raises:
         OrderscopeError: another task was recorded there, or training or sketching cannot go on; nothing is lost.
     """
-    anchors, probes, curvature_rows = _allotted(task, anchors, probes, curvature_rows, budget)
+    anchors, probes, curvature_rows = allotted(task, anchors, probes, curvature_rows, budget)
     _check_counts(anchors=(anchors, 2), probes=(probes, 0), sample_anchors=(sample_anchors, 0), coords=(coords, 1),
                   curvature_rows=(curvature_rows, 1), jobs=(jobs, 1))  # fmt: skip
     _check_precision(task)
@@ -92,7 +92,7 @@ def record(
         record_run(task, store, REFERENCE, task.order, ends, coords=coordinates.indices,
                    progress=_stage(progress, "train the reference"))  # fmt: skip
         if PLAN not in store:
-            store.write(PLAN, {}, _plan(task, store, sample_anchors, coords, curvature_rows, seed).attrs())
+            store.write(PLAN, {}, sketch_plan(task, store, sample_anchors, coords, curvature_rows, seed).attrs())
         if SPLIT not in store:
             write_split(store, SketchStage(task, store, SketchPlan.read(store)).split())
         runs = enumerate(probe_orders(task, probes, seed))
@@ -139,6 +139,44 @@ def sketch_share(
     share(task, store, worker, workers, _stage(progress, f"sketch, share {worker} of {workers}"))
 
 
+def add_runs(
+    task: Task,
+    path: str | os.PathLike[str],
+    orders: Sequence[np.ndarray],
+    prefix: str,
+    *,
+    jobs: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, np.ndarray]:
+    """Train further orders and make them part of a recorded run: a simulator that is opened then answers for them as
+    they were, has their states as anchors of their batches, and is calibrated on them too.
+
+    Args:
+        orders: [n, steps, batch]. One that is recorded already is not trained again.
+        prefix: "validated-" or "confirmed-"; a number makes the name.
+        jobs: processes; the bytes are the same for any.
+        progress: called as `progress(done, new)`.
+
+    Returns:
+        True final metrics, name -> float64 [n].
+
+    Raises:
+        OrderscopeError: another task was recorded there, the run is being written to, or an order diverges.
+    """
+    if prefix not in FURTHER:
+        raise OrderscopeError(f"prefix {prefix!r}", "one of " + ", ".join(FURTHER), "correct it")
+    with RunStore.create(path) as store:
+        task_shard(task, store)
+        known = {load_run(store, run).order.tobytes(): run for run in true_runs(store)}
+        new = {order.tobytes(): order for order in orders if order.tobytes() not in known}
+        first = 1 + max((int(n.removeprefix(prefix)) for n in recorded_runs(store) if n.startswith(prefix)), default=-1)
+        pieces = [Training(f"{prefix}{first + i}", order, (0, task.steps)) for i, order in enumerate(new.values())]
+        complete(task, store, pieces, jobs=jobs, progress=progress, event="further runs finished")
+        known |= {key: piece.name for key, piece in zip(new, pieces, strict=True)}
+        found = [load_run(store, known[order.tobytes()]).metrics[-1] for order in orders]
+    return {name: np.array([m[name] for m in found], dtype=np.float64) for name in task.metrics}
+
+
 def spaced(steps: int, count: int) -> list[int]:
     """`count` boundaries from 0 to `steps`, evenly spaced, fewer where there are fewer steps.
 
@@ -173,7 +211,7 @@ def probe_orders(task: Task, count: int, seed: int) -> list[np.ndarray]:
     return orders
 
 
-def _plan(
+def sketch_plan(
     task: Task, store: RunStore, sample_anchors: int | None, coords: int, curvature_rows: int, seed: int
 ) -> SketchPlan:
     used = len(np.unique(task.order))
@@ -195,22 +233,22 @@ def _plan(
     )
 
 
-def _allotted(
+def allotted(
     task: Task, anchors: int | None, probes: int | None, curvature_rows: int | None, budget: float | None
 ) -> tuple[int, int, int]:
     """Anchors, probes and pseudo-gradients, by default or out of a budget."""
     used, mixed = len(np.unique(task.order)), not _pure(task)
-    allotted = MIXED if mixed else DEFAULT
+    shares = MIXED if mixed else DEFAULT
     if budget is not None:
         given = {"anchors": anchors, "probes": probes, "curvature_rows": curvature_rows}
         if both := [name for name, value in given.items() if value is not None]:
             raise OrderscopeError(f"budget= and {both[0]}=", "one or the other", f"leave out budget= or {both[0]}=")
-        allotted = allot(budget, mixed=mixed, most_passes=max(1, MOST_ROWS // used))
+        shares = allot(budget, mixed=mixed, most_passes=max(1, MOST_ROWS // used))
     least = LEAST_ROWS if budget is None else 1
-    rows = int(np.clip(allotted.passes * used, least, MOST_ROWS))
+    rows = int(np.clip(shares.passes * used, least, MOST_ROWS))
     return (
-        allotted.anchors if anchors is None else anchors,
-        allotted.probes if probes is None else probes,
+        shares.anchors if anchors is None else anchors,
+        shares.probes if probes is None else probes,
         rows if curvature_rows is None else curvature_rows,
     )
 

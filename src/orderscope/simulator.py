@@ -22,7 +22,7 @@ from orderscope.engine.reduce import ReducedExpansion, moved, reduced, reduced_e
 from orderscope.engine.replay import MEMBERS
 from orderscope.errors import OrderscopeError
 from orderscope.orders.checks import check_order, check_orders
-from orderscope.record import TASK_SHARD, load_run, recorded_runs, require_recorded
+from orderscope.record import FURTHER, TASK_SHARD, load_run, recorded_runs, require_recorded, true_runs
 from orderscope.sketch import REFERENCE, SketchPlan
 from orderscope.store import RunStore
 from orderscope.task import Task
@@ -129,20 +129,36 @@ class Simulator:
         return self._reference
 
     @cached_property
+    def runs(self) -> tuple[str, ...]:
+        """Names of the true runs under other orders: the probes, and what was trained since."""
+        return tuple(run for run in true_runs(self.store) if run != REFERENCE)
+
+    @cached_property
+    def run_orders(self) -> np.ndarray:
+        """Their orders, [runs, steps, batch]."""
+        return np.stack([load_run(self.store, run).order for run in self.runs])
+
+    @cached_property
+    def run_truth(self) -> dict[str, np.ndarray]:
+        """Their true final metrics, name -> [runs]."""
+        found = [load_run(self.store, run).metrics[-1] for run in self.runs]
+        return {name: np.array([m[name] for m in found]) for name in self.reference}
+
+    @cached_property
     def probes(self) -> tuple[str, ...]:
-        """Names of the true runs under other orders."""
-        return tuple(run for run in recorded_runs(self.store) if run != REFERENCE)
+        """Names of the runs under orders that were drawn to be recorded."""
+        return tuple(run for run in self.runs if not run.startswith(FURTHER))
 
     @cached_property
     def probe_orders(self) -> np.ndarray:
         """Their orders, [probes, steps, batch]."""
-        return np.stack([load_run(self.store, run).order for run in self.probes])
+        return self.run_orders[[self.runs.index(probe) for probe in self.probes]]
 
     @cached_property
     def truth(self) -> dict[str, np.ndarray]:
         """True final metrics of the probes, name -> [probes]."""
-        found = [load_run(self.store, run).metrics[-1] for run in self.probes]
-        return {name: np.array([m[name] for m in found]) for name in self.reference}
+        rows = [self.runs.index(probe) for probe in self.probes]
+        return {name: values[rows] for name, values in self.run_truth.items()}
 
     @property
     def metric_names(self) -> tuple[str, ...]:
@@ -171,9 +187,9 @@ class Simulator:
 
     @cached_property
     def calibration(self) -> dict[str, Calibration]:
-        """Fitted on every probe predicted without its own anchors."""
+        """Fitted on every true run predicted without its own anchors."""
         raw, _, at = self._left_out
-        return {n: fit_calibration(raw[n], self.truth[n], self.reference[n], at) for n in self.metric_names}
+        return {n: fit_calibration(raw[n], self.run_truth[n], self.reference[n], at) for n in self.metric_names}
 
     def bearing(self, replayed: Replayed) -> Bearing:
         """Where replays of `window` led, for a calibration."""
@@ -181,24 +197,24 @@ class Simulator:
 
     @cached_property
     def _left_out(self) -> tuple[dict[str, np.ndarray], Tensor, Bearing]:
-        """The probes, each predicted without its own anchors: members' values, name -> [3, probes], directions of their
-        displacements [probes, m], and bearing.
+        """The true runs, each predicted without its own anchors: members' values, name -> [3, runs], directions of
+        their displacements [runs, m], and bearing.
 
         Kept in the run once computed, where it can be written to: it takes the time of some training runs.
         """
         names = self.metric_names
-        if not self.probes:
+        if not self.runs:
             nowhere = torch.zeros(0, self.window.coords)
             return {n: np.zeros((3, 0)) for n in names}, nowhere, Bearing(np.zeros(0), np.zeros((0, 0)))
         by = "evaluated" if self.task is not None and self.exact else "expanded"
-        name = f"calibration/{by}-{len(self.probes):03d}"
+        name = f"calibration/{by}-{len(self.runs):03d}"
         settings = {"energy": self.energy, "metrics": list(names), "version": __version__}
         if name in self.store and self.store.attrs(name) == settings:
             kept = self.store.read(name)
         else:
             runs = np.array(self.window.anchor_runs)
-            allowed = torch.from_numpy(np.stack([runs != probe for probe in self.probes]))
-            raw, theta, outside = self._raw(self.probe_orders, names, allowed=allowed)
+            allowed = torch.from_numpy(np.stack([runs != run for run in self.runs]))
+            raw, theta, outside = self._raw(self.run_orders, names, allowed=allowed)
             kept = {"values": np.stack([raw[n] for n in names]), "outside": outside.numpy(),
                     "directions": directions(theta, self.window.final).numpy()}  # fmt: skip
             if name not in self.store and Path(self.path).is_dir():
@@ -238,6 +254,8 @@ class Simulator:
         if estimator != "carried":
             return self._baseline(estimator, checked, names, rates)
         values, errors, outside = self._carried(checked, names, rates)
+        if rates is None:
+            self._tell_truth(checked, values, errors, outside)
         geometry = self._inside(outside, rates)
         skilled = {name: self.calibration[name].skilled for name in names}
         finite = np.all([np.isfinite(v) for v in values.values()], axis=0)
@@ -252,6 +270,18 @@ class Simulator:
             outside=outside,
             estimator=estimator,
         )
+
+    def _tell_truth(
+        self, orders: np.ndarray, values: dict[str, np.ndarray], errors: dict[str, np.ndarray], outside: np.ndarray
+    ) -> None:
+        """Put in what is known of orders that were trained after recording: with samples regrouped their batches have
+        no anchors at which a replay would be exact."""
+        known = {self.run_orders[i].tobytes(): i for i, run in enumerate(self.runs) if run.startswith(FURTHER)}
+        for k, order in enumerate(orders):
+            if (run := known.get(order.tobytes())) is not None:
+                outside[k] = 0.0
+                for name in values:
+                    values[name][k], errors[name][k] = self.run_truth[name][run], 0.0
 
     def parameters(self, order: Any, *, lr: Any = None, allow_other_samples: bool = False) -> dict[str, Tensor]:
         """Estimated final weights of an order by parameter name: the mean over the two halves of the curvature, whose

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,12 +12,13 @@ from scipy import stats
 
 from orderscope.errors import OrderscopeError
 from orderscope.orders import step_groups
+from orderscope.recording import add_runs
 from orderscope.retrain import retrain
 from orderscope.simulator import Simulator
 from orderscope.store import RunStore
 from orderscope.task import Task
 
-PREFIX = "validation/"
+PREFIX, VALIDATED = "validation/", "validated-"
 NOISE_RUNS = 3
 BLOCK = 8
 Progress = Callable[[str, int, int], None]
@@ -64,7 +66,9 @@ def validate(
 ) -> Validation:
     """Train unseen orders truly and compare with what is predicted for them.
 
-    What was trained before for this run is not trained again: true values are kept in it, as shards `validation/NNN`.
+    What is trained is kept in the run: as further runs "validated-*", which sharpen what a simulator opened later
+    answers, and beside what was predicted for it in shards `validation/NNN`. No order is trained twice; for one that
+    was trained before, the prediction of that time is compared.
 
     Args:
         orders: how many; a quarter each are shuffled steps, steps sorted by group, half of that, a few swaps. Every
@@ -84,16 +88,37 @@ def validate(
     asked = unseen_orders(sim, int(orders), seed)
     known, floor = _stored(sim)
     new = [order for order in asked if order.tobytes() not in known]
-    truth = _trained(sim.task, new, progress)
-    known |= {order.tobytes(): {n: float(v[i]) for n, v in truth.items()} for i, order in enumerate(new)}
+    truth = _trained(sim, sim.task, new, progress)
     noisy = 0
     if not floor:
         floor, noisy = _noise(sim, sim.task, seed, progress), NOISE_RUNS
-    predicted, error = _predicted(sim, asked, names, progress)
-    true = {name: np.array([known[order.tobytes()][name] for order in asked]) for name in names}
-    kept = _keep(sim, asked, new, truth, predicted, error, floor) if new else None
+    every = _names(sim, None)
+    told, doubt = _predicted(sim, new, every, progress)
+    kept = _keep(sim, new, truth, told, doubt, floor) if new else None
+    known |= {order.tobytes(): _Checked(*({n: v[i] for n, v in part.items()} for part in (truth, told, doubt)))
+              for i, order in enumerate(new)}  # fmt: skip
+    rows = [known[order.tobytes()] for order in asked]
+    missing = {name for row in rows for name in names if name not in row.predicted}
+    if missing:  # by an older version, which predicted only what it was asked for
+        told, doubt = _predicted(sim, list(asked), sorted(missing), progress)
+        for i, row in enumerate(rows):
+            row.predicted.update({n: v[i] for n, v in told.items() if n not in row.predicted})
+            row.error.update({n: v[i] for n, v in doubt.items() if n not in row.error})
+    predicted, error, true = (
+        {name: np.array([part[name] for part in parts]) for name in names}
+        for parts in zip(*((row.predicted, row.error, row.true) for row in rows), strict=True)
+    )
     return Validation(asked, predicted, error, true, **_measured(predicted, error, true),
                       noise_floor={n: floor[n] for n in names}, cost=float(len(new) + noisy), kept=kept)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """One order's true metrics, and what was predicted for it before it was trained."""
+
+    true: dict[str, float]
+    predicted: dict[str, float]
+    error: dict[str, float]
 
 
 def unseen_orders(sim: Simulator, count: int, seed: int) -> np.ndarray:
@@ -154,22 +179,24 @@ def _names(sim: Simulator, metric: str | Sequence[str] | None) -> list[str]:
     return names
 
 
-def _stored(sim: Simulator) -> tuple[dict[bytes, dict[str, float]], dict[str, float]]:
-    """True metrics by order, and the noise floor, of what was trained before."""
-    known: dict[bytes, dict[str, float]] = {}
+def _stored(sim: Simulator) -> tuple[dict[bytes, _Checked], dict[str, float]]:
+    """What was trained before, by order, and the noise floor."""
+    known: dict[bytes, _Checked] = {}
     floor: dict[str, float] = {}
     with RunStore.open(sim.path) as store:
         for shard in store.names(PREFIX):
             attrs = store.attrs(shard)
             floor = attrs["noise_floor"] or floor
             for i, order in enumerate(store.read(shard, ["order"])["order"]):
-                known[order.tobytes()] = {
-                    name: np.nan if v[i] is None else float(v[i]) for name, v in attrs["true"].items()
-                }
+                known[order.tobytes()] = _Checked(*(
+                    {name: np.nan if v[i] is None else float(v[i]) for name, v in attrs[part].items()}
+                    for part in ("true", "predicted", "error")
+                ))  # fmt: skip
     return known, floor
 
 
-def _trained(task: Task, orders: list[np.ndarray], progress: Progress | None) -> dict[str, np.ndarray]:
+def _trained(sim: Simulator, task: Task, orders: list[np.ndarray], progress: Progress | None) -> dict[str, np.ndarray]:
+    """True metrics; the runs are kept where the run is a directory that can be written to and none diverges."""
     if not orders:
         return {name: np.zeros(0) for name in task.metrics}
 
@@ -177,6 +204,9 @@ def _trained(task: Task, orders: list[np.ndarray], progress: Progress | None) ->
         if progress is not None:
             progress("train unseen orders", done, total)
 
+    if Path(sim.path).is_dir():
+        with suppress(OrderscopeError, PermissionError):
+            return add_runs(task, sim.path, orders, VALIDATED, progress=report)
     return retrain(task, np.stack(orders), progress=report).metrics
 
 
@@ -194,23 +224,23 @@ def _noise(sim: Simulator, task: Task, seed: int, progress: Progress | None) -> 
 
 
 def _predicted(
-    sim: Simulator, orders: np.ndarray, names: list[str], progress: Progress | None
+    sim: Simulator, orders: list[np.ndarray], names: list[str], progress: Progress | None
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     values: dict[str, list[np.ndarray]] = {name: [] for name in names}
     errors: dict[str, list[np.ndarray]] = {name: [] for name in names}
     for start in range(0, len(orders), BLOCK):
-        part = sim.predict(orders[start : start + BLOCK], metrics=names)
+        part = sim.predict(np.stack(orders[start : start + BLOCK]), metrics=names)
         for name in names:
             values[name].append(part.metrics[name])
             errors[name].append(part.error[name])
         if progress is not None:
             progress("predict unseen orders", min(start + BLOCK, len(orders)), len(orders))
-    return ({n: np.concatenate(v) for n, v in values.items()}, {n: np.concatenate(v) for n, v in errors.items()})
+    joined = [{n: np.concatenate([*v, np.zeros(0)]) for n, v in found.items()} for found in (values, errors)]
+    return joined[0], joined[1]
 
 
 def _keep(
     sim: Simulator,
-    asked: np.ndarray,
     new: list[np.ndarray],
     truth: dict[str, np.ndarray],
     predicted: dict[str, np.ndarray],
@@ -220,13 +250,11 @@ def _keep(
     """Write what was trained now into the run, where it is a directory that can be written to."""
     if not Path(sim.path).is_dir():
         return None
-    place = {order.tobytes(): i for i, order in enumerate(asked)}
-    rows = [place[order.tobytes()] for order in new]
     attrs = {
         "metrics": list(truth),
         "true": {n: _json(v) for n, v in truth.items()},
-        "predicted": {n: _json(v[rows]) for n, v in predicted.items()},
-        "error": {n: _json(v[rows]) for n, v in error.items()},
+        "predicted": {n: _json(v) for n, v in predicted.items()},
+        "error": {n: _json(v) for n, v in error.items()},
         "noise_floor": floor,
     }
     try:

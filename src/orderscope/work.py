@@ -122,6 +122,7 @@ def complete(
     jobs: int | None = None,
     executor: Executor | None = None,
     progress: Report | None = None,
+    event: str = "work finished",
 ) -> None:
     """Do what is not done of `pieces`, and make it part of the run in their order.
 
@@ -129,6 +130,7 @@ def complete(
         jobs: local processes, one thread each; see `default_jobs`.
         executor: who does it instead. Its workers must see the run's directory under the same path.
         progress: called as `progress(done, pieces)`.
+        event: what the journal is told at the end.
 
     Raises:
         OrderscopeError: from a piece, or where workers were lost again and again. What was finished before it in the
@@ -155,7 +157,7 @@ def complete(
         if progress is not None:
             progress(len(arrived), len(pieces))
     if todo:
-        store.log({"event": "work finished", "seconds": time.perf_counter() - began})
+        store.log({"event": event, "seconds": time.perf_counter() - began})
 
 
 def share(task: Task, store: RunStore, worker: int, workers: int, progress: Report | None = None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -216,6 +217,7 @@ def test_progress_is_told(char: osc.Simulator) -> None:
         ({"budget": 0}, "budget=0; expected a whole number from 1"),
         ({"budget": 1.5}, "budget=1.5"),
         ({"verify": -1}, "verify=-1; expected a whole number from 0"),
+        ({"rounds": 0}, "rounds=0; expected a whole number from 1"),
         ({"strategies": ["guess"]}, "strategy 'guess'; expected one of reference"),
         ({"strategies": []}, "no strategies"),
         ({"seconds": 0}, "seconds=0"),
@@ -234,6 +236,30 @@ def test_scores_that_are_not_finite(char: osc.Simulator, monkeypatch: pytest.Mon
     monkeypatch.setattr("orderscope.search.proposal.precise_score", nothing)
     with pytest.raises(osc.OrderscopeError, match="no finite score of metric 'eval'"):
         osc.propose(char, strategies=["reverse", "random"])
+
+
+def test_a_second_round_starts_from_what_the_first_confirmed(char: osc.Simulator, tmp_path: Path) -> None:
+    shutil.copytree(char.path, tmp_path / "run")
+    sim = osc.Simulator(tmp_path / "run", char.task)
+    options: dict = {"budget": 160, "verify": 1, "strategies": ["random", "descent", "local search"], "regroup": False}
+    once = osc.propose(char, **options | {"budget": 80})
+    found = osc.propose(sim, rounds=2, **options)
+    assert char.task is not None
+    assert once.confirmed is not None
+    assert found.confirmed is not None
+    assert found.confirmed <= once.confirmed
+    assert found.confirmed == osc.retrain(char.task, found.order).metrics["eval"][0]
+    assert found.scored <= 160
+    confirmed = [row for row in found.table if row.confirmed is not None and row.name != "reference"]
+    assert len(confirmed) == 2
+    later = osc.Simulator(sim.path, sim.task)
+    assert set(later.runs) - set(sim.probes) == {"confirmed-0", "confirmed-1"}
+    assert later.probes == char.probes
+    assert later.sigma_order("eval") == char.sigma_order("eval")  # what was chosen was not drawn
+    told = later.predict(np.stack([row.order for row in confirmed]))
+    np.testing.assert_array_equal(told.metrics["eval"], [row.confirmed for row in confirmed])
+    assert (told.error["eval"] == 0).all()
+    assert later.store.verify() == []
 
 
 def test_two_epochs(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from orderscope.engine.optimizers import Dynamics, Start, slices
 from orderscope.engine.own import own_anchors
 from orderscope.engine.tables import ReplayTables, replay_tables
 from orderscope.errors import IncompleteRun
-from orderscope.record import TASK_SHARD, load_run, recorded_runs
+from orderscope.record import TASK_SHARD, load_run, true_runs
 from orderscope.record.segments import read_state, segment_name
 from orderscope.sketch import REFERENCE, SketchPlan, from_bfloat16, missing_units
 from orderscope.store import RunStore
@@ -126,8 +126,10 @@ def load_window(store: RunStore, *, energy: float) -> Window:
         max_grad_norm=attrs["max_grad_norm"],
         weight=coordinates.weight,
     )
-    runs = [load_run(store, run) for run in recorded_runs(store)]
-    own = own_anchors(dynamics, Batches(order), runs)
+    batches = Batches(order)
+    runs = [load_run(store, run) for run in true_runs(store)]
+    runs = [run for run in runs if (batches.index(run.order[None])[0] < len(order)).any()]  # others know no batch
+    own = own_anchors(dynamics, batches, runs)
     shared, table = _anchor_states(store, plan, coordinates.indices), _table(store, plan)
     return Window(
         dynamics=dynamics,

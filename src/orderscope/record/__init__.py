@@ -4,10 +4,11 @@ from orderscope.record.description import TASK_SHARD, environment, require_recor
 from orderscope.record.recorded import Recorded, recorded
 from orderscope.record.recorder import Recorder
 from orderscope.record.runs import record_run
-from orderscope.record.segments import RecordedRun, load_run, recorded_runs
+from orderscope.record.segments import FURTHER, RecordedRun, load_run, recorded_runs, true_runs
 from orderscope.record.state import SUPPORTED, TrainingState, require_supported
 
 __all__ = [
+    "FURTHER",
     "SUPPORTED",
     "TASK_SHARD",
     "Recorded",
@@ -22,4 +23,5 @@ __all__ = [
     "require_recorded",
     "require_supported",
     "task_shard",
+    "true_runs",
 ]

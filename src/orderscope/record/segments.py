@@ -16,6 +16,7 @@ from orderscope.record.state import TrainingState
 from orderscope.store import RunStore
 
 PREFIX = "record"
+FURTHER = ("validated-", "confirmed-")  # names of runs that were trained after recording
 
 
 def segment_name(run: str, index: int) -> str:
@@ -34,6 +35,16 @@ def recorded_runs(store: RunStore) -> list[str]:
     """Names of the runs that have at least their first segment, in the order they were begun."""
     first = [n for n in store.names(f"{PREFIX}/") if n.endswith("/segment-000")]
     return [n.removeprefix(f"{PREFIX}/").removesuffix("/segment-000") for n in first]
+
+
+def true_runs(store: RunStore) -> list[str]:
+    """`recorded_runs` without further runs whose writer was killed before their end: nothing waits for those."""
+    names = recorded_runs(store)
+    return [n for n in names if not n.startswith(FURTHER) or finished_segments(store, n) == _segments(store, n)]
+
+
+def _segments(store: RunStore, run: str) -> int:
+    return len(store.attrs(segment_name(run, 0))["boundaries"])
 
 
 def write_segment(

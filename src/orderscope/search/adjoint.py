@@ -32,9 +32,9 @@ from orderscope.engine.units import regrouped_gradients
 from orderscope.sketch.gradients import set_parameters
 from orderscope.task import CHUNK, ONE_BATCH, Task
 
-RANK = 24
+RANK = 12
 PLACES = 8
-COORDS = 1 << 14
+COORDS = 1 << 13
 ENERGY = 0.8
 NUDGE = 1e-3
 CHUNK_BYTES = 1 << 28

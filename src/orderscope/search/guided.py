@@ -17,9 +17,9 @@ from orderscope.search.setting import Setting
 from orderscope.search.strategy import Orders, Strategy, register
 
 ROUNDS = 16
-LEAST = 0.05  # of the gain so far: a round that brings less is the last
-LENGTH = 48  # points of the first path
-SHARES = (1 / 8, 1 / 4, 1 / 2)  # of a path, at which it is scored
+LEAST = 0.05  # of the gain over the reference: a round that brings less is the last
+LENGTH = 64  # points of the first path
+SHARES = (1 / 4, 1 / 2, 1)  # of a path, at which it is scored
 NEAREST = 24  # neighbours that are scored where a path of steps leads nowhere
 Points = list[tuple[int, np.ndarray]]  # how far along a path, and the arrangement there
 Search = Callable[[Effects, int, np.random.Generator], Points]
@@ -80,7 +80,7 @@ def _trust_region(setting: Setting, order: np.ndarray, model: Model, search: Sea
         model: order -> local model around it, and how an arrangement of its items becomes an order; None for an order
             that it cannot be made around.
     """
-    first = bound = float((yield order[None]).bound[0])
+    start, bound = (float(b) for b in (yield np.stack([setting.order, order])).bound)
     length = LENGTH
     for _ in range(ROUNDS):
         made = None if setting.ledger.late else model(order)
@@ -100,7 +100,7 @@ def _trust_region(setting: Setting, order: np.ndarray, model: Model, search: Sea
             continue
         gained, bound = bound - float(scores.bound[k]), float(scores.bound[k])
         order, length = orders[k], 2 * points[k][0]
-        if gained < LEAST * (first - bound):
+        if gained < LEAST * (start - bound):
             return
 
 
@@ -154,26 +154,27 @@ class Regroup(Led):
 
 
 @register
-class Descent(Led):
-    """Swaps, moves and block moves under the model of steps."""
-
-    name, source = "descent", "swaps, moves and block moves under the adjoint model"
-    search = _descent
-
-
-@register
 class Assignment(Strategy):
-    """The least sum over positions of first-order effects, around the reference: exact, and blind to what positions do
-    to each other."""
+    """The least sum over positions of first-order effects, around the best so far: exact, and blind to what positions
+    do to each other."""
 
     name, source = "assignment", "linear assignment of steps to positions, effects from one adjoint sweep"
     guided = precise = True
 
     def orders(self, setting: Setting) -> Orders:
-        if setting.expansion is not None and setting.steps <= LARGEST:
-            effects = setting.step_effects(np.arange(setting.steps))
+        steps = setting.steps_of(setting.best())
+        if setting.expansion is not None and setting.steps <= LARGEST and steps is not None:
+            effects = setting.step_effects(steps)
             best = assigned(effects, effects.costs(np.zeros(effects.curved.shape[2])))
             yield setting.order[_between(effects.base, best)]
+
+
+@register
+class Descent(Led):
+    """Swaps, moves and block moves under the model of steps."""
+
+    name, source = "descent", "swaps, moves and block moves under the adjoint model"
+    search = _descent
 
 
 @register

@@ -44,7 +44,7 @@ class Ledger:
             Without a quick one everything is scored precisely.
         budget: how many orders may be scored.
         deadline: `time.perf_counter()` after which nothing more is scored.
-        chunk: regrouped orders scored at once: their gradients take memory.
+        chunk, quick_chunk: regrouped orders scored at once, precisely and quickly: their gradients take memory.
         any_samples: whether orders may repeat samples of the reference and leave others out.
     """
 
@@ -54,6 +54,7 @@ class Ledger:
     budget: int
     deadline: float = math.inf
     chunk: int = 8
+    quick_chunk: int = 8
     any_samples: bool = False
     scored: int = 0
     finite: int = 0
@@ -92,7 +93,7 @@ class Ledger:
         picked = sorted(new.values())[: max(0, room)]
         if new and not picked:
             raise Spent
-        for part in self._parts(picked, orders):
+        for part in self._parts(picked, orders, self.chunk if precise else self.quick_chunk):
             value, error, metrics = score(orders[part])
             self.scored += len(part)
             self.finite += int(np.isfinite(value).sum())
@@ -153,12 +154,12 @@ class Ledger:
             )
         return orders.astype(np.int64)
 
-    def _parts(self, picked: list[int], orders: np.ndarray) -> list[list[int]]:
+    def _parts(self, picked: list[int], orders: np.ndarray, chunk: int) -> list[list[int]]:
         """Orders that are scored in one call: many of recorded batches, few that are regrouped."""
         whole = [i for i in picked if not self.steps_of(orders[i]) is not None]
         rest = sorted(set(picked) - set(whole))
         many = [whole[i : i + WHOLE] for i in range(0, len(whole), WHOLE)]
-        return many + [rest[i : i + self.chunk] for i in range(0, len(rest), self.chunk)]
+        return many + [rest[i : i + chunk] for i in range(0, len(rest), chunk)]
 
 
 def _key(order: np.ndarray) -> bytes:

@@ -16,9 +16,10 @@ from orderscope.search.strategy import CAUTION, Orders, Scores, Strategy
 
 RULES = 0.5  # of the budget, at most, for strategies that do not start from the best of others
 FIRST = 2  # of the rules' best orders that are scored precisely, for others to start from
-EACH = 2  # of each other quickly scored strategy's best orders that are
+EACH = 2  # of each quickly scored strategy's best orders that are kept
+LAST = 3  # of those that are scored precisely at the end
 IDLE = 16  # times in a row that strategies may ask for nothing new
-RECENT, HOPE = 2, 8  # a blind search is ended where the best of all is HOPE times its gain in RECENT rounds ahead
+RECENT, HOPE = 2, 3  # a blind search is ended where the best of all is HOPE times its gain in RECENT rounds ahead
 Progress = Callable[[str, int, int], None]
 
 
@@ -103,10 +104,11 @@ class Portfolio:
                 self._together([strategy], ledger.left)
             for i, strategy in enumerate(hungry):
                 share = strategy.weight / sum(s.weight for s in hungry[i:])
-                self._together([strategy], math.ceil(share * (ledger.left - EACH * len(hungry))))
+                self._together([strategy], math.ceil(share * (ledger.left - LAST)))
             self.late = ledger.late
             ledger.deadline = math.inf  # what was scored quickly must not be proposed for that
-            self._refine([f for s in hungry for f in self._quick.get(s.name, [])])
+            last = sorted((f for s in hungry for f in self._quick.get(s.name, [])), key=lambda f: f.bound)
+            self._refine(last[:LAST])
         except KeyboardInterrupt:
             return True
         return False
@@ -154,7 +156,11 @@ class Portfolio:
     def _next(self, asked: Asked, scores: Scores) -> bool:
         """Whether it asks for more."""
         asked.bounds.append(min([*asked.bounds[-1:], *scores.bound.tolist()]))
-        if (asked.strategy.weight or asked.strategy.guided) and asked.hopeless(self._least):
+        comparable = (
+            asked.strategy.precise or not asked.strategy.guided
+        )  # the rest starts from the best, roughly scored
+        searches = asked.strategy.weight or asked.strategy.guided
+        if searches and comparable and asked.hopeless(self._least):
             asked.asking.close()
             return False
         self.setting.rng = asked.rng

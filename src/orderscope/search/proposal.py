@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 
 from orderscope.errors import OrderscopeError
+from orderscope.recording import add_runs
 from orderscope.retrain import retrain
 from orderscope.search.constraints import Constraint
 from orderscope.search.costs import expected_best, spent_runs
@@ -20,10 +23,11 @@ from orderscope.search.question import Metric, Question, question
 from orderscope.search.scoring import leading, precise_score, quick_score, regrouped_at_once
 from orderscope.search.setting import Setting
 from orderscope.search.strategy import STRATEGIES, Scores
-from orderscope.simulator import Simulator
+from orderscope.simulator import SEARCH_COORDS, Simulator
 from orderscope.task import Task
 
 OWN, BY, FEW = "reference", "random", 8
+CONFIRMED = "confirmed-"
 QUICK_FROM = 64  # a smaller budget is scored precisely throughout
 
 
@@ -107,6 +111,7 @@ def propose(
     constraints: Iterable[Constraint | str] = (),
     regroup: bool | None = None,
     allow_other_samples: bool = False,
+    rounds: int = 1,
     seconds: float | None = None,
     seed: int = 0,
     progress: Progress | None = None,
@@ -129,6 +134,8 @@ def propose(
         regroup: whether samples may leave their recorded batches. By default where single samples' gradients were kept.
             Batches of recorded samples only leave a far smaller choice.
         allow_other_samples: strategies may repeat samples and leave others out.
+        rounds: how often to search and confirm. With more than one, what is confirmed is recorded in the run; the next
+            round is calibrated on it and starts from the best of it. `verify` is of each round, the budget of all.
         seconds: stop searching after this time; by default only the budget ends it.
         seed: of everything random.
         progress: called as `progress(stage, done, total)`.
@@ -140,44 +147,47 @@ def propose(
         OrderscopeError: for an unknown metric or strategy, a budget below 1, constraints that cannot be met, or where
             no order's score is finite.
     """
-    numbers = {"budget": (budget, 1), "verify": (verify, 0)}
+    numbers = {"budget": (budget, 1), "verify": (verify, 0), "rounds": (rounds, 1)}
     asked = question(sim, metric, maximize, strategies, constraints, regroup, numbers, seconds)
     sim.calibration  # noqa: B018  fitted once, so that it is not charged to the first strategy
-    began = time.perf_counter()
-    deadline = math.inf if seconds is None else began + seconds
-    window = leading(sim.window)
+    deadline = math.inf if seconds is None else time.perf_counter() + seconds
     portfolios: list[Portfolio] = []
-    interrupted = False
-    for k, objective in enumerate(asked.objectives):
-        share = (budget - sum(p.setting.ledger.scored for p in portfolios)) // (len(asked.objectives) - k)
-        if interrupted or share < 1:
-            break
-        quick = quick_score(sim, objective) if share >= QUICK_FROM else None
-        precise = precise_score(sim, window, objective)
-        ledger = Ledger(sim.order, quick, precise, share, deadline, regrouped_at_once(sim), allow_other_samples)
-        if asked.rules is None or asked.rules.holds(sim.order[None])[0]:
-            own = np.array([sim.reference[name] for name in objective.names])
-            ledger.know(sim.order, float(objective.value(sim.reference)), OWN, own)
-        setting = Setting(sim, window, objective, asked.regroup, ledger, asked.rules)
-        portfolios.append(Portfolio(setting, seed, progress))
-        interrupted = portfolios[-1].run(asked.strategies)
-        _refuse_not_finite(ledger, objective.title)
-    notes = _notes(portfolios, interrupted, seconds)
-    searched = time.perf_counter() - began
-    objective, first = asked.objective, portfolios[0]
-    candidates, others = _candidates(first, max(1, verify))
-    points = _front(portfolios, asked) if len(asked.objectives) > 1 else []
-    trained = [f.order for f in candidates[:verify]]
-    trained += [points[int(k)].order for k in np.linspace(0, len(points) - 1, min(verify, len(points))).round()]
+    notes: list[str] = []
+    points: list[Row] = []
+    rows: list[Row] = []
+    candidates: list[Found] = []
     true: dict[bytes, dict[str, float]] = {}
-    if not interrupted and sim.task is not None:
-        true = _confirmed(sim.task, trained, progress, notes)
-    elif verify and not interrupted:
-        notes.append("not confirmed: retraining needs the task")
-    cost = spent_runs(sim, searched, len(true))
+    objective, searching = asked.objective, 0.0
+    for number in range(rounds):
+        if number:
+            sim = Simulator(sim.path, sim.task, energy=sim.energy)  # calibrated on what was confirmed
+        began = time.perf_counter()
+        left = (budget - sum(p.setting.ledger.scored for p in portfolios)) // (rounds - number)
+        found, interrupted = _searched(sim, asked, rows, left, deadline, allow_other_samples, seed + number, progress)
+        searching += time.perf_counter() - began
+        if not found:
+            break
+        portfolios += found
+        notes += [note for note in _notes(found, interrupted, seconds) if note not in notes]
+        candidates, others = _candidates(found[0], max(1, verify), true)
+        points = _front(portfolios, asked) if len(asked.objectives) > 1 else []
+        wanted = [f.order for f in candidates[:verify]]
+        wanted += [points[int(k)].order for k in np.linspace(0, len(points) - 1, min(verify, len(points))).round()]
+        if not interrupted and sim.task is not None:
+            true |= _confirmed(sim, sim.task, wanted, rounds > 1, progress, notes)
+        elif verify and not interrupted:
+            notes.append("not confirmed: retraining needs the task")
+        known = true | {sim.order.tobytes(): dict(sim.reference)}
+        ledger = found[0].setting.ledger
+        told = [_row(objective, f, ledger.entry(f.order), known) for f in candidates + others]
+        rows = _joined(rows, told)
+        if interrupted or not true:
+            break
+    first = portfolios[0]
+    cost = spent_runs(sim, searching, len(true))
+    trained = [row for row in rows if row.order.tobytes() in true]
+    best = _best(sim, asked, trained or rows[: len(candidates)], notes)
     true[sim.order.tobytes()] = dict(sim.reference)
-    rows = [_row(objective, f, first.setting.ledger.entry(f.order), true) for f in candidates + others]
-    best = _best(sim, asked, rows[: len(candidates)], notes)
     if best.name != OWN and first.setting.ledger.steps_of(best.order) is None:
         notes.append("the proposed order regroups samples into new batches; regroup=False keeps those recorded")
     random = _random(first, sim, objective)
@@ -204,6 +214,59 @@ def propose(
         front=[replace(point, true=true.get(point.order.tobytes(), {})) for point in points],
         notes=notes,
     )
+
+
+def _searched(
+    sim: Simulator,
+    asked: Question,
+    before: list[Row],
+    budget: int,
+    deadline: float,
+    any_samples: bool,
+    seed: int,
+    progress: Progress | None,
+) -> tuple[list[Portfolio], bool]:
+    """One search an objective, and whether it was interrupted.
+
+    Args:
+        before: rows of earlier rounds. Where some are confirmed only strategies that start from the best are asked.
+    """
+    window = leading(sim.window)
+    at_once = regrouped_at_once(window), regrouped_at_once(window, SEARCH_COORDS)
+    confirmed = [
+        row for row in before if row.confirmed is not None and row.name != OWN and math.isfinite(row.confirmed)
+    ]
+    led = [s for s in asked.strategies if s.guided] if confirmed else []
+    portfolios: list[Portfolio] = []
+    interrupted = False
+    for k, objective in enumerate(asked.objectives):
+        share = (budget - sum(p.setting.ledger.scored for p in portfolios)) // (len(asked.objectives) - k)
+        if interrupted or share < 1:
+            break
+        quick = quick_score(sim, objective) if share >= QUICK_FROM else None
+        precise = precise_score(sim, window, objective)
+        ledger = Ledger(sim.order, quick, precise, share, deadline, *at_once, any_samples)
+        if asked.rules is None or asked.rules.holds(sim.order[None])[0]:
+            _know(ledger, objective, sim.order, sim.reference, OWN)
+        for row in confirmed:
+            _know(ledger, objective, row.order, row.true, row.name)
+        setting = Setting(sim, window, objective, asked.regroup, ledger, asked.rules)
+        portfolios.append(Portfolio(setting, seed, progress))
+        interrupted = portfolios[-1].run(led or asked.strategies)
+        _refuse_not_finite(ledger, objective.title)
+    return portfolios, interrupted
+
+
+def _know(ledger: Ledger, objective: Objective, order: np.ndarray, true: dict[str, float], by: str) -> None:
+    ledger.know(order, float(objective.value(true)), by, np.array([true[name] for name in objective.names]))
+
+
+def _joined(before: list[Row], now: list[Row]) -> list[Row]:
+    """Rows of this round, then what earlier ones confirmed, and their strategies that were not asked again."""
+    orders, names = {row.order.tobytes() for row in now}, {row.name for row in now}
+    return now + [
+        r for r in before if r.order.tobytes() not in orders and (r.confirmed is not None or r.name not in names)
+    ]
 
 
 def _row(objective: Objective, found: Found, entry: Entry | None, true: dict[bytes, dict[str, float]]) -> Row:
@@ -236,7 +299,7 @@ def _front(portfolios: list[Portfolio], asked: Question) -> list[Row]:
     return sorted(rows, key=lambda row: row.metrics[objective.names[0]])
 
 
-def _candidates(portfolio: Portfolio, count: int) -> tuple[list[Found], list[Found]]:
+def _candidates(portfolio: Portfolio, count: int, known: Collection[bytes]) -> tuple[list[Found], list[Found]]:
     """Orders to be confirmed first, at most `count`, and the best of the other strategies.
 
     First come the best order of each strategy that may be as good as the best of all, and where those are too few, what
@@ -249,26 +312,41 @@ def _candidates(portfolio: Portfolio, count: int) -> tuple[list[Found], list[Fou
         if entry.by in portfolio.best:
             strategy = portfolio.best[entry.by].strategy
             first.append(Found(strategy, entry.order, entry.value, entry.error, True))
+    first = [f for f in first if f.order.tobytes() not in known]
     distinct = list({f.order.tobytes(): f for f in reversed(first)}.values())[::-1][:count]
     chosen = {(f.strategy.name, f.order.tobytes()) for f in distinct}
     return distinct, [f for f in best if (f.strategy.name, f.order.tobytes()) not in chosen]
 
 
 def _confirmed(
-    task: Task, orders: list[np.ndarray], progress: Progress | None, notes: list[str]
+    sim: Simulator,
+    task: Task,
+    orders: list[np.ndarray],
+    keep: bool,
+    progress: Progress | None,
+    notes: list[str],
 ) -> dict[bytes, dict[str, float]]:
-    """True metrics by order."""
+    """True metrics by order. With `keep` they are recorded as further runs, where the run can be written to."""
     distinct = {order.tobytes(): order for order in orders}
     true: dict[bytes, dict[str, float]] = {}
     try:
         for done, (key, order) in enumerate(distinct.items(), start=1):
-            found = retrain(task, order, allow_other_samples=True).metrics
+            found = _recorded(sim, task, order) if keep else None
+            if found is None:
+                found = retrain(task, order, allow_other_samples=True).metrics
             true[key] = {name: float(values[0]) for name, values in found.items()}
             if progress is not None:
                 progress("confirm", done, len(distinct))
     except KeyboardInterrupt:
         notes.append("interrupted: not all candidates were trained")
     return true
+
+
+def _recorded(sim: Simulator, task: Task, order: np.ndarray) -> dict[str, np.ndarray] | None:
+    if Path(sim.path).is_dir():
+        with suppress(OrderscopeError, PermissionError):  # being written, not to be written, or the order diverges
+            return add_runs(task, sim.path, [order], CONFIRMED, jobs=1)
+    return None
 
 
 def _best(sim: Simulator, asked: Question, rows: list[Row], notes: list[str]) -> Row:
@@ -290,6 +368,8 @@ def _best(sim: Simulator, asked: Question, rows: list[Row], notes: list[str]) ->
     if np.array_equal(best.order, sim.order):
         notes.append("no better order than the recorded one was found")
         return own
+    if any(np.array_equal(best.order, order) for order in (sim.run_orders if sim.runs else ())):
+        return best  # confirmed in an earlier round: the prediction was made before
     prediction = sim.predict(best.order, metrics=objective.names, allow_other_samples=True)
     told = float(objective.told(prediction.metrics)[0])
     error = float(objective.error(prediction.error)[0])

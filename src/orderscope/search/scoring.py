@@ -61,7 +61,11 @@ def _summed(
     return objective.value(values), objective.error(errors), np.stack([values[n] for n in objective.names], axis=1)
 
 
-def regrouped_at_once(sim: Simulator) -> int:
-    """How many regrouped orders to score in one call, so that their gradients at the anchors fit in memory."""
-    window = sim.window
-    return max(1, ROWS_BYTES // (4 * window.steps * window.anchors.count * window.coords))
+def regrouped_at_once(window: Window, coords: int | None = None) -> int:
+    """How many regrouped orders to score in one call, so that their gradients at the anchors fit in memory.
+
+    Args:
+        coords: coordinates they are scored on, all of the window's by default.
+    """
+    coords = window.coords if coords is None else min(coords, window.coords)
+    return max(1, ROWS_BYTES // (4 * window.steps * window.anchors.count * coords))
