@@ -30,7 +30,7 @@ class Allotment:
 
 
 DEFAULT = Allotment(anchors=4, probes=8, passes=4)
-MIXED = Allotment(anchors=4, probes=8, passes=8)  # the curvature's spectrum is broad where groups mix in a batch
+MIXED = Allotment(anchors=4, probes=6, passes=8)  # the curvature's spectrum is broad where groups mix in a batch
 
 
 def allot(budget: float, *, mixed: bool, most_passes: int) -> Allotment:

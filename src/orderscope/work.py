@@ -173,12 +173,13 @@ def share(task: Task, store: RunStore, worker: int, workers: int, progress: Repo
 
 
 def default_jobs(store: RunStore) -> int:
-    """One process for each core this process may use, eight at most; one where forking is unsafe (the model is on an
-    accelerator) or impossible."""
+    """One process for each core this process may use, eight at most, and one more that computes while another waits for
+    the disk; one alone where forking is unsafe (the model is on an accelerator) or impossible."""
     on_cpu = store.attrs(TASK_SHARD)["environment"]["device"] == "cpu" and not torch.cuda.is_initialized()
     if not on_cpu or "fork" not in multiprocessing.get_all_start_methods():
         return 1
-    return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, cores) + 1
 
 
 def _left(store: RunStore, piece: Piece) -> Done | None:
