@@ -83,7 +83,7 @@ def measure(window: str, metric: str, randoms: int, seed: int) -> Result:
     assert best.confirmed is not None
     return Result(
         rows={n: (float(predicted[i]), float(error[i]), float(gains[i])) for i, n in enumerate(kept)},
-        rank=float(np.asarray(spearmanr(predicted, gains, nan_policy="omit"))[0]),
+        rank=float(np.asarray(spearmanr(predicted, gains))[0]),
         claimed=(mean - best.predicted) / std,
         proposed=(mean - best.confirmed) / std,
         rival=(mean - float(fresh.min())) / std,
