@@ -180,13 +180,13 @@ class _Losses:
 
 def _calibrated(sim: Simulator, losses: _Losses, units: np.ndarray, recorded: np.ndarray) -> list[Calibration]:
     """One calibration a unit, on the probes predicted without their own anchors."""
-    if not sim.probes:
+    if not sim.runs:
         nowhere = Bearing(np.zeros(0), np.zeros((0, 0)))
         return [fit_calibration(np.zeros((3, 0)), np.zeros(0), float(r), nowhere) for r in recorded]
     runs = np.array(sim.window.anchor_runs)
-    allowed = torch.from_numpy(np.stack([runs != probe for probe in sim.probes]))
-    replayed = _replayed(sim, sim.probe_orders, allowed=allowed)
-    true = np.stack([losses.recorded(probe, units) for probe in sim.probes], axis=1)
+    allowed = torch.from_numpy(np.stack([runs != name for name in sim.runs]))
+    replayed = _replayed(sim, sim.run_orders, allowed=allowed)
+    true = np.stack([losses.recorded(name, units) for name in sim.runs], axis=1)
     found = []
     for i, unit in enumerate(units):
         raw = np.array([[losses(theta, int(unit)) for theta in member] for member in replayed.theta])

@@ -66,7 +66,7 @@ def validate(
 ) -> Validation:
     """Train unseen orders truly and compare with what is predicted for them.
 
-    What is trained is kept in the run: as further runs "validated-*", which sharpen what a simulator opened later
+    What is trained is kept in the run: as further runs "validated-N", which sharpen what a simulator opened later
     answers, and beside what was predicted for it in shards `validation/NNN`. No order is trained twice; for one that
     was trained before, the prediction of that time is compared.
 
