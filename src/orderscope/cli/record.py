@@ -18,7 +18,7 @@ COORDS = 1 << 17  # that of `osc.record`, which cannot be asked here: that would
 jobs_option = click.option(
     "--jobs",
     type=click.IntRange(min=1),
-    help="Processes, one thread each. Default: one a core, eight at most, and one more; one where the model is on an accelerator.",
+    help="Processes, one thread each. Default: one a core, eight at most, and one more; one alone on an accelerator.",
 )
 
 
