@@ -74,7 +74,8 @@ def test_a_trajectory_begins_at_the_start_and_ends_at_the_prediction(sim: osc.Si
     assert along.steps[0] == 0
     assert along.steps[-1] == len(sim.order)
     assert along.metrics["eval"][0] == pytest.approx(along.reference["eval"][0], abs=1e-9)
-    assert along.metrics["eval"][-1] == pytest.approx(sim.predict(order).metrics["eval"][0], abs=1e-9)
+    # The model is run at all three members here, at two of them there: what an expansion of the third leaves out.
+    assert along.metrics["eval"][-1] == pytest.approx(sim.predict(order).metrics["eval"][0], abs=1e-6)
 
 
 def test_the_recorded_rates_change_nothing_and_others_do(sim: osc.Simulator) -> None:
