@@ -14,7 +14,7 @@ import orderscope as osc
 import tasks_tiny
 from law_tasks import permuted_steps, simulated
 from orderscope.costs import training_seconds
-from orderscope.search import STRATEGIES, Proposal, Strategy, costs, register
+from orderscope.search import STRATEGIES, Proposal, Strategy, costs, notes, register
 from orderscope.search.costs import expected_best, spent_runs
 
 
@@ -279,8 +279,9 @@ def test_costs_are_told_in_runs(char: osc.Simulator, monkeypatch: pytest.MonkeyP
     assert spent_runs(char, 5.0, 3) == pytest.approx(1 + len(char.probes) + sum(char.plan.cost().values()) + 3)
 
 
-def test_examples() -> None:
-    assert doctest.testmod(costs).failed == 0
+@pytest.mark.parametrize("module", [costs, notes])
+def test_examples(module) -> None:
+    assert doctest.testmod(module).failed == 0
 
 
 def test_the_best_of_many_draws() -> None:

@@ -204,7 +204,9 @@ def _show(facts: dict[str, Any]) -> None:
     click.echo()
     for line in summary_lines(facts):
         click.echo(plain(line))
-    for note in facts["notes"]:
+    from orderscope.search.notes import folded
+
+    for note in folded(facts["notes"]):
         click.echo(f"note: {plain(str(note))}")
     if facts["out"]:
         click.echo(f"order written to {plain(facts['out'])}")

@@ -12,6 +12,7 @@ from orderscope.report.material import PROPOSED, Material
 from orderscope.report.section import Section
 from orderscope.report.strip import legend, strip
 from orderscope.report.words import count, figures, plain, short, signed, two
+from orderscope.search.notes import folded
 
 ROWS = 12
 
@@ -31,7 +32,7 @@ def section(material: Material) -> Section:
             "metric": short(facts["metric"]),
             "words": words(facts),
             "regret": regret(facts),
-            "notes": [plain(str(note)) for note in facts["notes"]],
+            "notes": [plain(note) for note in folded([str(note) for note in facts["notes"]])],
             "rows": [_row(row) for row in material.proposal.table[:ROWS]],
             "more": max(0, len(material.proposal.table) - ROWS),
             "scored": count(int(facts["scored"]), "order"),
