@@ -26,7 +26,7 @@ from orderscope.sketch.gradients import micro_batch_size
 from orderscope.store import RunStore
 from orderscope.task import Task
 from orderscope.threads import one_thread
-from orderscope.work import default_jobs
+from orderscope.work import available_cores, default_jobs
 
 STEPS = 5  # trained for the timing, beside one that warms up
 WRITTEN = 1 << 24  # bytes, to see how quick the disk is
@@ -124,7 +124,7 @@ def _tried(task: Task, store: RunStore, plan: SketchPlan, probes: int) -> Prefli
     byte = _write_seconds(store) / WRITTEN
     sketched = ("gradients", "curvature", "metrics")  # what ends a run has been timed with its writing
     found = tuple(replace(s, seconds=s.seconds + s.disk * byte) if s.name in sketched else s for s in found)
-    return Preflight(found, default_jobs(store))
+    return Preflight(found, min(default_jobs(store), available_cores()))
 
 
 def _with_plan(stage: SketchStage, **changes: Any) -> SketchStage:

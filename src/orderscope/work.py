@@ -178,8 +178,12 @@ def default_jobs(store: RunStore) -> int:
     on_cpu = store.attrs(TASK_SHARD)["environment"]["device"] == "cpu" and not torch.cuda.is_initialized()
     if not on_cpu or "fork" not in multiprocessing.get_all_start_methods():
         return 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(8, cores) + 1
+    return min(8, available_cores()) + 1
+
+
+def available_cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _left(store: RunStore, piece: Piece) -> Done | None:
