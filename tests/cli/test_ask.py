@@ -63,6 +63,14 @@ def test_record(recorded: tuple[Path, dict], tasks: Path) -> None:
     assert remembered_task(osc.RunStore.open(run)) == f"{tasks}:char"
 
 
+def test_a_budget_is_what_is_spent(tasks: Path, tmp_path: Path) -> None:
+    facts = answer("record", f"{tasks}:char", "--out", tmp_path / "run", "--budget", 9, "--no-sketch")
+    assert len(facts["runs"]) == 1 + 4  # besides two anchors and two passes
+    result = call("record", f"{tasks}:char", "--out", tmp_path / "other", "--budget", 9, "--probes", 3)
+    assert result.exit_code == 1
+    assert "budget= and probes=" in result.stderr
+
+
 def test_defaults_are_those_of_the_library() -> None:
     parameters = inspect.signature(osc.record).parameters
     assert parameters["coords"].default == COORDS

@@ -70,16 +70,9 @@ def record(
     began = time.monotonic()
     with progress_bars(quiet=as_json) as progress:
         recording.record(
-            task,
-            out,
-            anchors=anchors,
-            probes=probes,
-            coords=coords,
-            seed=seed,
-            sketch=sketch,
-            jobs=jobs,
-            progress=progress,
-        )
+            task, out, anchors=anchors, probes=probes, budget=budget, coords=coords, seed=seed, sketch=sketch,
+            jobs=jobs, progress=progress,
+        )  # fmt: skip
     tell(out, time.monotonic() - began, as_json)
 
 
