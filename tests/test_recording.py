@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import signal
 import subprocess
@@ -18,11 +17,7 @@ from orderscope.orders import step_groups
 from orderscope.recording import probe_orders, sketch, spaced
 from orderscope.sketch import SketchPlan, missing_units
 from orderscope.store import RunStore
-
-
-def digests(path: Path) -> dict[str, str]:
-    return {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in path.iterdir() if f.suffix in (".h5", ".jsonl")
-            and f.name != "journal.jsonl"}  # fmt: skip
+from run_bytes import digests
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import multiprocessing
 import os
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -17,11 +16,7 @@ from orderscope import work
 from orderscope.recording import sketch, sketch_share
 from orderscope.sketch import SketchPlan
 from orderscope.store import RunStore
-
-
-def digests(path: Path) -> dict[str, str]:
-    return {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in path.iterdir() if f.name != "journal.jsonl"
-            and f.suffix != ".lock" and f.name != ".lock"}  # fmt: skip
+from run_bytes import digests
 
 
 @pytest.fixture(scope="module")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+from orderscope.names import FURTHER, REFERENCE
 from orderscope.store import RunStore
 
-FURTHER = ("validated-", "confirmed-")  # also in orderscope.record, which takes seconds to import
-REFERENCE = "reference"  # also in orderscope.sketch, which takes seconds to import
 PARTS = ("reference", "probes", "gradients", "curvature", "metrics")
 _KINDS = {"rows": "gradients", "curvature": "curvature", "metric": "metrics"}
 

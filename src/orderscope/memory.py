@@ -14,9 +14,9 @@ from torch import Tensor
 
 from orderscope.engine import Window
 from orderscope.errors import OrderscopeError
+from orderscope.names import REFERENCE
 from orderscope.record import load_run
 from orderscope.simulator import Simulator
-from orderscope.sketch import REFERENCE
 from orderscope.sketch.gradients import set_parameters
 from orderscope.task import CHUNK
 from orderscope.threads import one_thread

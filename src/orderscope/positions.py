@@ -13,10 +13,10 @@ from orderscope.engine import Batches, Replayed, replay, units_of
 from orderscope.engine.calibration import Bearing, Calibration, fit_calibration
 from orderscope.errors import OrderscopeError
 from orderscope.heatmap import Heat as Heat
+from orderscope.names import REFERENCE
 from orderscope.record import load_run
 from orderscope.retrain import retrain
 from orderscope.simulator import Simulator
-from orderscope.sketch import REFERENCE
 from orderscope.sketch.gradients import set_parameters
 from orderscope.task import Task
 from orderscope.threads import one_thread
@@ -187,10 +187,10 @@ def _calibrated(sim: Simulator, losses: _Losses, units: np.ndarray, recorded: np
     allowed = torch.from_numpy(np.stack([runs != name for name in sim.runs]))
     replayed = _replayed(sim, sim.run_orders, allowed=allowed)
     true = np.stack([losses.recorded(name, units) for name in sim.runs], axis=1)
-    found = []
+    at, found = sim.bearing(replayed), []
     for i, unit in enumerate(units):
         raw = np.array([[losses(theta, int(unit)) for theta in member] for member in replayed.theta])
-        found.append(fit_calibration(raw, true[i], float(recorded[i]), sim.bearing(replayed)))
+        found.append(fit_calibration(raw, true[i], float(recorded[i]), at))
     return found
 
 

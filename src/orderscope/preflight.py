@@ -6,7 +6,6 @@ code that records; what they took is scaled by the counts of the plan. Disk is t
 
 from __future__ import annotations
 
-import inspect
 import resource
 import sys
 import tempfile
@@ -18,10 +17,11 @@ from typing import Any
 import numpy as np
 
 from orderscope import recording
+from orderscope.names import REFERENCE
 from orderscope.record import record_run, task_shard
 from orderscope.record.segments import read_state
 from orderscope.record.state import TrainingState
-from orderscope.sketch import REFERENCE, SketchPlan, SketchStage, write_split
+from orderscope.sketch import SketchPlan, SketchStage, write_split
 from orderscope.sketch.gradients import micro_batch_size
 from orderscope.store import RunStore
 from orderscope.task import Task
@@ -68,23 +68,29 @@ class Preflight:
         return sum(stage.disk for stage in self.stages)
 
 
-def preflight(task: Task, where: str | Path | None = None, **options: Any) -> Preflight:
+def preflight(
+    task: Task,
+    where: str | Path | None = None,
+    *,
+    anchors: int | None = None,
+    probes: int | None = None,
+    budget: float | None = None,
+    sample_anchors: int | None = None,
+    coords: int = recording.COORDS,
+    curvature_rows: int | None = None,
+    seed: int = 0,
+) -> Preflight:
     """Try a task out.
 
     Args:
         where: a directory for what is tried, a temporary one if not given; nothing is left there.
-        options: as those of `record` that decide what is computed: anchors, probes, coords, sample_anchors,
-            curvature_rows, budget, seed; its defaults where not given.
+        anchors, probes, budget, sample_anchors, coords, curvature_rows, seed: as `record` will be given them.
 
     Raises:
         OrderscopeError: recording would fail at its start.
     """
-    defaults = {n: p.default for n, p in inspect.signature(recording.record).parameters.items()}
-    chosen = {n: options.get(n, defaults[n]) for n in ("sample_anchors", "coords", "seed")}
-    shares = (options.get(n) for n in ("anchors", "probes", "curvature_rows", "budget"))
-    anchors, probes, rows = recording.allotted(task, *shares)
-    boundaries: Any = recording.spaced(task.steps, anchors)
-    plan = recording.sketch_plan(task, boundaries, curvature_rows=rows, **chosen)
+    anchors, probes, rows = recording.allotted(task, anchors, probes, curvature_rows, budget)
+    plan = recording.sketch_plan(task, recording.spaced(task.steps, anchors), sample_anchors, coords, rows, seed)
     with (
         tempfile.TemporaryDirectory(dir=where, prefix=".orderscope-preflight-") as folder,
         RunStore.create(folder) as store,

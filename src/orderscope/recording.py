@@ -12,18 +12,10 @@ import torch
 
 from orderscope.budget import DEFAULT, MIXED, allot
 from orderscope.errors import OrderscopeError
+from orderscope.names import FURTHER, PLAN, REFERENCE, SPLIT
 from orderscope.orders import step_groups
-from orderscope.record import FURTHER, load_run, record_run, recorded_runs, require_recorded, task_shard, true_runs
-from orderscope.sketch import (
-    PLAN,
-    REFERENCE,
-    SPLIT,
-    SketchPlan,
-    SketchStage,
-    draw_coordinates,
-    make_plan,
-    write_split,
-)
+from orderscope.record import load_run, record_run, recorded_runs, require_recorded, task_shard, true_runs
+from orderscope.sketch import SketchPlan, SketchStage, draw_coordinates, make_plan, write_split
 from orderscope.store import RunStore
 from orderscope.task import Task
 from orderscope.work import Piece, Training, complete, share, sketching
@@ -69,8 +61,8 @@ def record(
             group, eight where groups mix (the spectrum is broad there), 512 at least and 8,192 at most.
         seed: of probes, coordinates and curvature.
         sketch: whether to sketch too; `osc.sketch` does it later.
-        jobs: processes that train probes and sketch, one thread each; by default one a core on CPUs. The bytes are the
-            same for any.
+        jobs: processes that train probes and sketch, one thread each; by default one a core and one more on CPUs.
+            The bytes are the same for any.
         executor: any `concurrent.futures.Executor` that does that instead, of dask, submitit, mpi4py, ...; its workers
             must see `path`. The bytes are the same.
         progress: called as `progress(stage, done, total)`.
@@ -92,7 +84,7 @@ def record(
         record_run(task, store, REFERENCE, task.order, ends, coords=coordinates.indices,
                    progress=_stage(progress, "train the reference"))  # fmt: skip
         if PLAN not in store:
-            store.write(PLAN, {}, sketch_plan(task, store, sample_anchors, coords, curvature_rows, seed).attrs())
+            store.write(PLAN, {}, sketch_plan(task, ends, sample_anchors, coords, curvature_rows, seed).attrs())
         if SPLIT not in store:
             write_split(store, SketchStage(task, store, SketchPlan.read(store)).split())
         runs = enumerate(probe_orders(task, probes, seed))
@@ -212,15 +204,16 @@ def probe_orders(task: Task, count: int, seed: int) -> list[np.ndarray]:
 
 
 def sketch_plan(
-    task: Task, store: RunStore, sample_anchors: int | None, coords: int, curvature_rows: int, seed: int
+    task: Task, boundaries: Sequence[int], sample_anchors: int | None, coords: int, curvature_rows: int, seed: int
 ) -> SketchPlan:
+    """The plan of a sketch whose reference keeps its states at `boundaries`; the rest is as given to `record`."""
     used = len(np.unique(task.order))
     carried = min(coords, task.layout.size)
     if sample_anchors is None:
         fit = SAMPLE_BYTES // (2 * used * carried)
         sample_anchors = min(4, fit) or int(2 * used * carried <= 8 * SAMPLE_BYTES)
     return make_plan(
-        store,
+        boundaries,
         coords=coords,
         seed=seed,
         curvature_rows=curvature_rows,

@@ -15,15 +15,16 @@ import torch
 from torch import Tensor
 
 from orderscope import __version__
-from orderscope.engine import Batches, Replayed, Window, jackknife, load_window, replay, units_of
-from orderscope.engine.calibration import Bearing, Calibration, bearing, directions, fit_calibration
+from orderscope.engine import Batches, Replayed, Window, load_window, replay, units_of
+from orderscope.engine.calibration import Bearing, Calibration, bearing, debiased, directions, fit_calibration
 from orderscope.engine.metrics import Expansion, MetricModel, evaluated, expanded, load_expansions, member_values
 from orderscope.engine.reduce import ReducedExpansion, moved, reduced, reduced_expansion, some_coordinates
 from orderscope.engine.replay import MEMBERS
 from orderscope.errors import OrderscopeError
+from orderscope.names import FURTHER, REFERENCE, TASK_SHARD
 from orderscope.orders.checks import check_order, check_orders
-from orderscope.record import FURTHER, TASK_SHARD, load_run, recorded_runs, require_recorded, true_runs
-from orderscope.sketch import REFERENCE, SketchPlan
+from orderscope.record import load_run, recorded_runs, require_recorded, true_runs
+from orderscope.sketch import SketchPlan
 from orderscope.store import RunStore
 from orderscope.task import Task
 from orderscope.threads import one_thread
@@ -332,7 +333,7 @@ class Simulator:
         at = self.bearing(replayed)
         values = {}
         for name, members in raw.items():
-            told = jackknife(members, self.calibration[name].sigma or np.inf)
+            told = debiased(members, self.calibration[name].sigma)
             shift = self.calibration[name].apply(members[:, -1:], at)[0][0] - told[-1]
             values[name] = told + shift * steps / steps[-1]
         return Trajectory(

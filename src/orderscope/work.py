@@ -25,7 +25,8 @@ import numpy as np
 import torch
 
 from orderscope.errors import OrderscopeError
-from orderscope.record import TASK_SHARD, record_run
+from orderscope.names import TASK_SHARD
+from orderscope.record import record_run
 from orderscope.record.segments import segment_name
 from orderscope.sketch import SketchPlan, SketchStage, missing_units
 from orderscope.store import RunStore, ShardInfo
@@ -145,8 +146,8 @@ def complete(
         nonlocal kept
         while kept in arrived:
             store.adopt(arrived[kept].shards)
-            for event in arrived[kept].events:
-                store.log(event)
+            for told in arrived[kept].events:
+                store.log(told)
             kept += 1
 
     keep()
@@ -196,10 +197,11 @@ def _results(
     bench: Bench, pieces: Sequence[Piece], jobs: int | None, executor: Executor | None
 ) -> Iterator[tuple[int, Done]]:
     """Number and result of each piece, as they are finished."""
-    jobs = default_jobs(bench.store) if jobs is None else jobs
     if executor is not None:
         yield from _by_executor(executor, _elsewhere(bench), pieces)
-    elif jobs <= 1 or len(pieces) < 2:
+        return
+    jobs = default_jobs(bench.store) if jobs is None else jobs
+    if jobs <= 1 or len(pieces) < 2:
         for index, piece in enumerate(pieces):
             yield index, bench.do(piece)
     else:
@@ -216,9 +218,14 @@ def _by_processes(bench: Bench, pieces: Sequence[Piece], jobs: int) -> Iterator[
             with ProcessPoolExecutor(
                 min(jobs, len(left)), mp_context=context, initializer=_start_worker, initargs=(bench, os.getpid())
             ) as pool:
-                for index, done in _as_completed({pool.submit(_work, piece): i for i, piece in left.items()}):
-                    del left[index]
-                    yield index, done
+                futures = {pool.submit(_work, piece): i for i, piece in left.items()}
+                try:
+                    for future in as_completed(futures):
+                        done = future.result()
+                        del left[futures[future]]
+                        yield futures[future], done
+                finally:
+                    _cancel(futures)
             return
         except BrokenExecutor:
             if jobs == 1:
@@ -260,14 +267,6 @@ def _as_finished(futures: Iterable[Any]) -> Iterator[Any]:
             left.remove(future)
             yield future
         time.sleep(POLL)
-
-
-def _as_completed(futures: dict[Future[Done], int]) -> Iterator[tuple[int, Done]]:
-    try:
-        for future in as_completed(futures):
-            yield futures[future], future.result()
-    finally:
-        _cancel(futures)
 
 
 def _cancel(futures: dict[Future[Done], int]) -> None:

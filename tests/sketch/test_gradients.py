@@ -6,12 +6,13 @@ from hypothesis import strategies as st
 
 import orderscope as osc
 from law_tasks import branching, double
+from orderscope.names import SPLIT
 from orderscope.record.loop import start, train
 from orderscope.record.state import capture
 from orderscope.sketch import SketchStage, draw_coordinates, from_bfloat16
 from orderscope.sketch.gradients import batch_gradient, join, micro_batch_size, point, sample_gradients, set_parameters
 from orderscope.sketch.plan import SketchPlan
-from orderscope.sketch.stage import SPLIT, stored_split
+from orderscope.sketch.stage import stored_split
 from orderscope.store import RunStore
 from tasks_tiny import char, classifier, linear
 

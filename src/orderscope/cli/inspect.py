@@ -13,12 +13,12 @@ import click
 from orderscope.cli.text import columns, json_option, plain, print_json, size
 from orderscope.costs import part_runs, part_seconds
 from orderscope.errors import DamagedRun, IncompleteRun, OrderscopeError
+from orderscope.names import PLAN, SPLIT, TASK_SHARD
 from orderscope.store import SCHEMA, RunStore
 
-TASK, PLAN, SPLIT = "record/task", "sketch/plan", "sketch/split"
 SEGMENT = re.compile(r"record/([^/]+)/segment-\d+")
 STAGES = {
-    TASK: "the task's description",
+    TASK_SHARD: "the task's description",
     "record/reference/": "the reference run",
     "sketch/": "the sketch",
 }
@@ -51,7 +51,7 @@ def inventory(store: RunStore) -> dict[str, Any]:
     damage = store.verify()
     shards = store.describe()
     attrs = {info.name: _attrs_or_none(store, info.name) for info in shards}
-    task = attrs.get(TASK)
+    task = attrs.get(TASK_SHARD)
     runs = _runs(attrs)
     parts = _parts({info.name: info.size for info in shards})
     missing = _missing(attrs, runs)
@@ -103,7 +103,7 @@ def _parts(sizes: dict[str, int]) -> dict[str, dict[str, int]]:
     """Shards and bytes of everything that is no recorded run, by the first two words of the name."""
     parts: dict[str, dict[str, int]] = {}
     for name, length in sizes.items():
-        if name != TASK and not SEGMENT.fullmatch(name):
+        if name != TASK_SHARD and not SEGMENT.fullmatch(name):
             part = parts.setdefault("/".join(name.split("/")[:2]), {"shards": 0, "bytes": 0})
             part["shards"] += 1
             part["bytes"] += length

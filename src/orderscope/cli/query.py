@@ -131,8 +131,8 @@ def learning_rates(sim: Simulator, text: str | None) -> np.ndarray | None:
 
 
 def _recorded_rates(sim: Simulator) -> np.ndarray:
+    from orderscope.names import REFERENCE
     from orderscope.record import load_run
-    from orderscope.sketch import REFERENCE
 
     rates = load_run(sim.store, REFERENCE).hyper["lr"].numpy()
     if (rates != rates[:, :1]).any():

@@ -96,8 +96,9 @@ def tell(run: Path, seconds: float, as_json: bool) -> None:
 def summary(path: Path) -> dict[str, Any]:
     """A finished recording as JSON values."""
     from orderscope.costs import part_runs
+    from orderscope.names import PLAN, REFERENCE
     from orderscope.record import load_run, recorded_runs
-    from orderscope.sketch import PLAN, REFERENCE, SketchPlan, missing_units
+    from orderscope.sketch import SketchPlan, missing_units
     from orderscope.store import RunStore
 
     store = RunStore.open(path)

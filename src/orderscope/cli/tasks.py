@@ -71,7 +71,8 @@ def load_task(spec: str) -> Task:
 
 def remember_task(path: Path, spec: str, task: Task) -> None:
     """Note in the run's journal where its task was, so that later commands find it. Raises as `osc.record`."""
-    from orderscope.record import TASK_SHARD, require_recorded
+    from orderscope.names import TASK_SHARD
+    from orderscope.record import require_recorded
 
     place, _, name = spec.rpartition(":")
     if _is_file(place):

@@ -96,7 +96,7 @@ class Calibration:
 
     def apply(self, raw: np.ndarray, at: Bearing) -> tuple[np.ndarray, np.ndarray]:
         """Members' values [3, n] (or [1, n]) and their bearing -> value [n], error [n]."""
-        plain = jackknife(raw, self.sigma or np.inf)
+        plain = debiased(raw, self.sigma)
         unit = _unit(plain, self.reference, self.sigma, at.outside, self.typical)
         noise = sampling_noise(raw) if len(raw) == 3 else self.noise
         return plain + at.alike @ self.shift * unit, self.quantile * np.sqrt((self.residual * unit) ** 2 + noise**2)
@@ -118,7 +118,7 @@ def fit_calibration(raw: np.ndarray, true: np.ndarray, reference: float, at: Bea
             reference, 0.0, np.zeros(count), np.inf, 1.0, 0.0, 0.0, False, 0.0, unknown, unknown, true
         )  # fmt: skip
     sigma = float(np.append(true, reference).std(ddof=1))
-    plain = jackknife(raw, sigma or np.inf)
+    plain = debiased(raw, sigma)
     typical = float(at.outside.mean())
     unit = _unit(plain, reference, sigma, at.outside, typical)
     shift, left = _regressed((true - plain) / unit, at.alike)
@@ -156,6 +156,11 @@ def _regressed(residuals: np.ndarray, alike: np.ndarray) -> tuple[np.ndarray, np
             gain = 1 - error / before
             best, shift, left = error, gain * weights, residuals - gain * (residuals - alone)
     return shift, left
+
+
+def debiased(raw: np.ndarray, sigma: float) -> np.ndarray:
+    """Members' values [3, n] (or [1, n]) -> [n]: a jackknife, its correction bounded by how much order matters."""
+    return jackknife(raw, sigma or np.inf)
 
 
 def sampling_noise(raw: np.ndarray) -> np.ndarray:

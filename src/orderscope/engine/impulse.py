@@ -23,9 +23,10 @@ from torch import Tensor
 from orderscope.engine.optimizers import Dynamics, Slice, clip
 from orderscope.engine.units import Units, regrouped_gradients
 from orderscope.engine.window import Window
+from orderscope.names import REFERENCE
 from orderscope.record import load_run
 from orderscope.record.segments import read_state
-from orderscope.sketch import REFERENCE, SketchPlan
+from orderscope.sketch import SketchPlan
 from orderscope.store import RunStore
 
 

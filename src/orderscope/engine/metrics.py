@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from orderscope.errors import OrderscopeError
-from orderscope.sketch import PLAN, from_bfloat16
+from orderscope.names import PLAN
+from orderscope.sketch import from_bfloat16
 from orderscope.sketch.gradients import set_parameters
 from orderscope.store import RunStore
 from orderscope.task import Task

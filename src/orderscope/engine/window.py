@@ -15,9 +15,10 @@ from orderscope.engine.optimizers import Dynamics, Start, slices
 from orderscope.engine.own import own_anchors
 from orderscope.engine.tables import ReplayTables, replay_tables
 from orderscope.errors import IncompleteRun
-from orderscope.record import TASK_SHARD, load_run, true_runs
+from orderscope.names import REFERENCE, TASK_SHARD
+from orderscope.record import load_run, true_runs
 from orderscope.record.segments import read_state, segment_name
-from orderscope.sketch import REFERENCE, SketchPlan, from_bfloat16, missing_units
+from orderscope.sketch import SketchPlan, from_bfloat16, missing_units
 from orderscope.store import RunStore
 
 

@@ -12,11 +12,10 @@ import torch
 from torch import nn
 
 from orderscope.fingerprint import compare
+from orderscope.names import TASK_SHARD
 from orderscope.record.state import require_supported, seeded
 from orderscope.store import RunStore
 from orderscope.task import Task
-
-TASK_SHARD = "record/task"
 
 
 def task_shard(task: Task, store: RunStore) -> None:

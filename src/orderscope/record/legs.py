@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from orderscope.errors import DamagedRun, IncompleteRun, OrderscopeError
+from orderscope.names import TASK_SHARD
 from orderscope.record.segments import read_state, segment_name, write_segment
 from orderscope.record.state import TrainingState
 from orderscope.store import RunStore
@@ -121,7 +122,7 @@ class LegWriter:
         """Take the run's lock; `before` is the header of its first leg, None where this is the first."""
         self._store = RunStore.create(self.path)
         try:
-            if "record/task" in self._store:
+            if TASK_SHARD in self._store:
                 raise OrderscopeError(
                     f"a run at {self.path} that was recorded and probed already",
                     "a new directory, or one whose loop was interrupted",

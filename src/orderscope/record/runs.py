@@ -17,6 +17,7 @@ from torch.nn.utils import get_total_norm
 from orderscope.errors import OrderscopeError
 from orderscope.fingerprint import digest
 from orderscope.hyper import hyper_parameters
+from orderscope.names import REFERENCE
 from orderscope.orders.checks import check_order
 from orderscope.record.loop import Session, start, train
 from orderscope.record.reproduction import Both, reproduction
@@ -26,7 +27,6 @@ from orderscope.store import RunStore
 from orderscope.task import Evaluation, Task
 
 Progress = Callable[[int, int], None]
-REFERENCE = "reference"
 
 
 def record_run(

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from orderscope.errors import IncompleteRun
+from orderscope.names import FURTHER
 from orderscope.record.state import TrainingState
 from orderscope.store import RunStore
 
 PREFIX = "record"
-FURTHER = ("validated-", "confirmed-")  # names of runs that were trained after recording
 
 
 def segment_name(run: str, index: int) -> str:

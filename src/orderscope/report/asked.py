@@ -26,7 +26,7 @@ def sample_groups(sim: Simulator) -> list[str]:
 
 def group_codes(sim: Simulator) -> np.ndarray:
     """Index into the recorded group names of every sample, int64 [samples]."""
-    from orderscope.record import TASK_SHARD
+    from orderscope.names import TASK_SHARD
 
     return sim.store.read(TASK_SHARD, ["group_codes"])["group_codes"]
 
@@ -39,9 +39,9 @@ def resolve_order(sim: Simulator, text: str) -> np.ndarray:
     Raises:
         OrderscopeError: see `orderscope.orders.resolve`.
     """
+    from orderscope.names import REFERENCE
     from orderscope.orders import resolve
     from orderscope.record import load_run
-    from orderscope.sketch import REFERENCE
 
     signals = {}
     if "sort:" in text:

@@ -84,8 +84,8 @@ def held_out_noise(sim: Simulator, metric: str) -> float:
 
     Not a number for metrics that are no mean over rows, and without probes.
     """
+    from orderscope.names import REFERENCE
     from orderscope.record import load_run
-    from orderscope.sketch import REFERENCE
 
     if sim.description["metrics"].get(metric) is None or not sim.probes:
         return math.nan

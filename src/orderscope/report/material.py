@@ -12,6 +12,7 @@ import numpy as np
 from orderscope.costs import part_seconds
 from orderscope.errors import OrderscopeError
 from orderscope.heatmap import Heat
+from orderscope.names import REFERENCE
 from orderscope.orders import step_groups
 from orderscope.record import load_run
 from orderscope.report.asked import asked_orders, group_codes, resolve_order, sample_groups
@@ -25,7 +26,6 @@ from orderscope.report.stored import (
     validations,
 )
 from orderscope.report.words import short
-from orderscope.sketch import REFERENCE
 
 if TYPE_CHECKING:
     from orderscope.memory import Memory

@@ -7,7 +7,6 @@ from math import factorial
 
 import numpy as np
 
-from orderscope.search import signals
 from orderscope.search.setting import Setting
 from orderscope.search.strategy import Orders, Strategy, register
 
@@ -25,9 +24,8 @@ class Blocks(Strategy):
     name, source = "blocks", "curriculum by group, all sequences up to 24"
 
     def orders(self, setting: Setting) -> Orders:
-        names = sorted(set(setting.labels))
-        if len(names) < 2:
-            setting.note(f"{self.name}: all steps are of one group")
+        names = setting.groups(self.name)
+        if not names:
             return
         if factorial(min(len(names), 5)) <= SEQUENCES:
             sequences = list(permutations(names))
@@ -43,9 +41,8 @@ class EasyGroupsFirst(Strategy):
     name, source = "easy groups first", "groups in blocks by mean loss; diffusion time steps, arXiv 2403.10348"
 
     def orders(self, setting: Setting) -> Orders:
-        names = sorted(set(setting.labels))
-        if len(names) < 2:
-            setting.note(f"{self.name}: all steps are of one group")
+        names = setting.groups(self.name)
+        if not names:
             return
         losses, labels = setting.samples.loss()[setting.order].mean(1), np.array(setting.labels)
         ranked = sorted(names, key=lambda name: float(losses[labels == name].mean()))
@@ -62,12 +59,9 @@ class DualStage(Strategy):
     name, source = "dual stage", "special data, then general data with a share of it; arXiv 2310.05492"
 
     def orders(self, setting: Setting) -> Orders:
-        names = setting.best_groups()[:GROUPS]
-        if len(names) < 2:
-            setting.note(f"{self.name}: all steps are of one group")
-            return
-        labels = np.array(setting.labels)
-        yield setting.order[np.stack([two_stages(labels == name, ratio) for name in names for ratio in RATIOS])]
+        if setting.groups(self.name):
+            labels, names = np.array(setting.labels), setting.best_groups()[:GROUPS]
+            yield setting.order[np.stack([two_stages(labels == name, ratio) for name in names for ratio in RATIOS])]
 
 
 @register
@@ -77,8 +71,8 @@ class DecayOnTheBest(Strategy):
     name, source = "best data last", "two-stage mid-training: decay on the best data, arXiv 2404.06395"
 
     def orders(self, setting: Setting) -> Orders:
-        if setting.expansion is not None:
-            good = np.argsort(setting.sign * signals.influences(setting.sim.window, setting.expansion), kind="stable")
+        if setting.influence is not None:
+            good = np.argsort(setting.influence, kind="stable")
             yield setting.order[np.stack([_at_the_end(good, share) for share in DECAYS])]
 
 
@@ -94,8 +88,8 @@ class RepeatedBest(Strategy):
     def orders(self, setting: Setting) -> Orders:
         if not setting.ledger.any_samples:
             setting.note(f"{self.name}: repetition and omission were not asked for (allow_other_samples=True)")
-        elif setting.expansion is not None:
-            good = np.argsort(setting.sign * signals.influences(setting.sim.window, setting.expansion), kind="stable")
+        elif setting.influence is not None:
+            good = np.argsort(setting.influence, kind="stable")
             yield setting.order[np.stack([_repeated(good, share) for share in DECAYS])]
 
 
@@ -128,8 +122,7 @@ class Bandit(Strategy):
 
     def orders(self, setting: Setting) -> Orders:
         names, codes = np.unique(setting.labels, return_inverse=True)
-        if len(names) < 2:
-            setting.note(f"{self.name}: all steps are of one group")
+        if not setting.groups(self.name):
             return
         stage = np.arange(setting.steps) * STAGES // setting.steps
         preference = np.zeros((STAGES, len(names)))

@@ -12,6 +12,7 @@ import torch
 from orderscope.annealing import AnnealingLaw, fit_annealing_law
 from orderscope.engine import Batches
 from orderscope.errors import OrderscopeError
+from orderscope.names import REFERENCE
 from orderscope.orders.checks import check_orders
 from orderscope.record import load_run, recorded_runs
 from orderscope.retrain import retrain
@@ -19,7 +20,6 @@ from orderscope.schedules import SCHEDULES, refined, rewarm
 from orderscope.search.portfolio import Progress
 from orderscope.search.strategy import CAUTION
 from orderscope.simulator import Simulator
-from orderscope.sketch import REFERENCE
 from orderscope.task import Task
 
 PEAKS = (0.5, 0.7, 1.0, 1.4, 2.0)

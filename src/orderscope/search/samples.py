@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from orderscope.names import REFERENCE
 from orderscope.record import load_run
 from orderscope.search import texts
 from orderscope.search.crowd import rasch
 from orderscope.simulator import Simulator
-from orderscope.sketch import REFERENCE
 from orderscope.sketch.gradients import set_parameters
 from orderscope.task import CHUNK, Task
 from orderscope.threads import one_thread

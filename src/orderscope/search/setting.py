@@ -112,12 +112,26 @@ class Setting:
         if text not in self.notes:
             self.notes.append(text)
 
+    def groups(self, by: str) -> list[str]:
+        """Names of the groups of steps for strategy `by`; none, and a note, where all steps are of one."""
+        names = sorted(set(self.labels))
+        if len(names) > 1:
+            return names
+        self.note(f"{by}: all steps are of one group")
+        return []
+
+    @cached_property
+    def influence(self) -> np.ndarray | None:
+        """What training on each recorded step changes the objective by, [steps]: less is better. None where the metric
+        has no gradient."""
+        return None if self.expansion is None else self.sign * influences(self.sim.window, self.expansion)
+
     def best_groups(self) -> list[str]:
         """Groups of steps, the most helpful first by its mean influence; by name where the metric has no gradient."""
         names, labels = sorted(set(self.labels)), np.array(self.labels)
-        if self.expansion is None:
+        influence = self.influence
+        if influence is None:
             return names
-        influence = self.sign * influences(self.sim.window, self.expansion)
         return sorted(names, key=lambda name: float(influence[labels == name].mean()))
 
     def best(self, *, whole: bool = True) -> np.ndarray:

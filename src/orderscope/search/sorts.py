@@ -153,8 +153,8 @@ class InfluenceSort(Strategy):
     name, source = "influence sort", "alignment with the metric's gradient; TracIn, arXiv 2002.08484"
 
     def orders(self, setting: Setting) -> Orders:
-        if setting.expansion is not None:
-            steps = np.argsort(-setting.sign * signals.influences(setting.sim.window, setting.expansion), kind="stable")
+        if setting.influence is not None:
+            steps = np.argsort(-setting.influence, kind="stable")
             yield setting.order[np.stack([steps, steps[::-1]])]
 
 

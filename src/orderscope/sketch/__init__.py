@@ -1,13 +1,10 @@
 """What is computed once a run, as a list of independent units: gradients at the anchors, curvature, metrics."""
 
 from orderscope.sketch.coordinates import Coordinates, draw_coordinates
-from orderscope.sketch.plan import PLAN, REFERENCE, Anchor, SketchPlan, make_plan, missing_units
-from orderscope.sketch.stage import SPLIT, SketchStage, from_bfloat16, stored_split, write_split
+from orderscope.sketch.plan import Anchor, SketchPlan, make_plan, missing_units
+from orderscope.sketch.stage import SketchStage, from_bfloat16, stored_split, write_split
 
 __all__ = [
-    "PLAN",
-    "REFERENCE",
-    "SPLIT",
     "Anchor",
     "Coordinates",
     "SketchPlan",

@@ -10,12 +10,10 @@ from typing import Any
 import numpy as np
 
 from orderscope.errors import IncompleteRun
-from orderscope.record import load_run
+from orderscope.names import PLAN, REFERENCE
 from orderscope.sketch.coordinates import Coordinates, draw_coordinates
 from orderscope.store import RunStore
 
-PLAN = "sketch/plan"
-REFERENCE = "reference"
 SHARD_BYTES = 1 << 27
 
 
@@ -103,7 +101,7 @@ def missing_units(store: RunStore, plan: SketchPlan) -> list[str]:
 
 
 def make_plan(
-    store: RunStore | Sequence[int],
+    boundaries: Sequence[int],
     *,
     coords: int,
     seed: int,
@@ -118,14 +116,13 @@ def make_plan(
     """Decide a sketch for what was recorded.
 
     Args:
-        store: the run with its reference; or the steps after which the reference's states will be kept.
+        boundaries: steps after which the reference's states are kept.
         coords: most coordinates to carry.
         curvature_rows: about how many pseudo-gradients to draw in all; every group gets a share.
         sample_anchors: at how many reference anchors single samples' gradients are kept.
         item_size: bytes of one number.
     """
     carried = min(coords, size)
-    boundaries = load_run(store, REFERENCE).boundaries if isinstance(store, RunStore) else store
     anchors = [Anchor(REFERENCE, k, int(step), False) for k, step in enumerate(boundaries)]
     own = list(range(len(anchors)))
     kept = (

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import treespec_dumps, treespec_loads
 
 from orderscope.errors import OrderscopeError
+from orderscope.names import REFERENCE, SPLIT
 from orderscope.record.segments import read_state
 from orderscope.sketch.curvature import pseudo_gradients
 from orderscope.sketch.gradients import (
@@ -23,12 +24,10 @@ from orderscope.sketch.gradients import (
     sample_gradients,
 )
 from orderscope.sketch.outputs import OutputSplit, find_split
-from orderscope.sketch.plan import REFERENCE, SketchPlan
+from orderscope.sketch.plan import SketchPlan
 from orderscope.sketch.targets import target_gradients
 from orderscope.store import RunStore
 from orderscope.task import CHUNK, ONE_BATCH, Task
-
-SPLIT = "sketch/split"
 
 
 @dataclass
