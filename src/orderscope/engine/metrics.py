@@ -36,7 +36,7 @@ class Expansion:
         center: theta_ref, [m].
         value: L.
         gradient: g times P / m, [m].
-        factor: A times sqrt(P / m / rows), [rows, m].
+        factor: A times P / m / sqrt(rows), [rows, m]: the products A d are sums over coordinates too.
     """
 
     center: Tensor
@@ -59,7 +59,7 @@ def load_expansions(
         shard = f"sketch/metric/{name}"
         rows = from_bfloat16(store.map(shard, "rows")).to(center.dtype)
         gradient = torch.from_numpy(np.array(store.map(shard, "gradient")))
-        factor = rows * (weight / len(rows)) ** 0.5
+        factor = rows * (weight / len(rows) ** 0.5)
         found[name] = Expansion(center, values[name], gradient * weight, factor)
     return found
 
