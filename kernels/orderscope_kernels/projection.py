@@ -113,6 +113,32 @@ def linear_entries(inputs: Tensor, output_gradients: Tensor, entries: Tensor) ->
     return out
 
 
+def embedding_entries(ids: Tensor, output_gradients: Tensor, entries: Tensor) -> Tensor:
+    """Some entries of each sample's gradient of an embedding's weight.
+
+        G_b[v, j] = sum_t [ids[b, t] = v] output_gradients[b, t, j]
+
+    Args:
+        ids: what was looked up, int64 [samples, positions].
+        output_gradients: gradients of each sample's loss at what came out, [samples, positions, width].
+        entries: flat indices v * width + j into the weight, ascending, int64 [m].
+
+    Returns:
+        [samples, m].
+    """
+    samples, positions, width = output_gradients.shape
+    row = torch.div(entries, width, rounding_mode="floor")
+    ids = ids.contiguous()
+    first, last = torch.searchsorted(row, ids), torch.searchsorted(row, ids, right=True)
+    counts = (last - first).flatten()
+    place = torch.arange(samples * positions, device=ids.device).repeat_interleave(counts)
+    before = counts.cumsum(0) - counts
+    entry = first.flatten()[place] + torch.arange(len(place), device=ids.device) - before[place]
+    out = output_gradients.new_zeros(samples, len(entries))
+    values = output_gradients.flatten(0, 1)[place, entries[entry] % width]
+    return out.index_put_((place // positions, entry), values, accumulate=True)
+
+
 def linear_projection(
     inputs: Tensor, output_gradients: Tensor, kind: str, rank: int, seed: int, *, first: int = 0
 ) -> Tensor:

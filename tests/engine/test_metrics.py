@@ -50,9 +50,9 @@ def test_its_linear_term_is_unbiased_over_the_coordinates_carried():
 
 
 def test_its_curvature_counts_the_coordinates_that_are_not_carried(tmp_path):
-    """Along a held-out sample's own input, half of the coordinates tell its product to a tenth, its square to a fifth."""
+    """Along a held-out sample's own input, half of the coordinates tell its square to a fifth."""
     kw = quadratic(width=200, lr=1e-4)
-    sim, task = simulated(kw, tmp_path, anchors=2, probes=0, coords=100)
+    sim, _ = simulated(kw, tmp_path, anchors=2, probes=0, coords=100)
     inputs, _ = kw["metrics"]["eval"].columns
     d = 0.01 * torch.cat([inputs[0], torch.zeros(1, dtype=torch.float64)])
     expansion = expansions(sim)["eval"]

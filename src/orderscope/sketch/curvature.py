@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_map
 
 from orderscope.per_sample import each_sample
 from orderscope.sketch.coordinates import Coordinates
-from orderscope.sketch.gradients import Point, carried, chunks, join
+from orderscope.sketch.gradients import Point, carried, chunks, first_sample, join
 from orderscope.sketch.outputs import (
     OutputSplit,
     draw_output_gradient,
@@ -30,6 +30,7 @@ from orderscope.sketch.outputs import (
     outputs_of,
     wide,
 )
+from orderscope.sketch.taps import NO_TAPS, Taps
 
 BLOCK = 64  # samples that share a random stream: draws do not depend on how the work is split
 
@@ -45,6 +46,7 @@ def pseudo_gradients(
     seed: int,
     micro_batch: int,
     dtype: torch.dtype | None = None,
+    taps: Taps = NO_TAPS,
 ) -> Tensor:
     """`draws` pseudo-gradients of each sample, [len(ids), draws, m].
 
@@ -58,18 +60,21 @@ def pseudo_gradients(
         batch_of: ids -> collated batch.
         seed: numbers depend on it and on the position of a sample in `ids`, not on `micro_batch`.
         dtype: of the result; the parameters' if not given.
+        taps: layers whose weights' gradients are not formed.
     """
     params, rest = at.params, at.rest
+    free, held = taps.parted(params)
 
-    def rows(sample: Any, noise: Tensor) -> Any:
+    def rows(offsets: Any, sample: Any, noise: Tensor) -> Any:
         tensors: list[bool] = []  # a cache of keys and values is a leaf too, which vjp cannot return
 
-        def outputs(p: Any) -> tuple[Tensor, list[Any]]:
-            z, leaves = outputs_of(at, split, p, rest, sample)
+        def outputs(p: Any, offsets: Any) -> tuple[Tensor, Any]:
+            with taps.reading(offsets) as inputs:
+                z, leaves = outputs_of(at, split, p | held, rest, sample)
             tensors[:] = [isinstance(leaf, Tensor) for leaf in leaves]
-            return z, [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+            return z, ([leaf for leaf in leaves if isinstance(leaf, Tensor)], inputs)
 
-        z, pull, leaves = cast(Any, vjp(outputs, params, has_aux=True))
+        z, pull, (leaves, inputs) = cast(Any, vjp(outputs, free, offsets, has_aux=True))
         found = iter(leaves)
         fixed = [next(found).detach() if tensor else None for tensor in tensors]
 
@@ -77,15 +82,22 @@ def pseudo_gradients(
             return loss_of_outputs(at, split, params, rest, sample, fixed, y)
 
         narrow, z = z.dtype, wide(z.detach())
-        return vmap(lambda u: pull(draw_output_gradient(split, loss, z, u).to(narrow))[0])(noise)
+        drawn = vmap(lambda u: pull(draw_output_gradient(split, loss, z, u).to(narrow)))(noise)
+        return *drawn, inputs
 
-    many = each_sample(rows, (0, 0))
+    many = each_sample(rows, (None, 0, 0))
     noise = uniform_noise(len(ids), draws, split.noise_shape, seed).to(next(iter(params.values())))
     step = max(1, micro_batch // draws)
     drawn = torch.empty(len(ids), draws, coordinates.carried, dtype=noise.dtype if dtype is None else dtype)
     for start, chunk in zip(range(0, len(ids), step), chunks(ids, step), strict=True):
-        out = many(batch_of(chunk), noise[start : start + len(chunk)])
-        join(carried(at.layout, coordinates, out), drawn[start : start + len(chunk)])
+        batch = batch_of(chunk)
+        fitted = taps.fitted(lambda: outputs_of(at, split, params, rest, first_sample(batch)))  # noqa: B023
+        gradients, slopes, inputs = many(fitted.offsets(), batch, noise[start : start + len(chunk)])
+        place = drawn[start : start + len(chunk)]
+        join(carried(at.layout, coordinates, gradients), place)
+        for draw in range(draws):
+            one = {key: slope[:, draw] for key, slope in slopes.items()}
+            join(fitted.entries(at.layout, coordinates, inputs, one), place[:, draw])
     return drawn
 
 

@@ -10,12 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import grad
+from torch.utils._pytree import tree_map
 
 from orderscope.functional import FunctionalLoss, frozen_and_buffers, functional_loss, sample_loss
 from orderscope.layout import ParameterLayout
 from orderscope.per_sample import each_sample
 from orderscope.record.state import TrainingState
 from orderscope.sketch.coordinates import Coordinates
+from orderscope.sketch.taps import LIKE, NO_TAPS, Taps, find_taps
 from orderscope.task import Task
 
 MEMORY = 1 << 30
@@ -74,7 +76,13 @@ Parts = list[tuple[slice, Tensor]]
 
 
 def sample_gradients(
-    at: Point, batch_of: Callable[[Any], Any], ids: Any, coordinates: Coordinates, *, micro_batch: int
+    at: Point,
+    batch_of: Callable[[Any], Any],
+    ids: Any,
+    coordinates: Coordinates,
+    *,
+    micro_batch: int,
+    taps: Taps = NO_TAPS,
 ) -> Iterator[Parts]:
     """Per-sample gradients by `vmap` of `grad`, a chunk of `micro_batch` samples at a time; the last may be shorter.
 
@@ -83,18 +91,61 @@ def sample_gradients(
 
     Args:
         batch_of: sample ids -> collated batch.
+        taps: layers whose weights' gradients are not formed.
     """
-    one = each_sample(grad(sample_loss(at.loss)), (None, None, 0))
-    params, rest = at.params, at.rest
+    loss = sample_loss(at.loss)
+    free, held = taps.parted(at.params)
+
+    def value(free: Any, offsets: Any, rest: Any, sample: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        with taps.reading(offsets) as inputs:
+            return loss(free | held, rest, sample), inputs
+
+    def one(free: Any, offsets: Any, rest: Any, sample: Any) -> Any:
+        (gradients, slopes), inputs = grad(value, argnums=(0, 1), has_aux=True)(free, offsets, rest, sample)
+        return gradients, slopes, inputs
+
+    many = each_sample(one, (None, None, None, 0))
+    rest = at.rest
     for chunk in chunks(ids, micro_batch):
-        yield carried(at.layout, coordinates, one(params, rest, batch_of(chunk)))
+        batch = batch_of(chunk)
+        fitted = taps.fitted(lambda: loss(at.params, rest, first_sample(batch)))  # noqa: B023
+        gradients, slopes, inputs = many(free, fitted.offsets(), rest, batch)
+        yield carried(at.layout, coordinates, gradients) + fitted.entries(at.layout, coordinates, inputs, slopes)
+
+
+def proved_taps(at: Point, batch: Any, coordinates: Coordinates) -> Taps:
+    """The layers whose weights' gradients need not be formed.
+
+    A weight may be used beside its layers, by the loss or by a model that calls functions: so the first sample's
+    gradient is worked out in both ways, and where they differ all are formed.
+    """
+    found = find_taps(at.model, at.layout, coordinates)
+    if not found.places:
+        return NO_TAPS
+    rows = torch.zeros(2, coordinates.carried, dtype=at.layout.dtype)
+    try:
+        for row, taps in zip(rows, (found, NO_TAPS), strict=True):
+            for parts in sample_gradients(at, lambda _: batch, [0], coordinates, micro_batch=1, taps=taps):
+                join(parts, row[None])
+    except (RuntimeError, KeyError):  # a foreign forward pass, whose layers are called in ways not foreseen
+        return NO_TAPS
+    read, formed = rows
+    if float((read - formed).norm()) > LIKE * float(formed.norm()):
+        return NO_TAPS
+    return found.fitted(lambda: sample_loss(at.loss)(at.params, at.rest, first_sample(batch)))
+
+
+def first_sample(batch: Any) -> Any:
+    return tree_map(lambda leaf: leaf[0], batch)
 
 
 def carried(layout: ParameterLayout, coordinates: Coordinates, tensors: Mapping[str, Tensor]) -> Parts:
-    """The carried entries of named tensors [..., *shape], as pairs of a place in [m] and [..., entries]."""
+    """The carried entries of the tensors given, [..., *shape], as pairs of a place in [m] and [..., entries]."""
     parts = []
     places = coordinates.of_tensors(layout.sizes)
     for name, shape, (place, entries) in zip(layout.names, layout.shapes, places, strict=True):
+        if name not in tensors:
+            continue
         tensor = tensors[name]
         flat = tensor.reshape(*tensor.shape[: tensor.dim() - len(shape)], -1)
         parts.append((place, flat if entries is None else flat.index_select(-1, entries.to(flat.device))))

@@ -23,10 +23,12 @@ from orderscope.sketch.gradients import (
     join,
     micro_batch_size,
     point,
+    proved_taps,
     sample_gradients,
 )
 from orderscope.sketch.outputs import OutputSplit, find_split
 from orderscope.sketch.plan import SketchPlan
+from orderscope.sketch.taps import Taps
 from orderscope.sketch.targets import target_gradients
 from orderscope.store import RunStore
 from orderscope.task import CHUNK, ONE_BATCH, Task
@@ -55,7 +57,13 @@ class SketchStage:
     def micro_batch(self) -> int:
         """Samples at once; known once the form of the loss is stored."""
         outputs = math.prod(stored_split(self.store).shape)
-        return micro_batch_size(self.task.layout.size, self.memory, outputs=outputs)
+        return micro_batch_size(self.taps.formed(self.task.layout), self.memory, outputs=outputs)
+
+    @cached_property
+    def taps(self) -> Taps:
+        """Layers whose weights' gradients are not formed, if a sample's come out the same so."""
+        at = self._at[1] if self._at is not None else self._point(self.plan.curvature_anchor)
+        return proved_taps(at, self.task.batch(np.unique(self.task.order)[:1]), self._coordinates)
 
     def compute(self, unit: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Arrays and attributes of one unit."""
@@ -95,7 +103,7 @@ class SketchStage:
         batch = torch.empty(len(order), self.plan.carried, dtype=self.task.layout.dtype)
         samples = torch.empty(int(own.sum()), self.plan.carried, dtype=torch.bfloat16)
         kept = 0
-        chunks = sample_gradients(at, self.task.batch, ids, self._coordinates, micro_batch=at_once)
+        chunks = sample_gradients(at, self.task.batch, ids, self._coordinates, micro_batch=at_once, taps=self.taps)
         for start, parts in zip(range(0, len(ids), at_once), chunks, strict=True):
             chosen = torch.from_numpy(own[start : start + at_once])
             every, count = bool(chosen.all()), int(chosen.sum())
@@ -140,15 +148,15 @@ class SketchStage:
         micro_batch = self.micro_batch
         if split.kind == "targets" and self.task.targets is not None:
             rows = target_gradients(at, self.task.targets, batch_of, ids, self._coordinates, draws=draws, seed=seed,
-                                    micro_batch=micro_batch, dtype=short)  # fmt: skip
+                                    micro_batch=micro_batch, dtype=short, taps=self.taps)  # fmt: skip
         elif split.kind == "empirical":
             rows = torch.empty(len(ids), 1, self.plan.carried, dtype=short)
-            chunks = sample_gradients(at, batch_of, ids, self._coordinates, micro_batch=micro_batch)
+            chunks = sample_gradients(at, batch_of, ids, self._coordinates, micro_batch=micro_batch, taps=self.taps)
             for start, parts in zip(range(0, len(ids), micro_batch), chunks, strict=True):
                 join(parts, rows[start : start + micro_batch, 0])
         else:
             rows = pseudo_gradients(at, split, batch_of, ids, self._coordinates, draws=draws, seed=seed,
-                                    micro_batch=micro_batch, dtype=short)  # fmt: skip
+                                    micro_batch=micro_batch, dtype=short, taps=self.taps)  # fmt: skip
         return finite_tensor(rows, "curvature rows")
 
 

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_map
 from orderscope.sketch.coordinates import Coordinates
 from orderscope.sketch.curvature import BLOCK
 from orderscope.sketch.gradients import Point, chunks, join, sample_gradients
+from orderscope.sketch.taps import NO_TAPS, Taps
 
 Targets = Callable[[Any, Any, torch.Generator], Any]
 
@@ -33,6 +34,7 @@ def target_gradients(
     seed: int,
     micro_batch: int,
     dtype: torch.dtype | None = None,
+    taps: Taps = NO_TAPS,
 ) -> Tensor:
     """Gradients of each sample at `draws` drawn targets, [len(ids), draws, m].
 
@@ -41,6 +43,7 @@ def target_gradients(
         batch_of: ids -> collated batch.
         seed: draws depend on it and on the position of a sample in `ids`, not on `micro_batch`.
         dtype: of the result; the parameters' if not given.
+        taps: layers whose weights' gradients are not formed.
     """
     rows = torch.empty(len(ids), draws, coordinates.carried, dtype=at.layout.dtype if dtype is None else dtype)
     for number, block in enumerate(chunks(ids, BLOCK)):
@@ -53,7 +56,7 @@ def target_gradients(
                 drawn = targets(at.model, batch, generator)
             places = np.arange(len(block))
             parts = sample_gradients(
-                at, lambda some, b=drawn: _rows(b, some), places, coordinates, micro_batch=micro_batch
+                at, lambda some, b=drawn: _rows(b, some), places, coordinates, micro_batch=micro_batch, taps=taps
             )
             for start, part in zip(range(0, len(block), micro_batch), parts, strict=True):
                 join(part, rows[first + start : first + start + micro_batch, draw][: len(block) - start])
