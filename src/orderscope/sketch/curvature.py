@@ -92,7 +92,7 @@ def pseudo_gradients(
     for start, chunk in zip(range(0, len(ids), step), chunks(ids, step), strict=True):
         batch = batch_of(chunk)
         fitted = taps.fitted(lambda: outputs_of(at, split, params, rest, first_sample(batch)))  # noqa: B023
-        gradients, slopes, inputs = many(fitted.offsets(), batch, noise[start : start + len(chunk)])
+        gradients, slopes, inputs = many(fitted.offsets, batch, noise[start : start + len(chunk)])
         place = drawn[start : start + len(chunk)]
         join(carried(at.layout, coordinates, gradients), place)
         for draw in range(draws):

@@ -109,7 +109,7 @@ def sample_gradients(
     for chunk in chunks(ids, micro_batch):
         batch = batch_of(chunk)
         fitted = taps.fitted(lambda: loss(at.params, rest, first_sample(batch)))  # noqa: B023
-        gradients, slopes, inputs = many(free, fitted.offsets(), rest, batch)
+        gradients, slopes, inputs = many(free, fitted.offsets, rest, batch)
         yield carried(at.layout, coordinates, gradients) + fitted.entries(at.layout, coordinates, inputs, slopes)
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from math import prod
 from typing import Any
 
 import torch
@@ -32,11 +31,11 @@ class Taps:
 
     Args:
         places: parameter name -> the modules that hold it as their weight.
-        shapes: for each call of one, "parameter/module/call" -> shape and type of what came out for a single sample.
+        offsets: for each call of one, "parameter/module/call" -> zeros as what comes out for a single sample.
     """
 
     places: Mapping[str, tuple[nn.Module, ...]]
-    shapes: Mapping[str, tuple[tuple[int, ...], torch.dtype]]
+    offsets: Mapping[str, Tensor]
 
     def parted(self, params: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Parameters whose gradients are formed, and those whose are read off."""
@@ -46,26 +45,21 @@ class Taps:
     def formed(self, layout: ParameterLayout) -> int:
         """Numbers of a sample's gradient that are formed, with about as many as go into and come out of the layers."""
         whole = sum(size for name, size in zip(layout.names, layout.sizes, strict=True) if name not in self.places)
-        return whole + 2 * sum(prod(shape) for shape, _ in self.shapes.values())
+        return whole + 2 * sum(zeros.numel() for zeros in self.offsets.values())
 
     def fitted(self, forward: Callable[[], Any]) -> Taps:
-        """With the shapes that a forward pass of one sample shows."""
+        """With the offsets that a forward pass of one sample shows to be needed."""
         if not self.places:
             return self
-        shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
+        offsets: dict[str, Tensor] = {}
 
         def note(key: str, output: Tensor) -> Tensor:
-            shapes[key] = tuple(output.shape), output.dtype
+            offsets[key] = torch.zeros_like(output)
             return output
 
         with self._open(note), torch.no_grad():
             forward()
-        return replace(self, shapes=shapes)
-
-    def offsets(self) -> dict[str, Tensor]:
-        """Zeros to be added to what comes out."""
-        device = next((modules[0].weight.device for modules in self.places.values()), None)
-        return {key: torch.zeros(shape, dtype=dtype, device=device) for key, (shape, dtype) in self.shapes.items()}
+        return replace(self, offsets=offsets)
 
     @contextmanager
     def reading(self, offsets: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
@@ -93,7 +87,7 @@ class Taps:
                 continue
             assert carried is not None
             total: Tensor | None = None
-            for key in (key for key in self.shapes if key.startswith(f"{name}/")):
+            for key in (key for key in self.offsets if key.startswith(f"{name}/")):
                 module = self.places[name][int(key.split("/")[1])]
                 slope = slopes[key].flatten(1, -2)
                 if isinstance(module, nn.Embedding):
