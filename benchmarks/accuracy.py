@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 HERE = Path(__file__).parent
-WINDOWS = ["text_24", "text_96", "text_mixed", "text_384", "digits"]
+WINDOWS = ["text_24", "text_96", "text_mixed", "digits", "minilm_full", "minilm_lora", "text_384"]
 PUBLIC = ["short", "long", "mixed"]
 COLUMNS = {
     "spearman": "Spearman",

