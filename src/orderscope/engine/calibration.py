@@ -30,6 +30,7 @@ from orderscope.engine.replay import jackknife
 
 COVERAGE = 0.9
 LARGE = 2.0  # effects, in sigma, beyond which errors grow no more
+ROUNDING = 4  # machine epsilons of a value: each of the two that are compared is a mean of many rounded losses
 RIDGES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 
 
@@ -73,6 +74,7 @@ class Calibration:
         typical, farthest: mean and largest `outside` of the probes.
         skilled: whether the residuals on the probes are smaller than those of a constant.
         noise: mean sampling noise of the probes, for a replay by one member alone.
+        rounding: how far two values that ought to be the same may differ by arithmetic alone; no error is smaller.
         predicted, error, true: values of the probes left out, as they would have been told, and the truth.
     """
 
@@ -85,6 +87,7 @@ class Calibration:
     farthest: float
     skilled: bool
     noise: float
+    rounding: float
     predicted: np.ndarray
     error: np.ndarray
     true: np.ndarray
@@ -99,10 +102,13 @@ class Calibration:
         plain = debiased(raw, self.sigma)
         unit = _unit(plain, self.reference, self.sigma, at.outside, self.typical)
         noise = sampling_noise(raw) if len(raw) == 3 else self.noise
-        return plain + at.alike @ self.shift * unit, self.quantile * np.sqrt((self.residual * unit) ** 2 + noise**2)
+        error = self.quantile * np.sqrt((self.residual * unit) ** 2 + noise**2)
+        return plain + at.alike @ self.shift * unit, np.maximum(error, self.rounding)
 
 
-def fit_calibration(raw: np.ndarray, true: np.ndarray, reference: float, at: Bearing) -> Calibration:
+def fit_calibration(
+    raw: np.ndarray, true: np.ndarray, reference: float, at: Bearing, *, eps: float = 0.0
+) -> Calibration:
     """Fit on the probes.
 
     Args:
@@ -110,12 +116,13 @@ def fit_calibration(raw: np.ndarray, true: np.ndarray, reference: float, at: Bea
         true: their true values, [probes].
         reference: the reference order's value.
         at: the probes' bearing, as predicted so.
+        eps: machine epsilon of the arithmetic that values come from; 0 where they are exact.
     """
-    count = len(true)
+    count, rounding = len(true), ROUNDING * eps * abs(reference)
     if count < 2:
         unknown = np.full(count, np.nan)
         return Calibration(
-            reference, 0.0, np.zeros(count), np.inf, 1.0, 0.0, 0.0, False, 0.0, unknown, unknown, true
+            reference, 0.0, np.zeros(count), np.inf, 1.0, 0.0, 0.0, False, 0.0, rounding, unknown, unknown, true
         )  # fmt: skip
     sigma = float(np.append(true, reference).std(ddof=1))
     plain = debiased(raw, sigma)
@@ -137,8 +144,9 @@ def fit_calibration(raw: np.ndarray, true: np.ndarray, reference: float, at: Bea
         farthest=float(at.outside.max()),
         skilled=bool(np.abs(true - told).mean() < constant.mean()),
         noise=float(noise.mean()),
+        rounding=rounding,
         predicted=told,
-        error=quantile * np.sqrt((residual * unit) ** 2 + noise**2),
+        error=np.maximum(quantile * np.sqrt((residual * unit) ** 2 + noise**2), rounding),
         true=true,
     )
 
