@@ -32,9 +32,7 @@ from torch import Tensor
 from orderscope.engine.replay import jackknife
 
 COVERAGE = 0.9
-DECAY = (
-    0.74  # of the bias with the number of rows: Adam's step is linear in the noise where the gradient itself is small
-)
+JACKKNIFES = 1.5  # a group's curvature is not quite a batch's own, which acts like more noise of the sample
 SMALL = 1 / 3  # effect, in sigma, that is as hard to tell as none
 TINY = 1e-12
 ROUNDING = 4  # machine epsilons of a value: each of the two that are compared is a mean of many rounded losses
@@ -176,7 +174,7 @@ def _regressed(residuals: np.ndarray, alike: np.ndarray) -> tuple[np.ndarray, np
 
 def debiased(raw: np.ndarray, sigma: float) -> np.ndarray:
     """Members' values [3, n] (or [1, n]) -> [n]: a jackknife, its correction bounded by how much order matters."""
-    return jackknife(raw, sigma or np.inf, DECAY)
+    return jackknife(raw, sigma or np.inf, JACKKNIFES)
 
 
 def sampling_noise(raw: np.ndarray) -> np.ndarray:

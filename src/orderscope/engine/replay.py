@@ -6,8 +6,7 @@ At position t with unit u = o[t],
 
 Three members run side by side: one with the whole sampled curvature and one with each independent half of it. What
 they differ in is the noise of the sample; a loss that is curved along it is too high by an amount proportional to the
-noise, so 2 L(whole) - (L(half_0) + L(half_1)) / 2 is free of it to first order (the jackknife). Where that amount falls
-slower with the number of rows than the noise's variance does, more is to be taken off, see `jackknife`.
+noise, so 2 L(whole) - (L(half_0) + L(half_1)) / 2 is free of it to first order (the jackknife).
 Source of the jackknife: Quenouille, "Notes on bias in estimation", 1956.
 """
 
@@ -201,19 +200,15 @@ def _step(
         chosen.replay_step(dynamics.optimizer, states.theta, states.moments, at[every], part, parts, bound)
 
 
-def jackknife(values: np.ndarray, limit: float = np.inf, decay: float = 1.0) -> np.ndarray:
+def jackknife(values: np.ndarray, limit: float = np.inf, times: float = 1.0) -> np.ndarray:
     """[3, ...] values of the members -> the debiased value, [...]; one member is returned as it is.
 
-    A bias that falls with the number of rows as n^-decay is 2^decay times as large for halves as for the whole w, so
-
-        L(w) - (mean L(halves) - L(w)) / (2^decay - 1)
-
-    is free of it.
+        L(whole) - times * (mean L(halves) - L(whole))
 
     Args:
         limit: most that the correction may be. Where halves lead far apart it is no small correction any more, and the
             whole alone is nearer to the truth.
-        decay: 1 for a bias in proportion to the variance.
+        times: 1 where the sample's noise is all that is wrong; more where what else is wrong goes along with it.
 
     Example:
         >>> jackknife(np.array([[1.0], [1.2], [1.4]]))
@@ -223,5 +218,5 @@ def jackknife(values: np.ndarray, limit: float = np.inf, decay: float = 1.0) -> 
     """
     if len(values) == 1:
         return values[0]
-    correction = ((values[1] + values[2]) / 2 - values[0]) / (2**decay - 1)
+    correction = times * ((values[1] + values[2]) / 2 - values[0])
     return values[0] - np.clip(correction, -limit, limit)
