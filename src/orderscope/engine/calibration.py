@@ -8,15 +8,16 @@ the probes' residuals r,
     shift(q) = gain * s(q) * sum_p k_qp [(K + lambda 1)^-1 (r / s)]_p,    s = (|value - reference| + sigma / 3) * far,
 
 k_qp the cosine between the displacements of q and p, sigma the spread of the true values, far the length of what the
-anchors do not span over its mean on the probes,
-lambda the one that predicts each probe best from the others, gain the share of their squared residuals that this
-explains: nothing is shifted where it explains none. What is left grows with the effect up to sigma only, and its mean
-size on the probes makes the error:
+anchors do not span over its mean on the probes, lambda the one that predicts each probe best from the others, gain the
+share of their squared residuals that this explains: nothing is shifted where it explains none. What is left grows with
+the effect up to sigma only, and its mean size on the probes makes the error:
 
-    error = quantile * sqrt((residual * u)^2 + noise^2),    u = (min(|value - reference|, sigma) + sigma / 3) * far.
+    error = quantile * sqrt((residual * u)^2 + noise^2),    u = (min(|value - reference|, sigma) + 3/4 sigma) * far.
 
 The mean size, not its root mean square, which one probe can rule: the one whose own anchors alone lie where it leads. A
-query lacks no probe's anchors, and errs less than probes left out.
+query lacks no probe's anchors and errs less than probes left out, so the residual is `LEFT_OUT` of that size. The noise
+is half of what the two halves of the sampled curvature differ in. One such difference says little about how large they
+are, so its square is averaged with that of the probes, in units u.
 Source of the leave-one-out residuals: Craven and Wahba, "Smoothing noisy data with spline functions", 1979.
 """
 
@@ -33,7 +34,8 @@ from orderscope.engine.replay import jackknife
 
 COVERAGE = 0.9
 JACKKNIFES = 1.5  # a group's curvature is not quite a batch's own, which acts like more noise of the sample
-SMALL = 1 / 3  # effect, in sigma, that is as hard to tell as none
+SHIFTED, BOUND = 1 / 3, 3 / 4  # effects, in sigma, that shifts and errors take no effect at all for
+LEFT_OUT = 0.85  # of the errors of probes left out are to be expected of queries
 TINY = 1e-12
 ROUNDING = 4  # machine epsilons of a value: each of the two that are compared is a mean of many rounded losses
 RIDGES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
@@ -74,11 +76,11 @@ class Calibration:
         reference: recorded value of the reference order, where the raw value is exact.
         sigma: standard deviation of the true values of reference and probes.
         shift: what the probes' directions add to values, per unit s, [probes].
-        residual: mean size of what is left on the probes, each shifted by the others, per unit u.
+        residual: `LEFT_OUT` of the mean size of what is left on the probes, each shifted by the others, per unit u.
         quantile: multiplier for a 90 % interval with as few probes as there were.
         typical, farthest: mean and largest `outside` of the probes.
         skilled: whether the residuals on the probes are smaller than those of a constant.
-        noise: mean sampling noise of the probes, for a replay by one member alone.
+        noise: root mean square of the probes' sampling noise, per unit u.
         rounding: how far two values that ought to be the same may differ by arithmetic alone; no error is smaller.
         predicted, error, true: values of the probes left out, as they would have been told, and the truth.
     """
@@ -106,11 +108,13 @@ class Calibration:
         """Members' values [3, n] (or [1, n]) and their bearing -> value [n], error [n]."""
         plain = debiased(raw, self.sigma)
         free, bound = _units(plain, self.reference, self.sigma, at.outside, self.typical)
-        noise = sampling_noise(raw) if len(raw) == 3 else self.noise
-        return plain + at.alike @ self.shift * free, self._error(bound, noise)
+        return plain + at.alike @ self.shift * free, self._error(raw, bound)
 
-    def _error(self, bound: np.ndarray, noise: np.ndarray | float) -> np.ndarray:
-        return np.maximum(self.quantile * np.sqrt((self.residual * bound) ** 2 + noise**2), self.rounding)
+    def _error(self, raw: np.ndarray, bound: np.ndarray) -> np.ndarray:
+        noise = (self.noise * bound) ** 2
+        if len(raw) == 3:
+            noise = (noise + sampling_noise(raw) ** 2) / 2
+        return np.maximum(self.quantile * np.sqrt((self.residual * bound) ** 2 + noise), self.rounding)
 
 
 def fit_calibration(
@@ -137,24 +141,23 @@ def fit_calibration(
     free, bound = _units(plain, reference, sigma, at.outside, typical)
     shift, left = _regressed((true - plain) / free, at.alike)
     left = left * free
-    noise = sampling_noise(raw)
     constant = np.abs(true - np.median(np.append(true, reference)))
     fitted = Calibration(
         reference=reference,
         sigma=sigma,
         shift=shift,
-        residual=float(np.abs(left / bound).mean()),
+        residual=float(LEFT_OUT * np.abs(left / bound).mean()),
         quantile=float(stats.t.ppf(0.5 + COVERAGE / 2, count)),
         typical=typical,
         farthest=float(at.outside.max()),
         skilled=bool(np.abs(left).mean() < constant.mean()),
-        noise=float(noise.mean()),
+        noise=float(np.sqrt(np.mean((sampling_noise(raw) / bound) ** 2))),
         rounding=rounding,
         predicted=true - left,
         error=np.zeros(count),
         true=true,
     )
-    return replace(fitted, error=fitted._error(bound, noise))
+    return replace(fitted, error=fitted._error(raw, bound))
 
 
 def _regressed(residuals: np.ndarray, alike: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -191,5 +194,5 @@ def _units(
     """The units of a shift, s, and of an error, u, [n] each."""
     far = outside / typical if typical else np.ones_like(outside)
     effect = np.abs(value - reference)
-    free, bound = ((e + SMALL * sigma) * far for e in (effect, np.minimum(effect, sigma)))
-    return np.maximum(free, TINY), np.maximum(bound, TINY)
+    free, bound = effect + SHIFTED * sigma, np.minimum(effect, sigma) + BOUND * sigma
+    return np.maximum(free * far, TINY), np.maximum(bound * far, TINY)
