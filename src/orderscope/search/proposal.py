@@ -197,7 +197,7 @@ def propose(
     gain, ahead = sign * (reference - value), sign * (best_of_n - value)
     calibrations = {name: sim.calibration[name] for name in objective.names}
     skilled = all(c.skilled for c in calibrations.values())
-    rounding = float(objective.error({name: np.float64(c.rounding) for name, c in calibrations.items()}))
+    rounding = float(objective.error({name: np.array(c.rounding) for name, c in calibrations.items()}))
     told = (skilled and gain > best.error) if best.confirmed is None else min(gain, ahead) > rounding
     return Proposal(
         order=best.order,
