@@ -10,7 +10,9 @@ import torch
 
 import orderscope as osc
 import tasks_tiny
+from law_tasks import simulated
 from orderscope.store import pack
+from orderscope.validate import unseen_orders
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +30,12 @@ def run(task: osc.Task, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def sim(task: osc.Task, run: Path) -> osc.Simulator:
     return osc.Simulator(run, task)
+
+
+@pytest.fixture(scope="module")
+def char(tmp_path_factory: pytest.TempPathFactory) -> osc.Simulator:
+    """One group a batch."""
+    return simulated(tasks_tiny.char(steps=12), tmp_path_factory.mktemp("char"))[0]
 
 
 def shuffles(sim: osc.Simulator, count: int, seed: int = 0) -> np.ndarray:
@@ -153,6 +161,49 @@ def test_without_probes_nothing_is_trusted(task: osc.Task, tmp_path: Path) -> No
 def test_a_rate_tripled_is_not_trusted(sim: osc.Simulator) -> None:
     rates = 3 * sim.window.dynamics.hyper["lr"][:, 0]
     assert not sim.predict(shuffles(sim, 3), lr=rates, metrics=["eval"]).trusted.any()
+
+
+def test_orders_of_one_group_are_not_trusted(char: osc.Simulator) -> None:
+    """Not even where their batches are recorded ones, at which gradients are known; a few other samples are."""
+    groups = np.array([char.description["group_names"][code] for code in char.window.group_codes])
+    batches = [char.order[groups[char.order[:, 0]] == name] for name in ("a", "b", "c")]
+    rng = np.random.default_rng(0)
+    only = [np.resize(part, char.order.shape) for part in batches]
+    only += [np.resize(rng.permutation(part.ravel()), char.order.shape) for part in batches]
+    few = char.order.copy()
+    few[3] = few[2]
+    prediction = char.predict(np.stack([*only, few]), metrics=["eval"], allow_other_samples=True)
+    assert prediction.trusted.tolist() == [False] * 6 + [True]
+
+
+def test_where_order_matters_it_is_detected(char: osc.Simulator) -> None:
+    prediction = char.predict(shuffles(char, 16), metrics=["eval"])
+    assert prediction.trusted.mean() > 0.8
+    assert prediction.detectable("eval").mean() > 0.8
+
+
+def test_where_order_moves_less_than_rounding_nothing_is_detected(tmp_path: Path) -> None:
+    kw = tasks_tiny.char(steps=12) | {"optimizer": lambda params: tasks_tiny.adamw(params, lr=1e-7)}
+    flat, _ = simulated(kw, tmp_path, anchors=3, probes=4)
+    assert flat.sigma_order("eval") < 1e-6  # of a loss of 2.9, in float32
+    prediction = flat.predict(unseen_orders(flat, 16, 0), metrics=["eval"])
+    assert not prediction.detectable("eval").any()
+    assert osc.propose(flat, budget=60, verify=0).undetectable
+
+
+@pytest.mark.parametrize("spread", [0.0, 1e-3])
+def test_where_samples_are_alike_nothing_is_detected(spread: float, tmp_path: Path) -> None:
+    kw = tasks_tiny.classifier(steps=12)
+    x, y = kw["data"].columns
+    noise = spread * torch.randn(x.shape, generator=tasks_tiny.generator(0))
+    alike = tasks_tiny.Rows(x[:1] + noise, y[:1].expand_as(y).clone())
+    flat, _ = simulated(kw | {"data": alike}, tmp_path, anchors=3, probes=4)
+    assert flat.sigma_order("eval") < 1e-4 * abs(flat.reference["eval"])
+    orders = unseen_orders(flat, 16, 0)
+    prediction = flat.predict(orders, metrics=["eval"])
+    assert not prediction.detectable("eval").any()
+    assert not prediction.trusted.any()
+    assert osc.propose(flat, budget=60, verify=0).undetectable
 
 
 @pytest.mark.parametrize(

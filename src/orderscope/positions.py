@@ -190,7 +190,7 @@ def _calibrated(sim: Simulator, losses: _Losses, units: np.ndarray, recorded: np
     at, found = sim.bearing(replayed), []
     for i, unit in enumerate(units):
         raw = np.array([[losses(theta, int(unit)) for theta in member] for member in replayed.theta])
-        found.append(fit_calibration(raw, true[i], float(recorded[i]), at))
+        found.append(fit_calibration(raw, true[i], float(recorded[i]), at, eps=sim.eps))
     return found
 
 

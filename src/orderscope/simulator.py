@@ -35,6 +35,8 @@ ENERGY = 0.95
 BLOCK_BYTES = 1 << 28
 SEARCH_COORDS = 1 << 13
 SEARCH_ENERGY = 0.8
+FARTHER = 1.5  # than the probe farthest outside the anchors' span, that orders may lie and be trusted
+REPLACED = 0.1  # share of the samples that may be others: every probe has the recorded ones, so none tells such errors
 KNOWN_STATES = 1024
 
 
@@ -45,8 +47,8 @@ class Prediction:
     Args:
         metrics: name -> estimated value, float64 [n].
         error: name -> half-width of a 90 % interval around it, [n].
-        trusted: whether the order lies where the estimate was found to hold, and its interval says more than a guess
-            would, bool [n].
+        trusted: whether the order lies where the estimate was found to hold, has the recorded samples but for a tenth,
+            and its interval says more than a guess would, bool [n].
         reference: name -> the recorded value of the reference order.
         sigma_order: name -> standard deviation of the true values of reference and probes: how much order matters here.
         skilled: name -> whether the estimate is better than a constant on the probes.
@@ -66,8 +68,11 @@ class Prediction:
     cost: float = 0.0
 
     def detectable(self, metric: str) -> np.ndarray:
-        """Whether the predicted difference to the reference is larger than its error, bool [n]."""
-        return np.abs(self.metrics[metric] - self.reference[metric]) > self.error[metric]
+        """Whether the difference to the reference is larger than its error, bool [n]. One that is predicted, not known,
+        counts for nothing where estimates are no better than a constant."""
+        error = self.error[metric]
+        told = (error == 0) | self.skilled[metric]
+        return told & (np.abs(self.metrics[metric] - self.reference[metric]) > error)
 
 
 @dataclass(frozen=True)
@@ -171,6 +176,11 @@ class Simulator:
         """Whether all coordinates are carried, so that the real model can be run at estimated weights."""
         return self.plan.carried == self.plan.size
 
+    @property
+    def eps(self) -> float:
+        """Machine epsilon of the weights, and so of the metrics."""
+        return torch.finfo(self.window.final.dtype).eps
+
     @cached_property
     def metric_model(self) -> MetricModel:
         if self.task is not None and self.exact:
@@ -190,7 +200,8 @@ class Simulator:
     def calibration(self) -> dict[str, Calibration]:
         """Fitted on every true run predicted without its own anchors."""
         raw, _, at = self._left_out
-        return {n: fit_calibration(raw[n], self.run_truth[n], self.reference[n], at) for n in self.metric_names}
+        truth, reference, eps = self.run_truth, self.reference, self.eps
+        return {n: fit_calibration(raw[n], truth[n], reference[n], at, eps=eps) for n in self.metric_names}
 
     def bearing(self, replayed: Replayed) -> Bearing:
         """Where replays of `window` led, for a calibration."""
@@ -257,14 +268,16 @@ class Simulator:
         values, errors, outside = self._carried(checked, names, rates)
         if rates is None:
             self._tell_truth(checked, values, errors, outside)
-        geometry = self._inside(outside, rates)
+        near = self._inside(outside)
+        if allow_other_samples:
+            near &= self._replaced(checked) <= REPLACED
         skilled = {name: self.calibration[name].skilled for name in names}
         finite = np.all([np.isfinite(v) for v in values.values()], axis=0)
         telling = np.any([skilled[n] & (errors[n] <= self.calibration[n].guess) for n in names], axis=0)
         return Prediction(
             metrics=values,
             error=errors,
-            trusted=geometry & finite & telling,
+            trusted=near & finite & telling,
             reference={name: self.reference[name] for name in names},
             sigma_order={name: self.sigma_order(name) for name in names},
             skilled=skilled,
@@ -444,9 +457,17 @@ class Simulator:
         block = max(1, BLOCK_BYTES // (numbers * 4 * 6))
         return [slice(start, min(start + block, count)) for start in range(0, count, block)]
 
-    def _inside(self, outside: np.ndarray, rates: np.ndarray | None) -> np.ndarray:
+    def _inside(self, outside: np.ndarray) -> np.ndarray:
         seen = [c.farthest for c in self.calibration.values() if c.farthest > 0]
-        return outside <= 1.5 * max(seen) if seen else np.zeros(len(outside), dtype=bool)
+        return outside <= FARTHER * max(seen) if seen else np.zeros(len(outside), dtype=bool)
+
+    def _replaced(self, orders: np.ndarray) -> np.ndarray:
+        """Share of the recorded samples that others stand in for, [n]."""
+        recorded = self._counts(self.order)
+        return np.array([np.maximum(recorded - self._counts(o), 0).sum() for o in orders]) / self.order.size
+
+    def _counts(self, order: np.ndarray) -> np.ndarray:
+        return np.bincount(order.ravel(), minlength=self.description["samples"])
 
     def _checked(self, orders: Any, allow_other_samples: bool) -> np.ndarray:
         samples = self.description["samples"]

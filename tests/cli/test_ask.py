@@ -189,7 +189,7 @@ def test_wrong_questions(run: Path, args: list[str], code: int, words: str) -> N
 def test_untrusted_is_printed_and_is_exit_code_3(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from orderscope.simulator import Simulator
 
-    monkeypatch.setattr(Simulator, "_inside", lambda self, outside, rates: np.zeros(len(outside), dtype=bool))
+    monkeypatch.setattr(Simulator, "_inside", lambda self, outside: np.zeros(len(outside), dtype=bool))
     result = call("query", run, "--order", "reverse")
     assert result.exit_code == 3
     assert result.stdout.splitlines()[-1].startswith("not trusted: outside")

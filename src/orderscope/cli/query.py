@@ -101,7 +101,7 @@ def answer(prediction: Prediction, index: int, text: str) -> dict[str, Any]:
             "value": float(values[index]),
             "error": error,
             "difference": difference,
-            "detectable": bool(np.isfinite(error) and abs(difference) > error),
+            "detectable": bool(prediction.detectable(name)[index]),
             "trusted": bool(prediction.trusted[index] and prediction.skilled[name]),
         }
     return {"order": text, "metrics": metrics}

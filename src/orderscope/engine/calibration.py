@@ -1,25 +1,29 @@
 """Recalibration and error bars from probes predicted without their own anchors.
 
 How large the error of an estimate is depends on how large an effect it claims and on how far its states lay outside
-the anchors. Both are known for every query, so residuals are taken in units of
+the anchors. Both are known for every query. Orders that end in like places are wrong in like ways, in proportion to
+their effect, so a query is shifted by what kernel ridge regression on the direction of the final displacement makes of
+the probes' residuals r,
 
-    s = (min(|value - reference|, 2 sigma) + sigma / 2) * outside / typical,
+    shift(q) = gain * s(q) * sum_p k_qp [(K + lambda 1)^-1 (r / s)]_p,    s = (|value - reference| + sigma / 3) * far,
 
-sigma the spread of the true values (an error grows with the effect, up to two of them), `outside` the length of what
-the anchors do not span and `typical` its mean over the probes. Orders that end in like places are wrong in like ways,
-so the residual of a query is estimated from those of the probes by kernel ridge regression on the direction of the
-final displacement,
+k_qp the cosine between the displacements of q and p, sigma the spread of the true values, far the length of what the
+anchors do not span over its mean on the probes, lambda the one that predicts each probe best from the others, gain the
+share of their squared residuals that this explains: nothing is shifted where it explains none. What is left grows with
+the effect up to sigma only, and its mean size on the probes makes the error:
 
-    r(q) = gain * sum_p k_qp [(K + lambda 1)^-1 r]_p,    k_qp the cosine between the displacements of q and p,
+    error = quantile * sqrt((residual * u)^2 + noise^2),    u = (min(|value - reference|, sigma) + 3/4 sigma) * far.
 
-lambda the one that predicts each probe best from the others, gain the share of their squared residuals that this
-explains: nothing is shifted where it explains none.
+The mean size, not its root mean square, which one probe can rule: the one whose own anchors alone lie where it leads. A
+query lacks no probe's anchors and errs less than probes left out, so the residual is `LEFT_OUT` of that size. The noise
+is half of what the two halves of the sampled curvature differ in. One such difference says little about how large they
+are, so its square is averaged with that of the probes, in units u.
 Source of the leave-one-out residuals: Craven and Wahba, "Smoothing noisy data with spline functions", 1979.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -29,7 +33,11 @@ from torch import Tensor
 from orderscope.engine.replay import jackknife
 
 COVERAGE = 0.9
-LARGE = 2.0  # effects, in sigma, beyond which errors grow no more
+JACKKNIFES = 1.5  # a group's curvature is not quite a batch's own, which acts like more noise of the sample
+SHIFTED, BOUND = 1 / 3, 3 / 4  # effects, in sigma, that shifts and errors take no effect at all for
+LEFT_OUT = 0.85  # of the errors of probes left out are to be expected of queries
+TINY = 1e-12
+ROUNDING = 4  # machine epsilons of a value: each of the two that are compared is a mean of many rounded losses
 RIDGES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 
 
@@ -68,11 +76,12 @@ class Calibration:
         reference: recorded value of the reference order, where the raw value is exact.
         sigma: standard deviation of the true values of reference and probes.
         shift: what the probes' directions add to values, per unit s, [probes].
-        residual: root mean square of what is left on the probes, each shifted by the others, per unit s.
+        residual: `LEFT_OUT` of the mean size of what is left on the probes, each shifted by the others, per unit u.
         quantile: multiplier for a 90 % interval with as few probes as there were.
         typical, farthest: mean and largest `outside` of the probes.
         skilled: whether the residuals on the probes are smaller than those of a constant.
-        noise: mean sampling noise of the probes, for a replay by one member alone.
+        noise: root mean square of the probes' sampling noise, per unit u.
+        rounding: how far two values that ought to be the same may differ by arithmetic alone; no error is smaller.
         predicted, error, true: values of the probes left out, as they would have been told, and the truth.
     """
 
@@ -85,6 +94,7 @@ class Calibration:
     farthest: float
     skilled: bool
     noise: float
+    rounding: float
     predicted: np.ndarray
     error: np.ndarray
     true: np.ndarray
@@ -97,12 +107,19 @@ class Calibration:
     def apply(self, raw: np.ndarray, at: Bearing) -> tuple[np.ndarray, np.ndarray]:
         """Members' values [3, n] (or [1, n]) and their bearing -> value [n], error [n]."""
         plain = debiased(raw, self.sigma)
-        unit = _unit(plain, self.reference, self.sigma, at.outside, self.typical)
-        noise = sampling_noise(raw) if len(raw) == 3 else self.noise
-        return plain + at.alike @ self.shift * unit, self.quantile * np.sqrt((self.residual * unit) ** 2 + noise**2)
+        free, bound = _units(plain, self.reference, self.sigma, at.outside, self.typical)
+        return plain + at.alike @ self.shift * free, self._error(raw, bound)
+
+    def _error(self, raw: np.ndarray, bound: np.ndarray) -> np.ndarray:
+        noise = (self.noise * bound) ** 2
+        if len(raw) == 3:
+            noise = (noise + sampling_noise(raw) ** 2) / 2
+        return np.maximum(self.quantile * np.sqrt((self.residual * bound) ** 2 + noise), self.rounding)
 
 
-def fit_calibration(raw: np.ndarray, true: np.ndarray, reference: float, at: Bearing) -> Calibration:
+def fit_calibration(
+    raw: np.ndarray, true: np.ndarray, reference: float, at: Bearing, *, eps: float = 0.0
+) -> Calibration:
     """Fit on the probes.
 
     Args:
@@ -110,37 +127,37 @@ def fit_calibration(raw: np.ndarray, true: np.ndarray, reference: float, at: Bea
         true: their true values, [probes].
         reference: the reference order's value.
         at: the probes' bearing, as predicted so.
+        eps: machine epsilon of the arithmetic that values come from; 0 where they are exact.
     """
-    count = len(true)
+    count, rounding = len(true), ROUNDING * eps * abs(reference)
     if count < 2:
         unknown = np.full(count, np.nan)
         return Calibration(
-            reference, 0.0, np.zeros(count), np.inf, 1.0, 0.0, 0.0, False, 0.0, unknown, unknown, true
+            reference, 0.0, np.zeros(count), np.inf, 1.0, 0.0, 0.0, False, 0.0, rounding, unknown, unknown, true
         )  # fmt: skip
     sigma = float(np.append(true, reference).std(ddof=1))
     plain = debiased(raw, sigma)
     typical = float(at.outside.mean())
-    unit = _unit(plain, reference, sigma, at.outside, typical)
-    shift, left = _regressed((true - plain) / unit, at.alike)
-    residual = float(np.sqrt(np.mean(left**2)))
-    quantile = float(stats.t.ppf(0.5 + COVERAGE / 2, count))
-    told = true - left * unit
-    noise = sampling_noise(raw)
+    free, bound = _units(plain, reference, sigma, at.outside, typical)
+    shift, left = _regressed((true - plain) / free, at.alike)
+    left = left * free
     constant = np.abs(true - np.median(np.append(true, reference)))
-    return Calibration(
+    fitted = Calibration(
         reference=reference,
         sigma=sigma,
         shift=shift,
-        residual=residual,
-        quantile=quantile,
+        residual=float(LEFT_OUT * np.abs(left / bound).mean()),
+        quantile=float(stats.t.ppf(0.5 + COVERAGE / 2, count)),
         typical=typical,
         farthest=float(at.outside.max()),
-        skilled=bool(np.abs(true - told).mean() < constant.mean()),
-        noise=float(noise.mean()),
-        predicted=told,
-        error=quantile * np.sqrt((residual * unit) ** 2 + noise**2),
+        skilled=bool(np.abs(left).mean() < constant.mean()),
+        noise=float(np.sqrt(np.mean((sampling_noise(raw) / bound) ** 2))),
+        rounding=rounding,
+        predicted=true - left,
+        error=np.zeros(count),
         true=true,
     )
+    return replace(fitted, error=fitted._error(raw, bound))
 
 
 def _regressed(residuals: np.ndarray, alike: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -160,7 +177,7 @@ def _regressed(residuals: np.ndarray, alike: np.ndarray) -> tuple[np.ndarray, np
 
 def debiased(raw: np.ndarray, sigma: float) -> np.ndarray:
     """Members' values [3, n] (or [1, n]) -> [n]: a jackknife, its correction bounded by how much order matters."""
-    return jackknife(raw, sigma or np.inf)
+    return jackknife(raw, sigma or np.inf, JACKKNIFES)
 
 
 def sampling_noise(raw: np.ndarray) -> np.ndarray:
@@ -171,6 +188,11 @@ def sampling_noise(raw: np.ndarray) -> np.ndarray:
     return np.abs(raw[1] - raw[2]) / 2
 
 
-def _unit(value: np.ndarray, reference: float, sigma: float, outside: np.ndarray, typical: float) -> np.ndarray:
-    share = outside / typical if typical else np.ones_like(outside)
-    return np.maximum((np.minimum(np.abs(value - reference), LARGE * sigma) + sigma / 2) * share, 1e-12)
+def _units(
+    value: np.ndarray, reference: float, sigma: float, outside: np.ndarray, typical: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """The units of a shift, s, and of an error, u, [n] each."""
+    far = outside / typical if typical else np.ones_like(outside)
+    effect = np.abs(value - reference)
+    free, bound = effect + SHIFTED * sigma, np.minimum(effect, sigma) + BOUND * sigma
+    return np.maximum(free * far, TINY), np.maximum(bound * far, TINY)

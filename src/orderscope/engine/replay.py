@@ -200,12 +200,15 @@ def _step(
         chosen.replay_step(dynamics.optimizer, states.theta, states.moments, at[every], part, parts, bound)
 
 
-def jackknife(values: np.ndarray, limit: float = np.inf) -> np.ndarray:
+def jackknife(values: np.ndarray, limit: float = np.inf, times: float = 1.0) -> np.ndarray:
     """[3, ...] values of the members -> the debiased value, [...]; one member is returned as it is.
+
+        L(whole) - times * (mean L(halves) - L(whole))
 
     Args:
         limit: most that the correction may be. Where halves lead far apart it is no small correction any more, and the
             whole alone is nearer to the truth.
+        times: 1 where the sample's noise is all that is wrong; more where what else is wrong goes along with it.
 
     Example:
         >>> jackknife(np.array([[1.0], [1.2], [1.4]]))
@@ -213,6 +216,7 @@ def jackknife(values: np.ndarray, limit: float = np.inf) -> np.ndarray:
         >>> jackknife(np.array([[1.0], [1.2], [1.4]]), limit=0.1)
         array([0.9])
     """
-    return (
-        values[0] if len(values) == 1 else values[0] - np.clip((values[1] + values[2]) / 2 - values[0], -limit, limit)
-    )
+    if len(values) == 1:
+        return values[0]
+    correction = times * ((values[1] + values[2]) / 2 - values[0])
+    return values[0] - np.clip(correction, -limit, limit)

@@ -73,8 +73,8 @@ class Proposal:
         cost: all that was spent, in runs: recording, sketching, searching, confirming.
         best_of_n: metric to be expected of the best of as many random orders, all truly trained.
         undetectable: whether there is nothing to tell from chance. Where it was confirmed, whether the true value is no
-            better than the reference's and `best_of_n`; else whether the predicted gain over the reference is inside
-            its error.
+            better than the reference's and `best_of_n`, but for rounding; else whether the predicted gain over the
+            reference is inside its error, or estimates are no better than a constant.
         true: true values of all metrics, where it was confirmed.
         front: where several metrics were asked for, the orders that no other is better than in all of them, by the
             first metric.
@@ -195,6 +195,10 @@ def propose(
     best_of_n = random["mean"] - sign * random["std"] * expected_best(cost)
     value = best.predicted if best.confirmed is None else best.confirmed
     gain, ahead = sign * (reference - value), sign * (best_of_n - value)
+    calibrations = {name: sim.calibration[name] for name in objective.names}
+    skilled = all(c.skilled for c in calibrations.values())
+    rounding = float(objective.error({name: np.array(c.rounding) for name, c in calibrations.items()}))
+    told = (skilled and gain > best.error) if best.confirmed is None else min(gain, ahead) > rounding
     return Proposal(
         order=best.order,
         predicted=best.predicted,
@@ -209,7 +213,7 @@ def propose(
         scored=sum(p.setting.ledger.scored for p in portfolios),
         cost=cost,
         best_of_n=best_of_n,
-        undetectable=not (gain > best.error if best.confirmed is None else min(gain, ahead) > 0),
+        undetectable=not told,
         true=best.true,
         front=[replace(point, true=true.get(point.order.tobytes(), {})) for point in points],
         notes=notes,
