@@ -387,7 +387,7 @@ class Simulator:
         dtype = None if plain else torch.bfloat16  # the plain reference is no quicker on short tables
         pointing = self._left_out[1][:, chosen]
         pointing = directions(pointing, torch.zeros_like(chosen, dtype=pointing.dtype))
-        window = reduced(self.window, chosen, energy=SEARCH_ENERGY, dtype=dtype).to(self.device)
+        window = reduced(self.window, chosen, energy=SEARCH_ENERGY, dtype=dtype, halves=False).to(self.device)
         return window, expansions, pointing
 
     @cached_property

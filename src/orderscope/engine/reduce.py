@@ -24,7 +24,9 @@ def some_coordinates(window: Window, count: int, seed: int) -> Tensor:
     return torch.randperm(window.coords, generator=torch.Generator().manual_seed(seed))[:count].sort().values
 
 
-def reduced(window: Window, chosen: Tensor, *, energy: float, dtype: torch.dtype | None = None) -> Window:
+def reduced(
+    window: Window, chosen: Tensor, *, energy: float, dtype: torch.dtype | None = None, halves: bool = True
+) -> Window:
     """The same window on the chosen coordinates, [m'] indices into [0, m), its curvature compressed to `energy`.
 
     Sums over coordinates stay unbiased: the weight of each grows by m / m'.
@@ -32,6 +34,8 @@ def reduced(window: Window, chosen: Tensor, *, energy: float, dtype: torch.dtype
     Args:
         dtype: of gradients and anchors: bfloat16, or int8 for gradients on anchors in bfloat16; as they are if not
             given.
+        halves: whether the curvature's halves are still to be told apart. Where only the whole is replayed they are
+            compressed together, and fewer rows hold as much.
     """
     grows = window.coords / len(chosen)
     dynamics, places = window.dynamics, chosen.numpy()
@@ -56,12 +60,18 @@ def reduced(window: Window, chosen: Tensor, *, energy: float, dtype: torch.dtype
         table=table,
         table_scale=scale,
         sample_rows=window.sample_rows[:, :, chosen],
-        factors=tuple(
-            (compress(first[:, chosen] * grows**0.5, energy), compress(second[:, chosen] * grows**0.5, energy))
-            for first, second in window.factors
-        ),
+        factors=tuple(_compressed(pair, chosen, grows**0.5, energy, halves) for pair in window.factors),
         final=window.final[chosen],
     )
+
+
+def _compressed(
+    pair: tuple[Tensor, Tensor], chosen: Tensor, weight: float, energy: float, halves: bool
+) -> tuple[Tensor, Tensor]:
+    first, second = (half[:, chosen] * weight for half in pair)
+    if halves:
+        return compress(first, energy), compress(second, energy)
+    return compress(torch.cat([first, second]), energy), second[:0]
 
 
 def quantised(table: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
