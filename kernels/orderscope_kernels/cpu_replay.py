@@ -24,7 +24,7 @@ from numba import types
 from numba.extending import intrinsic
 from torch import Tensor
 
-from orderscope_kernels.reference import Clip, Part, Products, Terms, clip_factor
+from orderscope_kernels.reference import FAR, JITTER, Clip, Part, Products, Terms, clip_factor
 
 BLOCK = 1024  # coordinates at once: a dozen entries of a short type and the states stay in the nearest cache
 ALIGN = 32  # rows of a matrix product come in multiples of this: few shapes are compiled, and fewer rows take as long
@@ -46,7 +46,26 @@ def displacement_products(
     for first, last, low, high in _spans(ranges):
         until = first + _aligned(last - first)
         curved[first:last, low:high] = _small_product(factor[low:high], d[first:until]).T[: last - first]
-    return Products(torch.from_numpy(square).float(), torch.from_numpy(along).float(), curved)
+    return Products(torch.from_numpy(square), torch.from_numpy(along), curved)
+
+
+def affine_weights(
+    square: Tensor, along: Tensor, gram: Tensor, unit: Tensor, allowed: Tensor, ridge: float, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `reference.affine_weights`."""
+    weights, distance, left = np.empty(along.shape), np.empty(along.shape), np.empty(len(along))
+    given = (_array(x) for x in (square.double(), along.double(), gram, unit, allowed))
+    _weigh(*given, ridge, scale, weights, distance, left)
+    return torch.from_numpy(weights), torch.from_numpy(distance), torch.from_numpy(left)
+
+
+def remainder_coefficients(
+    curved: Tensor, crossed: Tensor, index: Tensor, weights: Tensor, shares: Tensor, piece: Tensor, ranges: Tensor
+) -> Tensor:
+    """As `reference.remainder_coefficients`, float32."""
+    out = torch.zeros(curved.shape)
+    _coefficients(*(_array(x) for x in (curved, crossed, index, weights, shares, piece, ranges, out)))
+    return out
 
 
 def predicted_gradient(terms: Terms) -> Tensor:
@@ -231,6 +250,68 @@ def _displace(theta, start, at, table, index, short, square, along):
             square[i] += _displacement(theta[at[i], first:last], start[first:last], d, short[i, first:last])
             for j in range(index.shape[1]):
                 along[i, j] += _dot(d, table[index[i, j], first:last])
+
+
+@compiled
+def _weigh(square, along, gram, unit, allowed, ridge, scale, weights, distance, left):
+    """The system of each row by its triangles, L D L^T: no root, so rounding may leave it a little indefinite."""
+    terms = along.shape[1]
+    lower, pivot, ones = np.empty((terms, terms)), np.empty(terms), np.empty(terms)
+    for i in range(len(unit)):
+        known, w = gram[unit[i]], weights[i]
+        for j in range(terms):
+            far = max(square[i] - 2 * along[i, j] + known[j, j], 0.0)
+            distance[i, j] = far if allowed[i, j] else np.inf
+            total = known[j, j] + ridge * far * far / scale + JITTER * scale
+            if not allowed[i, j]:
+                total += FAR * scale
+            fitted, one = along[i, j], 1.0
+            for k in range(j):
+                product = known[j, k]
+                for m in range(k):
+                    product -= lower[j, m] * lower[k, m] * pivot[m]
+                lower[j, k] = product / pivot[k]
+                total -= lower[j, k] * product
+                fitted -= lower[j, k] * w[k]
+                one -= lower[j, k] * ones[k]
+            pivot[j], w[j], ones[j] = total, fitted, one
+        sum_fitted, sum_ones = 0.0, 0.0
+        for j in range(terms - 1, -1, -1):
+            fitted, one = w[j] / pivot[j], ones[j] / pivot[j]
+            for k in range(j + 1, terms):
+                fitted -= lower[k, j] * w[k]
+                one -= lower[k, j] * ones[k]
+            w[j], ones[j] = fitted, one
+            sum_fitted += fitted
+            sum_ones += one
+        total = 0.0
+        for j in range(terms):
+            w[j] = w[j] + ones[j] * (1 - sum_fitted) / sum_ones if allowed[i, j] else 0.0
+            total += w[j]
+        rest = square[i]
+        for j in range(terms):
+            w[j] /= total
+            rest -= 2 * w[j] * along[i, j]
+            for k in range(j):
+                rest += 2 * w[j] * w[k] * known[j, k]
+            rest += w[j] * w[j] * known[j, j]
+        left[i] = max(rest, 0.0) / scale
+
+
+@compiled
+def _coefficients(curved, crossed, index, weights, shares, piece, ranges, out):
+    for i in range(len(index)):
+        low, high = ranges[i, 0], ranges[i, 1]
+        own, of = out[i, low:high], piece[low:high]
+        for j in range(index.shape[1]):
+            _add(own, weights[i, j], crossed[index[i, j], low:high])
+        _remain(own, curved[i, low:high], shares[i], of)
+
+
+@compiled
+def _remain(own, curved, shares, piece):
+    for r in range(len(own)):
+        own[r] = shares[piece[r]] * (curved[r] - own[r])
 
 
 @compiled
