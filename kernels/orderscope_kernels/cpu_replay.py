@@ -26,7 +26,7 @@ from torch import Tensor
 
 from orderscope_kernels.reference import FAR, JITTER, Clip, Part, Products, Terms, clip_factor
 
-BLOCK = 1024  # coordinates at once: a dozen entries of a short type and the states stay in the nearest cache
+BLOCK = 2048  # coordinates at once: a dozen entries of a short type and the states stay in the second cache
 ALIGN = 32  # rows of a matrix product come in multiples of this: few shapes are compiled, and fewer rows take as long
 COLUMNS = 8192  # of a long product at once: the whole at once is four times slower
 FAST = {"contract", "reassoc", "nsz", "arcp"}  # sums in any order, but nan and inf as they are
@@ -229,6 +229,19 @@ def _dot(d, entry):
 
 
 @compiled
+def _dots(d, a, b, c, e):
+    """Four products at once: d is read once for them."""
+    first, second, third, fourth = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
+    for k in range(len(d)):
+        x = d[k]
+        first += x * _wide(a[k])
+        second += x * _wide(b[k])
+        third += x * _wide(c[k])
+        fourth += x * _wide(e[k])
+    return first, second, third, fourth
+
+
+@compiled
 def _displacement(theta, start, d, short):
     total = np.float32(0)
     for k in range(len(d)):
@@ -248,8 +261,16 @@ def _displace(theta, start, at, table, index, short, square, along):
         d = memory[: last - first]
         for i in range(len(at)):
             square[i] += _displacement(theta[at[i], first:last], start[first:last], d, short[i, first:last])
-            for j in range(index.shape[1]):
-                along[i, j] += _dot(d, table[index[i, j], first:last])
+            own, of = along[i], index[i]
+            fours = len(of) - len(of) % 4
+            for j in range(0, fours, 4):
+                a, b = table[of[j], first:last], table[of[j + 1], first:last]
+                c, e = table[of[j + 2], first:last], table[of[j + 3], first:last]
+                found = _dots(d, a, b, c, e)
+                for k in range(4):
+                    own[j + k] += found[k]
+            for j in range(fours, len(of)):
+                own[j] += _dot(d, table[of[j], first:last])
 
 
 @compiled
@@ -321,27 +342,45 @@ def _add(g, weight, entry):
 
 
 @compiled
+def _add_four(g, w, x, y, z, a, b, c, d):
+    for k in range(len(g)):
+        g[k] += w * _wide(a[k]) + x * _wide(b[k]) + y * _wide(c[k]) + z * _wide(d[k])
+
+
+@compiled
 def _copy(g, bent):
     for k in range(len(g)):
         g[k] = _wide(bent[k])
 
 
 @compiled
-def _sum(g, table, index, weights, bent, first, last):
-    """g of one row on some coordinates."""
+def _sum(g, table, index, weights, bent, first, last, used):
+    """g of one row on some coordinates; `used` is memory for the terms that weigh in, four of which are added at once:
+    g is then read and written once for them."""
     _copy(g, bent[first:last])
+    count = 0
     for j in range(len(index)):
         if weights[j] != 0:
-            _add(g, weights[j], table[index[j], first:last])
+            used[count] = j
+            count += 1
+    fours = count - count % 4
+    for n in range(0, fours, 4):
+        j, k, p, q = used[n], used[n + 1], used[n + 2], used[n + 3]
+        a, b = table[index[j], first:last], table[index[k], first:last]
+        c, d = table[index[p], first:last], table[index[q], first:last]
+        _add_four(g, weights[j], weights[k], weights[p], weights[q], a, b, c, d)
+    for n in range(fours, count):
+        j = used[n]
+        _add(g, weights[j], table[index[j], first:last])
 
 
 @compiled
 def _gradient(table, index, weights, bent, out):
-    coords = bent.shape[1]
+    coords, used = bent.shape[1], np.empty(index.shape[1], np.int64)
     for first in range(0, coords, BLOCK):
         last = min(coords, first + BLOCK)
         for i in range(len(index)):
-            _sum(out[i, first:last], table, index[i], weights[i], bent[i], first, last)
+            _sum(out[i, first:last], table, index[i], weights[i], bent[i], first, last, used)
 
 
 @compiled
@@ -355,12 +394,12 @@ def _square(g):
 @compiled
 def _squares(table, index, weights, bent, square):
     coords = bent.shape[1]
-    memory = np.empty(BLOCK, np.float32)
+    memory, used = np.empty(BLOCK, np.float32), np.empty(index.shape[1], np.int64)
     for first in range(0, coords, BLOCK):
         last = min(coords, first + BLOCK)
         g = memory[: last - first]
         for i in range(len(index)):
-            _sum(g, table, index[i], weights[i], bent[i], first, last)
+            _sum(g, table, index[i], weights[i], bent[i], first, last, used)
             square[i] += _square(g)
 
 
@@ -393,13 +432,13 @@ def _amsgrad_row(theta, exp_avg, exp_avg_sq, largest, g, scale, lr, h):
 
 @compiled
 def _adam(theta, exp_avg, exp_avg_sq, largest, at, table, index, weights, bent, scale, columns, lr, h):
-    memory = np.empty(BLOCK, np.float32)
+    memory, used = np.empty(BLOCK, np.float32), np.empty(index.shape[1], np.int64)
     for part in range(len(columns)):
         for first in range(columns[part, 0], columns[part, 1], BLOCK):
             last = min(columns[part, 1], first + BLOCK)
             g = memory[: last - first]
             for i in range(len(at)):
-                _sum(g, table, index[i], weights[i], bent[i], first, last)
+                _sum(g, table, index[i], weights[i], bent[i], first, last, used)
                 own, moment = theta[at[i], first:last], exp_avg[at[i], first:last]
                 second = exp_avg_sq[at[i], first:last]
                 if len(largest):
@@ -427,13 +466,13 @@ def _momentum_row(theta, buffer, g, scale, lr, h):
 
 @compiled
 def _sgd(theta, buffer, at, table, index, weights, bent, scale, columns, lr, h):
-    memory = np.empty(BLOCK, np.float32)
+    memory, used = np.empty(BLOCK, np.float32), np.empty(index.shape[1], np.int64)
     for part in range(len(columns)):
         for first in range(columns[part, 0], columns[part, 1], BLOCK):
             last = min(columns[part, 1], first + BLOCK)
             g = memory[: last - first]
             for i in range(len(at)):
-                _sum(g, table, index[i], weights[i], bent[i], first, last)
+                _sum(g, table, index[i], weights[i], bent[i], first, last, used)
                 if h[part, 0] != 0:
                     moment = buffer[at[i], first:last]
                     _momentum_row(theta[at[i], first:last], moment, g, scale[i], lr[i, part], h[part])
