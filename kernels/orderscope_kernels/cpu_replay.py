@@ -43,7 +43,7 @@ def displacement_products(
     d = torch.empty(rows + ALIGN, theta.shape[1], dtype=factor.dtype)
     _displace(_array(theta), _array(start), _array(at), _array(table), _array(index), _array(d), square, along)
     curved = torch.zeros(rows, len(factor))
-    for first, last, low, high in _spans(ranges):
+    for first, last, low, high in _spans(_runs(ranges.numpy())):
         until = first + _aligned(last - first)
         curved[first:last, low:high] = _small_product(factor[low:high], d[first:until]).T[: last - first]
     return Products(torch.from_numpy(square), torch.from_numpy(along), curved)
@@ -70,9 +70,8 @@ def remainder_coefficients(
 
 def predicted_gradient(terms: Terms) -> Tensor:
     """As `reference.predicted_gradient`, float32."""
-    bent = _bent(terms)
-    out = torch.empty(bent.shape)
-    _gradient(*_gathered(terms), _array(bent), _array(out))
+    out = torch.empty(len(terms.index), terms.factor.shape[1])
+    _gradient(*_gathered(terms), *_bent(terms), _array(out))
     return out
 
 
@@ -86,12 +85,11 @@ def replay_step(
     clip: Clip | None = None,
 ) -> None:
     """As `reference.replay_step`; float32 states, all rows take the step of every part."""
-    bent = _array(_bent(terms))
-    gathered = _gathered(terms)
+    gathered, bent = _gathered(terms), _bent(terms)
     scale = np.ones(len(at), dtype=np.float32)
     if clip is not None:
         square = np.zeros(len(at))
-        _squares(*gathered, bent, square)
+        _squares(*gathered, *bent, square)
         norm = torch.from_numpy(square).sqrt() * clip.weight**0.5
         norm = torch.where(clip.known.isnan(), norm, clip.known.double())
         scale = clip_factor(norm, clip.max_norm).float().numpy()
@@ -116,7 +114,7 @@ def replay_step(
             for h in _rows(options)
         ]  # fmt: skip
     step = _sgd if optimizer == "SGD" else _adam
-    step(*states, _array(at), *gathered, bent, scale, columns, rates.astype(np.float32), np.array(numbers, np.float32))
+    step(*states, _array(at), *gathered, *bent, scale, columns, rates.astype(np.float32), np.array(numbers, np.float32))
 
 
 def _small_product(a: Tensor, b: Tensor) -> Tensor:
@@ -135,15 +133,19 @@ def _rows(options: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
         yield dict(zip(options, map(float, values), strict=True))
 
 
-def _bent(terms: Terms) -> Tensor:
-    """coefficients @ factor in the factor's type, [rows, coords]."""
-    rows = len(terms.index)
-    out = torch.empty(rows + ALIGN, terms.factor.shape[1], dtype=terms.factor.dtype)
-    coefficients = torch.zeros(rows + ALIGN, terms.factor.shape[0], dtype=terms.factor.dtype)
-    coefficients[:rows] = terms.coefficients
-    begun = np.zeros(rows + ALIGN, dtype=bool)
-    for first, last, low, high in _spans(terms.ranges):
-        until = first + _aligned(last - first)  # the rows beyond have coefficients of zero there
+def _bent(terms: Terms) -> tuple[np.ndarray, np.ndarray]:
+    """coefficients @ factor in the factor's type, [places, coords], and where each row lies there, int64 [rows]."""
+    ranges = terms.ranges.numpy()
+    some = np.where(ranges[:, 0] < ranges[:, 1], np.arange(len(ranges)), 0)
+    runs = _runs(ranges[np.maximum.accumulate(some)], ALIGN)  # rows without curvature split no product: they add zeros
+    place = np.concatenate([np.arange(first, last) for first, last, *_ in runs])
+    height = _aligned(int(place[-1]) + 1)
+    out = torch.empty(height, terms.factor.shape[1], dtype=terms.factor.dtype)
+    coefficients = torch.zeros(height, terms.factor.shape[0], dtype=terms.factor.dtype)
+    coefficients[torch.from_numpy(place)] = terms.coefficients.to(terms.factor.dtype)
+    begun = np.zeros(height, dtype=bool)
+    for first, last, low, high in _spans(runs):
+        until = first + _aligned(last - first)
         product = coefficients[first:until, low:high], terms.factor[low:high]
         fresh = ~begun[first:until]
         if fresh.all():
@@ -152,23 +154,28 @@ def _bent(terms: Terms) -> Tensor:
             out[first:until][torch.from_numpy(fresh)] = 0
             out[first:until].addmm_(*product)
         begun[first:until] = True
-    for row in np.flatnonzero(~begun[:rows]).tolist():
-        out[row] = 0
-    return out[:rows]
+    out[torch.from_numpy(place[~begun[place]])] = 0
+    return _array(out), place
 
 
 def _aligned(rows: int) -> int:
     return -(-rows // ALIGN) * ALIGN
 
 
-def _spans(ranges: Tensor) -> Iterator[tuple[int, int, int, int]]:
-    """Neighbouring rows that use a stretch of the factor: (first row, last, low, high), for every stretch between two
-    ends of ranges. So what several members of a group use is read once for all of them."""
+def _runs(ranges: np.ndarray, apart: int = 1) -> list[tuple[int, int, int, int]]:
+    """Neighbouring rows with the same range: (first row, last, low, high), each run moved on to begin at a multiple of
+    `apart`."""
     runs, row = [], 0
     for (low, high), same in groupby(ranges.tolist()):
         count = sum(1 for _ in same)
         runs.append((row, row + count, low, high))
-        row += count
+        row += -(-count // apart) * apart
+    return runs
+
+
+def _spans(runs: list[tuple[int, int, int, int]]) -> Iterator[tuple[int, int, int, int]]:
+    """Neighbouring runs that use a stretch of the factor: (first row, last, low, high), for every stretch between two
+    ends of ranges. So what several members of a group use is read once for all of them."""
     for low, high in pairwise(sorted({edge for run in runs for edge in run[2:]})):
         for used, same in groupby(runs, key=lambda run, low=low, high=high: run[2] <= low and high <= run[3]):
             if used:
@@ -375,12 +382,12 @@ def _sum(g, table, index, weights, bent, first, last, used):
 
 
 @compiled
-def _gradient(table, index, weights, bent, out):
+def _gradient(table, index, weights, bent, place, out):
     coords, used = bent.shape[1], np.empty(index.shape[1], np.int64)
     for first in range(0, coords, BLOCK):
         last = min(coords, first + BLOCK)
         for i in range(len(index)):
-            _sum(out[i, first:last], table, index[i], weights[i], bent[i], first, last, used)
+            _sum(out[i, first:last], table, index[i], weights[i], bent[place[i]], first, last, used)
 
 
 @compiled
@@ -392,14 +399,14 @@ def _square(g):
 
 
 @compiled
-def _squares(table, index, weights, bent, square):
+def _squares(table, index, weights, bent, place, square):
     coords = bent.shape[1]
     memory, used = np.empty(BLOCK, np.float32), np.empty(index.shape[1], np.int64)
     for first in range(0, coords, BLOCK):
         last = min(coords, first + BLOCK)
         g = memory[: last - first]
         for i in range(len(index)):
-            _sum(g, table, index[i], weights[i], bent[i], first, last, used)
+            _sum(g, table, index[i], weights[i], bent[place[i]], first, last, used)
             square[i] += _square(g)
 
 
@@ -431,14 +438,14 @@ def _amsgrad_row(theta, exp_avg, exp_avg_sq, largest, g, scale, lr, h):
 
 
 @compiled
-def _adam(theta, exp_avg, exp_avg_sq, largest, at, table, index, weights, bent, scale, columns, lr, h):
+def _adam(theta, exp_avg, exp_avg_sq, largest, at, table, index, weights, bent, place, scale, columns, lr, h):
     memory, used = np.empty(BLOCK, np.float32), np.empty(index.shape[1], np.int64)
     for part in range(len(columns)):
         for first in range(columns[part, 0], columns[part, 1], BLOCK):
             last = min(columns[part, 1], first + BLOCK)
             g = memory[: last - first]
             for i in range(len(at)):
-                _sum(g, table, index[i], weights[i], bent[i], first, last, used)
+                _sum(g, table, index[i], weights[i], bent[place[i]], first, last, used)
                 own, moment = theta[at[i], first:last], exp_avg[at[i], first:last]
                 second = exp_avg_sq[at[i], first:last]
                 if len(largest):
@@ -465,14 +472,14 @@ def _momentum_row(theta, buffer, g, scale, lr, h):
 
 
 @compiled
-def _sgd(theta, buffer, at, table, index, weights, bent, scale, columns, lr, h):
+def _sgd(theta, buffer, at, table, index, weights, bent, place, scale, columns, lr, h):
     memory, used = np.empty(BLOCK, np.float32), np.empty(index.shape[1], np.int64)
     for part in range(len(columns)):
         for first in range(columns[part, 0], columns[part, 1], BLOCK):
             last = min(columns[part, 1], first + BLOCK)
             g = memory[: last - first]
             for i in range(len(at)):
-                _sum(g, table, index[i], weights[i], bent[i], first, last, used)
+                _sum(g, table, index[i], weights[i], bent[place[i]], first, last, used)
                 if h[part, 0] != 0:
                     moment = buffer[at[i], first:last]
                     _momentum_row(theta[at[i], first:last], moment, g, scale[i], lr[i, part], h[part])
