@@ -18,7 +18,7 @@ from orderscope import __version__
 from orderscope.engine import Batches, Replayed, Window, load_window, replay, units_of
 from orderscope.engine.calibration import Bearing, Calibration, bearing, debiased, directions, fit_calibration
 from orderscope.engine.metrics import Expansion, MetricModel, evaluated, expanded, load_expansions, member_values
-from orderscope.engine.reduce import ReducedExpansion, moved, reduced, reduced_expansion, some_coordinates
+from orderscope.engine.reduce import moved, reduced, reduced_expansion, some_coordinates
 from orderscope.engine.replay import MEMBERS
 from orderscope.errors import OrderscopeError
 from orderscope.names import FURTHER, REFERENCE, TASK_SHARD
@@ -375,7 +375,7 @@ class Simulator:
         return {n: value for n, (value, _) in told.items()}, {n: error for n, (_, error) in told.items()}
 
     @cached_property
-    def _search(self) -> tuple[Window, dict[str, ReducedExpansion], Tensor]:
+    def _search(self) -> tuple[Window, dict[str, Expansion], Tensor]:
         chosen = some_coordinates(self.window, SEARCH_COORDS, self.plan.seed)
         own = self.window.anchors.own.flatten(0, 1)
         some = torch.linspace(0, len(own) - 1, min(KNOWN_STATES, len(own))).round().long()
