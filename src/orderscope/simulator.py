@@ -392,7 +392,22 @@ class Simulator:
 
     @cached_property
     def _replayed_window(self) -> Window:
-        return self.window if self.device.type == "cpu" else self.window.to(self.device)
+        return self.on_device(self.window)
+
+    def on_device(self, window: Window) -> Window:
+        """A window where orders are replayed."""
+        return window if self.device.type == "cpu" else window.to(self.device)
+
+    def replay_of(self, orders: np.ndarray, **options: Any) -> Replayed:
+        """Replays of orders [n, steps, batch] on all carried coordinates, done on the simulator's device and brought
+        back to the CPU.
+
+        Args:
+            options: of `orderscope.engine.replay`.
+        """
+        units = units_of(self.window, self._batches, orders)
+        with one_thread():
+            return replay(self._replayed_window, units, **options).cpu()
 
     def _carried(
         self, orders: np.ndarray, names: tuple[str, ...], rates: np.ndarray | None
@@ -435,9 +450,7 @@ class Simulator:
         allowed: Tensor | None = None,
         snapshots: Sequence[int] = (),
     ) -> Replayed:
-        units = units_of(self.window, self._batches, orders)
-        with one_thread():
-            return replay(self._replayed_window, units, lr=rates, allowed=allowed, snapshots=snapshots).cpu()
+        return self.replay_of(orders, lr=rates, allowed=allowed, snapshots=snapshots)
 
     def _blocks(self, count: int, numbers: int) -> list[slice]:
         """Orders at once: about six vectors of `numbers` float32 each within `BLOCK_BYTES`."""
