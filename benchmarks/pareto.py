@@ -60,7 +60,7 @@ def rows(name: str, orders: int, block: int) -> list[str]:
         states = torch.cat([sim.window.anchors.own.flatten(0, 1), sim.window.anchors.shared])
         for coords, energy, kind in settings():
             chosen = some_coordinates(sim.window, coords, sim.plan.seed)
-            window = reduced(sim.window, chosen, energy=energy, dtype=TYPES[kind])
+            window = reduced(sim.window, chosen, energy=energy, dtype=TYPES[kind], halves=False)
             expansion = reduced_expansion(sim._expansions[metric], states, chosen)
             batches = Batches(sim.order)
 

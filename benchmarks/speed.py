@@ -16,6 +16,7 @@ import resource
 import statistics
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -27,11 +28,13 @@ from fidelity import load
 from windows import characters
 
 import orderscope as osc
+from orderscope import work
 from orderscope.costs import PARTS, part_seconds
 from orderscope.preflight import Preflight, preflight
 from orderscope.record.loop import start, train
 from orderscope.sketch import SketchPlan, SketchStage
 from orderscope.store import RunStore
+from orderscope.work import Sketching, Training
 from orderscope_kernels.reference import Part, Terms
 from orderscope_kernels.replay import named, replay_kernels
 
@@ -95,6 +98,7 @@ def window(name: str, many: bool) -> list[str]:
             f"| {name}: `score`, {ORDERS} orders | {told(scored)} trainings | >= 50 at T=96 |",
         ]
         lines += told_before(name, expected, sim.store) + sketched(name, task, sim.store)
+        lines += remembered(name, task, expected, folder)
         if many:
             asked = shuffles(task, MANY)
             spent = cpu_seconds(lambda: sim.score(asked, metric))
@@ -119,6 +123,52 @@ def told_before(name: str, expected: Preflight, store: RunStore) -> list[str]:
         f"| {name}: seconds told by `doctor` over seconds taken ({times}) | {whole:.2f} | 0.7 to 1.3 |",
         f"| {name}: bytes told by `doctor` over bytes written | {space:.3f} | 0.7 to 1.3 |",
     ]
+
+
+def remembered(name: str, task: osc.Task, expected: Preflight, folder: str) -> list[str]:
+    """Peak memory that the preflight told of each stage, over that of a forked process which does it alone."""
+    path, order = f"{folder}/stages", np.asarray(task.order)
+
+    def complete(kind: str) -> None:
+        with RunStore.create(path) as store:
+            pieces = [Sketching(u) for u in SketchPlan.read(store).units() if f"/{kind}/" in u]
+            work.complete(task, store, pieces, jobs=1)
+
+    def probe() -> None:
+        with RunStore.create(path) as store:
+            work.complete(task, store, [Training("probe-0", order[::-1].copy(), (0, task.steps))], jobs=1)
+
+    measured = {
+        "reference": peak_bytes(lambda: osc.record(task, path, probes=0, sketch=False, jobs=1)),
+        "gradients": peak_bytes(partial(complete, "rows")),
+        "curvature": peak_bytes(partial(complete, "curvature")),
+        "metrics": peak_bytes(partial(complete, "metric")),
+        "probes": peak_bytes(probe),
+        "query": peak_bytes(lambda: osc.Simulator(f"{folder}/run", task).predict(order)),
+    }
+    shares = [(stage.name, stage.memory / measured[stage.name]) for stage in expected.stages]
+    each = ", ".join(f"{stage} {share:.2f}" for stage, share in shares)
+    values = [share for _, share in shares]
+    return [
+        f"| {name}: peak memory told by `doctor` over that of a process ({each}) |"
+        f" {min(values):.2f} to {max(values):.2f} | 0.7 to 1.3 |"
+    ]
+
+
+def peak_bytes(doing: Callable[[], object]) -> float:
+    """Most memory of a forked process that does it."""
+    child = os.fork()
+    if not child:
+        try:
+            doing()
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    _, status, usage = os.wait4(child, 0)
+    if status:
+        raise RuntimeError(f"a stage ended with status {status}")
+    return usage.ru_maxrss * 1024.0
 
 
 def sketched(name: str, task: osc.Task, store: RunStore) -> list[str]:

@@ -24,9 +24,9 @@ from numba import types
 from numba.extending import intrinsic
 from torch import Tensor
 
-from orderscope_kernels.reference import Clip, Part, Products, Terms, clip_factor
+from orderscope_kernels.reference import FAR, JITTER, Clip, Part, Products, Terms, clip_factor
 
-BLOCK = 1024  # coordinates at once: a dozen entries of a short type and the states stay in the nearest cache
+BLOCK = 2048  # coordinates at once: a dozen entries of a short type and the states stay in the second cache
 ALIGN = 32  # rows of a matrix product come in multiples of this: few shapes are compiled, and fewer rows take as long
 COLUMNS = 8192  # of a long product at once: the whole at once is four times slower
 FAST = {"contract", "reassoc", "nsz", "arcp"}  # sums in any order, but nan and inf as they are
@@ -43,17 +43,35 @@ def displacement_products(
     d = torch.empty(rows + ALIGN, theta.shape[1], dtype=factor.dtype)
     _displace(_array(theta), _array(start), _array(at), _array(table), _array(index), _array(d), square, along)
     curved = torch.zeros(rows, len(factor))
-    for first, last, low, high in _spans(ranges):
+    for first, last, low, high in _spans(_runs(ranges.numpy())):
         until = first + _aligned(last - first)
         curved[first:last, low:high] = _small_product(factor[low:high], d[first:until]).T[: last - first]
-    return Products(torch.from_numpy(square).float(), torch.from_numpy(along).float(), curved)
+    return Products(torch.from_numpy(square), torch.from_numpy(along), curved)
+
+
+def affine_weights(
+    square: Tensor, along: Tensor, gram: Tensor, unit: Tensor, allowed: Tensor, ridge: float, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `reference.affine_weights`."""
+    weights, distance, left = np.empty(along.shape), np.empty(along.shape), np.empty(len(along))
+    given = (_array(x) for x in (square.double(), along.double(), gram, unit, allowed))
+    _weigh(*given, ridge, scale, weights, distance, left)
+    return torch.from_numpy(weights), torch.from_numpy(distance), torch.from_numpy(left)
+
+
+def remainder_coefficients(
+    curved: Tensor, crossed: Tensor, index: Tensor, weights: Tensor, shares: Tensor, piece: Tensor, ranges: Tensor
+) -> Tensor:
+    """As `reference.remainder_coefficients`, float32."""
+    out = torch.zeros(curved.shape)
+    _coefficients(*(_array(x) for x in (curved, crossed, index, weights, shares, piece, ranges, out)))
+    return out
 
 
 def predicted_gradient(terms: Terms) -> Tensor:
     """As `reference.predicted_gradient`, float32."""
-    bent = _bent(terms)
-    out = torch.empty(bent.shape)
-    _gradient(*_gathered(terms), _array(bent), _array(out))
+    out = torch.empty(len(terms.index), terms.factor.shape[1])
+    _gradient(*_gathered(terms), *_bent(terms), _array(out))
     return out
 
 
@@ -67,12 +85,11 @@ def replay_step(
     clip: Clip | None = None,
 ) -> None:
     """As `reference.replay_step`; float32 states, all rows take the step of every part."""
-    bent = _array(_bent(terms))
-    gathered = _gathered(terms)
+    gathered, bent = _gathered(terms), _bent(terms)
     scale = np.ones(len(at), dtype=np.float32)
     if clip is not None:
         square = np.zeros(len(at))
-        _squares(*gathered, bent, square)
+        _squares(*gathered, *bent, square)
         norm = torch.from_numpy(square).sqrt() * clip.weight**0.5
         norm = torch.where(clip.known.isnan(), norm, clip.known.double())
         scale = clip_factor(norm, clip.max_norm).float().numpy()
@@ -97,7 +114,7 @@ def replay_step(
             for h in _rows(options)
         ]  # fmt: skip
     step = _sgd if optimizer == "SGD" else _adam
-    step(*states, _array(at), *gathered, bent, scale, columns, rates.astype(np.float32), np.array(numbers, np.float32))
+    step(*states, _array(at), *gathered, *bent, scale, columns, rates.astype(np.float32), np.array(numbers, np.float32))
 
 
 def _small_product(a: Tensor, b: Tensor) -> Tensor:
@@ -116,15 +133,19 @@ def _rows(options: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
         yield dict(zip(options, map(float, values), strict=True))
 
 
-def _bent(terms: Terms) -> Tensor:
-    """coefficients @ factor in the factor's type, [rows, coords]."""
-    rows = len(terms.index)
-    out = torch.empty(rows + ALIGN, terms.factor.shape[1], dtype=terms.factor.dtype)
-    coefficients = torch.zeros(rows + ALIGN, terms.factor.shape[0], dtype=terms.factor.dtype)
-    coefficients[:rows] = terms.coefficients
-    begun = np.zeros(rows + ALIGN, dtype=bool)
-    for first, last, low, high in _spans(terms.ranges):
-        until = first + _aligned(last - first)  # the rows beyond have coefficients of zero there
+def _bent(terms: Terms) -> tuple[np.ndarray, np.ndarray]:
+    """coefficients @ factor in the factor's type, [places, coords], and where each row lies there, int64 [rows]."""
+    ranges = terms.ranges.numpy()
+    some = np.where(ranges[:, 0] < ranges[:, 1], np.arange(len(ranges)), 0)
+    runs = _runs(ranges[np.maximum.accumulate(some)], ALIGN)  # rows without curvature split no product: they add zeros
+    place = np.concatenate([np.arange(first, last) for first, last, *_ in runs])
+    height = _aligned(int(place[-1]) + 1)
+    out = torch.empty(height, terms.factor.shape[1], dtype=terms.factor.dtype)
+    coefficients = torch.zeros(height, terms.factor.shape[0], dtype=terms.factor.dtype)
+    coefficients[torch.from_numpy(place)] = terms.coefficients.to(terms.factor.dtype)
+    begun = np.zeros(height, dtype=bool)
+    for first, last, low, high in _spans(runs):
+        until = first + _aligned(last - first)
         product = coefficients[first:until, low:high], terms.factor[low:high]
         fresh = ~begun[first:until]
         if fresh.all():
@@ -133,23 +154,28 @@ def _bent(terms: Terms) -> Tensor:
             out[first:until][torch.from_numpy(fresh)] = 0
             out[first:until].addmm_(*product)
         begun[first:until] = True
-    for row in np.flatnonzero(~begun[:rows]).tolist():
-        out[row] = 0
-    return out[:rows]
+    out[torch.from_numpy(place[~begun[place]])] = 0
+    return _array(out), place
 
 
 def _aligned(rows: int) -> int:
     return -(-rows // ALIGN) * ALIGN
 
 
-def _spans(ranges: Tensor) -> Iterator[tuple[int, int, int, int]]:
-    """Neighbouring rows that use a stretch of the factor: (first row, last, low, high), for every stretch between two
-    ends of ranges. So what several members of a group use is read once for all of them."""
+def _runs(ranges: np.ndarray, apart: int = 1) -> list[tuple[int, int, int, int]]:
+    """Neighbouring rows with the same range: (first row, last, low, high), each run moved on to begin at a multiple of
+    `apart`."""
     runs, row = [], 0
     for (low, high), same in groupby(ranges.tolist()):
         count = sum(1 for _ in same)
         runs.append((row, row + count, low, high))
-        row += count
+        row += -(-count // apart) * apart
+    return runs
+
+
+def _spans(runs: list[tuple[int, int, int, int]]) -> Iterator[tuple[int, int, int, int]]:
+    """Neighbouring runs that use a stretch of the factor: (first row, last, low, high), for every stretch between two
+    ends of ranges. So what several members of a group use is read once for all of them."""
     for low, high in pairwise(sorted({edge for run in runs for edge in run[2:]})):
         for used, same in groupby(runs, key=lambda run, low=low, high=high: run[2] <= low and high <= run[3]):
             if used:
@@ -210,6 +236,19 @@ def _dot(d, entry):
 
 
 @compiled
+def _dots(d, a, b, c, e):
+    """Four products at once: d is read once for them."""
+    first, second, third, fourth = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
+    for k in range(len(d)):
+        x = d[k]
+        first += x * _wide(a[k])
+        second += x * _wide(b[k])
+        third += x * _wide(c[k])
+        fourth += x * _wide(e[k])
+    return first, second, third, fourth
+
+
+@compiled
 def _displacement(theta, start, d, short):
     total = np.float32(0)
     for k in range(len(d)):
@@ -229,8 +268,78 @@ def _displace(theta, start, at, table, index, short, square, along):
         d = memory[: last - first]
         for i in range(len(at)):
             square[i] += _displacement(theta[at[i], first:last], start[first:last], d, short[i, first:last])
-            for j in range(index.shape[1]):
-                along[i, j] += _dot(d, table[index[i, j], first:last])
+            own, of = along[i], index[i]
+            fours = len(of) - len(of) % 4
+            for j in range(0, fours, 4):
+                a, b = table[of[j], first:last], table[of[j + 1], first:last]
+                c, e = table[of[j + 2], first:last], table[of[j + 3], first:last]
+                found = _dots(d, a, b, c, e)
+                for k in range(4):
+                    own[j + k] += found[k]
+            for j in range(fours, len(of)):
+                own[j] += _dot(d, table[of[j], first:last])
+
+
+@compiled
+def _weigh(square, along, gram, unit, allowed, ridge, scale, weights, distance, left):
+    """The system of each row by its triangles, L D L^T: no root, so rounding may leave it a little indefinite."""
+    terms = along.shape[1]
+    lower, pivot, ones = np.empty((terms, terms)), np.empty(terms), np.empty(terms)
+    for i in range(len(unit)):
+        known, w = gram[unit[i]], weights[i]
+        for j in range(terms):
+            far = max(square[i] - 2 * along[i, j] + known[j, j], 0.0)
+            distance[i, j] = far if allowed[i, j] else np.inf
+            total = known[j, j] + ridge * far * far / scale + JITTER * scale
+            if not allowed[i, j]:
+                total += FAR * scale
+            fitted, one = along[i, j], 1.0
+            for k in range(j):
+                product = known[j, k]
+                for m in range(k):
+                    product -= lower[j, m] * lower[k, m] * pivot[m]
+                lower[j, k] = product / pivot[k]
+                total -= lower[j, k] * product
+                fitted -= lower[j, k] * w[k]
+                one -= lower[j, k] * ones[k]
+            pivot[j], w[j], ones[j] = total, fitted, one
+        sum_fitted, sum_ones = 0.0, 0.0
+        for j in range(terms - 1, -1, -1):
+            fitted, one = w[j] / pivot[j], ones[j] / pivot[j]
+            for k in range(j + 1, terms):
+                fitted -= lower[k, j] * w[k]
+                one -= lower[k, j] * ones[k]
+            w[j], ones[j] = fitted, one
+            sum_fitted += fitted
+            sum_ones += one
+        total = 0.0
+        for j in range(terms):
+            w[j] = w[j] + ones[j] * (1 - sum_fitted) / sum_ones if allowed[i, j] else 0.0
+            total += w[j]
+        rest = square[i]
+        for j in range(terms):
+            w[j] /= total
+            rest -= 2 * w[j] * along[i, j]
+            for k in range(j):
+                rest += 2 * w[j] * w[k] * known[j, k]
+            rest += w[j] * w[j] * known[j, j]
+        left[i] = max(rest, 0.0) / scale
+
+
+@compiled
+def _coefficients(curved, crossed, index, weights, shares, piece, ranges, out):
+    for i in range(len(index)):
+        low, high = ranges[i, 0], ranges[i, 1]
+        own, of = out[i, low:high], piece[low:high]
+        for j in range(index.shape[1]):
+            _add(own, weights[i, j], crossed[index[i, j], low:high])
+        _remain(own, curved[i, low:high], shares[i], of)
+
+
+@compiled
+def _remain(own, curved, shares, piece):
+    for r in range(len(own)):
+        own[r] = shares[piece[r]] * (curved[r] - own[r])
 
 
 @compiled
@@ -240,27 +349,45 @@ def _add(g, weight, entry):
 
 
 @compiled
+def _add_four(g, w, x, y, z, a, b, c, d):
+    for k in range(len(g)):
+        g[k] += w * _wide(a[k]) + x * _wide(b[k]) + y * _wide(c[k]) + z * _wide(d[k])
+
+
+@compiled
 def _copy(g, bent):
     for k in range(len(g)):
         g[k] = _wide(bent[k])
 
 
 @compiled
-def _sum(g, table, index, weights, bent, first, last):
-    """g of one row on some coordinates."""
+def _sum(g, table, index, weights, bent, first, last, used):
+    """g of one row on some coordinates; `used` is memory for the terms that weigh in, four of which are added at once:
+    g is then read and written once for them."""
     _copy(g, bent[first:last])
+    count = 0
     for j in range(len(index)):
         if weights[j] != 0:
-            _add(g, weights[j], table[index[j], first:last])
+            used[count] = j
+            count += 1
+    fours = count - count % 4
+    for n in range(0, fours, 4):
+        j, k, p, q = used[n], used[n + 1], used[n + 2], used[n + 3]
+        a, b = table[index[j], first:last], table[index[k], first:last]
+        c, d = table[index[p], first:last], table[index[q], first:last]
+        _add_four(g, weights[j], weights[k], weights[p], weights[q], a, b, c, d)
+    for n in range(fours, count):
+        j = used[n]
+        _add(g, weights[j], table[index[j], first:last])
 
 
 @compiled
-def _gradient(table, index, weights, bent, out):
-    coords = bent.shape[1]
+def _gradient(table, index, weights, bent, place, out):
+    coords, used = bent.shape[1], np.empty(index.shape[1], np.int64)
     for first in range(0, coords, BLOCK):
         last = min(coords, first + BLOCK)
         for i in range(len(index)):
-            _sum(out[i, first:last], table, index[i], weights[i], bent[i], first, last)
+            _sum(out[i, first:last], table, index[i], weights[i], bent[place[i]], first, last, used)
 
 
 @compiled
@@ -272,14 +399,14 @@ def _square(g):
 
 
 @compiled
-def _squares(table, index, weights, bent, square):
+def _squares(table, index, weights, bent, place, square):
     coords = bent.shape[1]
-    memory = np.empty(BLOCK, np.float32)
+    memory, used = np.empty(BLOCK, np.float32), np.empty(index.shape[1], np.int64)
     for first in range(0, coords, BLOCK):
         last = min(coords, first + BLOCK)
         g = memory[: last - first]
         for i in range(len(index)):
-            _sum(g, table, index[i], weights[i], bent[i], first, last)
+            _sum(g, table, index[i], weights[i], bent[place[i]], first, last, used)
             square[i] += _square(g)
 
 
@@ -311,14 +438,14 @@ def _amsgrad_row(theta, exp_avg, exp_avg_sq, largest, g, scale, lr, h):
 
 
 @compiled
-def _adam(theta, exp_avg, exp_avg_sq, largest, at, table, index, weights, bent, scale, columns, lr, h):
-    memory = np.empty(BLOCK, np.float32)
+def _adam(theta, exp_avg, exp_avg_sq, largest, at, table, index, weights, bent, place, scale, columns, lr, h):
+    memory, used = np.empty(BLOCK, np.float32), np.empty(index.shape[1], np.int64)
     for part in range(len(columns)):
         for first in range(columns[part, 0], columns[part, 1], BLOCK):
             last = min(columns[part, 1], first + BLOCK)
             g = memory[: last - first]
             for i in range(len(at)):
-                _sum(g, table, index[i], weights[i], bent[i], first, last)
+                _sum(g, table, index[i], weights[i], bent[place[i]], first, last, used)
                 own, moment = theta[at[i], first:last], exp_avg[at[i], first:last]
                 second = exp_avg_sq[at[i], first:last]
                 if len(largest):
@@ -345,14 +472,14 @@ def _momentum_row(theta, buffer, g, scale, lr, h):
 
 
 @compiled
-def _sgd(theta, buffer, at, table, index, weights, bent, scale, columns, lr, h):
-    memory = np.empty(BLOCK, np.float32)
+def _sgd(theta, buffer, at, table, index, weights, bent, place, scale, columns, lr, h):
+    memory, used = np.empty(BLOCK, np.float32), np.empty(index.shape[1], np.int64)
     for part in range(len(columns)):
         for first in range(columns[part, 0], columns[part, 1], BLOCK):
             last = min(columns[part, 1], first + BLOCK)
             g = memory[: last - first]
             for i in range(len(at)):
-                _sum(g, table, index[i], weights[i], bent[i], first, last)
+                _sum(g, table, index[i], weights[i], bent[place[i]], first, last, used)
                 if h[part, 0] != 0:
                     moment = buffer[at[i], first:last]
                     _momentum_row(theta[at[i], first:last], moment, g, scale[i], lr[i, part], h[part])

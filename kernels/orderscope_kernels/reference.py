@@ -13,6 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+JITTER = 1e-6
+FAR = 1e6
+
 
 class Terms(NamedTuple):
     """A predicted gradient that is not formed yet,
@@ -92,6 +95,56 @@ def displacement_products(
     for rows, (low, high) in by_range(ranges):
         curved[rows, low:high] = (d[rows].to(factor.dtype) @ factor[low:high].T).to(d.dtype)
     return Products((d * d).sum(1), entry_products(table, index, d), curved)
+
+
+def affine_weights(
+    square: Tensor, along: Tensor, gram: Tensor, unit: Tensor, allowed: Tensor, ridge: float, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Affine weights of displacements d among those of their unit, d_j, from inner products: they minimise
+
+        | d - sum_j w_j d_j |^2  +  ridge * sum_j w_j^2 | d - d_j |^4 / scale,    sum_j w_j = 1.
+
+    Args:
+        square: d . d, [rows].
+        along: d_j . d, [rows, terms].
+        gram: d_i . d_j of each unit, float64 [units, terms, terms].
+        unit: int64 [rows].
+        allowed: bool [rows, terms], which d_j may weigh in.
+        ridge, scale: as in the formula.
+
+    Returns:
+        weights [rows, terms]; |d - d_j|^2, infinite where not allowed, [rows, terms]; |d - sum_j w_j d_j|^2 / scale,
+        [rows]. All float64.
+    """
+    length, along, gram = square.double(), along.double(), gram[unit]
+    distance = (length[:, None] - 2 * along + gram.diagonal(dim1=1, dim2=2)).clamp_min(0)
+    penalty = ridge * distance**2 / scale + JITTER * scale + (~allowed) * (FAR * scale)
+    solved = torch.linalg.solve(gram + torch.diag_embed(penalty), torch.stack([along, torch.ones_like(along)], -1))
+    fitted, ones = solved[..., 0], solved[..., 1]
+    weights = fitted + ones * ((1 - fitted.sum(1)) / ones.sum(1))[:, None]
+    weights = weights * allowed
+    weights = weights / weights.sum(1, keepdim=True)
+    left = length - 2 * (weights * along).sum(1) + torch.einsum("rj,rjk,rk->r", weights, gram, weights)
+    return weights, distance.masked_fill(~allowed, torch.inf), left.clamp_min(0) / scale
+
+
+def remainder_coefficients(
+    curved: Tensor, crossed: Tensor, index: Tensor, weights: Tensor, shares: Tensor, piece: Tensor, ranges: Tensor
+) -> Tensor:
+    """Coefficients of the factor's rows in the curvature times a remainder,
+
+        c[i, r] = shares[i, piece[r]] * (curved[i, r] - sum_j weights[i, j] crossed[index[i, j], r]).
+
+    Args:
+        curved: A d, [rows, rank].
+        crossed: the same of the entries, [entries, rank].
+        index: int64 [rows, terms].
+        weights: [rows, terms].
+        shares: what each piece of the factor counts for each row, [rows, pieces]; zero outside the row's range.
+        piece: of each row of the factor, int64 [rank].
+        ranges: int32 [rows, 2], the rows of the factor that a row uses; the other coefficients are zero.
+    """
+    return shares[:, piece] * (curved - gather_entries(crossed, index, weights))
 
 
 def predicted_gradient(terms: Terms) -> Tensor:

@@ -1,7 +1,7 @@
 """One step of many replays: the module that chooses between the kernels and their plain-torch reference.
 
-All have the same two functions, `displacement_products` and `replay_step`; what they compute is written down in
-`orderscope_kernels.reference`.
+All have the same four functions: `displacement_products`, `affine_weights` and `remainder_coefficients` of them, and
+`replay_step`. What they compute is written down in `orderscope_kernels.reference`.
 
     triton    states on a GPU, float32
     numba     states on a CPU, float32, where numba is installed (extra "numba")
@@ -31,6 +31,10 @@ class ReplayKernels(Protocol):
     """What each of the modules offers; see `orderscope_kernels.reference` for the arguments."""
 
     def displacement_products(self, *args: Any, **kwargs: Any) -> Products: ...
+
+    def affine_weights(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor, Tensor]: ...
+
+    def remainder_coefficients(self, *args: Any, **kwargs: Any) -> Tensor: ...
 
     def replay_step(self, *args: Any, **kwargs: Any) -> None: ...
 

@@ -18,7 +18,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from orderscope_kernels.reference import Clip, Part, Products, Terms, clip_factor
+from orderscope_kernels.reference import (
+    Clip,
+    Part,
+    Products,
+    Terms,
+    affine_weights,
+    clip_factor,
+    remainder_coefficients,
+)
+
+__all__ = ["affine_weights", "displacement_products", "remainder_coefficients", "replay_step"]
 
 ROWS = 16  # the least that tl.dot takes
 COORDS = 128

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from orderscope.engine import Batches, Replayed, replay, units_of
 from orderscope.engine.calibration import Bearing, Calibration, fit_calibration
 from orderscope.errors import OrderscopeError
 from orderscope.heatmap import Heat as Heat
@@ -19,7 +18,6 @@ from orderscope.retrain import retrain
 from orderscope.simulator import Simulator
 from orderscope.sketch.gradients import set_parameters
 from orderscope.task import Task
-from orderscope.threads import one_thread
 
 PLACES = 12
 NEIGHBOURS = 32
@@ -75,7 +73,7 @@ def positions(
     for start in range(0, len(cells), block):
         part = cells[start : start + block]
         orders = np.stack([sim.order[_moved(steps, int(chosen[i]), int(spots[j]))] for i, j in part])
-        replayed = _replayed(sim, orders, members=1)
+        replayed = sim.replay_of(orders, members=1)
         at = sim.bearing(replayed)
         metrics = sim.calibration[name].apply(sim.metric_model(replayed.theta[0], (name,))[name][None], at)[0]
         for c, (i, j) in enumerate(part):
@@ -185,18 +183,13 @@ def _calibrated(sim: Simulator, losses: _Losses, units: np.ndarray, recorded: np
         return [fit_calibration(np.zeros((3, 0)), np.zeros(0), float(r), nowhere) for r in recorded]
     runs = np.array(sim.window.anchor_runs)
     allowed = torch.from_numpy(np.stack([runs != name for name in sim.runs]))
-    replayed = _replayed(sim, sim.run_orders, allowed=allowed)
+    replayed = sim.replay_of(sim.run_orders, allowed=allowed)
     true = np.stack([losses.recorded(name, units) for name in sim.runs], axis=1)
     at, found = sim.bearing(replayed), []
     for i, unit in enumerate(units):
         raw = np.array([[losses(theta, int(unit)) for theta in member] for member in replayed.theta])
         found.append(fit_calibration(raw, true[i], float(recorded[i]), at, eps=sim.eps))
     return found
-
-
-def _replayed(sim: Simulator, orders: np.ndarray, **options: Any) -> Replayed:
-    with one_thread():
-        return replay(sim.window, units_of(sim.window, Batches(sim.order), orders), **options)
 
 
 def _moved(steps: int, unit: int, place: int) -> np.ndarray:

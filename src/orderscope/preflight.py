@@ -1,22 +1,29 @@
 """What recording a task will take, before it is recorded: time, memory and disk of every stage.
 
 A few steps, one block of gradients and one of pseudo-gradients are truly computed at the start of the window, with the
-code that records; what they took is scaled by the counts of the plan. Disk is the plan's own arithmetic.
+code that records, in a process like those that will share the work; what they took is scaled by the counts of the plan.
+Disk is the plan's own arithmetic.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import resource
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from orderscope import recording
+from orderscope.errors import OrderscopeError
 from orderscope.names import REFERENCE
 from orderscope.record import record_run, task_shard
 from orderscope.record.segments import read_state
@@ -90,22 +97,56 @@ def preflight(
     """
     anchors, probes, rows = recording.allotted(task, anchors, probes, curvature_rows, budget)
     plan = recording.sketch_plan(task, recording.spaced(task.steps, anchors), sample_anchors, coords, rows, seed)
-    with (
-        tempfile.TemporaryDirectory(dir=where, prefix=".orderscope-preflight-") as folder,
-        RunStore.create(folder) as store,
-        one_thread(),
-    ):
-        task_shard(task, store)
-        return _tried(task, store, plan, probes)
+    with tempfile.TemporaryDirectory(dir=where, prefix=".orderscope-preflight-") as folder:
+
+        def tried() -> Preflight:
+            with RunStore.create(folder) as store, one_thread():
+                task_shard(task, store)
+                return _tried(task, store, plan, probes)
+
+        return _by_a_worker(tried)
+
+
+def _by_a_worker(work: Callable[[], Preflight]) -> Preflight:
+    """What `work` returns or raises in a forked process, as workers are; in this one where that is unsafe."""
+    if torch.cuda.is_initialized() or "fork" not in multiprocessing.get_all_start_methods():
+        return work()
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_send, args=(work, sender))
+    process.start()
+    sender.close()
+    try:
+        found = receiver.recv()
+    except EOFError:
+        raise OrderscopeError(
+            "a process that ended while a few steps of the task were tried in it",
+            "one that lives to tell what they took",
+            "look for want of memory: a smaller model, batch or data set, or a larger machine",
+        ) from None
+    finally:
+        process.join()
+    if isinstance(found, Exception):
+        raise found
+    return found
+
+
+def _send(work: Callable[[], Preflight], sender: Connection) -> None:
+    try:
+        sender.send(work())
+    except Exception as error:  # whatever it is, the caller raises it
+        sender.send(error)
 
 
 def _tried(task: Task, store: RunStore, plan: SketchPlan, probes: int) -> Preflight:
     steps = min(STEPS + 1, task.steps)
     short = replace(task, order=task.order[:steps])
+    _restart_peak()
     record_run(short, store, REFERENCE, short.order, sorted({0, 1, steps}), coords=plan.coordinates.indices)
     ran = [event for event in store.journal() if event.get("event") == "segment"][-1]
     step, ending = ran["train_seconds"] / ran["steps"], ran["seconds"] - ran["train_seconds"]
     first, last = read_state(store, REFERENCE, 0), read_state(store, REFERENCE, 1)
+    peaks = [_peak_anew()]
 
     near = replace(plan, anchors=[replace(a, segment=min(a.segment, 1)) for a in plan.anchors])
     stage = SketchStage(task, store, near)
@@ -120,12 +161,14 @@ def _tried(task: Task, store: RunStore, plan: SketchPlan, probes: int) -> Prefli
                  "sketch/rows/a00-b000")
         for samples, count in kinds if count
     )  # fmt: skip
+    peaks.append(_peak_anew())
     drawn = sum(map(len, plan.curvature_ids))
     ids = plan.curvature_ids[0][: max(1, stage.micro_batch // plan.draws)]
     at = _with_plan(stage, curvature_ids=[ids])
     curvature = drawn / len(ids) * _timed(at, "sketch/curvature/b000")
+    peaks.append(_peak_anew())
     metrics = sum(_timed(stage, f"sketch/metric/{name}") for name in plan.metrics)
-    found = _stages(task, plan, probes, first, last, step, ending, rows, curvature, metrics)
+    found = _stages(task, plan, probes, first, last, step, ending, rows, curvature, metrics, [*peaks, _peak()])
     byte = _write_seconds(store) / WRITTEN
     sketched = ("gradients", "curvature", "metrics")  # what ends a run has been timed with its writing
     found = tuple(replace(s, seconds=s.seconds + s.disk * byte) if s.name in sketched else s for s in found)
@@ -154,7 +197,7 @@ def _timed(stage: SketchStage, unit: str) -> float:
 
 def _stages(
     task: Task, plan: SketchPlan, probes: int, first: TrainingState, last: TrainingState, step: float, ending: float,
-    rows: float, curvature: float, metrics: float,
+    rows: float, curvature: float, metrics: float, peaks: Sequence[float],
 ) -> tuple[Stage, ...]:  # fmt: skip
     item, m, steps = task.layout.dtype.itemsize, plan.carried, plan.steps
     used, kept = len(np.unique(task.order)), sum(a.samples for a in plan.anchors)
@@ -165,7 +208,7 @@ def _stages(
     starting, ended = (_state_bytes(s) for s in (first, last))
     random = sum(x.nbytes for x in first.rng.values())
     block = plan.blocks[0][1] - plan.blocks[0][0]
-    base = _peak()
+    base, of_rows, of_curvature, of_metrics = peaks
     run = steps * step
     reference = of_steps + starting + (ends - 1) * ended + ends * (random + losses + SHARD)
     probe = of_steps + starting + ended + losses + 2 * SHARD
@@ -175,11 +218,11 @@ def _stages(
     return (
         Stage("reference", run + ends * ending, base + of_steps / max(1, ends - 1) + ended, reference),
         Stage("probes", probes * (run + ending), base + of_steps + ended, probes * probe),
-        Stage("gradients", rows, base + block * m * (item + plan.batch * 2 * bool(kept)),
+        Stage("gradients", rows, of_rows + block * m * (item + plan.batch * 2 * bool(kept)),
               table + samples + kept * used * 8 + len(plan.anchors) * len(plan.blocks) * SHARD),
-        Stage("curvature", curvature, base + max(map(len, plan.curvature_ids)) * plan.draws * m * 2,
+        Stage("curvature", curvature, of_curvature + max(map(len, plan.curvature_ids)) * plan.draws * m * 2,
               drawn * m * 2 + len(plan.curvature_ids) * SHARD),
-        Stage("metrics", metrics, base, sum(m * (item + 2 * n) + SHARD for n in plan.metrics.values())),
+        Stage("metrics", metrics, of_metrics, sum(m * (item + 2 * n) + SHARD for n in plan.metrics.values())),
         # Own states, as they are and from the start, and gradients, alone and in the table; the curvature twice.
         Stage("query", float("nan"), base + 4 * own + 2 * table + samples + 2 * drawn * m * item, 0.0),
     )  # fmt: skip
@@ -190,6 +233,18 @@ def _state_bytes(state: TrainingState) -> int:
     return sum(tensor.nbytes for tensor in tensors)
 
 
+def _peak_anew() -> float:
+    """`_peak`, which begins anew."""
+    peak = _peak()
+    _restart_peak()
+    return peak
+
+
+def _restart_peak() -> None:
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def _peak() -> float:
-    """Most memory this process has had, in bytes."""
+    """Most memory this process has had, in bytes, on Linux since `_restart_peak`."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -18,7 +18,7 @@ from orderscope import __version__
 from orderscope.engine import Batches, Replayed, Window, load_window, replay, units_of
 from orderscope.engine.calibration import Bearing, Calibration, bearing, debiased, directions, fit_calibration
 from orderscope.engine.metrics import Expansion, MetricModel, evaluated, expanded, load_expansions, member_values
-from orderscope.engine.reduce import ReducedExpansion, moved, reduced, reduced_expansion, some_coordinates
+from orderscope.engine.reduce import moved, reduced, reduced_expansion, some_coordinates
 from orderscope.engine.replay import MEMBERS
 from orderscope.errors import OrderscopeError
 from orderscope.names import FURTHER, REFERENCE, TASK_SHARD
@@ -388,7 +388,7 @@ class Simulator:
         return {n: value for n, (value, _) in told.items()}, {n: error for n, (_, error) in told.items()}
 
     @cached_property
-    def _search(self) -> tuple[Window, dict[str, ReducedExpansion], Tensor]:
+    def _search(self) -> tuple[Window, dict[str, Expansion], Tensor]:
         chosen = some_coordinates(self.window, SEARCH_COORDS, self.plan.seed)
         own = self.window.anchors.own.flatten(0, 1)
         some = torch.linspace(0, len(own) - 1, min(KNOWN_STATES, len(own))).round().long()
@@ -400,12 +400,27 @@ class Simulator:
         dtype = None if plain else torch.bfloat16  # the plain reference is no quicker on short tables
         pointing = self._left_out[1][:, chosen]
         pointing = directions(pointing, torch.zeros_like(chosen, dtype=pointing.dtype))
-        window = reduced(self.window, chosen, energy=SEARCH_ENERGY, dtype=dtype).to(self.device)
+        window = reduced(self.window, chosen, energy=SEARCH_ENERGY, dtype=dtype, halves=False).to(self.device)
         return window, expansions, pointing
 
     @cached_property
     def _replayed_window(self) -> Window:
-        return self.window if self.device.type == "cpu" else self.window.to(self.device)
+        return self.on_device(self.window)
+
+    def on_device(self, window: Window) -> Window:
+        """A window where orders are replayed."""
+        return window if self.device.type == "cpu" else window.to(self.device)
+
+    def replay_of(self, orders: np.ndarray, **options: Any) -> Replayed:
+        """Replays of orders [n, steps, batch] on all carried coordinates, done on the simulator's device and brought
+        back to the CPU.
+
+        Args:
+            options: of `orderscope.engine.replay`.
+        """
+        units = units_of(self.window, self._batches, orders)
+        with one_thread():
+            return replay(self._replayed_window, units, **options).cpu()
 
     def _carried(
         self, orders: np.ndarray, names: tuple[str, ...], rates: np.ndarray | None
@@ -448,9 +463,7 @@ class Simulator:
         allowed: Tensor | None = None,
         snapshots: Sequence[int] = (),
     ) -> Replayed:
-        units = units_of(self.window, self._batches, orders)
-        with one_thread():
-            return replay(self._replayed_window, units, lr=rates, allowed=allowed, snapshots=snapshots).cpu()
+        return self.replay_of(orders, lr=rates, allowed=allowed, snapshots=snapshots)
 
     def _blocks(self, count: int, numbers: int) -> list[slice]:
         """Orders at once: about six vectors of `numbers` float32 each within `BLOCK_BYTES`."""

@@ -9,6 +9,9 @@ import torch
 
 import orderscope as osc
 from law_tasks import permuted_steps, simulated
+from orderscope.engine import Window
+from orderscope.search.objective import Objective
+from orderscope.search.scoring import leading, precise_score
 from orderscope_kernels.replay import OVERRIDE
 from tasks_tiny import char
 
@@ -53,6 +56,26 @@ def test_a_window_moved_is_the_same_window(recorded):
     assert {x.device.type for x in tensors} == {"meta"}
     assert moved.table.shape == window.table.shape
     assert window.anchors.spread.device.type == "cpu"
+
+
+def test_positions_and_precise_scores_are_replayed_there(recorded, monkeypatch):
+    """A device that is not there stands in: what is moved to it stays on the CPU, but is seen."""
+    sim, task, orders = recorded
+    there, moved = osc.Simulator(sim.path, task), []
+    there.device = torch.device("meta")
+    monkeypatch.setattr(Window, "to", lambda window, device: moved.append(device) or window)
+    objective = Objective({"eval": 1.0})
+    expected = precise_score(sim, leading(sim.window), objective)(orders)
+    assert not moved
+    found = precise_score(there, leading(there.window), objective)(orders)
+    assert moved
+    np.testing.assert_allclose(found[0], expected[0])
+    expected = osc.positions(sim, [1], places=[0, 2])
+    moved.clear()
+    again = osc.Simulator(sim.path, task)
+    again.device = torch.device("meta")
+    np.testing.assert_allclose(osc.positions(again, [1], places=[0, 2]).value, expected.value)
+    assert {device.type for device in moved} == {"meta"}
 
 
 def test_a_device_that_is_not_there_is_told(recorded):

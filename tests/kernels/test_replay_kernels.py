@@ -8,7 +8,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from kernel_cases import OPTIMIZERS, TYPES, made_clip, made_parts, made_states, made_terms, table_of
+from kernel_cases import OPTIMIZERS, TYPES, UNITS, made_clip, made_parts, made_states, made_terms, table_of
 from orderscope_kernels import reference
 from orderscope_kernels.reference import Part
 from orderscope_kernels.replay import OVERRIDE, named, replay_kernels
@@ -245,3 +245,58 @@ def test_numba_writes_all_of_a_gradient_where_members_share_the_factor(orders, m
     expected, empty = reference.predicted_gradient(terms), torch.empty
     monkeypatch.setattr(torch, "empty", lambda *size, **options: empty(*size, **options).fill_(torch.nan))
     torch.testing.assert_close(cpu_replay.predicted_gradient(terms), expected, **CLOSE)
+
+
+@kernels
+def test_rows_without_curvature_come_between_others(name):
+    """Their neighbours' products are padded over them and must not count again for the rows behind."""
+    rank, rows = 40, 12
+    terms = made_terms(rows, 63, rank=rank)
+    ranges = torch.tensor([[0, 25]] * 8 + [[25, rank]] * 4).int()
+    ranges[[0, 2, 5, 9]] = 0
+    column = torch.arange(rank)
+    used = (column >= ranges[:, :1]) & (column < ranges[:, 1:])
+    terms = terms._replace(coefficients=torch.randn(rows, rank, generator=generator(8)) * used, ranges=ranges)
+    theta, part = torch.zeros(rows, 63), made_parts("plain", 63)[-1]
+    part = part._replace(first=0, options=part.options | {"weight_decay": 0.0, "lr": 1.0})
+    moved = {}
+    for which in ("reference", name):
+        states, at, asked = (on_device(which, x) for x in (theta.clone(), torch.arange(rows), terms))
+        named(which).replay_step("SGD", states, {}, at, asked, [part])
+        moved[which] = states.cpu()
+    torch.testing.assert_close(moved[name], moved["reference"], **CLOSE)
+
+
+@kernels
+@pytest.mark.parametrize("terms", [1, 4, 13])
+def test_affine_weights_are_those_of_the_reference(name, terms):
+    """Some anchors are not allowed; two are one state; one row lies on an anchor."""
+    g = generator(9)
+    known = torch.randn(UNITS, terms, 50, generator=g, dtype=torch.float64)
+    known[1, -1] = known[1, 0]
+    unit = torch.arange(23) % UNITS
+    d = torch.randn(23, 50, generator=g, dtype=torch.float64)
+    d[6] = known[1, 0]
+    allowed = torch.rand(23, terms, generator=g) > 0.3
+    allowed[:, 0] = True
+    arguments = ((d * d).sum(1), (known[unit] @ d[:, :, None])[..., 0], known @ known.transpose(1, 2), unit, allowed)
+    expected = reference.affine_weights(*arguments, 0.1, 50.0)
+    found = named(name).affine_weights(*(on_device(name, x) for x in arguments), 0.1, 50.0)
+    for ours, theirs in zip(found, expected, strict=True):
+        # The jitter is 1e-6 of the scale, so the system's condition is at most some 1e7 in float64.
+        torch.testing.assert_close(ours.cpu(), theirs, rtol=1e-7, atol=1e-7)
+
+
+@kernels
+def test_coefficients_of_the_remainder_are_those_of_the_reference(name):
+    g, terms = generator(10), made_terms(19, 5, rank=33)
+    used = (torch.arange(33) >= terms.ranges[:, :1]) & (torch.arange(33) < terms.ranges[:, 1:])
+    piece = torch.arange(33) // 16 % 2
+    shares = torch.rand(19, 2, generator=g) * torch.stack([used[:, piece == k].any(1) for k in (0, 1)], 1)
+    curved = torch.randn(19, 33, generator=g) * used
+    crossed = torch.randn(len(terms.table), 33, generator=g)
+    arguments = (curved, crossed, terms.index, terms.weights, shares, piece, terms.ranges)
+    expected = reference.remainder_coefficients(*arguments)
+    found = named(name).remainder_coefficients(*(on_device(name, x) for x in arguments))
+    torch.testing.assert_close(found.cpu() * used, expected * used, **CLOSE)
+    assert not bool((found.cpu() * ~used).any()) or name != "numba"

@@ -14,6 +14,33 @@ from orderscope.cli.text import plain
 
 Report = Callable[[str, int, int], None]
 
+COUNTED = {
+    "train the reference": "step",
+    "probes and sketch": "unit",
+    "sketch": "unit",
+    "search": "order",
+    "schedules": "schedule",
+    "confirm": "run",
+    "train": "order",
+    "train unseen orders": "order",
+    "train the noise floor": "run",
+    "predict unseen orders": "order",
+    "predict orders": "order",
+    "positions": "cell",
+    "train cells": "cell",
+}  # what a stage counts; "sketch, share 0 of 4" counts as "sketch" does
+
+
+def counted(stage: str, total: int) -> str:
+    """A total with what is counted; a stage that is not known here counts without a name.
+
+    Example:
+        >>> counted("train the reference", 48), counted("confirm", 1)
+        ('48 steps', '1 run')
+    """
+    noun = COUNTED.get(stage.partition(",")[0])
+    return str(total) if noun is None else f"{total} {noun}" + "s" * (total != 1)
+
 
 @contextmanager
 def progress_bars(quiet: bool = False) -> Iterator[Report]:
@@ -51,7 +78,7 @@ def _bars(rich: Any) -> Iterator[Report]:
     columns = (
         parts.TextColumn("{task.description}", markup=False),
         parts.BarColumn(),
-        parts.MofNCompleteColumn(),
+        parts.TextColumn("{task.completed} of {task.fields[counted]}"),
         parts.TimeRemainingColumn(compact=True, elapsed_when_finished=True),
     )
     with parts.Progress(*columns, console=rich.console.Console(stderr=True)) as bars:
@@ -59,8 +86,8 @@ def _bars(rich: Any) -> Iterator[Report]:
 
         def report(stage: str, done: int, total: int) -> None:
             if stage not in ids:
-                ids[stage] = bars.add_task(plain(stage), total=total)
-            bars.update(ids[stage], completed=done, total=total)
+                ids[stage] = bars.add_task(plain(stage), total=total, counted="")
+            bars.update(ids[stage], completed=done, total=total, counted=counted(stage, total))
 
         yield report
 
@@ -96,11 +123,11 @@ class _Lines:
         seconds = self._clock.seconds(stage)
         if done >= total and stage not in self._finished:
             self._finished.add(stage)
-            click.echo(f"{plain(stage)}: {total} in {seconds:.1f} s", err=True)
+            click.echo(f"{plain(stage)}: {counted(stage, total)} in {seconds:.1f} s", err=True)
         elif done < total and time.monotonic() - self._told > self.EVERY:
             self._told = time.monotonic()
             left = self._clock.left(stage, done, total)
-            click.echo(f"{plain(stage)}: {done} of {total}, {left:.0f} s left", err=True)
+            click.echo(f"{plain(stage)}: {done} of {counted(stage, total)}, {left:.0f} s left", err=True)
 
 
 class _OneLine:
@@ -111,4 +138,4 @@ class _OneLine:
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         left = self._clock.left(stage, done, total)
-        click.echo(f"\r\x1b[K{plain(stage)}: {done} of {total}, {left:.0f} s left", nl=False, err=True)
+        click.echo(f"\r\x1b[K{plain(stage)}: {done} of {counted(stage, total)}, {left:.0f} s left", nl=False, err=True)

@@ -7,11 +7,9 @@ import copy
 import torch
 from torch import Tensor
 
-from orderscope_kernels.reference import entry_products, gather_entries
+from orderscope_kernels.reference import affine_weights, entry_products, gather_entries
 
 RIDGE = 0.1
-JITTER = 1e-6
-FAR = 1e6
 NEAR = 1e-5
 
 
@@ -73,31 +71,6 @@ class AnchorSpace:
         common = torch.arange(shared, device=unit.device).expand(len(unit), -1)
         return torch.cat([common, shared + unit[:, None] * own + torch.arange(own, device=unit.device)], 1)
 
-    def solve(self, square: Tensor, along: Tensor, unit: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Weights from inner products.
-
-        Args:
-            square: squared distance of each state from the start, [rows].
-            along: inner products with its unit's anchors, [rows, K + R].
-            unit: unit of each row, int64 [rows].
-            allowed: bool [rows, K + R], which anchors may weigh in.
-
-        Returns:
-            weights [rows, K + R]; squared distances from the anchors, infinite where not allowed, [rows, K + R];
-            squared length of what the weights leave, in units of `scale`, [rows]. All float64.
-        """
-        length, along = square.double(), along.double()
-        distance = (length[:, None] - 2 * along + self.norms[unit]).clamp_min(0)
-        penalty = self.ridge * distance**2 / self.scale + JITTER * self.scale + (~allowed) * (FAR * self.scale)
-        gram = self.gram[unit]
-        solved = torch.linalg.solve(gram + torch.diag_embed(penalty), torch.stack([along, torch.ones_like(along)], -1))
-        fitted, ones = solved[..., 0], solved[..., 1]
-        weights = fitted + ones * ((1 - fitted.sum(1)) / ones.sum(1))[:, None]
-        weights = weights * allowed
-        weights = weights / weights.sum(1, keepdim=True)
-        left = length - 2 * (weights * along).sum(1) + torch.einsum("rj,rjk,rk->r", weights, gram, weights)
-        return weights, distance.masked_fill(~allowed, torch.inf), left.clamp_min(0) / self.scale
-
     def weights(self, theta: Tensor, unit: Tensor, allowed: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Weights, what they leave, and how much that is.
 
@@ -113,7 +86,8 @@ class AnchorSpace:
         d, entries = theta - self.start, self.entries(unit)
         allowed = torch.ones(entries.shape, dtype=torch.bool, device=theta.device) if allowed is None else allowed
         along = entry_products(self.spread, entries, d)
-        weights, distance, _ = self.solve((d * d).sum(1), along, unit, allowed)
+        square = (d * d).sum(1)
+        weights, distance, _ = affine_weights(square, along, self.gram, unit, allowed, self.ridge, self.scale)
         remainder = d - gather_entries(self.spread, entries, weights.to(d.dtype))
         remainder[self.snap(theta, torch.arange(len(unit), device=unit.device), unit, distance, weights)] = 0
         return weights, remainder, remainder.norm(dim=1).double() / self.scale**0.5
@@ -125,7 +99,7 @@ class AnchorSpace:
 
         Args:
             theta: [states, coords]; `at` says which of them the rows are, int64 [rows].
-            unit, distance, weights: of each row; the last two as `solve` returns them.
+            unit, distance, weights: of each row; the last two as `affine_weights` returns them.
         """
         candidates = distance <= NEAR * (self.scale + self.norms[unit])
         on = torch.zeros(len(unit), dtype=torch.bool, device=unit.device)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -24,7 +23,9 @@ def some_coordinates(window: Window, count: int, seed: int) -> Tensor:
     return torch.randperm(window.coords, generator=torch.Generator().manual_seed(seed))[:count].sort().values
 
 
-def reduced(window: Window, chosen: Tensor, *, energy: float, dtype: torch.dtype | None = None) -> Window:
+def reduced(
+    window: Window, chosen: Tensor, *, energy: float, dtype: torch.dtype | None = None, halves: bool = True
+) -> Window:
     """The same window on the chosen coordinates, [m'] indices into [0, m), its curvature compressed to `energy`.
 
     Sums over coordinates stay unbiased: the weight of each grows by m / m'.
@@ -32,6 +33,8 @@ def reduced(window: Window, chosen: Tensor, *, energy: float, dtype: torch.dtype
     Args:
         dtype: of gradients and anchors: bfloat16, or int8 for gradients on anchors in bfloat16; as they are if not
             given.
+        halves: whether the curvature's halves are still to be told apart. Where only the whole is replayed they are
+            compressed together, and fewer rows hold as much.
     """
     grows = window.coords / len(chosen)
     dynamics, places = window.dynamics, chosen.numpy()
@@ -56,12 +59,18 @@ def reduced(window: Window, chosen: Tensor, *, energy: float, dtype: torch.dtype
         table=table,
         table_scale=scale,
         sample_rows=window.sample_rows[:, :, chosen],
-        factors=tuple(
-            (compress(first[:, chosen] * grows**0.5, energy), compress(second[:, chosen] * grows**0.5, energy))
-            for first, second in window.factors
-        ),
+        factors=tuple(_compressed(pair, chosen, grows**0.5, energy, halves) for pair in window.factors),
         final=window.final[chosen],
     )
+
+
+def _compressed(
+    pair: tuple[Tensor, Tensor], chosen: Tensor, weight: float, energy: float, halves: bool
+) -> tuple[Tensor, Tensor]:
+    first, second = (half[:, chosen] * weight for half in pair)
+    if halves:
+        return compress(first, energy), compress(second, energy)
+    return compress(torch.cat([first, second]), energy), second[:0]
 
 
 def quantised(table: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
@@ -72,9 +81,8 @@ def quantised(table: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]
     return (table / scale.clamp_min(1e-30)[..., None]).round_().to(torch.int8), scale
 
 
-@dataclass(frozen=True)
-class ReducedExpansion:
-    """A metric's expansion from some coordinates of the weights.
+def reduced_expansion(expansion: Expansion, states: Tensor, chosen: Tensor) -> Expansion:
+    """A metric's expansion from the chosen coordinates of the weights.
 
     The products A d of a curved loss cancel: a sum over a sample of coordinates has an error as large as the value. But
     most of a displacement lies in the span of states that are known in full. That part's products are exact, only the
@@ -82,55 +90,27 @@ class ReducedExpansion:
 
         A d ~ sum_k c_k A d_k + (m / m') A_S (d_S - sum_k c_k d_k,S),    c by ridge regression of d_S on the d_k,S.
 
-    Source: Saerndal, Swensson and Wretman, "Model Assisted Survey Sampling", 1992, chapter 6.
+    It is linear in d_S, and so is the slope's: both are weights of the chosen coordinates, worked out once.
 
     Args:
-        center, value: theta_ref on S, [m'], and the loss there.
-        known: d_k on S, [states, m'].
-        solve: (known known^T + ridge)^-1, float64 [states, states].
-        known_slope, known_products: g . d_k [states] and A d_k [states, rows].
-        gradient, factor: g and A on S, weighted.
+        states: [states, m], known in full.
+        chosen: indices into [0, m), [m'].
+
+    Source: Saerndal, Swensson and Wretman, "Model Assisted Survey Sampling", 1992, chapter 6.
     """
-
-    center: Tensor
-    value: float
-    known: Tensor
-    solve: Tensor
-    known_slope: Tensor
-    known_products: Tensor
-    gradient: Tensor
-    factor: Tensor
-
-    def __call__(self, theta: Tensor) -> Tensor:
-        """[..., m'] -> [...] float64."""
-        d = theta - self.center
-        c = ((d @ self.known.T).double() @ self.solve).to(d.dtype)
-        rest = d - c @ self.known
-        products = c @ self.known_products + rest @ self.factor.T
-        slope = (c @ self.known_slope + rest @ self.gradient).double()
-        return self.value + slope + 0.5 * products.double().pow(2).sum(-1)
+    full = states - expansion.center
+    known = full[:, chosen].double()
+    gram = known @ known.T
+    ridge = KNOWN_RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)
+    weights = torch.cat([expansion.gradient[None], expansion.factor])
+    grows = len(expansion.center) / len(chosen)
+    plain = weights[:, chosen].double() * torch.tensor([grows] + [grows**0.5] * len(expansion.factor))[:, None]
+    missed = (full @ weights.T).double() - known @ plain.T
+    folded = (plain + torch.linalg.solve(gram + ridge, missed).T @ known).to(full.dtype)
+    return Expansion(expansion.center[chosen], expansion.value, folded[0].clone(), folded[1:].contiguous())
 
 
-def moved(expansion: ReducedExpansion, device: torch.device) -> ReducedExpansion:
+def moved(expansion: Expansion, device: torch.device) -> Expansion:
     """The same on a device."""
     tensors = {name: x.to(device) for name, x in vars(expansion).items() if isinstance(x, Tensor)}
     return dataclasses.replace(expansion, **tensors)
-
-
-def reduced_expansion(expansion: Expansion, states: Tensor, chosen: Tensor) -> ReducedExpansion:
-    """The expansion on the chosen coordinates, with `states` [states, m] that are known in full."""
-    full = states - expansion.center
-    known = full[:, chosen].contiguous()
-    gram = (known @ known.T).double()
-    ridge = KNOWN_RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)
-    grows = len(expansion.center) / len(chosen)
-    return ReducedExpansion(
-        center=expansion.center[chosen],
-        value=expansion.value,
-        known=known,
-        solve=torch.linalg.inv(gram + ridge),
-        known_slope=full @ expansion.gradient,
-        known_products=full @ expansion.factor.T,
-        gradient=expansion.gradient[chosen] * grows,
-        factor=expansion.factor[:, chosen] * grows**0.5,
-    )

@@ -24,7 +24,7 @@ from orderscope.engine.tables import factor_ranges, factor_shares
 from orderscope.engine.units import Units
 from orderscope.engine.window import Window
 from orderscope_kernels import reference
-from orderscope_kernels.reference import Clip, Terms, gather_entries
+from orderscope_kernels.reference import Clip, Terms
 from orderscope_kernels.replay import ReplayKernels, replay_kernels
 
 MEMBERS = 3
@@ -73,33 +73,58 @@ def replay(
     orders, dynamics, recorded = len(units.index), window.dynamics, len(window.table)
     states = start_states(dynamics, members * orders)
     device = states.theta.device
-    fractions = units.fractions.to(device)
     has_grad = None if units.has_grad is None else units.has_grad.to(device)
     allowed = None if allowed is None else allowed.to(device).repeat(members, 1)
+    rates = None if lr is None else torch.from_numpy(np.tile(lr, (members, 1))).to(states.theta)
     kernels = replay_kernels(states.theta, separate=states.taken is not None)
     outside = torch.zeros(members * orders, dtype=torch.float64, device=device)
     kept = {0: states.theta.clone().view(members, orders, -1)} if 0 in snapshots else {}
-    member = torch.arange(members, device=device).repeat_interleave(orders)
+    bends = _bends(window, units.fractions.to(device), members, curvature)
+    unit_of = np.tile(units.index, (members, 1))
+    bend_of = unit_of + np.repeat(np.arange(members) * len(units.fractions), orders)[:, None]
+    # Neighbours share the curvature's rows and their batch's entries, which are then read once for them all.
+    sequences = np.argsort(bends.place[bend_of], axis=0, kind="stable")
     for t in range(window.steps):
-        unit = torch.from_numpy(units.index[:, t]).to(device).repeat(members)
-        usable = usable_anchors(window, unit, allowed)
-        rate = None if lr is None else torch.from_numpy(lr[:, t].copy()).to(states.theta).repeat(members)
-        ranges = factor_ranges(window.tables, fractions[unit] * curvature, member)
-        # Neighbours share the curvature's rows and their batch's entries, which are then read once for them all.
-        sequence = torch.from_numpy(np.lexsort((unit.cpu().numpy(), *ranges.T.cpu().numpy()))).to(device)
-        for at in (sequence[unit[sequence] < recorded], sequence[unit[sequence] >= recorded]):
-            if len(at):
-                shares = factor_shares(window.tables, fractions[unit[at]], member[at])
+        sequence = sequences[:, t]
+        old = unit_of[sequence, t] < recorded
+        for rows in (sequence[old], sequence[~old]):
+            if len(rows):
+                at, unit, bend = (torch.from_numpy(x).to(device) for x in (rows, unit_of[rows, t], bend_of[rows, t]))
+                usable = usable_anchors(window, unit, None if allowed is None else allowed[at])
                 gradient, on, known, far = _predict(
-                    window, units, kernels, states.theta, at, unit[at], usable[at], ranges[at], shares
+                    window, units, kernels, states.theta, at, unit, usable, bends.ranges[bend], bends.shares[bend]
                 )
                 outside[at] += far
-                active = None if has_grad is None else has_grad[unit[at]]
-                own = None if rate is None else rate[at].unsqueeze(1)
+                active = None if has_grad is None else has_grad[unit]
+                own = None if rates is None else rates[at, t, None]
                 _step(window, kernels, states, at, gradient, on, known, t, own, active)
         if t + 1 in snapshots:
             kept[t + 1] = states.theta.clone().view(members, orders, -1)
     return Replayed(states.theta.view(members, orders, -1), outside[:orders] / window.steps, kept)
+
+
+@dataclass(frozen=True)
+class _Bends:
+    """The curvature that each unit has for each member, unit u of U and member k at k U + u.
+
+    Args:
+        ranges: rows of the factor, int32 [members U, 2].
+        shares: what its pieces count, [members U, pieces].
+        place: where it comes when those with the same ranges are neighbours, int64 [members U].
+    """
+
+    ranges: Tensor
+    shares: Tensor
+    place: np.ndarray
+
+
+def _bends(window: Window, fractions: Tensor, members: int, curvature: bool) -> _Bends:
+    every = fractions.repeat(members, 1)
+    member = torch.arange(members, device=fractions.device).repeat_interleave(len(fractions))
+    ranges = factor_ranges(window.tables, every * curvature, member)
+    place = np.empty(len(every), dtype=np.int64)
+    place[np.lexsort(ranges.T.cpu().numpy())] = np.arange(len(every))
+    return _Bends(ranges, factor_shares(every, member), place)
 
 
 def usable_anchors(window: Window, unit: Tensor, allowed: Tensor | None) -> Tensor:
@@ -129,7 +154,7 @@ def _predict(
 
     Args:
         at: which states, int64 [rows]; the other arguments are of these: unit [rows], usable [rows, anchors], ranges
-            [rows, 2] and shares [rows, rank] of the curvature's factor.
+            [rows, 2] and shares [rows, pieces] of the curvature's factor.
 
     Returns:
         the gradients, not yet formed; which states are an anchor; norms of the gradients where they are known, else not
@@ -141,10 +166,12 @@ def _predict(
     place = torch.zeros_like(unit) if new else unit  # a regrouped batch has no anchors of its own
     entries = anchors.entries(place)
     found = kernels.displacement_products(theta, anchors.start, at, anchors.spread, entries, tables.factor, ranges)
-    weights, distance, left = anchors.solve(found.square, found.along, place, usable)
+    weights, distance, left = kernels.affine_weights(
+        found.square, found.along, anchors.gram, place, usable, anchors.ridge, anchors.scale
+    )
     on = anchors.snap(theta, at, place, distance, weights)
     near = weights.to(theta.dtype)
-    bent = shares * (found.curved - gather_entries(tables.crossed, entries, near))
+    bent = kernels.remainder_coefficients(found.curved, tables.crossed, entries, near, shares, tables.piece, ranges)
     if bool(on.any()):  # no remainder, so no curvature
         bent[on] = 0
         ranges = ranges.masked_fill(on[:, None], 0)

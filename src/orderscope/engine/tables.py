@@ -24,7 +24,7 @@ class ReplayTables:
         samples: of single samples, entry s * samples + id at the s-th anchor with samples, [entries, m].
         factor: rows of the curvature of all groups, [rank, m]: group by group and half by half within, or, where
             batches mix groups, half by half.
-        group, half: of each row of the factor, int64 [rank].
+        piece: group and half of each row of the factor as one number, 2 group + half, int64 [rank].
         ranges: rows of the factor that hold a group's half, [groups, 2, 2].
         crossed: the factor's products with `AnchorSpace.spread`, [entries, rank]; curvature times a remainder follows
             from them without forming the remainder, A (d - sum_k w_k d_k) = A d - sum_k w_k A d_k.
@@ -34,8 +34,7 @@ class ReplayTables:
     scale: Tensor | None
     samples: Tensor
     factor: Tensor
-    group: Tensor
-    half: Tensor
+    piece: Tensor
     ranges: Tensor
     crossed: Tensor
 
@@ -62,8 +61,7 @@ def replay_tables(window: Window) -> ReplayTables:
         scale=None if window.table_scale is None else window.table_scale.flatten(),
         samples=window.sample_rows.flatten(0, 1),
         factor=factor,
-        group=torch.tensor([g for g, _ in pieces]).repeat_interleave(torch.tensor(sizes)).to(theta.device),
-        half=torch.tensor([h for _, h in pieces]).repeat_interleave(torch.tensor(sizes)).to(theta.device),
+        piece=torch.tensor([2 * g + h for g, h in pieces]).repeat_interleave(torch.tensor(sizes)).to(theta.device),
         ranges=ranges.to(theta.device),
         crossed=crossed,
     )
@@ -85,8 +83,8 @@ def factor_ranges(tables: ReplayTables, fractions: Tensor, member: Tensor) -> Te
     return torch.stack([low.minimum(high), high], dim=1).to(torch.int32)
 
 
-def factor_shares(tables: ReplayTables, fractions: Tensor, member: Tensor) -> Tensor:
-    """What each row of the factor counts for each row of states, [rows, rank]; arguments as `factor_ranges`."""
-    whole = (member == 0)[:, None]
-    side = torch.where(whole, 0.5, (member[:, None] == tables.half + 1).to(fractions.dtype))
-    return side * fractions[:, tables.group]
+def factor_shares(fractions: Tensor, member: Tensor) -> Tensor:
+    """What each group's halves count for each row of states, [rows, 2 groups]; arguments as `factor_ranges`."""
+    half = torch.arange(2, device=member.device)
+    side = torch.where((member == 0)[:, None], 0.5, (member[:, None] == half + 1).to(fractions.dtype))
+    return (fractions[:, :, None] * side[:, None, :]).flatten(1)

@@ -127,6 +127,7 @@ class Recorder:
         self._faulty = self._closed = False
         self._recorded: Recorded | None = None
         self._pid = os.getpid()
+        self._told_step = self._guarded(self._step)
         self._hooks = [
             optimizer.register_step_pre_hook(self._guarded(self._before_step)),
             optimizer.register_step_post_hook(self._guarded(self._after_step)),
@@ -146,7 +147,7 @@ class Recorder:
             ids: sample ids (indices into the data set) as a list, array or tensor of integers.
             loss: their mean loss, a number or tensor, before any scaling or division by accumulation steps; optional.
         """
-        self._guarded(self._step)(ids, loss)
+        self._told_step(ids, loss)
 
     def flush(self) -> None:
         """Put all steps so far on disk, for instance when a checkpoint is written."""
@@ -245,8 +246,10 @@ class Recorder:
         found_inf = getattr(optimizer, "found_inf", None)
         if found_inf is not None and float(found_inf):
             return False
-        index = next((i for i, g in enumerate(gradients) if g is not None), None)
-        if index is None:
+        index = 0
+        if gradients[0] is None:
+            index = next((i for i, g in enumerate(gradients) if g is not None), -1)
+        if index < 0:
             return False
         count = optimizer.state.get(self._session.parameters[index], {}).get("step")
         if count is None:
@@ -369,7 +372,7 @@ class Recorder:
         self._flush(True)
 
     def _weights_versions(self) -> int:
-        return sum(p._version for p in self._session.parameters)
+        return sum([p._version for p in self._session.parameters])
 
     def _guarded(self, method: Callable[..., Any]) -> Callable[..., None]:
         """Nothing that goes wrong here may reach the training loop."""

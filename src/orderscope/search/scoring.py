@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import torch
 
 from orderscope.engine import Batches, Window, replay, units_of
 from orderscope.engine.window import compress
@@ -18,8 +19,9 @@ ENERGY = 0.9
 
 
 def leading(window: Window) -> Window:
-    """The window with `ENERGY` of its curvature: half the time, nearly the same values."""
-    factors = tuple((compress(first, ENERGY), compress(second, ENERGY)) for first, second in window.factors)
+    """The window with `ENERGY` of its curvature, halves together: half the time, nearly the same values. For replays of
+    the whole alone."""
+    factors = tuple((compress(torch.cat(halves), ENERGY), halves[1][:0]) for halves in window.factors)
     return replace(window, factors=factors)
 
 
@@ -42,11 +44,11 @@ def precise_score(sim: Simulator, window: Window, objective: Objective) -> Score
     Args:
         window: as `leading` makes it.
     """
-    batches = Batches(sim.order)
+    batches, there = Batches(sim.order), sim.on_device(window)
 
     def score(orders: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         with one_thread():
-            replayed = replay(window, units_of(window, batches, orders), members=1)
+            replayed = replay(there, units_of(window, batches, orders), members=1).cpu()
             raw = sim.metric_model(replayed.theta[0], objective.names)
             at = sim.bearing(replayed)
         found = {name: sim.calibration[name].apply(raw[name][None], at) for name in objective.names}
