@@ -66,4 +66,4 @@ def made_parts(name, coords):
 def made_clip(rows):
     known = torch.full((rows,), torch.nan)
     known[: rows // 2] = 0.7
-    return Clip(2.0, 1.5, known)
+    return Clip(2.0, torch.linspace(1.0, 2.0, len(known)).to(known), known)

@@ -90,7 +90,7 @@ def replay_step(
     if clip is not None:
         square = np.zeros(len(at))
         _squares(*gathered, *bent, square)
-        norm = torch.from_numpy(square).sqrt() * clip.weight**0.5
+        norm = torch.from_numpy(square).sqrt() * clip.weight.sqrt()
         norm = torch.where(clip.known.isnan(), norm, clip.known.double())
         scale = clip_factor(norm, clip.max_norm).float().numpy()
     columns = np.array([(part.first, part.last) for part in parts])

@@ -59,12 +59,12 @@ class Clip(NamedTuple):
 
     Args:
         max_norm: the bound.
-        weight: P / m, what a carried coordinate stands for in the norm.
+        weight: [rows], what a carried coordinate stands for in the squared norm: P / m, or what known norms show.
         known: [rows], norms that are known; not a number where they are to be estimated from the coordinates.
     """
 
     max_norm: float
-    weight: float
+    weight: Tensor
     known: Tensor
 
 
@@ -179,7 +179,7 @@ def replay_step(
     """
     gradient = predicted_gradient(terms)
     if clip is not None:
-        norm = torch.where(clip.known.isnan(), gradient.norm(dim=1) * clip.weight**0.5, clip.known.to(gradient.dtype))
+        norm = torch.where(clip.known.isnan(), gradient.norm(dim=1) * clip.weight.to(gradient.dtype).sqrt(), clip.known.to(gradient.dtype))
         gradient = gradient * clip_factor(norm, clip.max_norm).unsqueeze(1)
     optimizer_step(optimizer, theta, moments, at, gradient, parts)
 

@@ -233,7 +233,7 @@ def replay_step(
         pieces = triton.cdiv(coords, COORDS)
         square = theta.new_empty(pieces, rows)
         gradient_squares[(triton.cdiv(rows, ROWS), pieces)](*gathered, square, *sizes, **tile)
-        norm = square.double().sum(0).sqrt() * clip.weight**0.5
+        norm = square.double().sum(0).sqrt() * clip.weight.sqrt()
         scale = clip_factor(torch.where(clip.known.isnan(), norm, clip.known.double()), clip.max_norm).float()
     for part in parts:
         h = part.options

@@ -11,7 +11,7 @@ from torch import Tensor
 from orderscope.engine.anchors import AnchorSpace
 from orderscope.engine.metrics import Expansion
 from orderscope.engine.optimizers import Start
-from orderscope.engine.window import Window, compress
+from orderscope.engine.window import Window, compress, stands_for
 
 KNOWN_RIDGE = 0.01
 
@@ -45,7 +45,9 @@ def reduced(
             slices.append(dataclasses.replace(part, coords=slice(int(low), int(high))))
     start = Start(dynamics.start.theta[chosen], {k: v[chosen] for k, v in dynamics.start.moments.items()})
     anchors = window.anchors
-    table, scale = quantised(window.table[:, :, chosen], dtype or window.table.dtype)
+    some = window.table[:, :, chosen]
+    own = slice(len(anchors.shared), None)
+    table, scale = quantised(some, dtype or window.table.dtype)
     return dataclasses.replace(
         window,
         dynamics=dataclasses.replace(dynamics, start=start, slices=tuple(slices), weight=dynamics.weight * grows),
@@ -56,6 +58,7 @@ def reduced(
             ridge=anchors.ridge,
             dtype=dtype and torch.bfloat16,
         ),
+        stands=stands_for(some[:, own], window.norms, window.known[:, own], dynamics.weight * grows),
         table=table,
         table_scale=scale,
         sample_rows=window.sample_rows[:, :, chosen],

@@ -91,13 +91,13 @@ def replay(
             if len(rows):
                 at, unit, bend = (torch.from_numpy(x).to(device) for x in (rows, unit_of[rows, t], bend_of[rows, t]))
                 usable = usable_anchors(window, unit, None if allowed is None else allowed[at])
-                gradient, on, known, far = _predict(
+                gradient, on, clip, far = _predict(
                     window, units, kernels, states.theta, at, unit, usable, bends.ranges[bend], bends.shares[bend]
                 )
                 outside[at] += far
                 active = None if has_grad is None else has_grad[unit]
                 own = None if rates is None else rates[at, t, None]
-                _step(window, kernels, states, at, gradient, on, known, t, own, active)
+                _step(window, kernels, states, at, gradient, on, clip, t, own, active)
         if t + 1 in snapshots:
             kept[t + 1] = states.theta.clone().view(members, orders, -1)
     return Replayed(states.theta.view(members, orders, -1), outside[:orders] / window.steps, kept)
@@ -149,7 +149,7 @@ def _predict(
     usable: Tensor,
     ranges: Tensor,
     shares: Tensor,
-) -> tuple[Terms, Tensor, Tensor, Tensor]:
+) -> tuple[Terms, Tensor, Clip | None, Tensor]:
     """Gradients of some states, all of them at recorded batches or all at regrouped ones.
 
     Args:
@@ -157,8 +157,8 @@ def _predict(
             [rows, 2] and shares [rows, pieces] of the curvature's factor.
 
     Returns:
-        the gradients, not yet formed; which states are an anchor; norms of the gradients where they are known, else not
-        a number; how far the states lie outside what the anchors span.
+        the gradients, not yet formed; which states are an anchor; how they are clipped; how far the states lie outside
+        what the anchors span.
     """
     tables, anchors = window.tables, window.anchors
     recorded = len(window.table)
@@ -191,7 +191,9 @@ def _predict(
         index = unit[:, None] * anchors.count + torch.arange(anchors.count, device=theta.device)
         scaled = near if tables.scale is None else near * tables.scale[index]
         terms = Terms(tables.gradients, index, scaled, tables.factor, bent, ranges)
-    return terms, on, known, left.sqrt().masked_fill(on, 0)
+    bound = window.dynamics.max_grad_norm
+    clip = Clip(bound, window.stands[unit.clamp_max(recorded)], known) if bound else None
+    return terms, on, clip, left.sqrt().masked_fill(on, 0)
 
 
 def _step(
@@ -201,14 +203,13 @@ def _step(
     at: Tensor,
     terms: Terms,
     on: Tensor,
-    known: Tensor,
+    clip: Clip | None,
     position: int,
     lr: Tensor | None,
     active: Tensor | None,
 ) -> None:
     """Take the step; states on an anchor by torch's own arithmetic, so that recorded runs replay to the bit."""
     dynamics = window.dynamics
-    clip = Clip(dynamics.max_grad_norm, dynamics.weight, known) if dynamics.max_grad_norm else None
     if kernels is reference or terms.table.dtype != states.theta.dtype or not bool(on.any()):
         choices = [(kernels, None)]
     else:
@@ -221,7 +222,7 @@ def _step(
             terms.table, terms.index[every], terms.weights[every], terms.factor, terms.coefficients[every],
             terms.ranges[every],
         )  # fmt: skip
-        bound = None if clip is None else clip._replace(known=known[every])
+        bound = None if clip is None else clip._replace(weight=clip.weight[every], known=clip.known[every])
         rates, moving = (None if x is None else x[every] for x in (lr, active))
         parts = step_parts(dynamics, states, at[every], position, rates, moving)
         chosen.replay_step(dynamics.optimizer, states.theta, states.moments, at[every], part, parts, bound)

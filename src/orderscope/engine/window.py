@@ -30,6 +30,8 @@ class Window:
         dynamics: the optimizer, its hyper-parameters and the state it starts in.
         anchors: states where gradients are known, K shared by all units and R of each unit's own.
         norms: norms of a unit's whole gradients at its own anchors, [units, R].
+        stands: what a carried coordinate stands for in the squared norm of a unit's gradient, [units + 1]; the last for
+            batches that were not recorded.
         known: which of them a unit has, bool [units, K + R].
         table: batch gradients there, [units, K + R, m]; unit u is step u of the reference order.
         table_scale: what they are to be multiplied by, [units, K + R], where they are kept as int8; else None.
@@ -47,6 +49,7 @@ class Window:
     dynamics: Dynamics
     anchors: AnchorSpace
     norms: Tensor
+    stands: Tensor
     known: Tensor
     table: Tensor
     table_scale: Tensor | None
@@ -77,6 +80,7 @@ class Window:
             dynamics=replace(self.dynamics, start=moved),
             anchors=self.anchors.to(device),
             norms=self.norms.to(device),
+            stands=self.stands.to(device),
             known=self.known.to(device),
             table=self.table.to(device),
             table_scale=None if self.table_scale is None else self.table_scale.to(device),
@@ -136,6 +140,7 @@ def load_window(store: RunStore, *, energy: float) -> Window:
         dynamics=dynamics,
         anchors=AnchorSpace(shared, own.states, dynamics.start.theta),
         norms=own.norms,
+        stands=stands_for(own.gradients, own.norms, own.known, coordinates.weight),
         known=torch.cat([torch.ones(len(order), len(shared), dtype=torch.bool), own.known], dim=1),
         table=torch.cat([table, own.gradients], dim=1),
         table_scale=None,
@@ -155,6 +160,33 @@ def group_fractions(batches: np.ndarray, codes: np.ndarray, groups: int) -> Tens
     """Share of each group in each batch of ids [n, batch], [n, groups]."""
     counts = [np.bincount(codes[ids], minlength=groups) for ids in batches]
     return torch.from_numpy(np.stack(counts) / batches.shape[1]).float()
+
+
+def stands_for(gradients: Tensor, norms: Tensor, known: Tensor, weight: float) -> Tensor:
+    """What a carried coordinate stands for in the squared norm of a unit's gradient: the ratio estimator,
+
+        w_u = sum_r |g_ur|^2 / sum_r |g_ur,S|^2    over the unit's own anchors r, whose whole norms were recorded.
+
+    A few rows of an embedding or a bias may be most of a norm, and whether they are among the coordinates is chance
+    that all states of a unit share.
+
+    Args:
+        gradients: on the coordinates, [units, R, m].
+        norms: of the whole gradients, [units, R].
+        known: which of them a unit has, bool [units, R].
+        weight: P / m, for units without, and where all coordinates are carried.
+
+    Returns:
+        [units + 1]; the last is the ratio of the sums over all units.
+
+    Source: Cochran, "Sampling Techniques", 1977, chapter 6.
+    """
+    if weight == 1:
+        return torch.ones(len(norms) + 1, dtype=norms.dtype)
+    whole = (norms.square() * known).sum(1)
+    part = (torch.stack([unit.norm(dim=1) for unit in gradients]).square() * known).sum(1)
+    whole, part = torch.cat([whole, whole.sum(0, keepdim=True)]), torch.cat([part, part.sum(0, keepdim=True)])
+    return torch.where(part > 0, whole / part.clamp_min(torch.finfo(part.dtype).tiny), weight)
 
 
 def compress(rows: Tensor, energy: float) -> Tensor:
