@@ -179,7 +179,11 @@ def replay_step(
     """
     gradient = predicted_gradient(terms)
     if clip is not None:
-        norm = torch.where(clip.known.isnan(), gradient.norm(dim=1) * clip.weight.to(gradient.dtype).sqrt(), clip.known.to(gradient.dtype))
+        norm = torch.where(
+            clip.known.isnan(),
+            gradient.norm(dim=1) * clip.weight.to(gradient.dtype).sqrt(),
+            clip.known.to(gradient.dtype),
+        )
         gradient = gradient * clip_factor(norm, clip.max_norm).unsqueeze(1)
     optimizer_step(optimizer, theta, moments, at, gradient, parts)
 

@@ -21,7 +21,8 @@ from orderscope.task import Task
 from orderscope.work import Piece, Training, complete, share, sketching
 
 COORDS = 1 << 17
-METRIC_ROWS = 32
+METRIC_ROWS = 32  # of a metric's curvature, where the real model can be run at the estimated weights
+FAR_METRIC_ROWS = 512  # where it cannot
 LEAST_ROWS, MOST_ROWS = 512, 8192
 SAMPLE_BYTES = 1 << 29
 Progress = Callable[[str, int, int], None]
@@ -222,7 +223,11 @@ def sketch_plan(
         order=np.asarray(task.order),
         size=task.layout.size,
         item_size=task.layout.dtype.itemsize,
-        metrics={n: min(METRIC_ROWS, len(rows)) for n, rows in task.metrics.items() if not callable(rows)},
+        metrics={
+            n: min(METRIC_ROWS, len(rows)) if carried == task.layout.size else FAR_METRIC_ROWS
+            for n, rows in task.metrics.items()
+            if not callable(rows)
+        },
     )
 
 

@@ -17,13 +17,14 @@ from torch import Tensor
 from orderscope import __version__
 from orderscope.engine import Batches, Replayed, Window, load_window, replay, units_of
 from orderscope.engine.calibration import Bearing, Calibration, bearing, debiased, directions, fit_calibration
+from orderscope.engine.completed import KnownStates, completed, known_states
 from orderscope.engine.metrics import Expansion, MetricModel, evaluated, expanded, load_expansions, member_values
 from orderscope.engine.reduce import moved, reduced, reduced_expansion, some_coordinates
 from orderscope.engine.replay import MEMBERS
 from orderscope.errors import OrderscopeError
 from orderscope.names import FURTHER, REFERENCE, TASK_SHARD
 from orderscope.orders.checks import check_order, check_orders
-from orderscope.record import load_run, recorded_runs, require_recorded, true_runs
+from orderscope.record import load_run, require_recorded, true_runs
 from orderscope.sketch import SketchPlan
 from orderscope.store import RunStore
 from orderscope.task import Task
@@ -38,6 +39,7 @@ SEARCH_ENERGY = 0.8
 FARTHER = 1.5  # than the probe farthest outside the anchors' span, that orders may lie and be trusted
 REPLACED = 0.1  # share of the samples that may be others: every probe has the recorded ones, so none tells such errors
 KNOWN_STATES = 1024
+KNOWN_BYTES = 1 << 33
 
 
 @dataclass(frozen=True)
@@ -169,7 +171,7 @@ class Simulator:
     @property
     def metric_names(self) -> tuple[str, ...]:
         """Metrics that can be asked."""
-        return tuple(self.reference if self.task is not None and self.exact else self.plan.metrics)
+        return tuple(self.plan.metrics if self._by == "expanded" else self.reference)
 
     @property
     def exact(self) -> bool:
@@ -181,11 +183,33 @@ class Simulator:
         """Machine epsilon of the weights, and so of the metrics."""
         return torch.finfo(self.window.final.dtype).eps
 
+    @property
+    def _by(self) -> str:
+        """What tells the metrics of estimated weights: the real model at them or near them, or expansions alone."""
+        if self.task is None:
+            return "expanded"
+        if self.exact:
+            return "evaluated"
+        states = len(self.plan.anchors) + len(self.runs)
+        fits = states * self.plan.size * self.task.layout.dtype.itemsize <= KNOWN_BYTES
+        return "completed" if fits else "expanded"
+
     @cached_property
     def metric_model(self) -> MetricModel:
-        if self.task is not None and self.exact:
+        return self._metric_model()
+
+    def _metric_model(self, without: Sequence[str] | None = None) -> MetricModel:
+        """`without`: for each order a run that is not to be used."""
+        if self._by == "expanded":
+            return self.expansion_model
+        assert self.task is not None
+        if self._by == "evaluated":
             return evaluated(self.task)
-        return self.expansion_model
+        return completed(self.task, self._known, self._expansions, without)
+
+    @cached_property
+    def _known(self) -> KnownStates:
+        return known_states(self.store, self.plan)
 
     @cached_property
     def expansion_model(self) -> MetricModel:
@@ -218,15 +242,14 @@ class Simulator:
         if not self.runs:
             nowhere = torch.zeros(0, self.window.coords)
             return {n: np.zeros((3, 0)) for n in names}, nowhere, Bearing(np.zeros(0), np.zeros((0, 0)))
-        by = "evaluated" if self.task is not None and self.exact else "expanded"
-        name = f"calibration/{by}-{len(self.runs):03d}"
+        name = f"calibration/{self._by}-{len(self.runs):03d}"
         settings = {"energy": self.energy, "metrics": list(names), "version": __version__}
         if name in self.store and self.store.attrs(name) == settings:
             kept = self.store.read(name)
         else:
             runs = np.array(self.window.anchor_runs)
             allowed = torch.from_numpy(np.stack([runs != run for run in self.runs]))
-            raw, theta, outside = self._raw(self.run_orders, names, allowed=allowed)
+            raw, theta, outside = self._raw(self.run_orders, names, allowed=allowed, without=self.runs)
             kept = {"values": np.stack([raw[n] for n in names]), "outside": outside.numpy(),
                     "directions": directions(theta, self.window.final).numpy()}  # fmt: skip
             if name not in self.store and Path(self.path).is_dir():
@@ -305,7 +328,8 @@ class Simulator:
         checked = self._checked(check_order(order, self.order, allow_other_samples=allow_other_samples), True)
         theta = self._replay(checked, self._rates(lr, 1)).theta[1:].mean(0)[0]
         if not self.exact:
-            theta = self._completed(theta)
+            carried, (theta, _) = theta, self._known.interpolated(theta)
+            theta[self._known.indices] = carried
         found, start = {}, 0
         for parameter in self.description["parameters"]:
             size = int(np.prod(parameter["shape"]))
@@ -315,21 +339,6 @@ class Simulator:
             every = self.task.build_model().named_parameters()
             found = {name: found.get(name, weights.detach()) for name, weights in every}
         return found
-
-    def _completed(self, carried: Tensor) -> Tensor:
-        """All weights [P] from those carried [m]: the others are interpolated between the recorded runs' final weights,
-        affinely, as the carried ones lie between theirs."""
-        indices = self.plan.coordinates.indices
-        assert indices is not None
-        finals = torch.stack([load_run(self.store, run).theta()[-1] for run in recorded_runs(self.store)])
-        spread = finals[1:] - finals[0]
-        on = spread[:, indices].double()
-        ridge = 1e-3 * on.pow(2).sum(1).mean() if len(on) else 0.0
-        gram = on @ on.T + ridge * torch.eye(len(on), dtype=torch.float64)
-        share = torch.linalg.solve(gram, on @ (carried - finals[0][indices]).double()).to(carried.dtype)
-        theta = finals[0] + share @ spread
-        theta[indices] = carried
-        return theta
 
     def trajectory(self, order: Any, *, lr: Any = None, metrics: Sequence[str] | None = None) -> Trajectory:
         """Estimated metrics of an order at the steps of the reference run's anchors.
@@ -439,6 +448,7 @@ class Simulator:
         *,
         rates: np.ndarray | None = None,
         allowed: Tensor | None = None,
+        without: Sequence[str] | None = None,
     ) -> tuple[dict[str, np.ndarray], Tensor, Tensor]:
         """Values of the three members before calibration, name -> [3, n], final weights [n, m] and `outside` [n]."""
         parts: list[dict[str, np.ndarray]] = []
@@ -447,7 +457,8 @@ class Simulator:
             replayed = self._replay(
                 orders[rows], None if rates is None else rates[rows], None if allowed is None else allowed[rows]
             )
-            parts.append(self._member_values(replayed.theta, names))
+            model = self.metric_model if without is None else self._metric_model(without[rows])
+            parts.append(member_values(model, self._expansions, replayed.theta, names))
             outside.append(replayed.outside)
             final.append(replayed.theta[0])
         values = {name: np.concatenate([p[name] for p in parts], axis=1) for name in names}

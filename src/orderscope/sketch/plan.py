@@ -45,7 +45,7 @@ class SketchPlan:
         curvature_anchor: index of the anchor at which pseudo-gradients are drawn.
         curvature_ids: sample ids they are drawn for, in blocks of one group.
         draws: pseudo-gradients a sample.
-        metrics: held-out sets with a stored expansion, name -> rows used for its curvature.
+        metrics: held-out sets with a stored expansion, name -> pseudo-gradients drawn for its curvature.
         batch: samples a step, steps: T.
     """
 
@@ -74,7 +74,7 @@ class SketchPlan:
     def cost(self) -> dict[str, float]:
         """Gradient evaluations in run equivalents, by part."""
         rows = sum(len(ids) for ids in self.curvature_ids) * self.draws
-        held_out = sum(2 * n for n in self.metrics.values())
+        held_out = sum(self.metrics.values())
         per_run = self.steps * self.batch
         return {
             "gradients": float(len(self.anchors)),

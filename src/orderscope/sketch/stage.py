@@ -135,8 +135,9 @@ class SketchStage:
             ids = range(start, min(start + size, len(rows)))
             part = batch_gradient(at, self.task.loss, batch_of(ids), self._coordinates)
             gradient += part * (len(ids) / len(rows))
-        some = np.linspace(0, len(rows) - 1, self.plan.metrics[name]).round().astype(int)
-        pseudo = self._pseudo(at, batch_of, some, 1, 1 << 20).flatten(0, 1)
+        drawn = min(self.plan.metrics[name], len(rows))
+        some = np.linspace(0, len(rows) - 1, drawn).round().astype(int)
+        pseudo = self._pseudo(at, batch_of, some, self.plan.metrics[name] // drawn, 1 << 20).flatten(0, 1)
         arrays = {"gradient": finite(gradient, f"metric {name!r}"), "rows": bits(pseudo)}
         return arrays, {"metric": name, "bfloat16": ["rows"]}
 
