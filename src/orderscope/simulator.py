@@ -20,7 +20,7 @@ from orderscope.engine.calibration import Bearing, Calibration, bearing, debiase
 from orderscope.engine.completed import KnownStates, completed, known_states
 from orderscope.engine.metrics import Expansion, MetricModel, evaluated, expanded, load_expansions, member_values
 from orderscope.engine.reduce import moved, reduced, reduced_expansion, some_coordinates
-from orderscope.engine.replay import MEMBERS
+from orderscope.engine.replay import FEW_HOMES, MEMBERS
 from orderscope.errors import OrderscopeError
 from orderscope.names import FURTHER, REFERENCE, TASK_SHARD
 from orderscope.orders.checks import check_order, check_orders
@@ -387,7 +387,8 @@ class Simulator:
             raw: dict[str, list[np.ndarray]] = {name: [] for name in metrics}
             places: list[Bearing] = []
             for rows in self._blocks(len(orders), window.coords):
-                replayed = replay(window, units_of(self.window, self._batches, orders[rows]), members=1)
+                units = units_of(self.window, self._batches, orders[rows])
+                replayed = replay(window, units, members=1, homes=FEW_HOMES)
                 for name, values in expanded(expansions)(replayed.theta[0], metrics).items():
                     raw[name].append(values)
                 found = replayed.cpu()

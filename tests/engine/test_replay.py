@@ -355,6 +355,38 @@ def test_regrouped_samples_are_the_mean_of_single_gradients(tmp_path):
     assert bool(((theta - truth).norm(dim=1) < 0.5 * moved).all())
 
 
+def test_a_regrouped_batch_learns_from_the_batches_that_its_samples_were_in(tmp_path):
+    """Against the formula, one sample and one anchor at a time, at states on the way; plain SGD shows the gradient.
+    Float64, but the tables of regrouped batches are in bfloat16, in the formula too."""
+    kw = one_group_a_batch(double(char(steps=6))) | {"groups": None, "optimizer": lambda p: sgd(p, lr=0.3),
+                                                     "scheduler": None, "max_grad_norm": None}  # fmt: skip
+    sim, task = simulated(kw, tmp_path, anchors=3, probes=2, sample_anchors=2)
+    window, anchors = sim.window, sim.window.anchors
+    order = np.random.default_rng(3).permutation(task.order.reshape(-1)).reshape(task.order.shape)
+    units = units_of(window, Batches(task.order), order[None])
+    assert (units.index >= len(task.order)).all()
+    states = replay(window, units, members=1, snapshots=range(task.steps)).snapshots
+    after = [*[states[t][0, 0] for t in range(1, task.steps)], replay(window, units, members=1).theta[0, 0]]
+    table, sampled = window.table.bfloat16().double(), list(window.sample_anchors)
+    for t in range(task.steps):
+        theta, gradient, between = states[t][0], 0.0, 0.0
+        only = torch.zeros(1, anchors.count, dtype=torch.bool)
+        only[0, sampled] = True
+        shared = anchors.weights(theta, torch.tensor([0]), only)[0][0]
+        for i in order[t]:
+            u = int(np.nonzero((task.order == i).any(1))[0][0])
+            own = anchors.weights(theta, torch.tensor([u]), window.known[[u]])[0][0]
+            gradient += sum(shared[a] * window.sample_rows[s, i].double() for s, a in enumerate(sampled)) / len(
+                order[t]
+            )
+            gradient += (own - shared) @ table[u] / len(order[t])
+            states_of = torch.cat([anchors.shared, anchors.own[u]])
+            between += own @ states_of / len(order[t])
+        for first, second in window.factors:
+            gradient += (first.T @ (first @ (theta[0] - between)) + second.T @ (second @ (theta[0] - between))) / 2
+        torch.testing.assert_close(after[t], theta[0] - 0.3 * gradient, rtol=1e-6, atol=1e-6)
+
+
 def test_snapshots_are_the_states_on_the_way(quadratic_window):
     window, task = quadratic_window
     order = permuted_steps(task.order, 7)

@@ -4,6 +4,12 @@ At position t with unit u = o[t],
 
     g = sum_k w_k g_u(theta_k)  +  C_u (theta - sum_k w_k theta_k),        x <- one step of the optimizer with g.
 
+A batch that was not recorded has no anchors of its own. Its samples' gradients are known at shared anchors; what the
+batches that they come from show beyond those, on the mean, is added:
+
+    g = 1/B sum_i [ sum_a w_a g_i(theta_a)  +  sum_k w_uk g_u(theta_k) - sum_a w_a g_u(theta_a) ]
+        +  C (theta - 1/B sum_i sum_k w_uk theta_k),        u the recorded batch of sample i, a the shared anchors.
+
 Three members run side by side: one with the whole sampled curvature and one with each independent half of it. What
 they differ in is the noise of the sample; a loss that is curved along it is too high by an amount proportional to the
 noise, so 2 L(whole) - (L(half_0) + L(half_1)) / 2 is free of it to first order (the jackknife).
@@ -14,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -28,6 +35,7 @@ from orderscope_kernels.reference import Clip, Terms
 from orderscope_kernels.replay import ReplayKernels, replay_kernels
 
 MEMBERS = 3
+FEW_HOMES = 4  # for searches: two thirds of the time of all sixteen, and as good there
 
 
 @dataclass(frozen=True)
@@ -59,6 +67,7 @@ def replay(
     lr: np.ndarray | None = None,
     snapshots: Sequence[int] = (),
     curvature: bool = True,
+    homes: int | None = None,
 ) -> Replayed:
     """Replay orders side by side.
 
@@ -69,6 +78,7 @@ def replay(
         lr: learning rates instead of the recorded ones, [orders, steps].
         snapshots: positions after which weights are kept; 0 is the start.
         curvature: whether to use it; without, the gradient is only interpolated.
+        homes: of how many of a regrouped batch's samples the recorded batches weigh in, evenly; all by default.
     """
     orders, dynamics, recorded = len(units.index), window.dynamics, len(window.table)
     states = start_states(dynamics, members * orders)
@@ -90,9 +100,11 @@ def replay(
         for rows in (sequence[old], sequence[~old]):
             if len(rows):
                 at, unit, bend = (torch.from_numpy(x).to(device) for x in (rows, unit_of[rows, t], bend_of[rows, t]))
-                usable = usable_anchors(window, unit, None if allowed is None else allowed[at])
-                gradient, on, clip, far = _predict(
-                    window, units, kernels, states.theta, at, unit, usable, bends.ranges[bend], bends.shares[bend]
+                permitted = None if allowed is None else allowed[at]
+                known = int(unit[0]) < recorded
+                predict = _predict if known else partial(_predict_regrouped, homes=homes)
+                gradient, on, clip, far = predict(
+                    window, units, kernels, states.theta, at, unit, permitted, bends.ranges[bend], bends.shares[bend]
                 )
                 outside[at] += far
                 active = None if has_grad is None else has_grad[unit]
@@ -127,18 +139,6 @@ def _bends(window: Window, fractions: Tensor, members: int, curvature: bool) -> 
     return _Bends(ranges, factor_shares(every, member), place)
 
 
-def usable_anchors(window: Window, unit: Tensor, allowed: Tensor | None) -> Tensor:
-    """Which anchors each order may use at a step, bool [orders, anchors]: those its unit has, among those allowed."""
-    recorded = len(window.table)
-    new = unit >= recorded
-    usable = window.known[unit.masked_fill(new, 0)]
-    if bool(new.any()):
-        sampled = torch.zeros(window.anchors.count, dtype=torch.bool, device=unit.device)
-        sampled[list(window.sample_anchors)] = True
-        usable[new] = sampled
-    return usable if allowed is None else usable & allowed
-
-
 def _predict(
     window: Window,
     units: Units,
@@ -146,54 +146,98 @@ def _predict(
     theta: Tensor,
     at: Tensor,
     unit: Tensor,
-    usable: Tensor,
+    allowed: Tensor | None,
     ranges: Tensor,
     shares: Tensor,
 ) -> tuple[Terms, Tensor, Clip | None, Tensor]:
-    """Gradients of some states, all of them at recorded batches or all at regrouped ones.
+    """Gradients of some states at recorded batches.
 
     Args:
-        at: which states, int64 [rows]; the other arguments are of these: unit [rows], usable [rows, anchors], ranges
-            [rows, 2] and shares [rows, pieces] of the curvature's factor.
+        at: which states, int64 [rows]; the other arguments are of these: unit [rows], allowed [rows, anchors], None for
+            all, ranges [rows, 2] and shares [rows, pieces] of the curvature's factor.
 
     Returns:
         the gradients, not yet formed; which states are an anchor; how they are clipped; how far the states lie outside
         what the anchors span.
     """
     tables, anchors = window.tables, window.anchors
-    recorded = len(window.table)
-    new = int(unit[0]) >= recorded
-    place = torch.zeros_like(unit) if new else unit  # a regrouped batch has no anchors of its own
-    entries = anchors.entries(place)
+    usable = window.known[unit] if allowed is None else window.known[unit] & allowed
+    entries = anchors.entries(unit)
     found = kernels.displacement_products(theta, anchors.start, at, anchors.spread, entries, tables.factor, ranges)
     weights, distance, left = kernels.affine_weights(
-        found.square, found.along, anchors.gram, place, usable, anchors.ridge, anchors.scale
+        found.square, found.along, anchors.gram, unit, usable, anchors.ridge, anchors.scale
     )
-    on = anchors.snap(theta, at, place, distance, weights)
+    on = anchors.snap(theta, at, unit, distance, weights)
     near = weights.to(theta.dtype)
     bent = kernels.remainder_coefficients(found.curved, tables.crossed, entries, near, shares, tables.piece, ranges)
     if bool(on.any()):  # no remainder, so no curvature
         bent[on] = 0
         ranges = ranges.masked_fill(on[:, None], 0)
     known = theta.new_full((len(at),), torch.nan)
-    if new:
-        batch = torch.from_numpy(units.new[unit.cpu().numpy() - recorded]).to(theta.device)
-        first = torch.arange(len(window.sample_anchors), device=theta.device) * window.sample_rows.shape[1]
-        index = (first[:, None] + batch[:, None, :]).flatten(1)
-        sampled = near[:, list(window.sample_anchors)]
-        terms = Terms(
-            tables.samples, index, (sampled / batch.shape[1]).repeat_interleave(batch.shape[1], 1), tables.factor,
-            bent, ranges,
-        )  # fmt: skip
-    else:
-        row, column = (weights[:, anchors.count - window.norms.shape[1] :] == 1).nonzero(as_tuple=True)
-        known[row] = window.norms[unit[row], column].to(known.dtype)
-        index = unit[:, None] * anchors.count + torch.arange(anchors.count, device=theta.device)
-        scaled = near if tables.scale is None else near * tables.scale[index]
-        terms = Terms(tables.gradients, index, scaled, tables.factor, bent, ranges)
+    row, column = (weights[:, anchors.count - window.norms.shape[1] :] == 1).nonzero(as_tuple=True)
+    known[row] = window.norms[unit[row], column].to(known.dtype)
+    index = unit[:, None] * anchors.count + torch.arange(anchors.count, device=theta.device)
+    scaled = near if tables.scale is None else near * tables.scale[index]
+    terms = Terms(tables.gradients, index, scaled, tables.factor, bent, ranges)
+    return terms, on, _clip(window, unit, known), left.sqrt().masked_fill(on, 0)
+
+
+def _predict_regrouped(
+    window: Window,
+    units: Units,
+    kernels: ReplayKernels,
+    theta: Tensor,
+    at: Tensor,
+    unit: Tensor,
+    allowed: Tensor | None,
+    ranges: Tensor,
+    shares: Tensor,
+    homes: int | None,
+) -> tuple[Terms, Tensor, Clip | None, Tensor]:
+    """As `_predict`, at batches that were not recorded."""
+    tables, anchors, device = window.tables, window.anchors, theta.device
+    ids = units.new[unit.cpu().numpy() - len(window.table)]
+    batch, rows = torch.from_numpy(ids).to(device), len(ids)
+    some = ids[:, np.linspace(0, ids.shape[1] - 1, min(homes or ids.shape[1], ids.shape[1])).round().astype(int)]
+    size, home = some.shape[1], torch.from_numpy(window.home[some]).to(device).flatten()
+    entries = anchors.entries(home).view(rows, -1)  # of the samples' own batches, one after the other
+    found = kernels.displacement_products(theta, anchors.start, at, anchors.spread, entries, tables.factor, ranges)
+
+    along = found.along.view(rows * size, -1)
+    usable = window.known[home] if allowed is None else window.known[home] & allowed.repeat_interleave(size, 0)
+    weights, _, left = kernels.affine_weights(
+        found.square.repeat_interleave(size), along, anchors.gram, home, usable, anchors.ridge, anchors.scale
+    )
+    near = weights.to(theta.dtype).view(rows, size, -1) / size
+    bent = kernels.remainder_coefficients(
+        found.curved, tables.crossed, entries, near.flatten(1), shares, tables.piece, ranges
+    )
+
+    sampled = torch.zeros(anchors.count, dtype=torch.bool, device=device)
+    sampled[list(window.sample_anchors)] = True
+    with_samples = sampled.expand(rows, -1) if allowed is None else sampled & allowed
+    shared = kernels.affine_weights(
+        found.square, along[::size].contiguous(), anchors.gram, home[::size].contiguous(), with_samples,
+        anchors.ridge, anchors.scale,
+    )[0].to(theta.dtype)  # fmt: skip
+    first = torch.arange(len(window.sample_anchors), device=device) * window.sample_rows.shape[1]
+    single = (first[:, None] + batch[:, None, :]).flatten(1)
+    whole = len(tables.samples) + home[:, None] * anchors.count + torch.arange(anchors.count, device=device)
+    terms = Terms(
+        tables.regrouped,
+        torch.cat([single, whole.view(rows, -1)], 1),
+        torch.cat([(shared[:, sampled] / batch.shape[1]).repeat_interleave(batch.shape[1], 1),
+                   (near - shared[:, None] / size).flatten(1)], 1),
+        tables.factor, bent, ranges,
+    )  # fmt: skip
+    known = theta.new_full((rows,), torch.nan)
+    nowhere = torch.zeros(rows, dtype=torch.bool, device=device)
+    return terms, nowhere, _clip(window, unit, known), left.sqrt().view(rows, size).mean(1)
+
+
+def _clip(window: Window, unit: Tensor, known: Tensor) -> Clip | None:
     bound = window.dynamics.max_grad_norm
-    clip = Clip(bound, window.stands[unit.clamp_max(recorded)], known) if bound else None
-    return terms, on, clip, left.sqrt().masked_fill(on, 0)
+    return Clip(bound, window.stands[unit.clamp_max(len(window.table))], known) if bound else None
 
 
 def _step(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -37,6 +38,12 @@ class ReplayTables:
     piece: Tensor
     ranges: Tensor
     crossed: Tensor
+
+    @cached_property
+    def regrouped(self) -> Tensor:
+        """`samples`, and behind them `gradients` in the same type, [entries, m]."""
+        whole = self.gradients if self.scale is None else self.gradients * self.scale[:, None]
+        return torch.cat([self.samples, whole.to(self.samples.dtype)])
 
 
 def replay_tables(window: Window) -> ReplayTables:

@@ -92,6 +92,14 @@ class Window:
         )
 
     @cached_property
+    def home(self) -> np.ndarray:
+        """Unit that each sample was trained in first, int64 [samples]; 0 where it never was."""
+        unit = np.zeros(int(self.order.max()) + 1, dtype=np.int64)
+        for u in range(len(self.order) - 1, -1, -1):
+            unit[self.order[u]] = u
+        return unit
+
+    @cached_property
     def tables(self) -> ReplayTables:
         """The same, laid out for the kernels."""
         return replay_tables(self)

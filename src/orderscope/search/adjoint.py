@@ -27,7 +27,6 @@ from orderscope.engine.impulse import adam_back, sgd_back
 from orderscope.engine.metrics import Expansion
 from orderscope.engine.optimizers import Dynamics, Slice, States, clip, start_states, step
 from orderscope.engine.reduce import reduced, some_coordinates
-from orderscope.engine.replay import usable_anchors
 from orderscope.engine.units import regrouped_gradients
 from orderscope.sketch.gradients import set_parameters
 from orderscope.task import CHUNK, ONE_BATCH, Task
@@ -226,7 +225,7 @@ def _forward(window: Window, units: Units) -> tuple[list[Passed], Tensor]:
     for t in range(window.steps):
         unit = torch.from_numpy(units.index[:, t])
         place, rows = _table(window, units, int(unit))
-        usable = usable_anchors(window, unit, None)
+        usable = _usable(window, unit)
         weights, remainder, _ = window.anchors.weights(states.theta, torch.tensor([place]), usable)
         gradient = weights.to(rows.dtype) @ rows
         for share, factors in zip(units.fractions[int(unit)].tolist(), window.factors, strict=True):
@@ -320,7 +319,7 @@ def _gradient_back(window: Window, units: Units, at: Passed, rows: Tensor) -> Te
     place, table = _table(window, units, at.unit)
     own = window.anchors.own[place]
     states = torch.cat([window.anchors.shared, own]) if len(own) else window.anchors.shared
-    usable = usable_anchors(window, torch.tensor([at.unit]), None)
+    usable = _usable(window, torch.tensor([at.unit]))
     count = len(states)
     # On an anchor the weights do not move at all; what is wanted is how they move around it.
     near = at.theta + NUDGE * (window.final - window.dynamics.start.theta)
@@ -356,3 +355,15 @@ def _all_steps(places: np.ndarray, values: np.ndarray, steps: int) -> np.ndarray
     share = (at - places[low]) / (places[low + 1] - places[low])
     share = share.reshape(-1, *[1] * (values.ndim - 1))
     return (1 - share) * values[low] + share * values[low + 1]
+
+
+def _usable(window: Window, unit: Tensor) -> Tensor:
+    """Which anchors each row may use, bool [rows, anchors]: those its unit has, or, of a regrouped batch, those with
+    samples."""
+    new = unit >= len(window.table)
+    usable = window.known[unit.masked_fill(new, 0)]
+    if bool(new.any()):
+        sampled = torch.zeros(window.anchors.count, dtype=torch.bool, device=unit.device)
+        sampled[list(window.sample_anchors)] = True
+        usable[new] = sampled
+    return usable

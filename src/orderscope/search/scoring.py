@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from orderscope.engine import Batches, Window, replay, units_of
+from orderscope.engine.replay import FEW_HOMES
 from orderscope.engine.window import compress
 from orderscope.search.ledger import Score
 from orderscope.search.objective import Objective
@@ -48,7 +49,7 @@ def precise_score(sim: Simulator, window: Window, objective: Objective) -> Score
 
     def score(orders: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         with one_thread():
-            replayed = replay(there, units_of(window, batches, orders), members=1).cpu()
+            replayed = replay(there, units_of(window, batches, orders), members=1, homes=FEW_HOMES).cpu()
             raw = sim.metric_model(replayed.theta[0], objective.names)
             at = sim.bearing(replayed)
         found = {name: sim.calibration[name].apply(raw[name][None], at) for name in objective.names}
