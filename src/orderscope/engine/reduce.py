@@ -89,9 +89,12 @@ def reduced_expansion(expansion: Expansion, states: Tensor, chosen: Tensor) -> E
 
     The products A d of a curved loss cancel: a sum over a sample of coordinates has an error as large as the value. But
     most of a displacement lies in the span of states that are known in full. That part's products are exact, only the
-    remainder's are estimated by Horvitz-Thompson, a regression estimator:
+    remainder's are estimated, a regression estimator:
 
-        A d ~ sum_k c_k A d_k + (m / m') A_S (d_S - sum_k c_k d_k,S),    c by ridge regression of d_S on the d_k,S.
+        A d ~ sum_k c_k A d_k + (m / m')^(1/2) A_S (d_S - sum_k c_k d_k,S),    c by ridge regression of d_S on the d_k,S.
+
+    The slope's weight is m / m', the Horvitz-Thompson estimate. For the products that would be unbiased too, but so noisy
+    that their squares rank worse: docs/log.md.
 
     It is linear in d_S, and so is the slope's: both are weights of the chosen coordinates, worked out once.
 
