@@ -91,10 +91,10 @@ def reduced_expansion(expansion: Expansion, states: Tensor, chosen: Tensor) -> E
     most of a displacement lies in the span of states that are known in full. That part's products are exact, only the
     remainder's are estimated, a regression estimator:
 
-        A d ~ sum_k c_k A d_k + (m / m')^(1/2) A_S (d_S - sum_k c_k d_k,S),    c by ridge regression of d_S on the d_k,S.
+        A d ~ sum_k c_k A d_k + (m / m')^(1/2) A_S (d_S - sum_k c_k d_k,S),  c by ridge regression of d_S on the d_k,S.
 
-    The slope's weight is m / m', the Horvitz-Thompson estimate. For the products that would be unbiased too, but so noisy
-    that their squares rank worse: docs/log.md.
+    The slope's weight is m / m', the Horvitz-Thompson estimate. For the products that would be unbiased too, but noisy:
+    their squares then rank worse.
 
     It is linear in d_S, and so is the slope's: both are weights of the chosen coordinates, worked out once.
 
