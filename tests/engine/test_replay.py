@@ -355,11 +355,12 @@ def test_regrouped_samples_are_the_mean_of_single_gradients(tmp_path):
     assert bool(((theta - truth).norm(dim=1) < 0.5 * moved).all())
 
 
-def test_a_regrouped_batch_learns_from_the_batches_that_its_samples_were_in(tmp_path):
+@pytest.mark.parametrize("groups", [None, ["a", "b", "b", "b"] * 3 + ["a"] * 12])
+def test_a_regrouped_batch_learns_from_the_batches_that_its_samples_were_in(groups, tmp_path):
     """Against the formula, one sample and one anchor at a time, at states on the way; plain SGD shows the gradient.
     Float64, but the tables of regrouped batches are in bfloat16, in the formula too."""
-    kw = one_group_a_batch(double(char(steps=6))) | {"groups": None, "optimizer": lambda p: sgd(p, lr=0.3),
-                                                     "scheduler": None, "max_grad_norm": None}  # fmt: skip
+    kw = double(char(steps=6)) | {"groups": groups, "optimizer": lambda p: sgd(p, lr=0.3), "scheduler": None,
+                                  "max_grad_norm": None}  # fmt: skip
     sim, task = simulated(kw, tmp_path, anchors=3, probes=2, sample_anchors=2)
     window, anchors = sim.window, sim.window.anchors
     order = np.random.default_rng(3).permutation(task.order.reshape(-1)).reshape(task.order.shape)
@@ -375,15 +376,17 @@ def test_a_regrouped_batch_learns_from_the_batches_that_its_samples_were_in(tmp_
         shared = anchors.weights(theta, torch.tensor([0]), only)[0][0]
         for i in order[t]:
             u = int(np.nonzero((task.order == i).any(1))[0][0])
-            own = anchors.weights(theta, torch.tensor([u]), window.known[[u]])[0][0]
+            alike = torch.minimum(units.fractions[units.index[0, t]], window.fractions[u]).sum().double()
+            own = alike * anchors.weights(theta, torch.tensor([u]), window.known[[u]])[0][0] + (1 - alike) * shared
             gradient += sum(shared[a] * window.sample_rows[s, i].double() for s, a in enumerate(sampled)) / len(
                 order[t]
             )
             gradient += (own - shared) @ table[u] / len(order[t])
             states_of = torch.cat([anchors.shared, anchors.own[u]])
             between += own @ states_of / len(order[t])
-        for first, second in window.factors:
-            gradient += (first.T @ (first @ (theta[0] - between)) + second.T @ (second @ (theta[0] - between))) / 2
+        for share, (first, second) in zip(units.fractions[units.index[0, t]], window.factors, strict=True):
+            beyond = theta[0] - between
+            gradient += share * (first.T @ (first @ beyond) + second.T @ (second @ beyond)) / 2
         torch.testing.assert_close(after[t], theta[0] - 0.3 * gradient, rtol=1e-6, atol=1e-6)
 
 

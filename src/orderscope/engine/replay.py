@@ -7,8 +7,10 @@ At position t with unit u = o[t],
 A batch that was not recorded has no anchors of its own. Its samples' gradients are known at shared anchors; what the
 batches that they come from show beyond those, on the mean, is added:
 
-    g = 1/B sum_i [ sum_a w_a g_i(theta_a)  +  sum_k w_uk g_u(theta_k) - sum_a w_a g_u(theta_a) ]
-        +  C (theta - 1/B sum_i sum_k w_uk theta_k),        u the recorded batch of sample i, a the shared anchors.
+    g = 1/B sum_i [ sum_a w_a g_i(theta_a)  +  s_i (sum_k w_uk g_u(theta_k) - sum_a w_a g_u(theta_a)) ]
+        +  C (theta - 1/B sum_i [ s_i sum_k w_uk theta_k + (1 - s_i) sum_a w_a theta_a ]),
+
+u the recorded batch of sample i, a the shared anchors, and s_i the share of groups that the two batches have in common.
 
 Three members run side by side: one with the whole sampled curvature and one with each independent half of it. What
 they differ in is the noise of the sample; a loss that is curved along it is too high by an amount proportional to the
@@ -208,18 +210,22 @@ def _predict_regrouped(
     weights, _, left = kernels.affine_weights(
         found.square.repeat_interleave(size), along, anchors.gram, home, usable, anchors.ridge, anchors.scale
     )
-    near = weights.to(theta.dtype).view(rows, size, -1) / size
+    sampled = torch.zeros(anchors.count, dtype=torch.bool, device=device)
+    sampled[list(window.sample_anchors)] = True
+    with_samples = sampled.expand(rows, -1) if allowed is None else sampled & allowed
+    shared, _, beyond = kernels.affine_weights(
+        found.square, along[::size].contiguous(), anchors.gram, home[::size].contiguous(), with_samples,
+        anchors.ridge, anchors.scale,
+    )  # fmt: skip
+    composed = units.fractions.to(device)
+    alike = composed[unit][:, None].minimum(composed[home].view(rows, size, -1)).sum(2).double()
+    near = torch.lerp(shared[:, None], weights.view(rows, size, -1), alike[..., None]).to(theta.dtype) / size
+    far = torch.lerp(beyond.sqrt()[:, None], left.sqrt().view(rows, size), alike).mean(1)
     bent = kernels.remainder_coefficients(
         found.curved, tables.crossed, entries, near.flatten(1), shares, tables.piece, ranges
     )
 
-    sampled = torch.zeros(anchors.count, dtype=torch.bool, device=device)
-    sampled[list(window.sample_anchors)] = True
-    with_samples = sampled.expand(rows, -1) if allowed is None else sampled & allowed
-    shared = kernels.affine_weights(
-        found.square, along[::size].contiguous(), anchors.gram, home[::size].contiguous(), with_samples,
-        anchors.ridge, anchors.scale,
-    )[0].to(theta.dtype)  # fmt: skip
+    shared = shared.to(theta.dtype)
     first = torch.arange(len(window.sample_anchors), device=device) * window.sample_rows.shape[1]
     single = (first[:, None] + batch[:, None, :]).flatten(1)
     whole = len(tables.samples) + home[:, None] * anchors.count + torch.arange(anchors.count, device=device)
@@ -232,7 +238,7 @@ def _predict_regrouped(
     )  # fmt: skip
     known = theta.new_full((rows,), torch.nan)
     nowhere = torch.zeros(rows, dtype=torch.bool, device=device)
-    return terms, nowhere, _clip(window, unit, known), left.sqrt().view(rows, size).mean(1)
+    return terms, nowhere, _clip(window, unit, known), far
 
 
 def _clip(window: Window, unit: Tensor, known: Tensor) -> Clip | None:
