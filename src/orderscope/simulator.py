@@ -351,7 +351,7 @@ class Simulator:
         checked = self._checked(order, False)
         replayed = self._replay(checked, self._rates(lr, 1), snapshots=steps.tolist())
         rows = torch.cat([replayed.snapshots[int(s)] for s in steps], dim=1)  # [members, k, m]
-        raw = self._member_values(rows, names)
+        raw = member_values(self.metric_model, self._expansions, rows, names)
         at = self.bearing(replayed)
         values = {}
         for name, members in raw.items():
@@ -464,9 +464,6 @@ class Simulator:
             final.append(replayed.theta[0])
         values = {name: np.concatenate([p[name] for p in parts], axis=1) for name in names}
         return values, torch.cat(final), torch.cat(outside)
-
-    def _member_values(self, theta: Tensor, names: tuple[str, ...]) -> dict[str, np.ndarray]:
-        return member_values(self.metric_model, self._expansions, theta, names)
 
     def _replay(
         self,

@@ -210,8 +210,7 @@ def _predict_regrouped(
     weights, _, left = kernels.affine_weights(
         found.square.repeat_interleave(size), along, anchors.gram, home, usable, anchors.ridge, anchors.scale
     )
-    sampled = torch.zeros(anchors.count, dtype=torch.bool, device=device)
-    sampled[list(window.sample_anchors)] = True
+    sampled = window.sampled
     with_samples = sampled.expand(rows, -1) if allowed is None else sampled & allowed
     shared, _, beyond = kernels.affine_weights(
         found.square, along[::size].contiguous(), anchors.gram, home[::size].contiguous(), with_samples,

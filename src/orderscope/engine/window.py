@@ -19,6 +19,7 @@ from orderscope.names import REFERENCE, TASK_SHARD
 from orderscope.record import load_run, true_runs
 from orderscope.record.segments import read_state, segment_name
 from orderscope.sketch import SketchPlan, from_bfloat16, missing_units
+from orderscope.sketch.stage import first_use
 from orderscope.store import RunStore
 
 
@@ -94,10 +95,14 @@ class Window:
     @cached_property
     def home(self) -> np.ndarray:
         """Unit that each sample was trained in first, int64 [samples]; 0 where it never was."""
-        unit = np.zeros(int(self.order.max()) + 1, dtype=np.int64)
-        for u in range(len(self.order) - 1, -1, -1):
-            unit[self.order[u]] = u
-        return unit
+        return np.maximum(first_use(self.order), 0)
+
+    @cached_property
+    def sampled(self) -> Tensor:
+        """Which anchors have single samples' gradients, bool [K + R]."""
+        which = torch.zeros(self.anchors.count, dtype=torch.bool, device=self.known.device)
+        which[list(self.sample_anchors)] = True
+        return which
 
     @cached_property
     def tables(self) -> ReplayTables:

@@ -197,8 +197,7 @@ def step_effects(window: Window, found: Sensitivity) -> np.ndarray:
 def sample_effects(window: Window, found: Sensitivity, ids: np.ndarray) -> np.ndarray:
     """Effect of each of these samples in a batch at each position, [steps, ids, 1 + rank]."""
     places, count, coords = found.rows.shape
-    allowed = torch.zeros(1, window.anchors.count, dtype=torch.bool)
-    allowed[0, list(window.sample_anchors)] = True
+    allowed = window.sampled[None]
     group = torch.from_numpy(window.group_codes[ids])
     shares, bent = [], found.rows.new_empty(places, len(window.factors), count)
     for p, (rows, theta) in enumerate(zip(found.rows, found.states, strict=True)):
@@ -361,9 +360,4 @@ def _usable(window: Window, unit: Tensor) -> Tensor:
     """Which anchors each row may use, bool [rows, anchors]: those its unit has, or, of a regrouped batch, those with
     samples."""
     new = unit >= len(window.table)
-    usable = window.known[unit.masked_fill(new, 0)]
-    if bool(new.any()):
-        sampled = torch.zeros(window.anchors.count, dtype=torch.bool, device=unit.device)
-        sampled[list(window.sample_anchors)] = True
-        usable[new] = sampled
-    return usable
+    return torch.where(new[:, None], window.sampled, window.known[unit.masked_fill(new, 0)])

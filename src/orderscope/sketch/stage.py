@@ -51,7 +51,7 @@ class SketchStage:
         self._model = self.task.build_model()
         self._at: tuple[int, Point] | None = None
         self._coordinates = self.plan.coordinates
-        self._first_use = _first_use(self.task.order)
+        self._first_use = first_use(self.task.order)
 
     @cached_property
     def micro_batch(self) -> int:
@@ -200,7 +200,7 @@ def finite_tensor(tensor: Tensor, what: str) -> Tensor:
     return tensor
 
 
-def _first_use(order: np.ndarray) -> np.ndarray:
+def first_use(order: np.ndarray) -> np.ndarray:
     """Step at which each sample id is first trained on; -1 where it never is."""
     first = np.full(int(order.max()) + 1, -1, dtype=np.int64)
     for step in range(len(order) - 1, -1, -1):
