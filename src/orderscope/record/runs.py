@@ -142,7 +142,7 @@ class _StepRows:
     def norm(self, step: int, value: Tensor | None) -> None:
         value = self._flat.norm() if value is None else value
         norm = float(value)
-        if not (math.isfinite(norm) and torch.isfinite(self._losses[-1]).all()):
+        if not math.isfinite(norm + float(self._losses[-1].sum())):  # a sum shows any inf or nan
             self._refuse_not_finite(step)
         self._norms.append(norm)
         self._hyper.append(hyper_parameters(self._session.optimizer))
@@ -209,8 +209,10 @@ class _Flat:
         """Look at a gradient before it is clipped; write its coordinates into `row`."""
         self._parts = parts
         if self._whole is not None:
+            if row is not None and self._coords is None and row.device == self._whole.device:
+                self._whole = row
             torch.cat(parts, out=self._whole)
-        if row is None:
+        if row is None or row is self._whole:
             return
         if self._coords is None:
             row.copy_(torch.cat(parts) if self._whole is None else self._whole)
