@@ -80,6 +80,17 @@ def test_a_budget_is_spent_and_not_exceeded(task: osc.Task, tmp_path: Path) -> N
         osc.record(task, tmp_path / "other", budget=9, probes=3)
 
 
+def test_where_not_all_weights_are_carried_it_buys_probes_rather_than_curvature(task: osc.Task, tmp_path: Path) -> None:
+    bought = []
+    for coords in (task.layout.size, task.layout.size - 1):
+        store = osc.record(task, tmp_path / str(coords), coords=coords, budget=20, sketch=False)
+        probes = sum(name.startswith("record/probe-") and name.endswith("000") for name in store.names())
+        bought.append((probes, SketchPlan.read(store).draws))
+    (every, drawn), (more, fewer) = bought
+    assert more > every
+    assert fewer < drawn
+
+
 def test_recording_again_does_nothing(task: osc.Task, tmp_path: Path) -> None:
     osc.record(task, tmp_path / "run")
     before = digests(tmp_path / "run")

@@ -31,28 +31,38 @@ class Allotment:
 
 DEFAULT = Allotment(anchors=4, probes=8, passes=4)
 MIXED = Allotment(anchors=4, probes=6, passes=8)  # the curvature's spectrum is broad where groups mix in a batch
+# Few directions of the curvature stand out from the noise where only some of the weights are carried.
+PARTIAL = Allotment(anchors=4, probes=12, passes=1)
 
 
-def allot(budget: float, *, mixed: bool, most_passes: int) -> Allotment:
-    """Spend a budget as the defaults spend theirs; what passes cannot use is spent on probes.
+def shares(*, mixed: bool, partial: bool) -> Allotment:
+    """What is bought by default.
+
+    Args:
+        mixed: whether batches mix groups.
+        partial: whether only some of the weights are carried.
+    """
+    return MIXED if mixed else PARTIAL if partial else DEFAULT
+
+
+def allot(budget: float, like: Allotment, *, most_passes: int) -> Allotment:
+    """Spend a budget in the proportions of another; what passes cannot use is spent on probes.
 
     Args:
         budget: in runs.
-        mixed: whether batches mix groups.
         most_passes: more pseudo-gradients than so many a sample are not drawn.
 
     Raises:
         OrderscopeError: fewer runs than the least recording takes.
 
     Example:
-        >>> allot(20, mixed=False, most_passes=9)
+        >>> allot(20, DEFAULT, most_passes=9)
         Allotment(anchors=5, probes=9, passes=5)
-        >>> allot(20, mixed=False, most_passes=1)
+        >>> allot(20, DEFAULT, most_passes=1)
         Allotment(anchors=5, probes=13, passes=1)
     """
     if not budget >= LEAST:
         raise OrderscopeError(f"budget={budget!r} runs", f"at least {LEAST}", "raise budget=, or leave it out")
-    like = MIXED if mixed else DEFAULT
     share = (int(budget) - 1) / (like.runs - 1)
     anchors = max(2, round(like.anchors * share))
     passes = max(1, min(round(like.passes * share), most_passes))

@@ -95,7 +95,7 @@ def preflight(
     Raises:
         OrderscopeError: recording would fail at its start.
     """
-    anchors, probes, rows = recording.allotted(task, anchors, probes, curvature_rows, budget)
+    anchors, probes, rows = recording.allotted(task, anchors, probes, curvature_rows, budget, coords)
     plan = recording.sketch_plan(task, recording.spaced(task.steps, anchors), sample_anchors, coords, rows, seed)
     with tempfile.TemporaryDirectory(dir=where, prefix=".orderscope-preflight-") as folder:
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from orderscope.budget import DEFAULT, MIXED, allot
+from orderscope.budget import allot, shares
 from orderscope.errors import OrderscopeError
 from orderscope.names import FURTHER, PLAN, REFERENCE, SPLIT
 from orderscope.orders import step_groups
@@ -51,15 +51,17 @@ def record(
         path: directory of the run.
         anchors: states of the reference run, the first and the last among them, at which every batch's gradient is
             taken; four by default. One costs a run.
-        probes: true runs under other orders; eight by default. A batch's gradient where a run trained on it is one more
-            anchor, free and where queries go; and every prediction is calibrated on them.
+        probes: true runs under other orders; by default eight, or six where batches mix groups, or twelve where not all
+            weights are carried. A batch's gradient where a run trained on it is one more anchor, free and where queries
+            go; and every prediction is calibrated on them.
         budget: runs that all of it may cost in gradient evaluations, shared out as the defaults are, instead of
             `anchors`, `probes` and `curvature_rows`; see `orderscope.budget`.
         sample_anchors: at how many anchors single samples' gradients are kept, for orders that regroup samples; by
             default as many as fit in half a gigabyte, four at most.
         coords: most coordinates to carry; all P where the model is smaller.
-        curvature_rows: pseudo-gradients to draw; by default four passes over the samples where batches are of one
-            group, eight where groups mix (the spectrum is broad there), 512 at least and 8,192 at most.
+        curvature_rows: pseudo-gradients to draw; by default four passes over the samples, or eight where batches mix
+            groups (the spectrum is broad there), or one where not all weights are carried, 512 at least and 8,192 at
+            most.
         seed: of probes, coordinates and curvature.
         sketch: whether to sketch too; `osc.sketch` does it later.
         jobs: processes that train probes and sketch, one thread each; by default one a core and one more on CPUs.
@@ -74,7 +76,7 @@ def record(
     Raises:
         OrderscopeError: another task was recorded there, or training or sketching cannot go on; nothing is lost.
     """
-    anchors, probes, curvature_rows = allotted(task, anchors, probes, curvature_rows, budget)
+    anchors, probes, curvature_rows = allotted(task, anchors, probes, curvature_rows, budget, coords)
     _check_counts(anchors=(anchors, 2), probes=(probes, 0), sample_anchors=(sample_anchors, 0), coords=(coords, 1),
                   curvature_rows=(curvature_rows, 1), jobs=(jobs, 1))  # fmt: skip
     _check_precision(task)
@@ -232,21 +234,26 @@ def sketch_plan(
 
 
 def allotted(
-    task: Task, anchors: int | None, probes: int | None, curvature_rows: int | None, budget: float | None
+    task: Task,
+    anchors: int | None,
+    probes: int | None,
+    curvature_rows: int | None,
+    budget: float | None,
+    coords: int,
 ) -> tuple[int, int, int]:
     """Anchors, probes and pseudo-gradients, by default or out of a budget."""
-    used, mixed = len(np.unique(task.order)), not _pure(task)
-    shares = MIXED if mixed else DEFAULT
+    used = len(np.unique(task.order))
+    bought = shares(mixed=not _pure(task), partial=coords < task.layout.size)
     if budget is not None:
         given = {"anchors": anchors, "probes": probes, "curvature_rows": curvature_rows}
         if both := [name for name, value in given.items() if value is not None]:
             raise OrderscopeError(f"budget= and {both[0]}=", "one or the other", f"leave out budget= or {both[0]}=")
-        shares = allot(budget, mixed=mixed, most_passes=max(1, MOST_ROWS // used))
+        bought = allot(budget, bought, most_passes=max(1, MOST_ROWS // used))
     least = LEAST_ROWS if budget is None else 1
-    rows = int(np.clip(shares.passes * used, least, MOST_ROWS))
+    rows = int(np.clip(bought.passes * used, least, MOST_ROWS))
     return (
-        shares.anchors if anchors is None else anchors,
-        shares.probes if probes is None else probes,
+        bought.anchors if anchors is None else anchors,
+        bought.probes if probes is None else probes,
         rows if curvature_rows is None else curvature_rows,
     )
 

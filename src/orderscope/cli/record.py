@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from orderscope.budget import DEFAULT, LEAST
+from orderscope.budget import DEFAULT, LEAST, MIXED, PARTIAL
 from orderscope.cli.options import seed_option, set_threads, threads_option
 from orderscope.cli.progress import progress_bars
 from orderscope.cli.tasks import Spec, load_task, remember_task
@@ -33,7 +33,9 @@ jobs_option = click.option(
 @click.option(
     "--probes",
     type=click.IntRange(min=0),
-    help=f"True runs under other orders. They give every prediction its error bar. Default: {DEFAULT.probes}.",
+    help="True runs under other orders. They give every prediction its error bar."
+    f" Default: {DEFAULT.probes}; {MIXED.probes} where batches mix groups, {PARTIAL.probes} where not all weights are"
+    " carried.",
 )
 @click.option(
     "--budget",
