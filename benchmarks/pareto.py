@@ -12,15 +12,13 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from fidelity import load, unseen_orders
 from scipy.stats import spearmanr
-from speed import write_section
+from speed import cpu_seconds, write_section
 
 import orderscope as osc
 from orderscope import simulator
@@ -31,12 +29,6 @@ COORDS = (2048, 8192, 1 << 20)
 ENERGIES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 TYPES = {"int8": torch.int8, "bf16": torch.bfloat16, "fp32": None}
 REPEATS = 3
-
-
-def cpu_seconds(work: Callable[[], object]) -> float:
-    began = time.process_time()
-    work()
-    return time.process_time() - began
 
 
 def settings() -> list[tuple[int, float, str]]:

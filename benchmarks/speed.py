@@ -36,7 +36,7 @@ from orderscope.preflight import Preflight, preflight
 from orderscope.record.loop import start, train
 from orderscope.sketch import SketchPlan, SketchStage
 from orderscope.store import RunStore
-from orderscope.work import Sketching, Training
+from orderscope.work import Piece, Sketching, Training
 from orderscope_kernels.reference import Part, Terms
 from orderscope_kernels.replay import named, replay_kernels
 
@@ -143,25 +143,28 @@ def remembered(name: str, expected: Preflight, folder: str) -> list[str]:
 def peak_bytes(name: str, stage: str, folder: str) -> float:
     """Most memory of a process that does one stage; a fork would count what this one holds."""
     done = subprocess.run(
-        [sys.executable, __file__, "--stage", name, stage, folder], check=True, capture_output=True, text=True
+        [sys.executable, __file__, "--stage", name, stage, folder], check=True, stdout=subprocess.PIPE, text=True
     )
     return float(done.stdout.split()[-1])
+
+
+def pieces_of(stage: str, task: osc.Task, store: RunStore) -> list[Piece]:
+    if stage == "probes":
+        return [Training("probe-0", np.array(task.order[::-1]), (0, task.steps))]
+    kind = {"gradients": "rows", "curvature": "curvature", "metrics": "metric"}[stage]
+    return [Sketching(unit) for unit in SketchPlan.read(store).units() if f"/{kind}/" in unit]
 
 
 def stage_alone(name: str, stage: str, folder: str) -> None:
     """Do one stage of a recording; prints the process's peak memory in bytes."""
     task, path = osc.Task(**load(f"windows.py:{name}")), f"{folder}/stages"
-    kind = {"gradients": "rows", "curvature": "curvature", "metrics": "metric"}.get(stage)
     if stage == "reference":
         osc.record(task, path, probes=0, sketch=False, jobs=1)
     elif stage == "query":
         osc.Simulator(f"{folder}/run", task).predict(task.order)
     else:
         with RunStore.create(path) as store:
-            pieces: list[Sketching | Training] = [Training("probe-0", np.array(task.order[::-1]), (0, task.steps))]
-            if kind is not None:
-                pieces = [Sketching(u) for u in SketchPlan.read(store).units() if f"/{kind}/" in u]
-            work.complete(task, store, pieces, jobs=1)
+            work.complete(task, store, pieces_of(stage, task, store), jobs=1)
     status = Path("/proc/self/status").read_text()
     print(int(status.partition("VmHWM:")[2].split()[0]) * 1024)
 

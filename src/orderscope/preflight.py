@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from orderscope import recording
+from orderscope.engine.completed import held_bytes
 from orderscope.errors import OrderscopeError
 from orderscope.names import REFERENCE
 from orderscope.record import record_run, task_shard
@@ -215,7 +216,7 @@ def _stages(
     own = steps * (1 + probes) * m * item
     table = steps * len(plan.anchors) * m * item
     samples = kept * used * m * 2
-    known = 2 * (ends + probes) * plan.size * item if m < plan.size else 0  # states with all weights, twice at first
+    known = held_bytes(ends + probes, plan.size, item) if m < plan.size else 0
     return (
         Stage("reference", run + ends * ending, base + of_steps / max(1, ends - 1) + ended, reference),
         Stage("probes", probes * (run + ending), base + of_steps + ended, probes * probe),
@@ -225,7 +226,8 @@ def _stages(
               drawn * m * 2 + len(plan.curvature_ids) * SHARD),
         Stage("metrics", metrics, of_metrics, sum(m * (item + 2 * n) + SHARD for n in plan.metrics.values())),
         # Own states, as they are and from the start, and gradients, alone and in the table; the curvature twice.
-        Stage("query", float("nan"), base + 4 * own + 2 * table + samples + 2 * drawn * m * item + known, 0.0),
+        # States of all weights are read one by one and put together.
+        Stage("query", float("nan"), base + 4 * own + 2 * table + samples + 2 * drawn * m * item + 2 * known, 0.0),
     )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from orderscope import __version__
 from orderscope.engine import Batches, Replayed, Window, load_window, replay, units_of
 from orderscope.engine.calibration import Bearing, Calibration, bearing, debiased, directions, fit_calibration
-from orderscope.engine.completed import KnownStates, completed, known_states
+from orderscope.engine.completed import KnownStates, completed, held_bytes, known_states
 from orderscope.engine.metrics import Expansion, MetricModel, evaluated, expanded, load_expansions, member_values
 from orderscope.engine.reduce import moved, reduced, reduced_expansion, some_coordinates
 from orderscope.engine.replay import FEW_HOMES, MEMBERS
@@ -39,7 +39,6 @@ SEARCH_ENERGY = 0.8
 FARTHER = 1.5  # than the probe farthest outside the anchors' span, that orders may lie and be trusted
 REPLACED = 0.1  # share of the samples that may be others: every probe has the recorded ones, so none tells such errors
 KNOWN_STATES = 1024
-KNOWN_BYTES = 1 << 33
 
 
 @dataclass(frozen=True)
@@ -191,8 +190,8 @@ class Simulator:
         if self.exact:
             return "evaluated"
         states = len(self.plan.anchors) + len(self.runs)
-        fits = states * self.plan.size * self.task.layout.dtype.itemsize <= KNOWN_BYTES
-        return "completed" if fits else "expanded"
+        held = held_bytes(states, self.plan.size, self.task.layout.dtype.itemsize)
+        return "completed" if held else "expanded"
 
     @cached_property
     def metric_model(self) -> MetricModel:

@@ -59,5 +59,5 @@ def test_recorded_ends_are_told_nearly_and_left_out_not_from_themselves(recorded
 def test_where_known_states_do_not_fit_expansions_answer(recorded, monkeypatch):
     sim, task = recorded
     assert set(sim.metric_names) == set(task.metrics)
-    monkeypatch.setattr("orderscope.simulator.KNOWN_BYTES", 1)
+    monkeypatch.setattr("orderscope.engine.completed.KNOWN_BYTES", 1)
     assert osc.Simulator(sim.path, task).metric_names == tuple(sim.plan.metrics)

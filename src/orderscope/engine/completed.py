@@ -27,6 +27,20 @@ from orderscope.store import RunStore
 from orderscope.task import Task
 
 RIDGE = 0.1  # of the states' mean squared distance
+KNOWN_BYTES = 1 << 33
+
+
+def held_bytes(states: int, size: int, item: int) -> int:
+    """Bytes of `states` recorded states of `size` weights, `item` bytes each; 0 where so many are not held in memory.
+
+    Example:
+        >>> held_bytes(17, 22_714_756, 4)
+        1544603408
+        >>> held_bytes(17, 7_000_000_000, 4)
+        0
+    """
+    needed = states * size * item
+    return needed if needed <= KNOWN_BYTES else 0
 
 
 @dataclass(frozen=True)
@@ -73,7 +87,7 @@ def known_states(store: RunStore, plan: SketchPlan) -> KnownStates:
         runs += [run] * len(kept)
     last = max(k for k, run in enumerate(runs) if run == REFERENCE)
     center = states.pop(last)
-    return KnownStates(center, torch.stack(states) - center, tuple(runs[:last] + runs[last + 1 :]), indices)
+    return KnownStates(center, torch.stack(states).sub_(center), tuple(runs[:last] + runs[last + 1 :]), indices)
 
 
 def completed(
