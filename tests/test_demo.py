@@ -1,4 +1,4 @@
-"""The demo, on a shorter window, with no more than `make demo` installs: it ends well and tells and writes its answers."""
+"""The demo, on a shorter window, with no more than `make demo` installs: it ends well, and its answers are there."""
 
 from __future__ import annotations
 
