@@ -9,7 +9,7 @@ ALL := .venv/ready-test
 # One thread: reruns give the same bits, and small tensors run faster.
 RUN := OMP_NUM_THREADS=1 $(BIN)/python
 
-.PHONY: demo test lint format docs accuracy bench resolve clean
+.PHONY: demo test lint format docs accuracy bench gpu resolve clean
 
 demo: $(DEMO)
 	$(RUN) examples/demo.py
@@ -35,6 +35,9 @@ accuracy: $(ALL)
 
 bench: $(ALL)
 	$(RUN) benchmarks/speed.py
+
+gpu: $(ALL)
+	$(RUN) benchmarks/gpu.py --out build/gpu
 
 # Asks the package index whether a fresh machine, of another kind too, could be set up so.
 resolve: $(ALL)
