@@ -12,7 +12,7 @@ from torch import Tensor
 
 from orderscope.orders.checks import check_orders
 from orderscope.record.loop import start, train
-from orderscope.record.state import seeded
+from orderscope.rng import seeded
 from orderscope.task import Task
 
 

@@ -17,6 +17,7 @@ from orderscope import fingerprint as prints
 from orderscope.layout import ParameterLayout
 from orderscope.orders.checks import check_reference
 from orderscope.task_checks import check_data, check_task
+from orderscope.untouched import untouched, value_of
 
 ONE_BATCH = 1024  # held-out sets up to this size are one batch: the value then has the bits of loss(model, all).mean()
 CHUNK = 256
@@ -45,7 +46,8 @@ class Task:
         data: map-style data set; a sample's index is its id.
         optimizer: `(params) -> torch.optim.Optimizer`.
         scheduler: `(optimizer) -> LRScheduler`, stepped after every step, or None.
-        metrics: name -> data set (mean loss over it) or `(model) -> float`.
+        metrics: name -> data set (mean loss over it) or `(model) -> float`. A function is handed a copy of the model,
+            and the same random numbers every time, so that it may do to the model what it likes.
         order: sample ids, integer [steps, batch]: who is trained on when.
         groups: one label per sample of `data`, or None.
         optimizer_state: a `state_dict` to start from in mid-run: moments and step counts are taken from it, learning
@@ -136,18 +138,18 @@ class Task:
         return self.evaluation(model, names).metrics
 
     def evaluation(self, model: nn.Module, names: Sequence[str] | None = None) -> Evaluation:
-        """As `evaluate`, with the per-sample losses the values are means of."""
+        """As `evaluate`, with the per-sample losses the values are means of. No metric leaves anything behind."""
         values: dict[str, float] = {}
         losses: dict[str, Tensor] = {}
-        with torch.no_grad():
-            for name in self.metrics if names is None else names:
-                metric = self.metrics[name]
+        for name in self.metrics if names is None else names:
+            metric = self.metrics[name]
+            with untouched(model):
                 if callable(metric):
-                    values[name] = float(cast(Any, metric)(model))
-                else:
-                    losses[name] = self.held_out_losses(model, metric)
-                    exact = len(metric) <= ONE_BATCH
-                    values[name] = float((losses[name] if exact else losses[name].double()).mean())
+                    values[name] = value_of(name, cast(Any, metric), model)
+                    continue
+                losses[name] = self.held_out_losses(model, metric)
+            exact = len(metric) <= ONE_BATCH
+            values[name] = float((losses[name] if exact else losses[name].double()).mean())
         return Evaluation(values, losses)
 
     def held_out_losses(self, model: nn.Module, rows: Any) -> Tensor:

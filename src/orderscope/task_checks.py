@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import grad
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_flatten, tree_leaves
 
 from orderscope.errors import OrderscopeError
@@ -38,6 +39,7 @@ def check_task(task: Task) -> None:
     _check_groups(task)
     _check_metrics(task)
     model = task.build_model()
+    _check_model(model)
     _check_same_start(model, task.build_model())
     _check_modules(model)
     optimizer = _built_optimizer(task, model)
@@ -71,11 +73,21 @@ def _check_metrics(task: Task) -> None:
             )
 
 
-def _check_same_start(first: nn.Module, second: nn.Module) -> None:
-    if not isinstance(first, nn.Module):
+def _check_model(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
         raise OrderscopeError(
-            f"model() that returns {type(first).__name__}", "a torch.nn.Module", "return the model from model()"
+            f"model() that returns {type(model).__name__}", "a torch.nn.Module", "return the model from model()"
         )
+    lazy = next((name for name, tensor in _tensors(model) if is_lazy(tensor)), None)
+    if lazy is not None:
+        raise OrderscopeError(
+            f"{lazy} of a lazy layer, which has no weights yet",
+            "a model with all of its starting weights",
+            "run the model once on some inputs inside model(), after torch.manual_seed, or give the layer its sizes",
+        )
+
+
+def _check_same_start(first: nn.Module, second: nn.Module) -> None:
     if first is second:
         raise OrderscopeError(
             "model() that returns the same object twice",

@@ -60,6 +60,15 @@ def test_model_must_start_the_same():
         return model
 
     refused(linear(), "buffer 'born' that differs", model=counted)
+    refused(linear(), "parameter 'weight' of a lazy layer, .*once on some inputs", model=lambda: nn.LazyLinear(1))
+
+    def run_once():
+        torch.manual_seed(0)
+        model = nn.LazyLinear(1)
+        model(torch.zeros(1, 3))
+        return model
+
+    osc.Task(**linear() | {"model": run_once})
     weight = torch.zeros(1, 3)
 
     def aliased():

@@ -46,7 +46,8 @@ from orderscope.engine.optimizers import Dynamics
 from orderscope.functional import frozen_and_buffers, functional_loss
 from orderscope.layout import ParameterLayout
 from orderscope.record.loop import start, train
-from orderscope.record.state import TrainingState, capture, seeded
+from orderscope.record.state import TrainingState, capture
+from orderscope.rng import seeded
 from orderscope.sketch.gradients import set_parameters
 from orderscope.sketch.projection import Projection
 from orderscope.task import Task

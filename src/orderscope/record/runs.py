@@ -22,7 +22,8 @@ from orderscope.orders.checks import check_order
 from orderscope.record.loop import Session, start, train
 from orderscope.record.reproduction import Both, reproduction
 from orderscope.record.segments import finished_segments, read_state, segment_name, write_segment
-from orderscope.record.state import capture, require_supported, restore, seeded, undisturbed
+from orderscope.record.state import capture, require_supported, restore
+from orderscope.rng import seeded
 from orderscope.store import RunStore
 from orderscope.task import Evaluation, Task
 
@@ -226,8 +227,7 @@ class _Flat:
 
 
 def _evaluate(task: Task, session: Session, run: str, step: int) -> Evaluation:
-    with undisturbed(session):
-        evaluation = task.evaluation(session.model)
+    evaluation = task.evaluation(session.model)
     for name, value in evaluation.metrics.items():
         if not math.isfinite(value):
             raise OrderscopeError(
