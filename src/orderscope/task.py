@@ -57,6 +57,8 @@ class Task:
         targets: `(model, batch, generator) -> batch`, the batch with targets drawn from the model's own prediction.
             Only needed where the curvature of the loss cannot be found from the model's outputs: a loss computed inside
             the model, or a sum over several outputs. `orderscope inspect` says what was used.
+        mapped: found out: whether torch.func can take its samples' gradients. Where it cannot (nn.GRU, packed
+            sequences, gradient checkpointing), plain autograd takes one after the other, which is slower.
 
     Raises:
         OrderscopeError: where a run of it could not be repeated, simulated or told apart sample by sample; the message
@@ -75,13 +77,14 @@ class Task:
     max_grad_norm: float | None = None
     collate: Callable[[list[Any]], Any] | None = None
     targets: Callable[[Any, Any, torch.Generator], Any] | None = None
+    mapped: bool = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         check_data(self.data)
         order = check_reference(self.order, len(self.data))
         order.setflags(write=False)
         object.__setattr__(self, "order", order)
-        check_task(self)
+        object.__setattr__(self, "mapped", check_task(self))
 
     @property
     def steps(self) -> int:

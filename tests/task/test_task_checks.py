@@ -137,8 +137,8 @@ def test_loss_shape_and_value():
 
 def test_loss_by_chance_or_by_mates():
     refused(linear(), "differs when it is computed twice", loss=lambda m, b: squared_error(m, b) + torch.rand(()))
-    refused(linear(), "in a batch and .* alone", loss=lambda m, b: squared_error(m, b) / len(b[0]))
-    refused(linear(), "in a batch and .* alone", loss=lambda m, b: squared_error(m, (b[0] - b[0].mean(0), b[1])))
+    refused(linear(), "in its batch at the first step", loss=lambda m, b: squared_error(m, b) / len(b[0]))
+    refused(linear(), "in its batch at", loss=lambda m, b: squared_error(m, (b[0] - b[0].mean(0), b[1])))
 
 
 def test_data_that_changes():
@@ -162,7 +162,7 @@ def test_batches_of_tensors():
     refused(kw, r"a tensor of shape \[\] in a batch of 4", collate=collate, loss=lambda m, b: squared_error(m, b[:2]))
 
 
-def test_gradients_torch_func_cannot_take():
+def test_gradients_torch_func_cannot_take_are_taken_one_after_another():
     def detached(model, batch):
         return squared_error(model, batch).detach()
 
@@ -174,8 +174,9 @@ def test_gradients_torch_func_cannot_take():
         return losses[losses > -1]
 
     refused(linear(), "a loss without gradient", loss=detached)
-    refused(linear(), "torch.func cannot take .*gradient checkpointing", loss=checkpointed)
-    refused(linear(), "torch.func cannot take", loss=shapes_by_data)
+    assert osc.Task(**linear()).mapped
+    assert not osc.Task(**linear() | {"loss": checkpointed}).mapped
+    assert not osc.Task(**linear() | {"loss": shapes_by_data}).mapped
 
 
 def test_gradients_that_torch_func_sees_differently():

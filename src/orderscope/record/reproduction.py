@@ -13,7 +13,7 @@ from orderscope.errors import OrderscopeError
 from orderscope.hyper import hyper_parameters
 from orderscope.record.description import environment
 from orderscope.record.legs import has_loop, load_state
-from orderscope.record.loop import Session, Watcher
+from orderscope.record.loop import Session
 from orderscope.record.probe import GradientProbe
 from orderscope.record.recorded import Recorded, recorded
 from orderscope.store import RunStore
@@ -130,21 +130,6 @@ class Reproduction:
         elif abs(np.log(ratio)) > 0.05:
             reasons.insert(0, f"gradients are {ratio:.3g} times the recorded: compare how losses are averaged")
         return "; ".join(reasons)
-
-
-class Both:
-    """Two watchers of one training."""
-
-    def __init__(self, *watchers: Watcher) -> None:
-        self._watchers = watchers
-
-    def gradient(self, step: int, losses: Tensor) -> None:
-        for watcher in self._watchers:
-            watcher.gradient(step, losses)
-
-    def norm(self, step: int, value: Tensor | None) -> None:
-        for watcher in self._watchers:
-            watcher.norm(step, value)
 
 
 def reproduction(task: Task, store: RunStore, session: Session) -> Reproduction | None:

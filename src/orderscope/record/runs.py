@@ -19,8 +19,9 @@ from orderscope.fingerprint import digest
 from orderscope.hyper import hyper_parameters
 from orderscope.names import REFERENCE
 from orderscope.orders.checks import check_order
-from orderscope.record.loop import Session, start, train
-from orderscope.record.reproduction import Both, reproduction
+from orderscope.record.loop import Session, Together, Watcher, start, train
+from orderscope.record.mates import Mates
+from orderscope.record.reproduction import reproduction
 from orderscope.record.segments import finished_segments, read_state, segment_name, write_segment
 from orderscope.record.state import capture, require_supported, restore
 from orderscope.rng import seeded
@@ -80,6 +81,8 @@ def record_run(
         session = start(task)
         require_supported(session.optimizer)
         check = reproduction(task, store, session) if name == REFERENCE else None
+        before: list[Watcher] = [] if check is None else [check]
+        after: list[Watcher] = [Mates(task, session, ids)] if name == REFERENCE else []
         if done:
             restore(session, read_state(store, name, done - 1), ends[done - 1])
         metrics: dict[str, float] = {}
@@ -87,7 +90,7 @@ def record_run(
             began = time.perf_counter()
             first = ends[max(index - 1, 0)]
             rows = _StepRows(name, session, ids, first, ends[index], coords, keep_gradients, progress)
-            train(task, session, ids, first, ends[index], rows if check is None else Both(check, rows))
+            train(task, session, ids, first, ends[index], Together(*before, rows, *after))
             if check is not None:
                 check.state(ends[index])
             trained = time.perf_counter()
