@@ -7,6 +7,8 @@ import warnings
 import numpy as np
 import torch
 
+from orderscope.errors import OrderscopeError
+
 NAMES = (
     "lr", "weight_decay", "beta1", "beta2", "eps", "amsgrad", "decoupled",
     "momentum", "dampening", "nesterov", "maximize",
@@ -46,12 +48,26 @@ def scheduled(
 def advance(
     optimizer: torch.optim.Optimizer, scheduler: torch.optim.lr_scheduler.LRScheduler | None, steps: int
 ) -> None:
-    """Move the schedule on by `steps` steps without training."""
+    """Move the schedule on by `steps` steps without training.
+
+    Raises:
+        OrderscopeError: it cannot be told without.
+    """
     if scheduler is None:
         return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for _ in range(steps):
-            optimizer.zero_grad()
-            optimizer.step()
-            scheduler.step()
+        try:
+            for _ in range(steps):
+                optimizer.zero_grad()
+                optimizer.step()
+                scheduler.step()
+        except Exception as error:  # whatever the user's scheduler, or a hook of the optimizer, raises
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise OrderscopeError(
+                f"a {type(scheduler).__name__} that cannot be stepped without training ({type(error).__name__}: "
+                f"{reason})",
+                "a schedule that is a function of the step, for every step of the order",
+                "give it as many steps as the order has; what depends on losses (ReduceLROnPlateau) cannot be known of "
+                "other orders: replay the rates it gave with LambdaLR, or record the loop with osc.Recorder",
+            ) from error

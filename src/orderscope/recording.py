@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from orderscope.budget import allot, shares
+from orderscope.engine.driven import check_loop, check_reached
 from orderscope.errors import OrderscopeError
 from orderscope.names import FURTHER, PLAN, REFERENCE, SPLIT
 from orderscope.orders import step_groups
@@ -86,6 +87,8 @@ def record(
         ends = spaced(task.steps, anchors)
         record_run(task, store, REFERENCE, task.order, ends, coords=coordinates.indices,
                    progress=_stage(progress, "train the reference"))  # fmt: skip
+        check_loop(store)
+        check_reached(store, coordinates)
         if PLAN not in store:
             store.write(PLAN, {}, sketch_plan(task, ends, sample_anchors, coords, curvature_rows, seed).attrs())
         if SPLIT not in store:
@@ -94,6 +97,8 @@ def record(
         pieces: list[Piece] = [Training(f"probe-{i}", order, (0, task.steps)) for i, order in runs]
         pieces += sketching(store) if sketch else []
         complete(task, store, pieces, jobs=jobs, executor=executor, progress=_stage(progress, "probes and sketch"))
+        for i in range(probes):
+            check_reached(store, coordinates, f"probe-{i}")
     return RunStore.open(path)
 
 

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
 from orderscope.errors import OrderscopeError
 from orderscope.functional import frozen_and_buffers, functional_loss, sample_loss
+from orderscope.hyper import scheduled
 from orderscope.layout import ParameterLayout
 from orderscope.per_sample import each_sample, one_after_another
 from orderscope.rounding import coarsest, tolerated, tolerated_gradient
@@ -53,7 +54,7 @@ def check_task(task: Task) -> bool:
     optimizer = _built_optimizer(task, model)
     layout = ParameterLayout.of(model, optimizer)
     _check_clipping(task, model, layout)
-    task.build_scheduler(optimizer)
+    scheduled(optimizer, task.build_scheduler(optimizer), task.steps if task.scheduler else 0)
     ids = [int(i) for i in task.order[0]]
     batch = _check_batch(task, ids)
     eps = _check_loss(task, model, layout, batch, ids)

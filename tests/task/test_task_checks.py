@@ -100,6 +100,24 @@ def test_optimizer():
     refused(linear(), "max_grad_norm -1", max_grad_norm=-1)
 
 
+def test_schedules_that_cannot_be_stepped_without_training():
+    steps = len(linear()["order"])
+
+    def cut(optimizer):
+        return torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.02, total_steps=steps - 2)
+
+    def demanding(params):
+        optimizer = sgd(params)
+        optimizer.register_step_pre_hook(lambda *_: params[0].grad.norm() and None)
+        return optimizer
+
+    refused(linear(), r"a ReduceLROnPlateau that cannot .*LambdaLR", scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau)
+    refused(linear(), r"a OneCycleLR that cannot .*as many steps as the order has", scheduler=cut)
+    constant = torch.optim.lr_scheduler.ConstantLR
+    refused(linear(), "without training .AttributeError", scheduler=constant, optimizer=demanding)
+    osc.Task(**linear() | {"optimizer": demanding})
+
+
 def test_a_parameter_outside_the_optimizer_is_left_alone():
     task = osc.Task(**linear() | {"optimizer": lambda params: sgd(params[:1])})
     assert task.layout.names == ("weight",)

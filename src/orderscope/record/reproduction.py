@@ -140,7 +140,7 @@ def reproduction(task: Task, store: RunStore, session: Session) -> Reproduction 
     if not has_loop(store):
         return None
     record = recorded(store.path)
-    first = next((s for s in record.states if _matches(record, s, task.order)), None)
+    first = window_start(record, task.order)
     if first is None:
         raise OrderscopeError(
             f"a task with an order of shape {list(task.order.shape)} that the recorded loop did not train",
@@ -153,6 +153,11 @@ def reproduction(task: Task, store: RunStore, session: Session) -> Reproduction 
     )  # fmt: skip
     _same("optimizer", record.header["optimizer"], type(session.optimizer).__name__)
     return Reproduction(record, first, session)
+
+
+def window_start(record: Recorded, order: np.ndarray) -> int | None:
+    """Step of the loop, one whose state was kept, from which on it trained `order`; None where it never did."""
+    return next((step for step in record.states if _matches(record, step, order)), None)
 
 
 def _matches(record: Recorded, first: int, order: np.ndarray) -> bool:

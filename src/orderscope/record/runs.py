@@ -94,6 +94,8 @@ def record_run(
             if check is not None:
                 check.state(ends[index])
             trained = time.perf_counter()
+            if name == REFERENCE and index == len(ends) - 1:
+                _check_weights_alone(task, session)
             asked = metrics_at == "all" or index == len(ends) - 1
             evaluation = _evaluate(task, session, name, ends[index]) if asked else Evaluation({}, {})
             metrics = evaluation.metrics
@@ -239,6 +241,32 @@ def _evaluate(task: Task, session: Session, run: str, step: int) -> Evaluation:
                 "look at that metric and at the learning rate; finished segments are kept",
             )
     return evaluation
+
+
+def _check_weights_alone(task: Task, session: Session) -> None:
+    """A new model with the trained weights must be the trained model: other orders are answered by such models."""
+    fresh = task.build_model()
+    mine, theirs = dict(session.model.named_parameters()), dict(fresh.named_parameters())
+    with torch.no_grad():
+        for name, p in theirs.items():
+            if name in session.layout.names:
+                p.copy_(mine[name])
+            elif not torch.equal(p, mine[name]):
+                raise OrderscopeError(
+                    f"parameter {name!r}, which the optimizer does not hold and training changed",
+                    "weights that only the optimizer moves",
+                    "hand it to the optimizer, or keep the model's and the optimizer's hooks away from it",
+                )
+    mine, theirs = task.evaluate(session.model), task.evaluate(fresh)
+    for name, value in mine.items():
+        # Weights and arithmetic are the same; devices may sum in another order.
+        if not abs(theirs[name] - value) <= torch.finfo(session.layout.dtype).eps ** 0.5 * (1 + abs(value)):
+            raise OrderscopeError(
+                f"metric {name!r} = {value:.6g} of the trained model and {theirs[name]:.6g} of a new one with the same "
+                "weights",
+                "metrics that are a function of the trained weights",
+                "look for buffers, flags or other parts of the model that training changes beside its weights",
+            )
 
 
 def _check_boundaries(boundaries: Sequence[int], steps: int) -> list[int]:
