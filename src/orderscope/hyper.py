@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +28,60 @@ def hyper_parameters(optimizer: torch.optim.Optimizer) -> dict[str, list[float]]
             if name in flat:
                 values.setdefault(name, []).append(float(flat[name]))
     return values
+
+
+def leading_rates(recorded: np.ndarray) -> np.ndarray:
+    """Rate of the leading group, [steps]: at each step the first group with a rate above 0; 0 where all are at 0.
+
+    Args:
+        recorded: [steps, groups].
+
+    Example:
+        >>> leading_rates(np.array([[0.0, 0.2], [0.1, 0.3]]))
+        array([0.2, 0.1])
+    """
+    return recorded[np.arange(len(recorded)), (recorded > 0).argmax(1)]
+
+
+def group_rates(lr: Any, recorded: np.ndarray, count: int) -> np.ndarray:
+    """Learning rates of every parameter group for `count` orders, float64 [count, steps, groups].
+
+    Rates of shape [steps] or [count, steps] are told of the leading group, see `leading_rates`; the other groups keep
+    the ratio to it that their recorded rates have at that step, so a group that was recorded at 0 stays at 0. Where all
+    were at 0 (a warm-up's first step), the ratios are those of the nearest step at which one was not. Rates of shape
+    [steps, groups] or [count, steps, groups] are taken as they are. A table that can be read both as [count, steps] and
+    as [steps, groups] is [count, steps].
+
+    Args:
+        recorded: [steps, groups].
+
+    Raises:
+        OrderscopeError: rates of another shape, below 0 or not finite.
+
+    Example:
+        >>> group_rates([0.4, 0.4], np.array([[0.1, 0.2], [0.0, 0.2]]), 1)
+        array([[[0.4, 0.8],
+                [0. , 0.4]]])
+    """
+    rates, (steps, groups) = np.asarray(lr, dtype=np.float64), recorded.shape
+    of_groups = {(steps, groups): rates[None], (count, steps, groups): rates}
+    of_leading = {(steps,): rates[None], (count, steps): rates}
+    if not np.isfinite(rates).all() or (rates < 0).any() or rates.shape not in {**of_groups, **of_leading}:
+        raise OrderscopeError(
+            f"learning rates of shape {list(rates.shape)}",
+            f"finite rates >= 0 of shape [{steps}] or [{count}, {steps}], or [{steps}, {groups}] or "
+            f"[{count}, {steps}, {groups}] for each parameter group",
+            "give one rate a step, or one a step and group",
+        )
+    if rates.shape in of_leading:
+        lead = leading_rates(recorded)
+        known = np.flatnonzero(lead > 0)
+        at = known[np.abs(known[None] - np.arange(steps)[:, None]).argmin(1)] if len(known) else np.arange(steps)
+        ratios = recorded[at] / lead[at, None] if len(known) else np.ones_like(recorded)
+        found = of_leading[rates.shape][:, :, None] * ratios
+    else:
+        found = of_groups[rates.shape]
+    return np.array(np.broadcast_to(found, (count, steps, groups)))
 
 
 def scheduled(

@@ -40,7 +40,9 @@ NO_EFFECT = "no detectable effect"
     "--lr",
     metavar="RATES",
     default=None,
-    help="Other learning rates: x0.5 (times the recorded), a number, or a .npy file, one a step.",
+    help="Other learning rates: x0.5 (times the recorded), a number, or a .npy file, one a step. Of several parameter "
+    "groups they are the first one's that has a rate above 0; the others keep their ratio to it, and a group at 0 stays "
+    "at 0. A file may hold [steps, groups] too.",
 )
 @click.option("--train", is_flag=True, help="Train these orders too, and show the truth beside; one run each.")
 @task_option
@@ -108,10 +110,10 @@ def answer(prediction: Prediction, index: int, text: str) -> dict[str, Any]:
 
 
 def learning_rates(sim: Simulator, text: str | None) -> np.ndarray | None:
-    """`x0.5`, `1e-3` or `rates.npy` as rates [steps]; None stays None.
+    """`x0.5`, `1e-3` or `rates.npy` as rates that `Simulator.predict` takes; None stays None.
 
     Raises:
-        OrderscopeError: it is none of these, or a multiple is asked where parameter groups have rates of their own.
+        OrderscopeError: it is none of these.
     """
     if text is None:
         return None
@@ -127,21 +129,10 @@ def learning_rates(sim: Simulator, text: str | None) -> np.ndarray | None:
         raise OrderscopeError(
             f"learning rates {text!r}", "x0.5, a number, or a .npy file with one rate a step", "correct --lr"
         ) from None
-    return number * _recorded_rates(sim) if times else np.full(len(sim.order), number)
+    from orderscope.hyper import leading_rates
 
-
-def _recorded_rates(sim: Simulator) -> np.ndarray:
-    from orderscope.names import REFERENCE
-    from orderscope.record import load_run
-
-    rates = load_run(sim.store, REFERENCE).hyper["lr"].numpy()
-    if (rates != rates[:, :1]).any():
-        raise OrderscopeError(
-            f"{rates.shape[1]} parameter groups with learning rates of their own",
-            "one rate a step",
-            "give a number or a .npy file, used for every group",
-        )
-    return rates[:, 0]
+    recorded = leading_rates(sim.window.dynamics.hyper["lr"])
+    return number * recorded if times else np.full(len(recorded), number)
 
 
 def _show(

@@ -12,7 +12,7 @@ from torch import Tensor
 from orderscope.engine.anchors import AnchorSpace
 from orderscope.engine.batches import Batches
 from orderscope.engine.driven import recorded_dynamics
-from orderscope.engine.optimizers import Dynamics
+from orderscope.engine.optimizers import Dynamics, Start
 from orderscope.engine.own import own_anchors
 from orderscope.engine.tables import ReplayTables, replay_tables
 from orderscope.errors import IncompleteRun
