@@ -78,7 +78,7 @@ def query(
     rows = [answer(prediction, i, text) for i, text in enumerate(texts)]
     if train:
         with progress_bars(quiet=as_json) as progress:
-            true = train_orders(sim, orders, prediction, progress)
+            true = train_orders(sim, orders, progress)
         for i, row in enumerate(rows):
             for name, values in row["metrics"].items():
                 values["true"] = float(true[name][i])
