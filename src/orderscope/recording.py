@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -90,7 +91,9 @@ def record(
         check_loop(store)
         check_reached(store, coordinates)
         if PLAN not in store:
-            store.write(PLAN, {}, sketch_plan(task, ends, sample_anchors, coords, curvature_rows, seed).attrs())
+            plan = sketch_plan(task, ends, sample_anchors, coords, curvature_rows, seed)
+            store.write(PLAN, {}, replace(plan, probes=probes).attrs())
+        probes = max(probes, SketchPlan.read(store).probes)  # those that were planned belong to the recording
         if SPLIT not in store:
             write_split(store, SketchStage(task, store, SketchPlan.read(store)).split())
         runs = enumerate(probe_orders(task, probes, seed))

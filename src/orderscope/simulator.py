@@ -26,7 +26,7 @@ from orderscope.hyper import group_rates
 from orderscope.names import FURTHER, REFERENCE, TASK_SHARD
 from orderscope.orders.checks import check_order, check_orders
 from orderscope.record import load_run, require_recorded, true_runs
-from orderscope.sketch import SketchPlan
+from orderscope.sketch import SketchPlan, require_probes
 from orderscope.store import RunStore
 from orderscope.task import Task
 from orderscope.threads import one_thread
@@ -121,6 +121,7 @@ class Simulator:
         if task is not None:
             require_recorded(task, self.store)
         self.plan = SketchPlan.read(self.store)
+        require_probes(self.store, self.plan)
         self.window = load_window(self.store, energy=energy)
         self.description = self.store.attrs(TASK_SHARD)
         self._batches = Batches(self.window.order)
