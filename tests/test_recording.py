@@ -13,6 +13,7 @@ import pytest
 
 import orderscope as osc
 import tasks_tiny
+from orderscope.cli.inspect import inventory
 from orderscope.orders import step_groups
 from orderscope.recording import probe_orders, sketch, spaced
 from orderscope.sketch import SketchPlan, missing_units
@@ -40,6 +41,34 @@ def test_a_record_that_stopped_before_the_sketch_goes_on_to_the_same_bytes(task:
         osc.Simulator(tmp_path / "parts", task)
     sketch(task, tmp_path / "parts")
     assert digests(tmp_path / "whole") == digests(tmp_path / "parts")
+
+
+class Stopped(BaseException):
+    pass
+
+
+def test_a_record_that_stopped_before_its_probes_is_not_made_whole_by_a_sketch(task: osc.Task, tmp_path: Path) -> None:
+    """What is missing is told as long as it is, and recording again ends with the same bytes."""
+    osc.record(task, tmp_path / "whole", probes=3, jobs=1)
+
+    def stop(stage: str, done: int, total: int) -> None:
+        if stage == "probes and sketch":
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        osc.record(task, tmp_path / "parts", probes=3, jobs=1, progress=stop)
+    sketch(task, tmp_path / "parts", jobs=1)
+    found = inventory(RunStore.open(tmp_path / "parts"))
+    assert found["state"] == "incomplete"
+    assert any("of 3 probes" in line for line in found["missing"])
+    with pytest.raises(osc.IncompleteRun, match=r"of 3 probes recorded.*`orderscope record` again") as caught:
+        osc.Simulator(tmp_path / "parts", task)
+    assert caught.value.exit_code == 5
+    osc.record(task, tmp_path / "parts", probes=1, jobs=1)  # the planned ones belong to it all the same
+    osc.Simulator(tmp_path / "parts", task)
+    assert inventory(RunStore.open(tmp_path / "parts"))["state"] == "complete"
+    with RunStore.open(tmp_path / "parts") as parts, RunStore.open(tmp_path / "whole") as whole:
+        assert sorted(parts.names("")) == sorted(whole.names(""))
 
 
 KILLED = """

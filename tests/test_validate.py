@@ -12,6 +12,8 @@ import pytest
 import orderscope as osc
 import tasks_tiny
 from law_tasks import simulated
+from orderscope import foretold
+from orderscope.report import known
 from orderscope.store import pack
 from orderscope.validate import unseen_orders
 
@@ -117,6 +119,95 @@ def test_orders_are_unseen_and_of_every_kind(recorded: osc.Simulator) -> None:
     assert not np.array_equal(unseen_orders(recorded, 16, 1), orders)
 
 
+class Killed(BaseException):
+    """As a signal, or a full disk that nothing is prepared for."""
+
+
+def killed(*_: object, **__: object) -> None:
+    raise Killed
+
+
+def cut_short(sim: osc.Simulator, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Validate, and die where `name` would be called: after the orders were trained."""
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(sys.modules[osc.validate.__module__], name, killed)
+        osc.validate(sim, 4)
+    assert osc.Simulator(sim.path).runs[-1] == "validated-3"
+
+
+@pytest.mark.parametrize("name", ["_noise", "_keep"])
+def test_killed_between_training_and_comparison(
+    sim: osc.Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """The second try compares what was predicted before anything was trained, as if it had not been killed."""
+    shutil.copytree(sim.path, tmp_path / "whole")
+    expected = osc.validate(osc.Simulator(tmp_path / "whole", sim.task), 4)
+    cut_short(sim, monkeypatch, name)
+    again = osc.validate(osc.Simulator(sim.path, sim.task), 4)
+    assert (again.error["eval"] > 0).all()
+    for part in ("orders", "predicted", "error", "true", "mae_ratio", "coverage", "noise_floor"):
+        np.testing.assert_equal(getattr(again, part), getattr(expected, part))
+    with osc.RunStore.open(sim.path) as store:
+        assert store.attrs("validation/000")["predicted"]["eval"] == expected.predicted["eval"].tolist()
+
+
+def test_a_run_that_knows_the_truth_with_nothing_foretold(sim: osc.Simulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As versions before left it: then each order is told without its own run."""
+    monkeypatch.setattr(foretold, "_keep", lambda *_: True)
+    cut_short(sim, monkeypatch, "_keep")
+    later = osc.Simulator(sim.path, sim.task)
+    again = osc.validate(later, 4)
+    assert (again.error["eval"] > 0).all()
+    np.testing.assert_array_equal(again.predicted["eval"], later.calibration["eval"].predicted[-4:])
+
+
+def test_what_cannot_be_foretold_in_the_run_is_not_trained_into_it(
+    sim: osc.Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(foretold, "_keep", lambda *_: False)
+    found = osc.validate(sim, 3)
+    assert (found.error["eval"] > 0).all()
+    assert osc.Simulator(sim.path).runs == sim.probes
+
+
+def test_confirmations_are_foretold(sim: osc.Simulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = sys.modules[osc.propose.__module__ + ".proposal"] if osc.propose.__module__ == "orderscope.search" else (
+        sys.modules[osc.propose.__module__]
+    )
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(module, "_joined", killed)
+        osc.propose(sim, "eval", budget=80, verify=2, rounds=2)
+    later = osc.Simulator(sim.path, sim.task)
+    trained = [order for run, order in zip(later.runs, later.run_orders, strict=True) if run.startswith("confirmed-")]
+    assert len(trained) == 2
+    told = foretold.foretell(later, trained)
+    assert (told.error["eval"] > 0).all()
+    np.testing.assert_array_equal(told.predicted["eval"], sim.predict(np.stack(trained)).metrics["eval"])
+
+
+def test_query_train_puts_its_prediction_down_first(sim: osc.Simulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    order = sim.order[::-1]
+    expected = sim.predict(order).metrics["eval"]
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(known, "_keep", killed)
+        known.train_orders(sim, order[None])
+    with osc.RunStore.open(sim.path) as store:
+        assert foretold.stored(store)[order.tobytes()]["eval"][0] == expected[0]
+    known.train_orders(osc.Simulator(sim.path, sim.task), order[None])
+    with osc.RunStore.open(sim.path) as store:
+        assert store.attrs("validation/000")["predicted"]["eval"] == expected.tolist()
+
+
+def test_query_train_of_what_a_killed_validation_left(sim: osc.Simulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The truth is known: nothing is trained, and no perfect prediction is put down."""
+    cut_short(sim, monkeypatch, "_keep")
+    later = osc.Simulator(sim.path, sim.task)
+    truth = known.train_orders(later, later.run_orders[-4:])
+    np.testing.assert_array_equal(truth["eval"], later.run_truth["eval"][-4:])
+    with osc.RunStore.open(sim.path) as store:
+        assert not store.names("validation/")
+
+
 def test_too_many_orders(tmp_path: Path) -> None:
     sim, _ = simulated(tasks_tiny.classifier(steps=2), tmp_path, anchors=2, probes=0, sample_anchors=0)
     with pytest.raises(osc.OrderscopeError, match="unseen orders of 2 steps; expected 4"):
@@ -143,8 +234,8 @@ def test_a_run_being_written_is_left_alone(sim: osc.Simulator) -> None:
 def test_progress_is_told(sim: osc.Simulator) -> None:
     told: list[tuple[str, int, int]] = []
     osc.validate(sim, 3, progress=lambda *args: told.append(args))
+    assert told[0] == ("predict unseen orders", 3, 3)
     assert ("train unseen orders", 3, 3) in told
-    assert told[-1] == ("predict unseen orders", 3, 3)
 
 
 @pytest.mark.parametrize(

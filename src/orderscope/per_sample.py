@@ -9,7 +9,7 @@ alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.func import vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 _functorch: Any = torch._C._functorch  # type: ignore[attr-defined]  # how torch.func wraps tensors
 LOOKS = {getattr(Tensor, name) for name in ("__bool__", "__int__", "__float__", "__index__", "item")}
@@ -62,6 +62,21 @@ def each_sample(function: Callable[..., Any], in_dims: tuple[int | None, ...]) -
             return run(*args)
 
     return many
+
+
+def one_after_another(loss: Callable[[Any], Tensor], parameters: Sequence[Tensor], batch: Any) -> list[Tensor]:
+    """Gradients of each sample of a batch by plain autograd, [samples, *shape] of each parameter: for models that
+    `each_sample` cannot take. One forward and one backward pass a sample.
+
+    Args:
+        loss: of a batch of one.
+    """
+    rows = []
+    for i in range(len(tree_leaves(batch)[0])):
+        value = loss(tree_map(lambda leaf: leaf[i : i + 1], batch))  # noqa: B023
+        found = torch.autograd.grad(value, parameters, allow_unused=True)
+        rows.append([torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)])
+    return [torch.stack(parts) for parts in zip(*rows, strict=True)]
 
 
 class _Differ(Exception):

@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from orderscope.budget import allot, shares
+from orderscope.engine.driven import check_loop, check_reached
 from orderscope.errors import OrderscopeError
 from orderscope.names import FURTHER, PLAN, REFERENCE, SPLIT
-from orderscope.orders import step_groups
+from orderscope.orders import mixes_groups, step_groups
 from orderscope.record import load_run, record_run, recorded_runs, require_recorded, task_shard, true_runs
 from orderscope.sketch import SketchPlan, SketchStage, draw_coordinates, make_plan, write_split
 from orderscope.store import RunStore
@@ -86,14 +88,20 @@ def record(
         ends = spaced(task.steps, anchors)
         record_run(task, store, REFERENCE, task.order, ends, coords=coordinates.indices,
                    progress=_stage(progress, "train the reference"))  # fmt: skip
+        check_loop(store)
+        check_reached(store, coordinates)
         if PLAN not in store:
-            store.write(PLAN, {}, sketch_plan(task, ends, sample_anchors, coords, curvature_rows, seed).attrs())
+            plan = sketch_plan(task, ends, sample_anchors, coords, curvature_rows, seed)
+            store.write(PLAN, {}, replace(plan, probes=probes).attrs())
+        probes = max(probes, SketchPlan.read(store).probes)  # those that were planned belong to the recording
         if SPLIT not in store:
             write_split(store, SketchStage(task, store, SketchPlan.read(store)).split())
         runs = enumerate(probe_orders(task, probes, seed))
         pieces: list[Piece] = [Training(f"probe-{i}", order, (0, task.steps)) for i, order in runs]
         pieces += sketching(store) if sketch else []
         complete(task, store, pieces, jobs=jobs, executor=executor, progress=_stage(progress, "probes and sketch"))
+        for i in range(probes):
+            check_reached(store, coordinates, f"probe-{i}")
     return RunStore.open(path)
 
 
@@ -243,7 +251,8 @@ def allotted(
 ) -> tuple[int, int, int]:
     """Anchors, probes and pseudo-gradients, by default or out of a budget."""
     used = len(np.unique(task.order))
-    bought = shares(mixed=not _pure(task), partial=coords < task.layout.size)
+    mixed = task.groups is None or mixes_groups(np.asarray(task.order), task.groups)
+    bought = shares(mixed=mixed, partial=coords < task.layout.size)
     if budget is not None:
         given = {"anchors": anchors, "probes": probes, "curvature_rows": curvature_rows}
         if both := [name for name, value in given.items() if value is not None]:
@@ -256,13 +265,6 @@ def allotted(
         bought.probes if probes is None else probes,
         rows if curvature_rows is None else curvature_rows,
     )
-
-
-def _pure(task: Task) -> bool:
-    """Whether nine samples in ten are of their batch's main group."""
-    codes = task.group_codes[np.asarray(task.order)]
-    main = [np.bincount(batch).max() for batch in codes]
-    return task.groups is not None and float(np.sum(main)) >= 0.9 * codes.size
 
 
 def _check_precision(task: Task) -> None:

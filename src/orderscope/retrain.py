@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from orderscope.hyper import group_rates, scheduled
 from orderscope.orders.checks import check_orders
 from orderscope.record.loop import start, train
-from orderscope.record.state import seeded
+from orderscope.record.setup import RecordedSchedule
+from orderscope.rng import seeded
 from orderscope.task import Task
 
 
@@ -37,6 +39,7 @@ def retrain(
     *,
     keep_parameters: bool = False,
     allow_other_samples: bool = False,
+    lr: Any = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Truth:
     """Train the task once per order, with the bits of a plain torch loop.
@@ -45,16 +48,22 @@ def retrain(
         orders: [n, steps, batch], or one order [steps, batch] (n = 1).
         keep_parameters: also return the final weights.
         allow_other_samples: accept orders that are not rearrangements of `task.order`.
+        lr: learning rates instead of the task's own, as `Simulator.predict` takes them.
         progress: called as `progress(done, n)` after each run.
 
     Raises:
-        OrderscopeError: for an order that does not fit the task.
+        OrderscopeError: for an order or rates that do not fit the task.
     """
     checked = check_orders(orders, task.order, samples=task.samples, allow_other_samples=allow_other_samples)
     evaluations, finals = [], []
+    own = {} if lr is None else own_hyper(task)
+    rates = None if lr is None else group_rates(lr, own["lr"], len(checked))
     for done, order in enumerate(checked, start=1):
         with seeded(0):
             session = start(task)
+            if rates is not None:
+                hyper = own | {"lr": rates[done - 1]}
+                session = replace(session, scheduler=RecordedSchedule(session.optimizer, hyper))
             train(task, session, order, 0, task.steps)
             evaluations.append(task.evaluation(session.model))
         if keep_parameters:
@@ -66,3 +75,10 @@ def retrain(
         losses={n: torch.stack([e.losses[n] for e in evaluations]).cpu().numpy() for n in evaluations[0].losses},
         parameters=torch.stack(finals) if keep_parameters else None,
     )
+
+
+def own_hyper(task: Task) -> dict[str, np.ndarray]:
+    """The hyper-parameters of the task's own steps, name -> [steps, groups]."""
+    with seeded(0):
+        optimizer = task.build_optimizer(task.build_model())
+        return scheduled(optimizer, task.build_scheduler(optimizer), task.steps)

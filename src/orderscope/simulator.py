@@ -22,10 +22,11 @@ from orderscope.engine.metrics import Expansion, MetricModel, evaluated, expande
 from orderscope.engine.reduce import moved, reduced, reduced_expansion, some_coordinates
 from orderscope.engine.replay import FEW_HOMES, MEMBERS
 from orderscope.errors import OrderscopeError
+from orderscope.hyper import group_rates
 from orderscope.names import FURTHER, REFERENCE, TASK_SHARD
 from orderscope.orders.checks import check_order, check_orders
 from orderscope.record import load_run, require_recorded, true_runs
-from orderscope.sketch import SketchPlan
+from orderscope.sketch import SketchPlan, require_probes
 from orderscope.store import RunStore
 from orderscope.task import Task
 from orderscope.threads import one_thread
@@ -120,6 +121,7 @@ class Simulator:
         if task is not None:
             require_recorded(task, self.store)
         self.plan = SketchPlan.read(self.store)
+        require_probes(self.store, self.plan)
         self.window = load_window(self.store, energy=energy)
         self.description = self.store.attrs(TASK_SHARD)
         self._batches = Batches(self.window.order)
@@ -275,7 +277,9 @@ class Simulator:
         Args:
             orders: sample ids, [n, steps, batch] or one order [steps, batch].
             estimator: "carried", or the baselines "replay", "fut", "fut2".
-            lr: learning rates to use instead of the recorded ones, [steps] or [n, steps].
+            lr: learning rates to use instead of the recorded ones. [steps] or [n, steps]: of the first parameter group
+                whose recorded rate is above 0 at that step; the other groups keep their ratio to it, and a group at 0
+                stays at 0. [steps, groups] or [n, steps, groups]: of every group; see `orderscope.hyper.group_rates`.
             metrics: names to estimate; all by default.
             allow_other_samples: accept orders that are not rearrangements of the recorded samples.
 
@@ -505,18 +509,7 @@ class Simulator:
         return tuple(metrics)
 
     def _rates(self, lr: Any, count: int) -> np.ndarray | None:
-        if lr is None:
-            return None
-        rates = np.asarray(lr, dtype=np.float64)
-        if rates.ndim == 1:
-            rates = np.broadcast_to(rates, (count, len(rates)))
-        if rates.shape != (count, self.window.steps) or not np.isfinite(rates).all() or (rates < 0).any():
-            raise OrderscopeError(
-                f"learning rates of shape {list(np.shape(lr))}",
-                f"finite rates >= 0 of shape [{self.window.steps}] or [{count}, {self.window.steps}]",
-                "give one rate a step",
-            )
-        return rates
+        return None if lr is None else group_rates(lr, self.window.dynamics.hyper["lr"], count)
 
     def _baseline(
         self, estimator: str, orders: np.ndarray, names: tuple[str, ...], rates: np.ndarray | None

@@ -17,6 +17,7 @@ from orderscope import fingerprint as prints
 from orderscope.layout import ParameterLayout
 from orderscope.orders.checks import check_reference
 from orderscope.task_checks import check_data, check_task
+from orderscope.untouched import untouched, value_of
 
 ONE_BATCH = 1024  # held-out sets up to this size are one batch: the value then has the bits of loss(model, all).mean()
 CHUNK = 256
@@ -45,7 +46,8 @@ class Task:
         data: map-style data set; a sample's index is its id.
         optimizer: `(params) -> torch.optim.Optimizer`.
         scheduler: `(optimizer) -> LRScheduler`, stepped after every step, or None.
-        metrics: name -> data set (mean loss over it) or `(model) -> float`.
+        metrics: name -> data set (mean loss over it) or `(model) -> float`. A function is handed a copy of the model,
+            and the same random numbers every time, so that it may do to the model what it likes.
         order: sample ids, integer [steps, batch]: who is trained on when.
         groups: one label per sample of `data`, or None.
         optimizer_state: a `state_dict` to start from in mid-run: moments and step counts are taken from it, learning
@@ -55,6 +57,8 @@ class Task:
         targets: `(model, batch, generator) -> batch`, the batch with targets drawn from the model's own prediction.
             Only needed where the curvature of the loss cannot be found from the model's outputs: a loss computed inside
             the model, or a sum over several outputs. `orderscope inspect` says what was used.
+        mapped: found out: whether torch.func can take its samples' gradients. Where it cannot (nn.GRU, packed
+            sequences, gradient checkpointing), plain autograd takes one after the other, which is slower.
 
     Raises:
         OrderscopeError: where a run of it could not be repeated, simulated or told apart sample by sample; the message
@@ -73,13 +77,14 @@ class Task:
     max_grad_norm: float | None = None
     collate: Callable[[list[Any]], Any] | None = None
     targets: Callable[[Any, Any, torch.Generator], Any] | None = None
+    mapped: bool = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         check_data(self.data)
         order = check_reference(self.order, len(self.data))
         order.setflags(write=False)
         object.__setattr__(self, "order", order)
-        check_task(self)
+        object.__setattr__(self, "mapped", check_task(self))
 
     @property
     def steps(self) -> int:
@@ -136,18 +141,18 @@ class Task:
         return self.evaluation(model, names).metrics
 
     def evaluation(self, model: nn.Module, names: Sequence[str] | None = None) -> Evaluation:
-        """As `evaluate`, with the per-sample losses the values are means of."""
+        """As `evaluate`, with the per-sample losses the values are means of. No metric leaves anything behind."""
         values: dict[str, float] = {}
         losses: dict[str, Tensor] = {}
-        with torch.no_grad():
-            for name in self.metrics if names is None else names:
-                metric = self.metrics[name]
+        for name in self.metrics if names is None else names:
+            metric = self.metrics[name]
+            with untouched(model):
                 if callable(metric):
-                    values[name] = float(cast(Any, metric)(model))
-                else:
-                    losses[name] = self.held_out_losses(model, metric)
-                    exact = len(metric) <= ONE_BATCH
-                    values[name] = float((losses[name] if exact else losses[name].double()).mean())
+                    values[name] = value_of(name, cast(Any, metric), model)
+                    continue
+                losses[name] = self.held_out_losses(model, metric)
+            exact = len(metric) <= ONE_BATCH
+            values[name] = float((losses[name] if exact else losses[name].double()).mean())
         return Evaluation(values, losses)
 
     def held_out_losses(self, model: nn.Module, rows: Any) -> Tensor:

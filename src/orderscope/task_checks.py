@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,17 +11,20 @@ from torch import Tensor, nn
 from torch.func import grad
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
-from torch.utils._pytree import tree_flatten, tree_leaves
+from torch.nn.parameter import is_lazy
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
 from orderscope.errors import OrderscopeError
 from orderscope.functional import frozen_and_buffers, functional_loss, sample_loss
+from orderscope.hyper import scheduled
 from orderscope.layout import ParameterLayout
-from orderscope.per_sample import each_sample
+from orderscope.per_sample import each_sample, one_after_another
+from orderscope.rounding import coarsest, tolerated, tolerated_gradient
 
 if TYPE_CHECKING:
     from orderscope.task import Task
 
-FEW = 4  # samples the loss is tried on
+AT_ONCE = 1 << 26  # numbers of single samples' gradients that are held at once
 
 
 def check_data(data: Any) -> None:
@@ -33,22 +36,30 @@ def check_data(data: Any) -> None:
         )
 
 
-def check_task(task: Task) -> None:
-    """Raises: OrderscopeError for the first thing that is wrong."""
+def check_task(task: Task) -> bool:
+    """Whether torch.func can take the gradients of its samples; otherwise plain autograd does, one after the other.
+
+    Losses and gradients are looked at for all samples of the first step.
+
+    Raises:
+        OrderscopeError: for the first thing that is wrong.
+    """
     _check_groups(task)
     _check_metrics(task)
     model = task.build_model()
-    _check_same_start(model, task.build_model())
+    _check_model(model)
+    twin = task.build_model()
+    _check_same_start(model, twin)
     _check_modules(model)
     optimizer = _built_optimizer(task, model)
     layout = ParameterLayout.of(model, optimizer)
     _check_clipping(task, model, layout)
-    task.build_scheduler(optimizer)
-    ids = [int(i) for i in task.order[0][:FEW]]
+    scheduled(optimizer, task.build_scheduler(optimizer), task.steps if task.scheduler else 0)
+    ids = [int(i) for i in task.order[0]]
     batch = _check_batch(task, ids)
-    losses = _check_loss(task, model, batch, ids)
-    _check_gradients(task, model, layout, losses, batch)
+    eps = _check_loss(task, model, layout, batch, ids)
     _check_targets(task, model, batch)
+    return _check_gradients(task, model, twin, layout, batch, eps)
 
 
 def _check_groups(task: Task) -> None:
@@ -71,11 +82,21 @@ def _check_metrics(task: Task) -> None:
             )
 
 
-def _check_same_start(first: nn.Module, second: nn.Module) -> None:
-    if not isinstance(first, nn.Module):
+def _check_model(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
         raise OrderscopeError(
-            f"model() that returns {type(first).__name__}", "a torch.nn.Module", "return the model from model()"
+            f"model() that returns {type(model).__name__}", "a torch.nn.Module", "return the model from model()"
         )
+    lazy = next((name for name, tensor in _tensors(model) if is_lazy(tensor)), None)
+    if lazy is not None:
+        raise OrderscopeError(
+            f"{lazy} of a lazy layer, which has no weights yet",
+            "a model with all of its starting weights",
+            "run the model once on some inputs inside model(), after torch.manual_seed, or give the layer its sizes",
+        )
+
+
+def _check_same_start(first: nn.Module, second: nn.Module) -> None:
     if first is second:
         raise OrderscopeError(
             "model() that returns the same object twice",
@@ -185,8 +206,10 @@ def _check_batch(task: Task, ids: list[int]) -> Any:
     return batch
 
 
-def _check_loss(task: Task, model: nn.Module, batch: Any, ids: list[int]) -> Tensor:
-    losses = task.loss(model, batch)
+def _check_loss(task: Task, model: nn.Module, layout: ParameterLayout, batch: Any, ids: list[int]) -> float:
+    """Epsilon of the coarsest format that the loss is computed in."""
+    with torch.no_grad():
+        losses, eps = coarsest(lambda: task.loss(model, batch))
     shape = list(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
     if shape != [len(ids)]:
         raise OrderscopeError(
@@ -203,24 +226,34 @@ def _check_loss(task: Task, model: nn.Module, batch: Any, ids: list[int]) -> Ten
         )
     with torch.no_grad():
         again = task.loss(model, batch)
-        if not torch.equal(losses.detach(), again):
+        if not torch.equal(losses, again):
             raise OrderscopeError(
-                f"a loss of sample {ids[0]} that differs when it is computed twice",
+                f"a loss of sample {ids[int((losses != again).nonzero()[0])]} that differs when it is computed twice",
                 "a loss that does not depend on chance",
                 "take dropout, noise and random choices out of the loss and the forward pass",
             )
         alone = torch.cat([task.loss(model, task.batch([i])) for i in ids])
-    # A batched matrix product rounds differently from a single one, by some eps; a dependence on mates is of order one.
-    tolerance = math.sqrt(torch.finfo(losses.dtype).eps)
-    far = (alone - losses.detach()).abs() > tolerance * (1 + alone.abs())
-    if far.any():
-        k = int(far.nonzero()[0])
+    check_mates(losses, alone, ids, tolerated(layout.dtype, eps), "at the first step")
+    return eps
+
+
+def check_mates(losses: Tensor, others: Tensor, ids: Sequence[int], tolerance: float, where: str) -> None:
+    """Losses of samples in one batch and in others must be the same but for rounding; a dependence on mates is of order
+    one.
+
+    Raises:
+        OrderscopeError: naming the sample that is farthest off.
+    """
+    off = (others - losses).abs() / (1 + others.abs())
+    k = int(off.nan_to_num(torch.inf).argmax())
+    if not off[k] <= tolerance:
         raise OrderscopeError(
-            f"a loss of {losses[k].item():.6g} for sample {ids[k]} in a batch and {alone[k].item():.6g} alone",
-            "a sample's loss that does not depend on the rest of its batch",
-            "normalise each sample by itself (its own tokens, LayerNorm); call .eval() on layers with batch statistics",
+            f"a loss of {losses[k].item():.6g} for sample {ids[k]} in its batch {where} and {others[k].item():.6g} "
+            f"without the others of that batch, {off[k].item():.2g} apart where rounding gives {tolerance:.1g}",
+            "a sample's loss that depends on nothing but that sample and the weights",
+            "normalise each sample by itself (its own tokens, LayerNorm), call .eval() on layers with batch statistics, "
+            "and take random choices out of data, model and loss",
         )
-    return losses
 
 
 def _check_targets(task: Task, model: nn.Module, batch: Any) -> None:
@@ -237,39 +270,64 @@ def _check_targets(task: Task, model: nn.Module, batch: Any) -> None:
         )
 
 
-def _check_gradients(task: Task, model: nn.Module, layout: ParameterLayout, losses: Tensor, batch: Any) -> None:
+def _check_gradients(
+    task: Task, model: nn.Module, twin: nn.Module, layout: ParameterLayout, batch: Any, eps: float
+) -> bool:
+    """`twin`: another model with the same weights; a loss that holds on to tensors of the first is seen there."""
     parameters = layout.of_model(model)
+    losses = task.loss(model, batch)
     if not losses.requires_grad:
         raise OrderscopeError(
             "a loss without gradient",
             "a differentiable loss of the trainable parameters",
             "do not detach the loss or call the model under no_grad",
         )
-    ordinary = torch.autograd.grad(losses.mean(), parameters, allow_unused=True)
+    losses.mean().backward()  # as training does it, with whatever hooks there are
+    ordinary = [p.grad for p in parameters]
     for name, g in zip(layout.names, ordinary, strict=True):
         if g is not None and g.layout != torch.strided:
             raise OrderscopeError(
                 f"a sparse gradient of parameter {name!r}", "dense gradients", "build the embedding with sparse=False"
             )
     filled = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, ordinary, strict=True)]
-    theta = {n: p.detach() for n, p in zip(layout.names, parameters, strict=True)}
-    one = sample_loss(functional_loss(task, model))
+    batch_gradient = layout.flatten(filled).cpu()
+    model.zero_grad()
+    said, mapped = "", True
     try:
-        each = each_sample(grad(one), (None, None, 0))(theta, frozen_and_buffers(model, layout), batch)
+        found, size = _mean_gradient(task, model, layout, batch, mapped)
     except Exception as error:  # whatever the user's code raises under torch.func
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0]
+        said, mapped = f" (torch.func: {(str(error).strip() or type(error).__name__).splitlines()[0]})", False
+        found, size = _mean_gradient(task, twin, layout, batch, mapped)
+    apart = float((found - batch_gradient).norm()) / (size or 1.0)
+    if not apart <= tolerated_gradient(layout.dtype, eps):
+        off = layout.unflatten((found - batch_gradient).abs())
+        worst = max(off, key=lambda name: float(off[name].norm()))
         raise OrderscopeError(
-            f"a model whose per-sample gradients torch.func cannot take ({reason})",
-            "a forward pass and loss that torch.func.vmap(grad(...)) accepts",
-            "turn off gradient checkpointing, replace in-place operations and shapes that depend on the data",
-        ) from error
-    rows = layout.flatten(each)
-    mean, scale = layout.flatten(filled), rows.norm(dim=1).mean()
-    # Rounding relative to the gradients that are averaged, which may cancel.
-    if not (rows.mean(0) - mean).norm() <= 10 * math.sqrt(torch.finfo(layout.dtype).eps) * scale:
-        worst = max(zip(layout.names, filled, strict=True), key=lambda item: (each[item[0]].mean(0) - item[1]).norm())
-        raise OrderscopeError(
-            f"per-sample gradients whose mean is not the batch gradient, most of all in {worst[0]!r}",
-            "the same gradient from torch.func as from backward()",
-            "compute the loss only from the model's parameters and the batch, without detach, hooks or cached tensors",
+            f"per-sample gradients whose mean is not the batch gradient, most of all in {worst!r}, by {apart:.2g} of "
+            f"their size at the first step{said}",
+            "a batch gradient that backward() leaves as the mean of its samples' gradients",
+            "compute the loss only from the model's parameters and the batch, without detach or cached tensors; take "
+            "out hooks on parameters, which change gradients unseen",
         )
+    return mapped
+
+
+def _mean_gradient(
+    task: Task, model: nn.Module, layout: ParameterLayout, batch: Any, mapped: bool
+) -> tuple[Tensor, float]:
+    """Mean of single samples' gradients [P], and the mean of their norms."""
+    parameters = layout.of_model(model)
+    total, size, count = torch.zeros(layout.size, dtype=layout.dtype), 0.0, len(tree_leaves(batch)[0])
+    step = max(1, AT_ONCE // layout.size)
+    for start in range(0, count, step):
+        part = tree_map(lambda leaf: leaf[start : start + step], batch)  # noqa: B023
+        if mapped:
+            theta = {n: p.detach() for n, p in zip(layout.names, parameters, strict=True)}
+            one = sample_loss(functional_loss(task, model))
+            each: Any = each_sample(grad(one), (None, None, 0))(theta, frozen_and_buffers(model, layout), part)
+        else:
+            each = one_after_another(lambda sample: task.loss(model, sample).sum(), parameters, part)
+        rows = layout.flatten(each)
+        total += rows.sum(0).cpu()
+        size += float(rows.norm(dim=1).sum())
+    return total / count, size / count

@@ -11,6 +11,7 @@ import numpy as np
 from scipy import stats
 
 from orderscope.errors import OrderscopeError
+from orderscope.foretold import foretell
 from orderscope.orders import step_groups
 from orderscope.recording import add_runs
 from orderscope.retrain import retrain
@@ -20,7 +21,6 @@ from orderscope.task import Task
 
 PREFIX, VALIDATED = "validation/", "validated-"
 NOISE_RUNS = 3
-BLOCK = 8
 Progress = Callable[[str, int, int], None]
 
 
@@ -67,8 +67,9 @@ def validate(
     """Train unseen orders truly and compare with what is predicted for them.
 
     What is trained is kept in the run: as further runs "validated-N", which sharpen what a simulator opened later
-    answers, and beside what was predicted for it in shards `validation/NNN`. No order is trained twice; for one that
-    was trained before, the prediction of that time is compared.
+    answers, and beside what was predicted for it in shards `validation/NNN`. Predictions are put down first, so that
+    they are what is compared also where this is killed half way. No order is trained twice; for one that was trained
+    before, the prediction of that time is compared.
 
     Args:
         orders: how many; a quarter each are shuffled steps, steps sorted by group, half of that, a few swaps. Every
@@ -88,22 +89,21 @@ def validate(
     asked = unseen_orders(sim, int(orders), seed)
     known, floor = _stored(sim)
     new = [order for order in asked if order.tobytes() not in known]
-    truth = _trained(sim, sim.task, new, progress)
+    foretold = foretell(sim, new, progress=_stage(progress, "predict unseen orders"))  # before the run knows the truth
+    told, doubt = foretold.predicted, foretold.error
+    truth = _trained(sim, sim.task, new, foretold.kept, progress)
     noisy = 0
     if not floor:
         floor, noisy = _noise(sim, sim.task, seed, progress), NOISE_RUNS
-    every = _names(sim, None)
-    told, doubt = _predicted(sim, new, every, progress)
     kept = _keep(sim, new, truth, told, doubt, floor) if new else None
     known |= {order.tobytes(): _Checked(*({n: v[i] for n, v in part.items()} for part in (truth, told, doubt)))
               for i, order in enumerate(new)}  # fmt: skip
     rows = [known[order.tobytes()] for order in asked]
-    missing = {name for row in rows for name in names if name not in row.predicted}
-    if missing:  # by an older version, which predicted only what it was asked for
-        told, doubt = _predicted(sim, list(asked), sorted(missing), progress)
+    if any(name not in row.predicted for row in rows for name in names):  # by an older version, or by `query --metric`
+        late = foretell(sim, list(asked))
         for i, row in enumerate(rows):
-            row.predicted.update({n: v[i] for n, v in told.items() if n not in row.predicted})
-            row.error.update({n: v[i] for n, v in doubt.items() if n not in row.error})
+            row.predicted.update({n: v[i] for n, v in late.predicted.items() if n not in row.predicted})
+            row.error.update({n: v[i] for n, v in late.error.items() if n not in row.error})
     predicted, error, true = (
         {name: np.array([part[name] for part in parts]) for name in names}
         for parts in zip(*((row.predicted, row.error, row.true) for row in rows), strict=True)
@@ -195,16 +195,14 @@ def _stored(sim: Simulator) -> tuple[dict[bytes, _Checked], dict[str, float]]:
     return known, floor
 
 
-def _trained(sim: Simulator, task: Task, orders: list[np.ndarray], progress: Progress | None) -> dict[str, np.ndarray]:
-    """True metrics; the runs are kept where the run is a directory that can be written to and none diverges."""
+def _trained(
+    sim: Simulator, task: Task, orders: list[np.ndarray], keep: bool, progress: Progress | None
+) -> dict[str, np.ndarray]:
+    """True metrics; the runs are kept where what was predicted for them is, and none diverges."""
     if not orders:
         return {name: np.zeros(0) for name in task.metrics}
-
-    def report(done: int, total: int) -> None:
-        if progress is not None:
-            progress("train unseen orders", done, total)
-
-    if Path(sim.path).is_dir():
+    report = _stage(progress, "train unseen orders")
+    if keep:
         with suppress(OrderscopeError, PermissionError):
             return add_runs(task, sim.path, orders, VALIDATED, progress=report)
     return retrain(task, np.stack(orders), progress=report).metrics
@@ -214,29 +212,8 @@ def _noise(sim: Simulator, task: Task, seed: int, progress: Progress | None) -> 
     """Standard deviation over the reference order with the samples of each batch shuffled."""
     rng = np.random.default_rng([seed, 18])
     orders = [rng.permuted(sim.order, axis=1) for _ in range(NOISE_RUNS)]
-
-    def report(done: int, total: int) -> None:
-        if progress is not None:
-            progress("train the noise floor", done, total)
-
-    found = retrain(task, np.stack(orders), progress=report).metrics
+    found = retrain(task, np.stack(orders), progress=_stage(progress, "train the noise floor")).metrics
     return {name: float(np.append(values, sim.reference[name]).std(ddof=1)) for name, values in found.items()}
-
-
-def _predicted(
-    sim: Simulator, orders: list[np.ndarray], names: list[str], progress: Progress | None
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    values: dict[str, list[np.ndarray]] = {name: [] for name in names}
-    errors: dict[str, list[np.ndarray]] = {name: [] for name in names}
-    for start in range(0, len(orders), BLOCK):
-        part = sim.predict(np.stack(orders[start : start + BLOCK]), metrics=names)
-        for name in names:
-            values[name].append(part.metrics[name])
-            errors[name].append(part.error[name])
-        if progress is not None:
-            progress("predict unseen orders", min(start + BLOCK, len(orders)), len(orders))
-    joined = [{n: np.concatenate([*v, np.zeros(0)]) for n, v in found.items()} for found in (values, errors)]
-    return joined[0], joined[1]
 
 
 def _keep(
@@ -264,6 +241,10 @@ def _keep(
     except (OrderscopeError, PermissionError):
         return None
     return name
+
+
+def _stage(progress: Progress | None, stage: str) -> Callable[[int, int], None] | None:
+    return None if progress is None else lambda done, total: progress(stage, done, total)
 
 
 def _measured(

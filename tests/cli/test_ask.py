@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import shutil
 from pathlib import Path
 
@@ -25,6 +26,12 @@ def char():
 
 def linear():
     return osc.Task(**tasks_tiny.linear())
+
+def mixed():
+    kw = tasks_tiny.classifier(steps=20, batch=8)
+    order = np.random.default_rng(0).permutation(160).reshape(20, 8)
+    labels = np.where(kw["data"].columns[1].numpy() == 0, "zero", "other").tolist()
+    return kw | {"order": order, "groups": labels, "metrics": {"eval": kw["metrics"]["eval"]}}
 
 ready = osc.Task(**tasks_tiny.linear())
 number = 3
@@ -146,6 +153,23 @@ def test_query_and_train(run: Path, tasks: Path) -> None:
     assert "trusted   trained" in again.stdout
     assert osc.RunStore.open(run).names("validation/") == ["validation/000"]
     assert call("query", run, "--order", "reverse", "--train", "--lr", "x2").exit_code == 2
+
+
+def test_a_group_of_mixed_batches_is_moved_by_its_samples(tasks: Path, tmp_path: Path) -> None:
+    """Whole batches would take the other groups along: nothing would change, and that with trust."""
+    run = tmp_path / "run"
+    answer("record", f"{tasks}:mixed", "--out", run, "--anchors", 3, "--probes", 4)
+    found = answer("query", run, "--order", "late:zero", "--order", "reference", "--train", code=3)["orders"]
+    for name, (before, after) in found[0]["positions"].items():
+        assert (after - before > 0.2) == (name == "zero")
+    assert found[1]["positions"]["zero"][0] == found[1]["positions"]["zero"][1]
+    moved, same = (row["metrics"]["eval"] for row in found)
+    effect = moved["true"] - same["true"]
+    assert effect > 0.015
+    assert abs(moved["difference"] - effect) < 0.5 * effect
+    assert moved["detectable"]
+    text = call("query", run, "--order", "late:zero").stdout
+    assert re.search(r"late:zero: mean position of group other 0.5\d -> 0.3\d, zero 0.4\d -> 0.8\d", text), text
 
 
 @pytest.mark.parametrize("lr", ["x1", "FILE"])

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from law_optimizers import FACTORS, MAKE, SHAPES, SIZES, STEPS, dynamics, parameters
 from orderscope.engine.optimizers import clip, slices, start_states, step
+from orderscope.hyper import group_rates
 from tasks_tiny import generator
 
 
@@ -68,8 +69,9 @@ def test_other_learning_rates(name):
         active[:, 1, 0] = not masked
         dyn = dynamics(MAKE[name], start, masked=masked)
         states = start_states(dyn, 3)
+        given = torch.from_numpy(group_rates(rates.numpy(), dyn.hyper["lr"], 3)).float()
         for t in range(STEPS):
-            step(dyn, states, grads[:, t], t, rates[:, t, None].float(), active[:, t] if masked else None)
+            step(dyn, states, grads[:, t], t, given[:, t], active[:, t] if masked else None)
         for row in range(3):
             true = by_torch(MAKE[name], start, grads[row], active[row], rates=rates[row].tolist())
             torch.testing.assert_close(states.theta[row], true, rtol=2e-6, atol=2e-6)

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orderscope.errors import OrderscopeError
-from orderscope.orders import resolve, step_groups
+from orderscope.orders import mixes_groups, resolve, step_groups
 
 REFERENCE = np.arange(12).reshape(6, 2)
 GROUPS = list("aabbaaccbbbc")  # steps a b a c b and a tie of b and c, which b wins
@@ -63,13 +63,35 @@ part = st.one_of(
 
 
 @given(st.lists(part, min_size=1, max_size=5).map("|".join), st.randoms())
-def test_any_chain_moves_whole_steps(text, random):
+def test_any_chain_moves_whole_steps_or_samples(text, random):
     ids = list(range(12))
     random.shuffle(ids)
     reference = np.array(ids).reshape(6, 2)
     order = resolve(text, reference, GROUPS, SIGNALS)
     assert order.dtype == np.int64
+    assert order.shape == reference.shape
+    assert sorted(order.ravel()) == sorted(reference.ravel())
+    order = resolve(text, reference, GROUPS, SIGNALS, regroup=False)
     assert sorted(map(tuple, order.tolist())) == sorted(map(tuple, reference.tolist()))
+
+
+MIXED = np.arange(16).reshape(4, 4)
+LABELS = ["abcd"[i % 4] for i in range(16)]
+
+
+def test_samples_move_where_batches_mix_groups():
+    assert mixes_groups(MIXED, LABELS)
+    assert not mixes_groups(REFERENCE, GROUPS)
+    late = resolve("late:b", MIXED, LABELS)
+    assert late.tolist() == [[0, 2, 3, 4], [6, 7, 8, 10], [11, 12, 14, 15], [1, 5, 9, 13]]
+    assert resolve("early:d", MIXED, LABELS).tolist() == [[3, 7, 11, 15], [0, 1, 2, 4], [5, 6, 8, 9], [10, 12, 13, 14]]
+    blocks = resolve("groups:c,a", MIXED, LABELS)
+    assert ["".join(LABELS[i] for i in batch) for batch in blocks] == ["cccc", "aaaa", "bbbb", "dddd"]
+    spread = resolve("groups:c,a|interleave", MIXED, LABELS)  # batches of one group are steps again
+    assert sorted(map(tuple, spread.tolist())) == sorted(map(tuple, blocks.tolist()))
+    one_sided = resolve("interleave", np.array([[0, 4, 8, 1], [12, 2, 3, 5], [6, 7, 9, 10], [11, 13, 14, 15]]), LABELS)
+    assert [sorted(LABELS[i] for i in batch) for batch in one_sided] == [list("abcd")] * 4
+    assert resolve("late:b", MIXED, LABELS, regroup=False).tolist() == MIXED.tolist()
 
 
 @given(pair)

@@ -10,7 +10,8 @@ import torch
 import orderscope as osc
 from orderscope.record import load_run, record_run, recorded_runs, require_recorded, runs, task_shard
 from orderscope.record.loop import start, train
-from orderscope.record.state import capture, restore, rng_state, set_rng_state
+from orderscope.record.state import capture, restore
+from orderscope.rng import rng_state, set_rng_state
 from orderscope.store import RunStore
 from tasks_tiny import Rows, adamw, char, classifier, cosine, linear, sgd, squared_error
 

@@ -127,6 +127,10 @@ def _missing(attrs: dict[str, dict[str, Any] | None], runs: list[dict[str, Any]]
     """What was never written; what was and can no longer be read is told under damage."""
     missing = [title for prefix, title in STAGES.items() if not any(name.startswith(prefix) for name in attrs)]
     missing += [f"{wanted - found} of {wanted} units of {part}" for part, (found, wanted) in _units(attrs).items()]
+    planned = (attrs.get(PLAN) or {}).get("probes", 0)
+    probes = sum(run["name"].startswith("probe-") and run["finished"] for run in runs)
+    if probes < planned:
+        missing.append(f"{planned - probes} of {planned} probes")
     for run in runs:
         if run["anchors"] and not run["finished"]:
             missing.append(f"run {run['name']} after step {run['anchors'][-1]} of {run['steps']}")

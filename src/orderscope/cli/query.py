@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 UNTRUSTED = 3
 NO_EFFECT = "no detectable effect"
+GROUPED = re.compile(r"(^|\|)\s*(early|late|groups|interleave)\b")
+MOVED = 0.005  # shown with two digits
 
 
 @click.command()
@@ -40,7 +43,9 @@ NO_EFFECT = "no detectable effect"
     "--lr",
     metavar="RATES",
     default=None,
-    help="Other learning rates: x0.5 (times the recorded), a number, or a .npy file, one a step.",
+    help="Other learning rates: x0.5 (times the recorded), a number, or a .npy file, one a step. Of several parameter "
+    "groups they are the first one's that has a rate above 0; the others keep their ratio to it, and a group at 0 stays "
+    "at 0. A file may hold [steps, groups] too.",
 )
 @click.option("--train", is_flag=True, help="Train these orders too, and show the truth beside; one run each.")
 @task_option
@@ -56,6 +61,7 @@ def query(
     Order expressions; joined by | each is applied to what comes before:
       reference  reverse  shuffle:SEED  interleave  groups:a,b,c
       early:GROUP  late:GROUP  sort:loss  swap:i,j  move:i,j  FILE.npy
+    Where batches mix groups, early, late, groups and interleave move samples; else whole steps.
 
     Exit code 3 if anything lies outside what can be trusted; it is printed all the same.
     """
@@ -64,7 +70,7 @@ def query(
     sim, told = open_simulator(run, spec, threads)
     if train:
         need_task(sim.task, told)
-    from orderscope.report.asked import remember_orders, resolve_order
+    from orderscope.report.asked import group_positions, remember_orders, resolve_order
     from orderscope.report.effect import effects, metric_names
     from orderscope.report.known import train_orders
 
@@ -74,9 +80,13 @@ def query(
         remember_orders(run, texts)
     measured = effects(sim, list(prediction.metrics))
     rows = [answer(prediction, i, text) for i, text in enumerate(texts)]
+    if len(sim.description["group_names"]) > 1:
+        before = group_positions(sim, sim.order)
+        for row, order in zip(rows, orders, strict=True):
+            row["positions"] = {name: [before[name], at] for name, at in group_positions(sim, order).items()}
     if train:
         with progress_bars(quiet=as_json) as progress:
-            true = train_orders(sim, orders, prediction, progress)
+            true = train_orders(sim, orders, progress)
         for i, row in enumerate(rows):
             for name, values in row["metrics"].items():
                 values["true"] = float(true[name][i])
@@ -108,10 +118,10 @@ def answer(prediction: Prediction, index: int, text: str) -> dict[str, Any]:
 
 
 def learning_rates(sim: Simulator, text: str | None) -> np.ndarray | None:
-    """`x0.5`, `1e-3` or `rates.npy` as rates [steps]; None stays None.
+    """`x0.5`, `1e-3` or `rates.npy` as rates that `Simulator.predict` takes; None stays None.
 
     Raises:
-        OrderscopeError: it is none of these, or a multiple is asked where parameter groups have rates of their own.
+        OrderscopeError: it is none of these.
     """
     if text is None:
         return None
@@ -127,21 +137,10 @@ def learning_rates(sim: Simulator, text: str | None) -> np.ndarray | None:
         raise OrderscopeError(
             f"learning rates {text!r}", "x0.5, a number, or a .npy file with one rate a step", "correct --lr"
         ) from None
-    return number * _recorded_rates(sim) if times else np.full(len(sim.order), number)
+    from orderscope.hyper import leading_rates
 
-
-def _recorded_rates(sim: Simulator) -> np.ndarray:
-    from orderscope.names import REFERENCE
-    from orderscope.record import load_run
-
-    rates = load_run(sim.store, REFERENCE).hyper["lr"].numpy()
-    if (rates != rates[:, :1]).any():
-        raise OrderscopeError(
-            f"{rates.shape[1]} parameter groups with learning rates of their own",
-            "one rate a step",
-            "give a number or a .npy file, used for every group",
-        )
-    return rates[:, 0]
+    recorded = leading_rates(sim.window.dynamics.hyper["lr"])
+    return number * recorded if times else np.full(len(recorded), number)
 
 
 def _show(
@@ -159,6 +158,11 @@ def _show(
         cells = [_cells(row["order"], row["metrics"][effect.metric]) for row in rows]
         trained = ["trained"] if len(cells[0]) > 6 else []
         print_table(["order", effect.metric, "error", "difference", "", "trusted", *trained], cells, text=(0, 4, 5))
+    for row in rows:
+        moved = {name: at for name, at in row.get("positions", {}).items() if abs(at[1] - at[0]) >= MOVED}
+        if moved and GROUPED.search(row["order"]):
+            told = ", ".join(f"{plain(name)} {at[0]:.2f} -> {at[1]:.2f}" for name, at in moved.items())
+            click.echo(f"\n{plain(row['order'])}: mean position of group {told}")
     if not all(values["trusted"] for row in rows for values in row["metrics"].values()):
         why = (
             "not trusted: outside what the recorded runs cover, or no better than a constant on the probes"

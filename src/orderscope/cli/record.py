@@ -91,6 +91,9 @@ def tell(run: Path, seconds: float, as_json: bool) -> None:
         click.echo(f"  cost in runs: {sum(facts['cost'].values()):.3g} ({parts})")
     for name, value in facts["metrics"].items():
         click.echo(f"  {plain(name)} of the reference order: {value:.5g}")
+    found, planned = facts["probes"]
+    if found < planned:
+        click.echo(f"  {found} of {planned} probes recorded: orderscope record again with --out {plain(str(run))}")
     if not facts["sketched"]:
         click.echo(f"  not sketched yet: orderscope sketch {plain(str(run))}")
 
@@ -107,11 +110,13 @@ def summary(path: Path) -> dict[str, Any]:
     runs = recorded_runs(store)
     plan = SketchPlan.read(store) if PLAN in store else None
     sketched = plan is not None and not missing_units(store, plan)
+    probes = sum(f"probe-{i}" in runs for i in range(plan.probes)) if plan is not None else 0
     return {
         "run": str(path),
         "runs": runs,
         "metrics": load_run(store, REFERENCE).metrics[-1],
         "sketched": sketched,
+        "probes": [probes, plan.probes if plan is not None else 0],
         "cost": part_runs(store),
         "bytes": sum(shard.size for shard in store.describe()),
     }

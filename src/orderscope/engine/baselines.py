@@ -46,7 +46,7 @@ def replay(sim: Recorded, orders: np.ndarray, names: tuple[str, ...], rates: np.
     Args:
         orders: sample ids, [n, steps, batch].
         names: metrics; one without a stored gradient, as any that is no held-out set, comes out as not a number.
-        rates: learning rates instead of the recorded ones, [n, steps].
+        rates: learning rates instead of the recorded ones, [n, steps, groups].
 
     Returns:
         name -> float64 [n], where the reference order gives the recorded value exactly; cost in runs, which is zero.

@@ -23,6 +23,7 @@ from torch import Tensor
 from orderscope.engine.optimizers import Dynamics, Slice, clip
 from orderscope.engine.units import Units, regrouped_gradients
 from orderscope.engine.window import Window
+from orderscope.hyper import group_rates
 from orderscope.names import REFERENCE
 from orderscope.record import load_run
 from orderscope.record.segments import read_state
@@ -49,7 +50,7 @@ def impulses(dynamics: Dynamics, preconditioner: Tensor, final: Tensor, lr: np.n
     Args:
         preconditioner: D at each step, [steps, m].
         final: gradient of the metric in the final weights, [m].
-        lr: learning rates instead of the recorded ones, [steps], for the first group; others keep their ratio to it.
+        lr: learning rates instead of the recorded ones, [steps, groups].
     """
     gradients = torch.empty_like(preconditioner)
     offset = 0.0
@@ -59,7 +60,7 @@ def impulses(dynamics: Dynamics, preconditioner: Tensor, final: Tensor, lr: np.n
         weights, moment = final[on].clone(), torch.zeros_like(final[on])
         for s in range(dynamics.steps - 1, -1, -1):
             h = {name: float(values[s, part.group]) for name, values in dynamics.hyper.items()}
-            h["lr"] = _rate(dynamics, s, part, lr)
+            h["lr"] = h["lr"] if lr is None else float(lr[s, part.group])
             sign = -1.0 if h.get("maximize") else 1.0
             if dynamics.optimizer == "SGD":
                 gradient, weights, moment = sgd_back(h, weights, moment, first=s == 0 and not part.present)
@@ -94,7 +95,7 @@ def impulse_values(store: RunStore, window: Window, units: Units, final: Tensor,
 
     Args:
         final: gradient of the metric at the end of the reference run times P / m, [m].
-        lr: learning rates instead of the recorded ones, [orders, steps].
+        lr: learning rates instead of the recorded ones, as `orderscope.hyper.group_rates` reads them.
     """
     orders, steps = units.index.shape
     dynamics, plan = window.dynamics, SketchPlan.read(store)
@@ -121,9 +122,9 @@ def impulse_values(store: RunStore, window: Window, units: Units, final: Tensor,
     reference = recorded[np.arange(steps), np.arange(steps)]
     if lr is None:
         return (recorded[np.arange(steps), units.index] - reference).sum(1)
-    values = np.empty(orders)
-    for rates in np.unique(lr, axis=0):
-        same = (lr == rates).all(1)
+    values, given = np.empty(orders), group_rates(lr, dynamics.hyper["lr"], orders)
+    for rates in np.unique(given, axis=0):
+        same = (given == rates).all((1, 2))
         other = impulses(dynamics, preconditioner, final, rates)
         table = scores(other)[np.arange(steps), units.index[same]]
         values[same] = (table - reference).sum(1) + other.offset - own.offset
@@ -160,14 +161,6 @@ def sgd_back(h: Mapping[str, float], weights: Tensor, moment: Tensor, *, first: 
         gradient = moment * (1.0 if first else 1 - h["dampening"]) + (step if h["nesterov"] else 0.0)
         before = torch.zeros_like(moment) if first else h["momentum"] * moment
     return gradient, weights + h["weight_decay"] * gradient, before
-
-
-def _rate(dynamics: Dynamics, step: int, part: Slice, lr: np.ndarray | None) -> float:
-    recorded = float(dynamics.hyper["lr"][step, part.group])
-    if lr is None:
-        return recorded
-    first = float(dynamics.hyper["lr"][step, 0])
-    return float(lr[step]) * (recorded / first if first else 1.0)
 
 
 def _preconditioner(store: RunStore, window: Window, steps: int) -> Tensor:

@@ -135,17 +135,13 @@ def step_parts(
 
     Args:
         at: which states take the step, int64 [rows].
-        lr: learning rates instead of the recorded ones, [rows, 1], for the first parameter group; the others keep
-            their ratio to it.
+        lr: learning rates instead of the recorded ones, [rows, groups].
         active: parameters with a gradient, bool [rows, n_params], where some have none.
     """
     parts = []
     for part in dynamics.slices:
         h = {name: float(values[position, part.group]) for name, values in dynamics.hyper.items()}
-        rate: float | Tensor = h["lr"]
-        if lr is not None:
-            first = float(dynamics.hyper["lr"][position, 0])
-            rate = lr * (h["lr"] / first) if first else lr
+        rate: float | Tensor = h["lr"] if lr is None else lr[:, part.group, None]
         if active is None or states.taken is None:
             parts.append(_part(dynamics, part, h, rate, position, None))
             continue

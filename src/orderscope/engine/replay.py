@@ -32,6 +32,7 @@ from orderscope.engine.optimizers import States, start_states, step_parts
 from orderscope.engine.tables import factor_ranges, factor_shares
 from orderscope.engine.units import Units
 from orderscope.engine.window import Window
+from orderscope.hyper import group_rates
 from orderscope_kernels import reference
 from orderscope_kernels.reference import Clip, Terms
 from orderscope_kernels.replay import ReplayKernels, replay_kernels
@@ -77,7 +78,7 @@ def replay(
         units: what they train on, see `units_of`.
         members: 3, or 1 for the whole curvature alone (quicker, no debiasing, no spread).
         allowed: bool [orders, anchors], anchors that may be used; all if not given.
-        lr: learning rates instead of the recorded ones, [orders, steps].
+        lr: learning rates instead of the recorded ones, as `orderscope.hyper.group_rates` reads them.
         snapshots: positions after which weights are kept; 0 is the start.
         curvature: whether to use it; without, the gradient is only interpolated.
         homes: of how many of a regrouped batch's samples the recorded batches weigh in, evenly; all by default.
@@ -87,7 +88,10 @@ def replay(
     device = states.theta.device
     has_grad = None if units.has_grad is None else units.has_grad.to(device)
     allowed = None if allowed is None else allowed.to(device).repeat(members, 1)
-    rates = None if lr is None else torch.from_numpy(np.tile(lr, (members, 1))).to(states.theta)
+    rates = None
+    if lr is not None:
+        given = group_rates(lr, dynamics.hyper["lr"], orders)
+        rates = torch.from_numpy(np.tile(given, (members, 1, 1))).to(states.theta)
     kernels = replay_kernels(states.theta, separate=states.taken is not None)
     outside = torch.zeros(members * orders, dtype=torch.float64, device=device)
     kept = {0: states.theta.clone().view(members, orders, -1)} if 0 in snapshots else {}
@@ -110,7 +114,7 @@ def replay(
                 )
                 outside[at] += far
                 active = None if has_grad is None else has_grad[unit]
-                own = None if rates is None else rates[at, t, None]
+                own = None if rates is None else rates[at, t]
                 _step(window, kernels, states, at, gradient, on, clip, t, own, active)
         if t + 1 in snapshots:
             kept[t + 1] = states.theta.clone().view(members, orders, -1)

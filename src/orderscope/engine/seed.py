@@ -44,9 +44,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from orderscope.engine.direction import Direction, direction_at
 from orderscope.engine.optimizers import Dynamics
 from orderscope.functional import frozen_and_buffers, functional_loss
+from orderscope.hyper import group_rates
 from orderscope.layout import ParameterLayout
 from orderscope.record.loop import start, train
-from orderscope.record.state import TrainingState, capture, seeded
+from orderscope.record.state import TrainingState, capture
+from orderscope.rng import seeded
 from orderscope.sketch.gradients import set_parameters
 from orderscope.sketch.projection import Projection
 from orderscope.task import Task
@@ -227,7 +229,7 @@ class Derivatives:
         """Derivatives as far as the learning rate is stable with them: |lr dGamma| <= 1, |lr d2Gamma| rms step <= 1."""
         size = float(self._path.steps[t].square().mean().sqrt().clamp_min(1e-30))
         for n in range(1, len(terms)):
-            limit = 1 / self._path.rate(t) / size ** (n - 1)
+            limit = min(1 / self._path.rate(t) / size ** (n - 1), torch.finfo(terms.dtype).max)
             terms[n] = terms[n].nan_to_num(0.0, limit, -limit).clamp(-limit, limit)
         return terms
 
@@ -279,13 +281,15 @@ def replay_seed(
     Args:
         index: batches of each order, [orders, steps]: u < T is the recorded batch u, T + x the batch `new[x]`.
         new: sample ids of batches that were not recorded, [x, batch]; they are in no table and are evaluated on demand.
-        lr: learning rates instead of the recorded ones, [orders, steps].
+        lr: learning rates instead of the recorded ones, as `orderscope.hyper.group_rates` reads them.
 
     Returns:
         weights [orders, P], cost.
     """
     path = made.path
     steps, before = path.task.steps, path.evaluations
+    recorded = path.dynamics.hyper["lr"]
+    given = None if lr is None else group_rates(lr, recorded, len(index))
     d = torch.zeros(len(index), path.layout.size, dtype=path.layout.dtype)
     late = [Derivatives(path, ids, made.options) for ids in new]
     for t in range(steps):
@@ -295,9 +299,10 @@ def replay_seed(
             batches = [path.task.order[u] if u < steps else new[u - steps] for u in index[:, t]]
             rows = zip(batches, d, strict=True)
             change = torch.stack([_exact(path, t, ids, row, made.options.order) for ids, row in rows])
-        rate, own = _rates(path.layout, path.dynamics.hyper["lr"][t], None if lr is None else lr[:, t])
+        own = _of_weights(path.layout, recorded[t])
+        rate = own if given is None else _of_weights(path.layout, given[:, t])
         d = d - rate * change
-        if lr is not None:
+        if given is not None:
             d = d - (rate - own) * path.updates[t]
     return path.states[-1].theta + d, (path.evaluations - before) / steps
 
@@ -326,19 +331,12 @@ def _exact(path: ReferencePath, t: int, ids: Any, d: Tensor, order: int) -> Tens
     return sum(term / max(1, n) for n, term in enumerate(terms)) - path.updates[t]
 
 
-def _rates(layout: ParameterLayout, recorded: np.ndarray, lr: np.ndarray | None) -> tuple[Any, Any]:
-    """Learning rates to use and those recorded, as numbers or [orders, P]; groups keep their ratio to the first."""
-    uniform = bool((recorded == recorded[0]).all())
-    if uniform:
-        own: Any = float(recorded[0])
-        return (own if lr is None else torch.from_numpy(lr).to(layout.dtype)[:, None]), own
-    spread = torch.tensor(layout.group).repeat_interleave(torch.tensor(layout.sizes))
-    own = torch.from_numpy(recorded).to(layout.dtype)[spread]
-    if lr is None:
-        return own, own
-    first = float(recorded[0])
-    given = torch.from_numpy(lr).to(layout.dtype)[:, None]
-    return (given * (own / first) if first else given.expand(len(lr), len(own))), own
+def _of_weights(layout: ParameterLayout, rates: np.ndarray) -> Any:
+    """Rates [..., groups] of each weight, [..., P], or [..., 1] where all groups have the same."""
+    every = torch.from_numpy(np.ascontiguousarray(rates)).to(layout.dtype)
+    if bool((every == every[..., :1]).all()):
+        return every[..., :1]
+    return every[..., torch.tensor(layout.group).repeat_interleave(torch.tensor(layout.sizes))]
 
 
 def seed_blocks(orders: int, size: int) -> list[slice]:

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from orderscope.engine.anchors import AnchorSpace
 from orderscope.engine.batches import Batches
-from orderscope.engine.optimizers import Dynamics, Start, slices
+from orderscope.engine.driven import recorded_dynamics
+from orderscope.engine.optimizers import Dynamics, Start
 from orderscope.engine.own import own_anchors
 from orderscope.engine.tables import ReplayTables, replay_tables
 from orderscope.errors import IncompleteRun
 from orderscope.names import REFERENCE, TASK_SHARD
 from orderscope.record import load_run, true_runs
-from orderscope.record.segments import read_state, segment_name
+from orderscope.record.segments import segment_name
 from orderscope.sketch import SketchPlan, from_bfloat16, missing_units
 from orderscope.sketch.stage import first_use
 from orderscope.store import RunStore
@@ -132,18 +133,8 @@ def load_window(store: RunStore, *, energy: float) -> Window:
     order, codes = arrays["order"], arrays["group_codes"]
     reference = load_run(store, REFERENCE)
     coordinates = plan.coordinates
-    first = read_state(store, REFERENCE, 0)
-    masks = None if bool(reference.has_grad.all()) else reference.has_grad
-    dynamics = Dynamics(
-        optimizer=attrs["optimizer"],
-        hyper={name: values.numpy() for name, values in reference.hyper.items()},
-        start=Start(coordinates.take(first.theta), {k: coordinates.take(v) for k, v in first.moments.items()}),
-        slices=slices(attrs["parameters"], coordinates.indices, first.count, first.present, masks is not None),
-        parameters=len(attrs["parameters"]),
-        masked=masks is not None,
-        max_grad_norm=attrs["max_grad_norm"],
-        weight=coordinates.weight,
-    )
+    dynamics = recorded_dynamics(store, coordinates)
+    masks = reference.has_grad if dynamics.masked else None
     batches = Batches(order)
     runs = [load_run(store, run) for run in true_runs(store)]
     runs = [run for run in runs if (batches.index(run.order[None])[0] < len(order)).any()]  # others know no batch

@@ -1,7 +1,7 @@
 """Orders of samples: checked, written as expressions, played to a DataLoader."""
 
 from orderscope.orders.checks import as_int64, check_order, check_orders, check_reference
-from orderscope.orders.expression import resolve, step_groups
+from orderscope.orders.expression import mixes_groups, resolve, step_groups
 from orderscope.orders.sampler import OrderSampler
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "check_order",
     "check_orders",
     "check_reference",
+    "mixes_groups",
     "resolve",
     "step_groups",
 ]

@@ -16,7 +16,9 @@ swap:i,j              steps i and j exchanged
 move:i,j              step i taken out and put in at position j
 FILE.npy              an order [steps, batch] from a numpy file; takes the place of the order it is given
 
-A step belongs to the group most of its samples are in; of equally frequent ones, the first in name order.
+A step belongs to the group most of its samples are in; of equally frequent ones, the first in name order. Where batches
+mix groups, so that fewer than nine samples in ten are of their step's group, the group expressions move samples instead
+of steps: whole batches would take the other groups along, and hardly anything would change.
 """
 
 from __future__ import annotations
@@ -31,6 +33,8 @@ import numpy as np
 from orderscope.errors import OrderscopeError
 from orderscope.orders.checks import check_order, check_reference
 
+PURE = 0.9  # of the samples are of their step's main group where batches are not mixed
+
 
 @dataclass(frozen=True)
 class Context:
@@ -40,15 +44,22 @@ class Context:
         reference: the recorded order, int64 [steps, batch].
         groups: one label per sample, or None.
         signals: name -> one number per sample.
+        regroup: whether samples may leave their batches.
     """
 
     reference: np.ndarray
     groups: Sequence[Any] | None = None
     signals: Mapping[str, Any] = field(default_factory=dict)
+    regroup: bool = True
 
 
 def resolve(
-    text: str, reference: Any, groups: Sequence[Any] | None = None, signals: Mapping[str, Any] | None = None
+    text: str,
+    reference: Any,
+    groups: Sequence[Any] | None = None,
+    signals: Mapping[str, Any] | None = None,
+    *,
+    regroup: bool = True,
 ) -> np.ndarray:
     """The order an expression stands for, int64 [steps, batch].
 
@@ -57,12 +68,14 @@ def resolve(
         reference: the recorded order, [steps, batch].
         groups: one label per sample, or None.
         signals: name -> one number per sample, for `sort:`.
+        regroup: whether samples may leave their batches; without, group expressions move steps also where these mix
+            groups.
 
     Raises:
         OrderscopeError: naming the part of the expression that is wrong and what is known.
     """
     order = check_reference(reference, np.iinfo(np.int64).max)
-    context = Context(order, groups, signals or {})
+    context = Context(order, groups, signals or {}, regroup)
     for part in text.split("|"):
         part = part.strip()
         if part.endswith(".npy"):
@@ -73,7 +86,7 @@ def resolve(
             raise OrderscopeError(
                 f"order expression {part!r}", "one of " + ", ".join([*VERBS, "a path ending in .npy"]), "correct it"
             )
-        order = order[VERBS[verb](order, argument.strip(), context)]
+        order = VERBS[verb](order, argument.strip(), context)
     return order
 
 
@@ -82,6 +95,24 @@ def step_groups(order: np.ndarray, groups: Sequence[Any] | None) -> list[str]:
 
     Raises: OrderscopeError where there are no groups.
     """
+    names, codes = _codes(order, groups)
+    return [str(names[np.bincount(codes[ids], minlength=len(names)).argmax()]) for ids in order]
+
+
+def mixes_groups(order: np.ndarray, groups: Sequence[Any] | None) -> bool:
+    """Whether fewer than nine samples in ten are of the group that most of their step are in. Raises as `step_groups`.
+
+    Example:
+        >>> mixes_groups(np.array([[0, 1], [2, 3]]), ["a", "a", "b", "b"])
+        False
+    """
+    names, codes = _codes(order, groups)
+    main = sum(int(np.bincount(codes[ids], minlength=len(names)).max()) for ids in order)
+    return main < PURE * order.size
+
+
+def _codes(order: np.ndarray, groups: Sequence[Any] | None) -> tuple[np.ndarray, np.ndarray]:
+    """Names of the groups, and the index among them of every sample."""
     if groups is None:
         raise OrderscopeError("a task without groups", "one group label per sample", "pass groups= to the task")
     names, codes = np.unique([str(g) for g in groups], return_inverse=True)
@@ -89,17 +120,26 @@ def step_groups(order: np.ndarray, groups: Sequence[Any] | None) -> list[str]:
         raise OrderscopeError(
             f"{len(codes)} group labels", f"a label for sample {order.max()} too", "pass one per sample"
         )
-    return [str(names[np.bincount(codes[ids], minlength=len(names)).argmax()]) for ids in order]
+    return names, codes
+
+
+def _by_group(order: np.ndarray, context: Context, places: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """Steps, or samples where steps mix groups, sorted by what `places` makes of their labels [n]."""
+    if context.regroup and mixes_groups(order, context.groups):
+        names, codes = _codes(order, context.groups)
+        flat = order.reshape(-1)
+        return flat[np.argsort(places(names[codes[flat]]), kind="stable")].reshape(order.shape)
+    return order[np.argsort(places(np.array(step_groups(order, context.groups))), kind="stable")]
 
 
 def _reference(order: np.ndarray, argument: str, context: Context) -> np.ndarray:
     _no_argument("reference", argument)
-    return np.arange(len(order))
+    return order
 
 
 def _reverse(order: np.ndarray, argument: str, context: Context) -> np.ndarray:
     _no_argument("reverse", argument)
-    return np.arange(len(order))[::-1]
+    return order[::-1]
 
 
 def _shuffle(order: np.ndarray, argument: str, context: Context) -> np.ndarray:
@@ -107,34 +147,40 @@ def _shuffle(order: np.ndarray, argument: str, context: Context) -> np.ndarray:
         raise OrderscopeError(
             f"order expression 'shuffle:{argument}'", "shuffle:SEED, a whole number", "for instance shuffle:7"
         )
-    return np.random.default_rng(int(argument)).permutation(len(order))
+    return order[np.random.default_rng(int(argument)).permutation(len(order))]
 
 
 def _groups(order: np.ndarray, argument: str, context: Context) -> np.ndarray:
-    labels = step_groups(order, context.groups)
     named = _known_groups("groups", argument, context)
-    place = {name: i for i, name in enumerate([*named, *sorted(set(labels) - set(named))])}
-    return np.argsort([place[label] for label in labels], kind="stable")
+
+    def places(labels: np.ndarray) -> np.ndarray:
+        place = {name: i for i, name in enumerate([*named, *sorted(set(labels.tolist()) - set(named))])}
+        return np.array([place[label] for label in labels.tolist()])
+
+    return _by_group(order, context, places)
 
 
 def _interleave(order: np.ndarray, argument: str, context: Context) -> np.ndarray:
     _no_argument("interleave", argument)
-    labels = np.array(step_groups(order, context.groups))
-    at = np.empty(len(order))
-    for name in np.unique(labels):
-        mine = np.flatnonzero(labels == name)
-        at[mine] = (np.arange(len(mine)) + 0.5) / len(mine)
-    return np.argsort(at, kind="stable")
+
+    def places(labels: np.ndarray) -> np.ndarray:
+        at = np.empty(len(labels))
+        for name in np.unique(labels):
+            mine = np.flatnonzero(labels == name)
+            at[mine] = (np.arange(len(mine)) + 0.5) / len(mine)
+        return at
+
+    return _by_group(order, context, places)
 
 
 def _early(order: np.ndarray, argument: str, context: Context) -> np.ndarray:
     (name,) = _known_groups("early", argument, context, single=True)
-    return np.argsort([label != name for label in step_groups(order, context.groups)], kind="stable")
+    return _by_group(order, context, lambda labels: labels != name)
 
 
 def _late(order: np.ndarray, argument: str, context: Context) -> np.ndarray:
     (name,) = _known_groups("late", argument, context, single=True)
-    return np.argsort([label == name for label in step_groups(order, context.groups)], kind="stable")
+    return _by_group(order, context, lambda labels: labels == name)
 
 
 def _sort(order: np.ndarray, argument: str, context: Context) -> np.ndarray:
@@ -158,19 +204,19 @@ def _sort(order: np.ndarray, argument: str, context: Context) -> np.ndarray:
             "give the signal a value for every sample of the order",
         )
     mean = values[order].mean(axis=1)
-    return np.argsort(-mean if falling != (direction == "desc") else mean, kind="stable")
+    return order[np.argsort(-mean if falling != (direction == "desc") else mean, kind="stable")]
 
 
 def _swap(order: np.ndarray, argument: str, context: Context) -> np.ndarray:
     i, j = _two_steps("swap", argument, len(order))
     steps = np.arange(len(order))
     steps[[i, j]] = steps[[j, i]]
-    return steps
+    return order[steps]
 
 
 def _move(order: np.ndarray, argument: str, context: Context) -> np.ndarray:
     i, j = _two_steps("move", argument, len(order))
-    return np.insert(np.delete(np.arange(len(order)), i), j, i)
+    return order[np.insert(np.delete(np.arange(len(order)), i), j, i)]
 
 
 VERBS: dict[str, Callable[[np.ndarray, str, Context], np.ndarray]] = {

@@ -13,7 +13,8 @@ from torch import nn
 
 from orderscope.fingerprint import compare
 from orderscope.names import TASK_SHARD
-from orderscope.record.state import require_supported, seeded
+from orderscope.record.state import require_supported
+from orderscope.rng import seeded
 from orderscope.store import RunStore
 from orderscope.task import Task
 

@@ -39,6 +39,21 @@ class Watcher(Protocol):
         """After clipping, before the optimizer moves: the norm before clipping, None where nothing is clipped."""
 
 
+class Together:
+    """Several watchers of one training."""
+
+    def __init__(self, *watchers: Watcher) -> None:
+        self._watchers = watchers
+
+    def gradient(self, step: int, losses: Tensor) -> None:
+        for watcher in self._watchers:
+            watcher.gradient(step, losses)
+
+    def norm(self, step: int, value: Tensor | None) -> None:
+        for watcher in self._watchers:
+            watcher.norm(step, value)
+
+
 def start(task: Task) -> Session:
     """The state a window starts in: fresh model and scheduler, optimizer with the task's `optimizer_state`."""
     model = task.build_model()

@@ -13,7 +13,7 @@ from orderscope.errors import OrderscopeError
 from orderscope.hyper import hyper_parameters
 from orderscope.record.description import environment
 from orderscope.record.legs import has_loop, load_state
-from orderscope.record.loop import Session, Watcher
+from orderscope.record.loop import Session
 from orderscope.record.probe import GradientProbe
 from orderscope.record.recorded import Recorded, recorded
 from orderscope.store import RunStore
@@ -132,21 +132,6 @@ class Reproduction:
         return "; ".join(reasons)
 
 
-class Both:
-    """Two watchers of one training."""
-
-    def __init__(self, *watchers: Watcher) -> None:
-        self._watchers = watchers
-
-    def gradient(self, step: int, losses: Tensor) -> None:
-        for watcher in self._watchers:
-            watcher.gradient(step, losses)
-
-    def norm(self, step: int, value: Tensor | None) -> None:
-        for watcher in self._watchers:
-            watcher.norm(step, value)
-
-
 def reproduction(task: Task, store: RunStore, session: Session) -> Reproduction | None:
     """The check of a task against the loop recorded in the store, None where there is none.
 
@@ -155,7 +140,7 @@ def reproduction(task: Task, store: RunStore, session: Session) -> Reproduction 
     if not has_loop(store):
         return None
     record = recorded(store.path)
-    first = next((s for s in record.states if _matches(record, s, task.order)), None)
+    first = window_start(record, task.order)
     if first is None:
         raise OrderscopeError(
             f"a task with an order of shape {list(task.order.shape)} that the recorded loop did not train",
@@ -168,6 +153,11 @@ def reproduction(task: Task, store: RunStore, session: Session) -> Reproduction 
     )  # fmt: skip
     _same("optimizer", record.header["optimizer"], type(session.optimizer).__name__)
     return Reproduction(record, first, session)
+
+
+def window_start(record: Recorded, order: np.ndarray) -> int | None:
+    """Step of the loop, one whose state was kept, from which on it trained `order`; None where it never did."""
+    return next((step for step in record.states if _matches(record, step, order)), None)
 
 
 def _matches(record: Recorded, first: int, order: np.ndarray) -> bool:

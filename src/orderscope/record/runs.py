@@ -19,10 +19,12 @@ from orderscope.fingerprint import digest
 from orderscope.hyper import hyper_parameters
 from orderscope.names import REFERENCE
 from orderscope.orders.checks import check_order
-from orderscope.record.loop import Session, start, train
-from orderscope.record.reproduction import Both, reproduction
+from orderscope.record.loop import Session, Together, Watcher, start, train
+from orderscope.record.mates import Mates
+from orderscope.record.reproduction import reproduction
 from orderscope.record.segments import finished_segments, read_state, segment_name, write_segment
-from orderscope.record.state import capture, require_supported, restore, seeded, undisturbed
+from orderscope.record.state import capture, require_supported, restore
+from orderscope.rng import seeded
 from orderscope.store import RunStore
 from orderscope.task import Evaluation, Task
 
@@ -79,6 +81,8 @@ def record_run(
         session = start(task)
         require_supported(session.optimizer)
         check = reproduction(task, store, session) if name == REFERENCE else None
+        before: list[Watcher] = [] if check is None else [check]
+        after: list[Watcher] = [Mates(task, session, ids)] if name == REFERENCE else []
         if done:
             restore(session, read_state(store, name, done - 1), ends[done - 1])
         metrics: dict[str, float] = {}
@@ -86,10 +90,12 @@ def record_run(
             began = time.perf_counter()
             first = ends[max(index - 1, 0)]
             rows = _StepRows(name, session, ids, first, ends[index], coords, keep_gradients, progress)
-            train(task, session, ids, first, ends[index], rows if check is None else Both(check, rows))
+            train(task, session, ids, first, ends[index], Together(*before, rows, *after))
             if check is not None:
                 check.state(ends[index])
             trained = time.perf_counter()
+            if name == REFERENCE and index == len(ends) - 1:
+                _check_weights_alone(task, session)
             asked = metrics_at == "all" or index == len(ends) - 1
             evaluation = _evaluate(task, session, name, ends[index]) if asked else Evaluation({}, {})
             metrics = evaluation.metrics
@@ -226,8 +232,7 @@ class _Flat:
 
 
 def _evaluate(task: Task, session: Session, run: str, step: int) -> Evaluation:
-    with undisturbed(session):
-        evaluation = task.evaluation(session.model)
+    evaluation = task.evaluation(session.model)
     for name, value in evaluation.metrics.items():
         if not math.isfinite(value):
             raise OrderscopeError(
@@ -236,6 +241,32 @@ def _evaluate(task: Task, session: Session, run: str, step: int) -> Evaluation:
                 "look at that metric and at the learning rate; finished segments are kept",
             )
     return evaluation
+
+
+def _check_weights_alone(task: Task, session: Session) -> None:
+    """A new model with the trained weights must be the trained model: other orders are answered by such models."""
+    fresh = task.build_model()
+    mine, theirs = dict(session.model.named_parameters()), dict(fresh.named_parameters())
+    with torch.no_grad():
+        for name, p in theirs.items():
+            if name in session.layout.names:
+                p.copy_(mine[name])
+            elif not torch.equal(p, mine[name]):
+                raise OrderscopeError(
+                    f"parameter {name!r}, which the optimizer does not hold and training changed",
+                    "weights that only the optimizer moves",
+                    "hand it to the optimizer, or keep the model's and the optimizer's hooks away from it",
+                )
+    mine, theirs = task.evaluate(session.model), task.evaluate(fresh)
+    for name, value in mine.items():
+        # Weights and arithmetic are the same; devices may sum in another order.
+        if not abs(theirs[name] - value) <= torch.finfo(session.layout.dtype).eps ** 0.5 * (1 + abs(value)):
+            raise OrderscopeError(
+                f"metric {name!r} = {value:.6g} of the trained model and {theirs[name]:.6g} of a new one with the same "
+                "weights",
+                "metrics that are a function of the trained weights",
+                "look for buffers, flags or other parts of the model that training changes beside its weights",
+            )
 
 
 def _check_boundaries(boundaries: Sequence[int], steps: int) -> list[int]:

@@ -149,8 +149,11 @@ class RecordedRun:
         return shard[key] if coords is None else shard.some(key, coords)
 
 
-def load_run(store: RunStore, name: str) -> RecordedRun:
+def load_run(store: RunStore, name: str, *, gradients: bool = True) -> RecordedRun:
     """The run `name` of a store.
+
+    Args:
+        gradients: whether to read those of the steps too, which are most of it.
 
     Raises:
         IncompleteRun: it was not recorded to its end.
@@ -179,7 +182,7 @@ def load_run(store: RunStore, name: str) -> RecordedRun:
         grad_norm=over_steps("grad_norm"),
         hyper=dict(zip(steps[0].attrs["hyper"], over_steps("hyper").unbind(1), strict=True)),
         has_grad=over_steps("has_grad"),
-        gradient=over_steps("gradient") if "gradient" in stored else None,
+        gradient=over_steps("gradient") if gradients and "gradient" in stored else None,
         count=torch.stack([shard["step"] for shard in shards]),
         present=torch.stack([shard["present"] for shard in shards]),
         metrics=tuple(shard.attrs["metrics"] for shard in shards),

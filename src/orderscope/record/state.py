@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from orderscope.errors import OrderscopeError
 from orderscope.hyper import advance
 from orderscope.record.loop import Session
+from orderscope.rng import rng_state, set_rng_state
 
 STATE_KEYS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")
-MT19937 = 624  # words of the state of numpy's generator
 SUPPORTED = {"SGD": torch.optim.SGD, "Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
 
 
@@ -31,7 +28,7 @@ class TrainingState:
         count: the optimizer's own step count per parameter, [n_params]; zero for SGD.
         present: whether the optimizer has state for the parameter, bool [n_params].
         buffers: the model's buffers by name.
-        rng: random-number states by generator, see `rng_state`.
+        rng: random-number states by generator, see `orderscope.rng`.
     """
 
     theta: Tensor
@@ -99,65 +96,6 @@ def restore(session: Session, state: TrainingState, step: int) -> None:
         _set_buffers(session, state.buffers)
     if state.rng:
         set_rng_state(state.rng)
-
-
-@contextmanager
-def undisturbed(session: Session) -> Iterator[None]:
-    """Whatever is done with the model inside leaves buffers, train/eval flags and random numbers as they were."""
-    rng = rng_state()
-    buffers = {name: b.detach().clone() for name, b in session.model.named_buffers()}
-    training = [(m, m.training) for m in session.model.modules()]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            _set_buffers(session, buffers)
-        for module, flag in training:
-            module.training = flag
-        set_rng_state(rng)
-
-
-def rng_state() -> dict[str, Tensor]:
-    """States of the global generators: "torch", "cuda<i>" of each device in use, "host" for numpy and Python's random.
-
-    "host" is float64, which holds their 32-bit words and their spare Gaussian alike.
-    """
-    _, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
-    version, words, spare = random.getstate()
-    numpy_part = [*keys, position, has_gauss, gauss]
-    python_part = [version, *words, spare is not None, spare or 0.0]
-    states = {
-        "torch": torch.get_rng_state(),
-        "host": torch.tensor(np.array([*numpy_part, *python_part], dtype=np.float64)),
-    }
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        states |= {f"cuda{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
-    return states
-
-
-def set_rng_state(states: Mapping[str, Tensor]) -> None:
-    torch.set_rng_state(states["torch"])
-    host = states["host"].numpy()
-    keys, (position, has_gauss, gauss) = host[:MT19937], host[MT19937 : MT19937 + 3]
-    np.random.set_state(("MT19937", keys.astype(np.uint32), int(position), int(has_gauss), float(gauss)))
-    version, *words, has_spare, spare = host[MT19937 + 3 :].tolist()
-    random.setstate((int(version), tuple(int(word) for word in words), spare if has_spare else None))
-    for name, state in states.items():
-        if name.startswith("cuda"):
-            torch.cuda.set_rng_state(state, int(name.removeprefix("cuda")))
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Fixed random numbers inside, the caller's own afterwards."""
-    before = rng_state()
-    torch.manual_seed(seed)
-    np.random.seed(seed)
-    random.seed(seed)
-    try:
-        yield
-    finally:
-        set_rng_state(before)
 
 
 def _step_tensor(optimizer: torch.optim.Optimizer, p: Tensor, count: float) -> Tensor:

@@ -37,8 +37,9 @@ def resolve_order(sim: Simulator, text: str) -> np.ndarray:
     The signal `loss` is what a sample's loss was when the reference run trained on it, the mean where it did so again.
 
     Raises:
-        OrderscopeError: see `orderscope.orders.resolve`.
+        OrderscopeError: see `orderscope.orders.resolve`; or the run cannot tell of samples in other batches.
     """
+    from orderscope.engine import Batches, units_of
     from orderscope.names import REFERENCE
     from orderscope.orders import resolve
     from orderscope.record import load_run
@@ -50,7 +51,16 @@ def resolve_order(sim: Simulator, text: str) -> np.ndarray:
         samples = sim.description["samples"]
         seen = np.maximum(np.bincount(ids, minlength=samples), 1)
         signals["loss"] = np.bincount(ids, weights=losses, minlength=samples) / seen
-    return resolve(text, sim.order, sample_groups(sim), signals)
+    order = resolve(text, sim.order, sample_groups(sim), signals)
+    units_of(sim.window, Batches(sim.order), order[None])  # told here what a run without samples' gradients cannot answer
+    return order
+
+
+def group_positions(sim: Simulator, order: np.ndarray) -> dict[str, float]:
+    """Mean position of each group's samples, from 0 (the beginning) to 1."""
+    names, codes = sim.description["group_names"], group_codes(sim)[order]
+    at = np.repeat((np.arange(len(order)) + 0.5) / len(order), order.shape[1]).reshape(order.shape)
+    return {name: float(at[codes == code].mean()) for code, name in enumerate(names) if (codes == code).any()}
 
 
 def remember_orders(run: Path, texts: Sequence[str]) -> None:

@@ -12,7 +12,8 @@ from orderscope.report.stored import VALIDATIONS, json_value, next_name, proposa
 from orderscope.store import RunStore
 
 if TYPE_CHECKING:
-    from orderscope.simulator import Prediction, Simulator
+    from orderscope.foretold import Foretold
+    from orderscope.simulator import Simulator
 
 Truth = dict[bytes, dict[str, float]]
 
@@ -20,8 +21,8 @@ Truth = dict[bytes, dict[str, float]]
 def known_truth(sim: Simulator) -> Truth:
     """Bytes of an order -> metric -> true value. A confirmed proposal is known in the metric it was made for."""
     found: Truth = {sim.order.tobytes(): dict(sim.reference)}
-    for i, order in enumerate(sim.probe_orders if sim.probes else ()):
-        found[order.tobytes()] = {name: float(values[i]) for name, values in sim.truth.items()}
+    for i, order in enumerate(sim.run_orders if sim.runs else ()):
+        found[order.tobytes()] = {name: float(values[i]) for name, values in sim.run_truth.items()}
     for proposal in proposals(sim.store):
         if proposal.facts["confirmed"] is not None:
             own = {proposal.facts["metric"]: proposal.facts["confirmed"]}
@@ -35,7 +36,6 @@ def known_truth(sim: Simulator) -> Truth:
 def train_orders(
     sim: Simulator,
     orders: np.ndarray,
-    prediction: Prediction,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, np.ndarray]:
     """True metrics of orders, name -> [n]: those not known in all metrics are trained, and kept in the run beside what
@@ -44,6 +44,7 @@ def train_orders(
     Raises:
         OrderscopeError: without the task.
     """
+    from orderscope.foretold import foretell
     from orderscope.retrain import retrain
 
     if sim.task is None:
@@ -58,18 +59,19 @@ def train_orders(
             if progress is not None:
                 progress("train", done, total)
 
+        told = foretell(sim, list(orders[new]))  # before anything is trained
         true = retrain(sim.task, orders[new], progress=report).metrics
-        _keep(sim, orders[new], true, prediction, new)
+        _keep(sim, orders[new], true, told)
         known |= {orders[i].tobytes(): {n: float(v[k]) for n, v in true.items()} for k, i in enumerate(new)}
     return {name: np.array([known[order.tobytes()][name] for order in orders]) for name in names}
 
 
-def _keep(sim: Simulator, orders: np.ndarray, true: dict[str, Any], prediction: Prediction, rows: list[int]) -> None:
+def _keep(sim: Simulator, orders: np.ndarray, true: dict[str, Any], told: Foretold) -> None:
     attrs = {
         "metrics": list(true),
         "true": json_value(dict(true)),
-        "predicted": {name: json_value(values[rows]) for name, values in prediction.metrics.items()},
-        "error": {name: json_value(values[rows]) for name, values in prediction.error.items()},
+        "predicted": json_value(told.predicted),
+        "error": json_value(told.error),
         "noise_floor": {},
     }
     if not sim.store.path.is_dir():

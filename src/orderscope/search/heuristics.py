@@ -32,7 +32,7 @@ class Interleave(Strategy):
     name, source = "interleave", "stratified: every group spread evenly"
 
     def orders(self, setting: Setting) -> Orders:
-        yield resolve("interleave", setting.order, _sample_labels(setting))[None]
+        yield resolve("interleave", setting.order, _sample_labels(setting), regroup=setting.regroup)[None]
 
 
 @register

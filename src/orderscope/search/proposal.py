@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from orderscope.errors import OrderscopeError
+from orderscope.foretold import foretell
 from orderscope.recording import add_runs
 from orderscope.retrain import retrain
 from orderscope.search.constraints import Constraint
@@ -333,6 +334,8 @@ def _confirmed(
     """True metrics by order. With `keep` they are recorded as further runs, where the run can be written to."""
     distinct = {order.tobytes(): order for order in orders}
     true: dict[bytes, dict[str, float]] = {}
+    if distinct:  # what is predicted is put down before the run knows better
+        keep = foretell(sim, list(distinct.values()), allow_other_samples=True).kept and keep
     try:
         for done, (key, order) in enumerate(distinct.items(), start=1):
             found = _recorded(sim, task, order) if keep else None
@@ -372,10 +375,8 @@ def _best(sim: Simulator, asked: Question, rows: list[Row], notes: list[str]) ->
     if np.array_equal(best.order, sim.order):
         notes.append("no better order than the recorded one was found")
         return own
-    if any(np.array_equal(best.order, order) for order in (sim.run_orders if sim.runs else ())):
-        return best  # confirmed in an earlier round: the prediction was made before
-    prediction = sim.predict(best.order, metrics=objective.names, allow_other_samples=True)
-    told = float(objective.told(prediction.metrics)[0])
+    prediction = foretell(sim, [best.order], allow_other_samples=True, keep=False)  # as told before it was trained
+    told = float(objective.told(prediction.predicted)[0])
     error = float(objective.error(prediction.error)[0])
     return replace(best, predicted=told, error=error) if math.isfinite(told) else best
 

@@ -7,15 +7,16 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import torch
 
 from orderscope.annealing import AnnealingLaw, fit_annealing_law
 from orderscope.engine import Batches
 from orderscope.errors import OrderscopeError
+from orderscope.hyper import group_rates, leading_rates
 from orderscope.names import REFERENCE
 from orderscope.orders.checks import check_orders
 from orderscope.record import load_run, recorded_runs
-from orderscope.retrain import retrain
+from orderscope.record.setup import RecordedSchedule
+from orderscope.retrain import own_hyper, retrain
 from orderscope.schedules import SCHEDULES, refined, rewarm
 from orderscope.search.portfolio import Progress
 from orderscope.search.strategy import CAUTION
@@ -37,7 +38,7 @@ class Schedule:
 
     Args:
         name: as `cosine peak 0.7 warmup 2 floor 0.1`; the peak in units of the recorded one.
-        rates: learning rate at each position, [steps].
+        rates: learning rate of the leading parameter group at each position, [steps].
         order: which of the orders it goes with, index.
         predicted, error: estimated metric and half-width of its 90 % interval.
         law: what the scaling law with annealing says of it, or None where it could not be fitted.
@@ -95,7 +96,7 @@ def propose_rates(
 
     Tried are constant, linear, cosine, REX and stable-then-decay schedules over peaks, warm-ups and floors, the
     recorded schedule scaled, re-warmed half way, and the linear decay refined by the recorded gradient norms; then
-    neighbours of the best. Rates are told of the first parameter group, others keep their ratio to it.
+    neighbours of the best. Rates are told of the first parameter group that has one above 0, others keep their ratio.
 
     The probes were trained at the recorded rates, so the error of a prediction does not know of other rates: retraining
     has the last word.
@@ -121,7 +122,7 @@ def propose_rates(
         raise OrderscopeError(f"peaks={list(peaks)}", "at least one, finite and above 0", "change peaks=")
     sign, notes = -1.0 if maximize else 1.0, []
     asked = sim.order[None] if orders is None else check_orders(orders, sim.order)
-    recorded = load_run(sim.store, REFERENCE).hyper["lr"][:, 0].double().numpy()
+    recorded = recorded_rates(sim)
     law = annealing_law(sim)
     if law is None:
         notes.append("the scaling law with annealing could not be fitted to the recorded losses")
@@ -164,7 +165,7 @@ def propose_rates(
         notes.append("not confirmed: retraining needs the task")
     elif sim.task is not None:
         for k, row in enumerate(rows[:verify]):
-            true = retrain(with_rates(sim.task, row.rates), asked[row.order]).metrics[metric][0]
+            true = retrain(sim.task, asked[row.order], lr=row.rates).metrics[metric][0]
             rows[k] = replace(row, confirmed=float(true))
             if progress is not None:
                 progress("confirm", k + 1, min(verify, len(rows)))
@@ -215,22 +216,16 @@ def neighbours_of(best: Schedule, recorded: np.ndarray, rng: np.random.Generator
     return tried
 
 
-def with_rates(task: Task, rates: np.ndarray) -> Task:
-    """The task with its learning rates replaced by these, one a position, [steps].
+def with_rates(task: Task, rates: Any) -> Task:
+    """The task with its learning rates replaced: [steps] or [steps, groups], read as `Simulator.predict` does."""
+    own = own_hyper(task)
+    hyper = own | {"lr": group_rates(rates, own["lr"], 1)[0]}
+    return replace(task, scheduler=lambda optimizer: RecordedSchedule(optimizer, hyper))
 
-    Args:
-        rates: of the first parameter group; the others keep the ratio their own rates have to it.
-    """
 
-    def schedule(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
-        base = float(optimizer.param_groups[0]["lr"])
-        if base <= 0:
-            raise OrderscopeError(
-                f"an optimizer with learning rate {base}", "a rate above 0", "give it one in the task's optimizer"
-            )
-        return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: float(rates[min(t, len(rates) - 1)]) / base)
-
-    return replace(task, scheduler=schedule)
+def recorded_rates(sim: Simulator) -> np.ndarray:
+    """Of the leading parameter group, [steps]; see `orderscope.hyper.leading_rates`."""
+    return leading_rates(sim.window.dynamics.hyper["lr"])
 
 
 def gradient_norms(sim: Simulator) -> np.ndarray:
@@ -243,7 +238,7 @@ def annealing_law(sim: Simulator) -> AnnealingLaw | None:
     runs = [load_run(sim.store, run) for run in recorded_runs(sim.store)]
     losses = np.stack([run.loss.double().mean(1).numpy() for run in runs])
     units = Batches(sim.order).index(np.stack([run.order for run in runs]))[0]
-    return fit_annealing_law(position_effect(losses, units), runs[0].hyper["lr"][:, 0].double().numpy())
+    return fit_annealing_law(position_effect(losses, units), recorded_rates(sim))
 
 
 def position_effect(losses: np.ndarray, units: np.ndarray) -> np.ndarray:
@@ -266,7 +261,7 @@ def law_value(sim: Simulator, law: AnnealingLaw, metric: str, rates: np.ndarray)
     """The recorded metric plus the change of the law's final loss, in the metric's units: scaled by how the metric went
     with the law along the reference run's anchors."""
     run = load_run(sim.store, REFERENCE)
-    recorded = run.hyper["lr"][:, 0].double().numpy()
+    recorded = recorded_rates(sim)
     along = law.losses(recorded)
     at = np.clip(run.boundaries.astype(int) - 1, 0, len(along) - 1)
     values = np.array([m[metric] for m in run.metrics])

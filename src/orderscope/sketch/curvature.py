@@ -11,6 +11,8 @@ natural gradient method", 2020, for the sampled form.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -18,14 +20,16 @@ import torch
 from torch import Tensor
 from torch.func import vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from orderscope.per_sample import each_sample
 from orderscope.sketch.coordinates import Coordinates
-from orderscope.sketch.gradients import Point, carried, chunks, first_sample, join
+from orderscope.sketch.gradients import Parts, Point, carried, chunks, first_sample, join
 from orderscope.sketch.outputs import (
     OutputSplit,
+    batch_of_one,
     draw_output_gradient,
+    kept_outputs,
     loss_of_outputs,
     outputs_of,
     wide,
@@ -62,6 +66,25 @@ def pseudo_gradients(
         dtype: of the result; the parameters' if not given.
         taps: layers whose weights' gradients are not formed.
     """
+    pseudo = _mapped(at, split, taps) if at.mapped else _one_after_another(at, split)
+    like, shapes, noise = next(iter(at.params.values())), _Shapes(at, split), _Noise(draws, seed)
+    step = max(1, micro_batch // draws)
+    drawn = torch.empty(len(ids), draws, coordinates.carried, dtype=like.dtype if dtype is None else dtype)
+    for start, chunk in zip(range(0, len(ids), step), chunks(ids, step), strict=True):
+        for places, batch in alike([batch_of([i]) for i in chunk]):
+            numbers = noise.of(start + places, replace(split, shape=shapes.of(batch)).noise_shape).to(like)
+            rows = torch.empty(len(places), draws, coordinates.carried, dtype=drawn.dtype)
+            for draw, parts in pseudo(batch, numbers, coordinates):
+                join(parts, rows if draw is None else rows[:, draw])
+            drawn[start + torch.from_numpy(places)] = rows
+    return drawn
+
+
+Drawn = Iterator[tuple[int | None, Parts]]  # the entries of all draws, or of one
+
+
+def _mapped(at: Point, split: OutputSplit, taps: Taps) -> Callable[[Any, Tensor, Coordinates], Drawn]:
+    """Pseudo-gradients of a batch by `vmap` over its samples and the draws."""
     params, rest = at.params, at.rest
     free, held = taps.parted(params)
 
@@ -86,31 +109,108 @@ def pseudo_gradients(
         return *drawn, inputs
 
     many = each_sample(rows, (None, 0, 0))
-    noise = uniform_noise(len(ids), draws, split.noise_shape, seed).to(next(iter(params.values())))
-    step = max(1, micro_batch // draws)
-    drawn = torch.empty(len(ids), draws, coordinates.carried, dtype=noise.dtype if dtype is None else dtype)
-    for start, chunk in zip(range(0, len(ids), step), chunks(ids, step), strict=True):
-        batch = batch_of(chunk)
-        fitted = taps.fitted(lambda: outputs_of(at, split, params, rest, first_sample(batch)))  # noqa: B023
-        gradients, slopes, inputs = many(fitted.offsets, batch, noise[start : start + len(chunk)])
-        place = drawn[start : start + len(chunk)]
-        join(carried(at.layout, coordinates, gradients), place)
-        for draw in range(draws):
+
+    def of_batch(batch: Any, noise: Tensor, coordinates: Coordinates) -> Drawn:
+        fitted = taps.fitted(lambda: outputs_of(at, split, params, rest, first_sample(batch)))
+        gradients, slopes, inputs = many(fitted.offsets, batch, noise)
+        yield None, carried(at.layout, coordinates, gradients)
+        for draw in range(noise.shape[1]):
             one = {key: slope[:, draw] for key, slope in slopes.items()}
-            join(fitted.entries(at.layout, coordinates, inputs, one), place[:, draw])
-    return drawn
+            yield draw, fitted.entries(at.layout, coordinates, inputs, one)
+
+    return of_batch
+
+
+def _one_after_another(at: Point, split: OutputSplit) -> Callable[[Any, Tensor, Coordinates], Drawn]:
+    """The same by plain autograd: one forward pass a sample, one backward pass a draw."""
+    params, rest, parameters = at.params, at.rest, at.layout.of_model(at.model)
+
+    def of_batch(batch: Any, noise: Tensor, coordinates: Coordinates) -> Drawn:
+        samples = [tree_map(lambda leaf, i=i: leaf[i], batch) for i in range(len(noise))]
+        graphs = []
+        for sample in samples:
+            outputs: list[Any] = []
+            at.task_loss(kept_outputs(at.model, outputs), batch_of_one(sample))
+            graphs.append(tree_leaves(outputs[0]))
+        for draw in range(noise.shape[1]):
+            rows = []
+            for sample, leaves, u in zip(samples, graphs, noise[:, draw], strict=True):
+                fixed = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+
+                def loss(y: Tensor, sample: Any = sample, fixed: list[Any] = fixed) -> Tensor:
+                    return loss_of_outputs(at, split, params, rest, sample, fixed, y)
+
+                z = leaves[split.leaf]
+                slope = draw_output_gradient(split, loss, wide(z.detach()), u).to(z.dtype)
+                rows.append(torch.autograd.grad(z, parameters, slope, retain_graph=True, allow_unused=True))
+            each = {
+                name: torch.stack([torch.zeros_like(p) if g is None else g for g in of_samples])
+                for name, p, of_samples in zip(at.layout.names, parameters, zip(*rows, strict=True), strict=True)
+            }
+            yield draw, carried(at.layout, coordinates, each)
+
+    return of_batch
+
+
+def alike(samples: list[Any]) -> Iterator[tuple[np.ndarray, Any]]:
+    """Batches of one put together as far as their shapes are the same: places in the list, int64, and the batch.
+
+    A collate pads to the longest of a batch. Put together from single samples, what is drawn for one does not depend on
+    the others, and no padding is computed.
+    """
+    places: dict[tuple[torch.Size, ...], list[int]] = {}
+    for i, sample in enumerate(samples):
+        places.setdefault(tuple(leaf.shape for leaf in tree_leaves(sample)), []).append(i)
+    for rows in places.values():
+        yield np.array(rows), tree_map(lambda *leaves: torch.cat(leaves), *(samples[i] for i in rows))
+
+
+class _Shapes:
+    """Shape of a sample's outputs z, by the shapes of what goes in."""
+
+    def __init__(self, at: Point, split: OutputSplit) -> None:
+        self._at, self._split = at, split
+        self._known: dict[tuple[torch.Size, ...], tuple[int, ...]] = {}
+
+    def of(self, batch: Any) -> tuple[int, ...]:
+        key = tuple(leaf.shape[1:] for leaf in tree_leaves(batch))
+        if key not in self._known:
+            with torch.no_grad():
+                z, _ = outputs_of(self._at, self._split, self._at.params, self._at.rest, first_sample(batch))
+            self._known[key] = tuple(z.shape)
+        return self._known[key]
+
+
+class _Noise:
+    """Rows of `uniform_noise` for outputs of different shapes."""
+
+    def __init__(self, draws: int, seed: int) -> None:
+        self._draws, self._seed = draws, seed
+        self._kept: dict[tuple[int, tuple[int, ...]], Tensor] = {}
+
+    def of(self, places: np.ndarray, shape: tuple[int, ...]) -> Tensor:
+        rows = []
+        for place in places.tolist():
+            key = place // BLOCK, shape
+            if key not in self._kept:
+                self._kept[key] = noise_block(key[0], self._draws, shape, self._seed)
+            rows.append(self._kept[key][place % BLOCK])
+        return torch.stack(rows)
 
 
 def uniform_noise(samples: int, draws: int, shape: tuple[int, ...], seed: int) -> Tensor:
     """Uniform numbers in [0, 1), [samples, draws, *shape]: for each entry of a sample's `shape` a Latin hypercube over
     its draws."""
-    numbers = []
-    for block in range(0, samples, BLOCK):
-        generator = torch.Generator().manual_seed(int(np.random.SeedSequence([seed, block]).generate_state(1)[0]))
-        base = torch.rand((BLOCK, 1, *shape), generator=generator, dtype=torch.float64)
-        strata = torch.rand((BLOCK, draws, *shape), generator=generator, dtype=torch.float64).argsort(1)
-        numbers.append((base + strata / draws) % 1.0)
-    return torch.cat(numbers)[:samples] if numbers else torch.empty((0, draws, *shape), dtype=torch.float64)
+    blocks = [noise_block(number, draws, shape, seed) for number in range(-(-samples // BLOCK))]
+    return torch.cat(blocks)[:samples] if blocks else torch.empty((0, draws, *shape), dtype=torch.float64)
+
+
+def noise_block(number: int, draws: int, shape: tuple[int, ...], seed: int) -> Tensor:
+    """`uniform_noise` of `BLOCK` samples from number * BLOCK on."""
+    generator = torch.Generator().manual_seed(int(np.random.SeedSequence([seed, number * BLOCK]).generate_state(1)[0]))
+    base = torch.rand((BLOCK, 1, *shape), generator=generator, dtype=torch.float64)
+    strata = torch.rand((BLOCK, draws, *shape), generator=generator, dtype=torch.float64).argsort(1)
+    return (base + strata / draws) % 1.0
 
 
 def gauss_newton_matrix(at: Point, split: OutputSplit, batch_of: Any, ids: Any, coordinates: Coordinates) -> Tensor:

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_map
 
 from orderscope.functional import FunctionalLoss, frozen_and_buffers, functional_loss, sample_loss
 from orderscope.layout import ParameterLayout
-from orderscope.per_sample import each_sample
+from orderscope.per_sample import each_sample, one_after_another
 from orderscope.record.state import TrainingState
 from orderscope.sketch.coordinates import Coordinates
 from orderscope.sketch.taps import LIKE, NO_TAPS, Taps, find_taps
@@ -32,11 +32,16 @@ class Point:
         model: the module, its parameters and buffers set to the state.
         layout: its flat layout.
         loss: `functional_loss` of the task around it.
+        task_loss: the task's own, `(model, batch) -> [len(batch)]`.
+        mapped: whether torch.func can take the gradients of single samples; plain autograd takes one after the other
+            where it cannot.
     """
 
     model: nn.Module
     layout: ParameterLayout
     loss: FunctionalLoss
+    task_loss: Callable[[Any, Any], Tensor]
+    mapped: bool = True
 
     @property
     def params(self) -> dict[str, Tensor]:
@@ -54,7 +59,7 @@ def point(task: Task, model: nn.Module, state: TrainingState) -> Point:
         for name, buffer in model.named_buffers():
             if name in state.buffers:
                 buffer.copy_(state.buffers[name])
-    return Point(model, task.layout, functional_loss(task, model))
+    return Point(model, task.layout, functional_loss(task, model), task.loss, task.mapped)
 
 
 def set_parameters(model: nn.Module, layout: ParameterLayout, theta: Tensor) -> None:
@@ -84,7 +89,8 @@ def sample_gradients(
     micro_batch: int,
     taps: Taps = NO_TAPS,
 ) -> Iterator[Parts]:
-    """Per-sample gradients by `vmap` of `grad`, a chunk of `micro_batch` samples at a time; the last may be shorter.
+    """Per-sample gradients, a chunk of `micro_batch` samples at a time; the last may be shorter. By `vmap` of `grad`, or
+    one after the other where torch.func cannot take the model.
 
     They come tensor by tensor, as pairs of a place in [m] and the entries there, [chunk, entries]: joining them takes
     as long as computing them, and whoever keeps them copies them anyway, see `join`.
@@ -93,6 +99,12 @@ def sample_gradients(
         batch_of: sample ids -> collated batch.
         taps: layers whose weights' gradients are not formed.
     """
+    if not at.mapped:
+        parameters = at.layout.of_model(at.model)
+        for chunk in chunks(ids, micro_batch):
+            each = one_after_another(lambda sample: at.task_loss(at.model, sample).sum(), parameters, batch_of(chunk))
+            yield carried(at.layout, coordinates, dict(zip(at.layout.names, each, strict=True)))
+        return
     loss = sample_loss(at.loss)
     free, held = taps.parted(at.params)
 
@@ -119,7 +131,7 @@ def proved_taps(at: Point, batch: Any, coordinates: Coordinates) -> Taps:
     A weight may be used beside its layers, by the loss or by a model that calls functions: so the first sample's
     gradient is worked out in both ways, and where they differ all are formed.
     """
-    found = find_taps(at.model, at.layout, coordinates)
+    found = find_taps(at.model, at.layout, coordinates) if at.mapped else NO_TAPS
     if not found.places:
         return NO_TAPS
     rows = torch.zeros(2, coordinates.carried, dtype=at.layout.dtype)

@@ -57,15 +57,17 @@ class OutputSplit:
 def run_model(at: Point, params: Any, rest: Any, batch: Any) -> tuple[Tensor, list[Any]]:
     """Losses of a batch, and what the model returned at each call."""
     outputs: list[Any] = []
+    return at.loss(params, rest, batch, wrap=lambda model: kept_outputs(model, outputs)), outputs
 
-    def wrap(model: Any) -> StandIn:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            outputs.append(model(*args, **kwargs))
-            return outputs[-1]
 
-        return StandIn(model, call)
+def kept_outputs(model: Any, outputs: list[Any]) -> StandIn:
+    """The model, whose outputs are added to a list."""
 
-    return at.loss(params, rest, batch, wrap=wrap), outputs
+    def call(*args: Any, **kwargs: Any) -> Any:
+        outputs.append(model(*args, **kwargs))
+        return outputs[-1]
+
+    return StandIn(model, call)
 
 
 def loss_of_outputs(at: Point, split: OutputSplit, params: Any, rest: Any, sample: Any, fixed: list[Any], z: Tensor):

@@ -47,6 +47,7 @@ class SketchPlan:
         draws: pseudo-gradients a sample.
         metrics: held-out sets with a stored expansion, name -> pseudo-gradients drawn for its curvature.
         batch: samples a step, steps: T.
+        probes: true runs under other orders that belong to the recording.
     """
 
     size: int
@@ -60,6 +61,7 @@ class SketchPlan:
     metrics: dict[str, int] = field(default_factory=dict)
     batch: int = 1
     steps: int = 1
+    probes: int = 0
 
     @property
     def coordinates(self) -> Coordinates:
@@ -98,6 +100,17 @@ class SketchPlan:
 
 def missing_units(store: RunStore, plan: SketchPlan) -> list[str]:
     return [name for name in plan.units() if name not in store]
+
+
+def require_probes(store: RunStore, plan: SketchPlan) -> None:
+    """Raises: IncompleteRun where the recording stopped before its probes: nothing else would tell."""
+    missing = [i for i in range(plan.probes) if f"record/probe-{i}/segment-001" not in store]
+    if missing:
+        raise IncompleteRun(
+            f"{plan.probes - len(missing)} of {plan.probes} probes recorded",
+            "all of them, which errors are calibrated on",
+            "run `orderscope record` again with the same directory: it goes on where it was",
+        )
 
 
 def make_plan(

@@ -14,7 +14,8 @@ from torch.utils._pytree import treespec_dumps, treespec_loads
 
 from orderscope.errors import OrderscopeError
 from orderscope.names import REFERENCE, SPLIT
-from orderscope.record.segments import read_state
+from orderscope.record.segments import read_state, segment_name
+from orderscope.rounding import coarsest, tolerated_gradient
 from orderscope.sketch.curvature import pseudo_gradients
 from orderscope.sketch.gradients import (
     MEMORY,
@@ -95,7 +96,9 @@ class SketchStage:
         what = f"anchor {anchor} ({self.plan.anchors[anchor].run}, step {self.plan.anchors[anchor].step})"
         if not self.plan.anchors[anchor].samples:
             rows = [batch_gradient(at, self.task.loss, self.task.batch(ids), self._coordinates) for ids in order]
-            return {"batch": finite(torch.stack(rows), what)}, {}
+            batch = torch.stack(rows)
+            self._check_batch(anchor, block, batch, float(batch.norm(dim=1).mean()))
+            return {"batch": finite(batch, what)}, {}
         at_once = max(1, self.micro_batch // order.shape[1]) * order.shape[1]
         ids = order.reshape(-1)
         own = self._first_use[ids] == np.repeat(np.arange(first, last), order.shape[1])
@@ -111,8 +114,51 @@ class SketchStage:
             join([(place, rows.unflatten(0, (-1, order.shape[1])).mean(1)) for place, rows in parts], batch[units])
             join([(place, rows if every else rows[chosen]) for place, rows in parts], samples[kept : kept + count])
             kept += count
+        some = samples[: len(order)] if kept else batch
+        self._check_batch(anchor, block, batch, float(some.float().norm(dim=1).mean()))
         arrays = {"batch": finite(batch, what), "samples": bits(samples), "ids": ids[own]}
         return arrays, {"bfloat16": ["samples"]}
+
+    def _check_batch(self, anchor: int, block: tuple[int, int], rows: Tensor, size: float) -> None:
+        """A batch's gradient must be what training recorded at that state, where it did, or what backward() gives.
+
+        Args:
+            rows: gradients of the block's batches.
+            size: mean norm of the gradients they are means of.
+
+        Raises:
+            OrderscopeError: it is another one, by more than rounding.
+        """
+        a, (first, last) = self.plan.anchors[anchor], block
+        if first <= a.step < last:
+            step, whose = a.step, "that training recorded there"
+            recorded = self.store.map(segment_name(a.run, a.segment + 1), "gradient")[0]
+            expected = torch.from_numpy(np.array(recorded))
+        elif a.samples:
+            step, whose = first, "that backward() leaves"
+            batch = self.task.batch(self.task.order[first])
+            expected = batch_gradient(self._point(anchor), self.task.loss, batch, self._coordinates)
+        else:
+            return
+        apart = float((rows[step - first] - expected).norm()) / (size or 1.0)
+        if not apart <= self._rounding:
+            ids = ", ".join(str(int(i)) for i in self.task.order[step][:4])
+            raise OrderscopeError(
+                f"gradients of the batch of step {step} (samples {ids}, ...) at the state after step {a.step} whose mean "
+                f"is not the gradient {whose}: {apart:.2g} of their size apart, where rounding gives "
+                f"{self._rounding:.1g}",
+                "a batch gradient that is the mean of its samples', each a function of that sample and the weights",
+                "look for what ties a sample to its batch or to chance: a mean over the batch's tokens, random layers, "
+                "augmentation, hooks on parameters; then record into another directory",
+            )
+
+    @cached_property
+    def _rounding(self) -> float:
+        """Relative difference between two gradients that rounding explains."""
+        batch = self.task.batch(self.task.order[0][:1])
+        with torch.no_grad():
+            _, eps = coarsest(lambda: self.task.loss(self._model, batch))
+        return tolerated_gradient(self.task.layout.dtype, eps)
 
     def _curvature(self, block: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         ids = self.plan.curvature_ids[block]
