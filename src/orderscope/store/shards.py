@@ -7,6 +7,7 @@ elsewhere (link, external file, virtual data set) can be followed.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -23,6 +24,7 @@ import numpy as np
 from h5py import h5d, h5f, h5g, h5l, h5o, h5p, h5s, h5t  # pyright: ignore[reportAttributeAccessIssue]
 
 from orderscope.errors import OrderscopeError
+from orderscope.files import open_own
 from orderscope.store.manifest import SCHEMA
 
 META = "__attrs__"
@@ -57,7 +59,7 @@ class Window(io.RawIOBase):
     """A read-only binary file over a `Blob`."""
 
     def __init__(self, blob: Blob) -> None:
-        self._descriptor = os.open(blob.path, os.O_RDONLY)
+        self._descriptor = open_own(blob.path)
         self._blob, self._at = blob, 0
 
     def readable(self) -> bool:
@@ -136,7 +138,7 @@ def write_shard(path: Path, name: str, arrays: Mapping[str, np.ndarray], attrs: 
     ).encode()
     stored[META] = np.array(meta)
     offsets = _lay_out(path, stored)
-    with open(path, "r+b", buffering=0) as file:
+    with open(open_own(path, os.O_RDWR), "r+b", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
         pieces = [(offset, _bytes(stored[key])) for key, offset in offsets.items() if offset is not None]
         # The hash runs beside write and fsync: all three release the interpreter lock.
@@ -153,9 +155,11 @@ def read_contents(blob: Blob) -> Contents:
 
     Raises:
         BadShard: not a file that `write_shard` makes, whatever else HDF5 would allow in it.
+        OSError: it cannot be opened.
     """
+    window = blob.open()
     try:
-        with blob.open() as window, h5py.File(window, "r") as file:
+        with window, h5py.File(window, "r") as file:
             extents = dict(_extents(file.id, blob.size))
     except (OSError, RuntimeError, ValueError, KeyError, TypeError, OverflowError, MemoryError) as error:
         raise BadShard(str(error).splitlines()[0] if str(error) else type(error).__name__) from None
@@ -184,7 +188,8 @@ def read_array(blob: Blob, extent: Extent) -> np.ndarray:
 def allot(
     path: Path, parts: Iterable[tuple[str, np.dtype, tuple[int, ...]]], userblock: int = 0
 ) -> dict[str, int | None]:
-    """Make an HDF5 file of contiguous data sets without writing any of them; where each one is to be written.
+    """Make an HDF5 file, where there is none, of contiguous data sets without writing any of them; where each one is to
+    be written.
 
     Offsets count from the start of the file; None where there is nothing to write.
     """
@@ -199,7 +204,10 @@ def allot(
     layout.set_alloc_time(h5d.ALLOC_TIME_EARLY)
     layout.set_fill_time(h5d.FILL_TIME_NEVER)
     layout.set_obj_track_times(False)
-    file = h5f.create(os.fsencode(path), h5f.ACC_TRUNC, fcpl=creation, fapl=access)
+    try:
+        file = h5f.create(os.fsencode(path), h5f.ACC_EXCL, fcpl=creation, fapl=access)  # follows no link
+    except RuntimeError as error:
+        raise OSError(errno.EIO, f"HDF5 cannot make the file ({error})", str(path)) from None
     try:
         offsets = {}
         for key, dtype, shape in parts:
