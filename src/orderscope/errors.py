@@ -43,6 +43,13 @@ class IncompleteRun(OrderscopeError):
     exit_code = 5
 
 
+def ended_by_task(stop: SystemExit) -> OrderscopeError:
+    """What is told where the user's code ends the program in the middle of the work."""
+    return OrderscopeError(
+        f"sys.exit({stop.code!r}) in the code of the task", "code that returns", "take it out, or raise an exception"
+    )
+
+
 def _remade(kind: type[OrderscopeError], args: tuple[Any, ...], held: dict[str, Any]) -> OrderscopeError:
     error = kind.__new__(kind, *args)
     error.args = args
