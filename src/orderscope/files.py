@@ -74,6 +74,8 @@ def open_given(path: str | os.PathLike[str]) -> IO[bytes]:
         OrderscopeError: it is no file.
         OSError, ValueError: as `os.open`.
     """
+    if not stat.S_ISREG(os.stat(path).st_mode):  # opening a device may already do something
+        raise _no_file(path)
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)

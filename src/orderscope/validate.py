@@ -205,7 +205,7 @@ def _trained(sim: Simulator, task: Task, orders: list[np.ndarray], progress: Pro
             progress("train unseen orders", done, total)
 
     if Path(sim.path).is_dir():
-        with suppress(OrderscopeError, PermissionError):
+        with suppress(OrderscopeError, OSError):
             return add_runs(task, sim.path, orders, VALIDATED, progress=report)
     return retrain(task, np.stack(orders), progress=report).metrics
 
@@ -259,9 +259,9 @@ def _keep(
     }
     try:
         with RunStore.create(sim.path) as store:
-            name = f"{PREFIX}{len(store.names(PREFIX)):03d}"
+            name = store.next_name(PREFIX)
             store.write(name, {"order": np.stack(new)}, attrs)
-    except (OrderscopeError, PermissionError):
+    except (OrderscopeError, OSError):
         return None
     return name
 

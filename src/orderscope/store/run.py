@@ -475,7 +475,9 @@ class Annex(RunStore):
             temporary.unlink(missing_ok=True)
             descriptor = open_own(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
             try:
-                _write_whole(descriptor, json.dumps({"shard": asdict(entry), "events": self.events}).encode(), temporary)
+                _write_whole(
+                    descriptor, json.dumps({"shard": asdict(entry), "events": self.events}).encode(), temporary
+                )
             finally:
                 os.close(descriptor)
             os.replace(temporary, note)
