@@ -49,8 +49,7 @@ def training_seconds(store: RunStore) -> float | None:
 def _number(event: dict[str, Any], key: str) -> float:
     """A journal may come from anybody: what is no number of seconds counts for nothing."""
     value = event.get(key)
-    sound = isinstance(value, int | float) and 0 <= value < 1e12
-    return float(value) if sound else 0.0
+    return float(value) if isinstance(value, int | float) and 0 <= value < 1e12 else 0.0
 
 
 def part_runs(store: RunStore) -> dict[str, float]:

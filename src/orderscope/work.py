@@ -28,7 +28,8 @@ import torch
 
 from orderscope.errors import OrderscopeError, ended_by_task
 from orderscope.names import TASK_SHARD
-from orderscope.record import record_run
+from orderscope.record import record_run, true_runs
+from orderscope.record.runs import run_plan
 from orderscope.record.segments import segment_name
 from orderscope.sketch import SketchPlan, SketchStage, missing_units
 from orderscope.store import RunStore, ShardInfo
@@ -37,6 +38,7 @@ from orderscope.threads import one_thread
 
 ATTEMPTS = 3  # losses of workers in a row, without a piece finished between them
 POLL = 0.2
+METRICS_AT = "final"  # where the metrics of a run under another order are computed
 Report = Callable[[int, int], None]
 
 
@@ -101,7 +103,7 @@ class Bench:
             annex = self.store.annex()
             if isinstance(piece, Training):
                 coords = self._plan.coordinates.indices
-                record_run(self.task, annex, piece.name, piece.order, piece.ends, coords=coords, metrics_at="final",
+                record_run(self.task, annex, piece.name, piece.order, piece.ends, coords=coords, metrics_at=METRICS_AT,
                            keep_rng=False)  # fmt: skip
             else:
                 began = time.perf_counter()
@@ -115,6 +117,26 @@ class Bench:
 def sketching(store: RunStore) -> list[Piece]:
     """What is missing of the sketch."""
     return [Sketching(name) for name in missing_units(store, SketchPlan.read(store))]
+
+
+def further(store: RunStore, prefix: str, orders: Sequence[np.ndarray]) -> list[Training]:
+    """Pieces that train more orders, under names that begin with `prefix`. A run of the same order that a killed
+    command left unfinished is gone on with; other remnants are left where they are."""
+    plan = SketchPlan.read(store)
+    steps, coords = plan.steps, plan.coordinates.indices
+    number = store.next_number(f"record/{prefix}")
+    done = set(true_runs(store))
+    left = [name for n in range(number) if (name := f"{prefix}{n}") not in done]
+    pieces = []
+    for order in orders:
+        own = run_plan(order, (0, steps), coords, METRICS_AT)
+        name = next((name for name in left if store.mentions(segment_name(name, 0), own)), None)
+        if name is None:
+            name, number = f"{prefix}{number}", number + 1
+        else:
+            left.remove(name)
+        pieces.append(Training(name, order, (0, steps)))
+    return pieces
 
 
 def complete(

@@ -256,6 +256,14 @@ class RunStore:
         """A free shard name, `prefix` and a number of three digits."""
         return f"{prefix}{self.next_number(prefix):03d}"
 
+    def mentions(self, name: str, text: str) -> bool:
+        """Whether the bytes of a shard's file hold a text. It may be a killed writer's, in no manifest line: it is not
+        parsed for that."""
+        try:
+            return text.encode() in read_own(self.path / file_name(name))
+        except FileNotFoundError:
+            return False
+
     def unlisted(self) -> list[str]:
         """Files in the run's directory that are not of the run: left by a killed command, or named by lines that a
         manifest has lost, or put there by somebody. They are not read, and never written over."""
