@@ -1,7 +1,11 @@
 import os
+import tempfile
 
 # Small tensors run faster on one thread, and reruns have the same bits. Set before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Whose code may be run is remembered here, not in the home of whoever runs the tests.
+os.environ["ORDERSCOPE_STATE"] = tempfile.mkdtemp(prefix="orderscope-state-")
 
 from hypothesis import settings
 

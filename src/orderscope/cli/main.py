@@ -47,7 +47,7 @@ class Verbs(click.Group):
         try:
             return super().invoke(ctx)
         except click.UsageError as error:
-            error.message = plain_lines(error.message)
+            error.message = plain_lines(error.message)  # pyright: ignore[reportAttributeAccessIssue]
             raise
         except OrderscopeError as error:
             self._end(ctx, str(error), error.exit_code)
