@@ -92,9 +92,9 @@ class RunStore:
         path = Path(path)
         if os.path.lexists(path) and not path.is_dir():
             raise OrderscopeError(f"a file at {path}", "a directory to write a run to", "choose another path")
-        _refuse_foreign_directory(path)
         if path.is_dir():
             refuse_links(path)
+        _refuse_foreign_directory(path)
         home = next(place for place in (path.absolute(), *path.absolute().parents) if os.path.lexists(place))
         if not home.is_dir() or not os.access(home, os.W_OK | os.X_OK):
             raise OrderscopeError(
