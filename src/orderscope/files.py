@@ -30,7 +30,7 @@ def trouble(error: OSError, path: str | os.PathLike[str]) -> OrderscopeError:
     """What hinders reading a file that may well be sound."""
     refused = error.errno in (errno.EACCES, errno.EPERM)
     return OrderscopeError(
-        f"{path} that cannot be read now ({error.strerror or error})",
+        f"{error.filename or path} that cannot be read now ({error.strerror or error})",
         "a file this process can open",
         RIGHTS if refused else ADVICE.get(error.errno or 0, "try again"),
     )
