@@ -73,7 +73,7 @@ def slip(*words: object) -> str:
         (["pack", "RUN", "--out", "nowhere/run.h5"], "nowhere; expected a directory to write to"),
         (["sketch", "RUN", "--task", "nowhere.py:task"], "found no file nowhere.py"),
         (["record", "nowhere.py:task", "--out", "new"], "found no file nowhere.py"),
-        (["record", "TASKS:char", "--out", "TASKS"], "a file at"),
+        (["record", "TASKS:char", "--out", "TASKS/run"], "where nothing can be made"),
     ],
     ids=lambda value: " ".join(value[:1] + value[2:]) if isinstance(value, list) else "",
 )  # fmt: skip

@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -192,6 +193,8 @@ def allot(
     be written.
 
     Offsets count from the start of the file; None where there is nothing to write.
+
+    Raises: OSError where the file cannot be made.
     """
     access = h5p.create(h5p.FILE_ACCESS)
     access.set_libver_bounds(h5f.LIBVER_V110, h5f.LIBVER_V110)
@@ -206,17 +209,19 @@ def allot(
     layout.set_obj_track_times(False)
     try:
         file = h5f.create(os.fsencode(path), h5f.ACC_EXCL, fcpl=creation, fapl=access)  # follows no link
-    except RuntimeError as error:
-        raise OSError(errno.EIO, f"HDF5 cannot make the file ({error})", str(path)) from None
-    try:
-        offsets = {}
-        for key, dtype, shape in parts:
-            kind = h5t.py_create(dtype, logical=True)
-            space = h5s.create_simple(shape) if shape else h5s.create(h5s.SCALAR)
-            offsets[key] = h5d.create(file, _link(key), kind, space, layout).get_offset()
-        return offsets
-    finally:
-        file.close()
+        try:
+            offsets = {}
+            for key, dtype, shape in parts:
+                kind = h5t.py_create(dtype, logical=True)
+                space = h5s.create_simple(shape) if shape else h5s.create(h5s.SCALAR)
+                offsets[key] = h5d.create(file, _link(key), kind, space, layout).get_offset()
+            return offsets
+        finally:
+            file.close()
+    except (OSError, RuntimeError) as error:  # HDF5 tells the system's error in its text
+        found = re.search(r"errno = (\d+)", str(error))
+        number = int(found[1]) if found else errno.EIO
+        raise OSError(number, os.strerror(number) if found else str(error), str(path)) from None
 
 
 def write_at(descriptor: int, view: memoryview, offset: int) -> None:
