@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from orderscope.errors import OrderscopeError
 
-LEAST = 6  # the run itself, two anchors, two probes, one pass
+LEAST = 5  # the run itself, an anchor, two probes, a pass
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,10 @@ class Allotment:
         return 1 + self.anchors + self.probes + self.passes
 
 
-DEFAULT = Allotment(anchors=4, probes=8, passes=4)
-MIXED = Allotment(anchors=4, probes=6, passes=8)  # the curvature's spectrum is broad where groups mix in a batch
-# Few directions of the curvature stand out from the noise where only some of the weights are carried.
-PARTIAL = Allotment(anchors=4, probes=12, passes=1)
+DEFAULT = Allotment(anchors=2, probes=8, passes=4)
+MIXED = Allotment(anchors=2, probes=6, passes=6)  # the curvature's spectrum is broad where groups mix in a batch
+# Few directions of the curvature stand out from the noise where few of many weights are carried.
+PARTIAL = Allotment(anchors=2, probes=12, passes=1)
 
 
 def shares(*, mixed: bool, partial: bool) -> Allotment:
@@ -57,13 +57,13 @@ def allot(budget: float, like: Allotment, *, most_passes: int) -> Allotment:
 
     Example:
         >>> allot(20, DEFAULT, most_passes=9)
-        Allotment(anchors=5, probes=9, passes=5)
+        Allotment(anchors=3, probes=11, passes=5)
         >>> allot(20, DEFAULT, most_passes=1)
-        Allotment(anchors=5, probes=13, passes=1)
+        Allotment(anchors=3, probes=15, passes=1)
     """
     if not budget >= LEAST:
         raise OrderscopeError(f"budget={budget!r} runs", f"at least {LEAST}", "raise budget=, or leave it out")
     share = (int(budget) - 1) / (like.runs - 1)
-    anchors = max(2, round(like.anchors * share))
+    anchors = max(1, round(like.anchors * share))
     passes = max(1, min(round(like.passes * share), most_passes))
     return Allotment(anchors, max(2, int(budget) - 1 - anchors - passes), passes)

@@ -1,58 +1,68 @@
-"""What a run has cost, by its journal."""
+"""What a run has cost, by its journal: CPU seconds of all processes, and runs of them.
+
+A run is the cost of training the window once, in the same seconds. A recording's cost is that of everything up to and
+including the first answer.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import resource
 
 from orderscope.names import FURTHER, REFERENCE
 from orderscope.store import RunStore
 
-PARTS = ("reference", "probes", "gradients", "curvature", "metrics")
-_KINDS = {"rows": "gradients", "curvature": "curvature", "metric": "metrics"}
+PARTS = ("reference", "probes", "gradients", "curvature", "held-out losses", "table")
+_KINDS = {"rows": "gradients", "curvature": "curvature", "metric": "held-out losses", "known": "held-out losses",
+          "held-out": "held-out losses"}  # fmt: skip
+OTHER = "other"  # starting processes, reading data, checking the task
+
+
+def cpu_seconds() -> float:
+    """CPU time of this process and of its children that have ended."""
+    both = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in both)
 
 
 def part_seconds(store: RunStore) -> dict[str, float]:
-    """Seconds that workers spent on each part of recording, whoever they were and however many ran at once; what was
-    trained since is not of it."""
+    """CPU seconds of each part of recording, whoever did it and however many worked at once; what was trained since is
+    not of it. Runs of earlier versions tell seconds by the clock."""
     seconds: dict[str, float] = dict.fromkeys(PARTS, 0.0)
+    whole = 0.0
     for event in store.journal():
-        if event.get("event") == "segment" and str(event.get("run")).startswith(FURTHER):
-            continue
-        if event.get("event") == "segment":
-            part = "reference" if event.get("run") == REFERENCE else "probes"
-        elif event.get("event") == "sketched":
+        kind, taken = event.get("event"), float(event.get("cpu", event.get("seconds", 0.0)))
+        if kind == "recorded":
+            whole += taken
+        elif kind == "table":
+            seconds["table"] += taken
+        elif kind == "segment" and not str(event.get("run")).startswith(FURTHER):
+            seconds["reference" if event.get("run") == REFERENCE else "probes"] += taken
+        elif kind == "sketched" and not str(event.get("unit")).split("/")[-1].startswith(FURTHER):
             part = _KINDS.get("".join(str(event.get("unit")).split("/")[1:2]))
-        else:
-            continue
-        if part is not None:
-            seconds[part] += _number(event, "seconds")
-    return seconds
+            if part is not None:
+                seconds[part] += taken
+    rest = whole - sum(seconds.values())
+    return seconds | ({OTHER: rest} if rest > 0 else {})
 
 
 def recording_seconds(store: RunStore) -> float:
-    """Wall time of recording and sketching; zero where the journal tells nothing."""
-    parts = part_seconds(store)
-    at_work = sum(_number(e, "seconds") for e in store.journal() if e.get("event") == "work finished")
-    return parts["reference"] + at_work if at_work else sum(parts.values())
+    """CPU seconds of recording and sketching; zero where the journal tells nothing."""
+    return sum(part_seconds(store).values())
 
 
 def training_seconds(store: RunStore) -> float | None:
-    """Wall time of training the reference order once, None where the journal does not tell."""
-    segments = {
-        str(e.get("index")): _number(e, "train_seconds")
-        for e in store.journal()
-        if e.get("event") == "segment" and e.get("run") == REFERENCE
-    }
-    return sum(segments.values()) or None
-
-
-def _number(event: dict[str, Any], key: str) -> float:
-    """A journal may come from anybody: what is no number of seconds counts for nothing."""
-    value = event.get(key)
-    return float(value) if isinstance(value, int | float) and 0 <= value < 1e12 else 0.0
+    """CPU seconds of training the window once, None where the journal does not tell: of the quickest run, since others
+    are trained with more looked at."""
+    runs: dict[str, dict[int, float]] = {}
+    for e in store.journal():
+        if e.get("event") == "segment" and "train_seconds" in e:
+            taken = e.get("train_cpu", e["train_seconds"])
+            runs.setdefault(str(e.get("run")), {})[int(e["index"])] = float(taken)
+    last = max((max(parts) for parts in runs.values()), default=0)
+    whole = [sum(parts.values()) for run, parts in runs.items() if run != REFERENCE or len(parts) == last + 1]
+    return min((seconds for seconds in whole if seconds > 0), default=None)
 
 
 def part_runs(store: RunStore) -> dict[str, float]:
-    """`part_seconds` in runs of the reference; empty where the journal does not tell."""
+    """`part_seconds` in runs; empty where the journal does not tell."""
     run = training_seconds(store)
     return {part: taken / run for part, taken in part_seconds(store).items()} if run else {}

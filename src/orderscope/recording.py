@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from orderscope.budget import allot, shares
+from orderscope.costs import cpu_seconds, training_seconds
 from orderscope.engine.driven import check_loop, check_reached
+from orderscope.engine.loading import build_table, table_number
 from orderscope.errors import OrderscopeError
 from orderscope.names import FURTHER, PLAN, REFERENCE, SPLIT
 from orderscope.orders import mixes_groups, step_groups
 from orderscope.record import load_run, record_run, require_recorded, task_shard, true_runs
 from orderscope.sketch import SketchPlan, SketchStage, draw_coordinates, make_plan, write_split
+from orderscope.sketch.held_out import drawn_rows, held_out_rows
 from orderscope.store import RunStore
 from orderscope.task import Task
-from orderscope.work import Piece, Training, complete, further, share, sketching
+from orderscope.work import Piece, Sketching, Training, complete, further, share, sketching
 
-COORDS = 1 << 17
-METRIC_ROWS = 32  # of a metric's curvature, where the real model can be run at the estimated weights
-FAR_METRIC_ROWS = 512  # where it cannot
-LEAST_ROWS, MOST_ROWS = 512, 8192
-SAMPLE_BYTES = 1 << 29
+LEAST_COORDS, MOST_COORDS = 1 << 14, 1 << 17
+COORDS_SHARE = 256  # of a large model's weights one in so many is carried
+LEAST_ROWS, MOST_ROWS = 512, 3072  # pseudo-gradients of training samples
+MIXED_ROWS = 4608  # the most where batches mix groups
+HELD_OUT_PASSES, LEAST_HELD_OUT, MOST_HELD_OUT = 1.5, 512, 1152  # pseudo-gradients of held-out rows
+SAMPLE_BYTES = 1 << 26
+IN_PROCESS = 0.4  # seconds of training below which starting processes costs more than they save
 Progress = Callable[[str, int, int], None]
 
 
@@ -38,7 +43,7 @@ def record(
     probes: int | None = None,
     budget: float | None = None,
     sample_anchors: int | None = None,
-    coords: int = COORDS,
+    coords: int | None = None,
     curvature_rows: int | None = None,
     seed: int = 0,
     sketch: bool = True,
@@ -51,19 +56,21 @@ def record(
     Args:
         task: what is trained.
         path: directory of the run.
-        anchors: states of the reference run, the first and the last among them, at which every batch's gradient is
-            taken; four by default. One costs a run.
-        probes: true runs under other orders; by default eight, or six where batches mix groups, or twelve where not all
-            weights are carried. A batch's gradient where a run trained on it is one more anchor, free and where queries
-            go; and every prediction is calibrated on them.
+        anchors: states of the reference run, the last among them, at which every batch's gradient is taken; two by
+            default, after a third of the steps and at the end. One costs a run.
+        probes: true runs under other orders; by default eight, or six where batches mix groups, or twelve where few of
+            many weights are carried. A batch's gradient where a run trained on it is one more anchor, free and where
+            queries go; held-out losses are told by what they are where probes end; and every prediction is calibrated
+            on them.
         budget: runs that all of it may cost in gradient evaluations, shared out as the defaults are, instead of
             `anchors`, `probes` and `curvature_rows`; see `orderscope.budget`.
         sample_anchors: at how many anchors single samples' gradients are kept, for orders that regroup samples; by
-            default as many as fit in half a gigabyte, four at most.
-        coords: most coordinates to carry; all P where the model is smaller.
-        curvature_rows: pseudo-gradients to draw; by default four passes over the samples, or eight where batches mix
-            groups (the spectrum is broad there), or one where not all weights are carried, 512 at least and 8,192 at
-            most.
+            default as many as fit in 64 MiB, one at least where it fits in half a gigabyte.
+        coords: most coordinates to carry; by default 16,384, or one in 256 of the weights where that is more, 131,072
+            at most. All P where the model is smaller.
+        curvature_rows: pseudo-gradients to draw; by default four passes over the samples, or six where batches mix
+            groups (the spectrum is broad there), or one where few of many weights are carried; 512 at least, and 3,072
+            at most, or 4,608 where batches mix groups.
         seed: of probes, coordinates and curvature.
         sketch: whether to sketch too; `osc.sketch` does it later.
         jobs: processes that train probes and sketch, one thread each; by default one a core and one more on CPUs.
@@ -78,8 +85,10 @@ def record(
     Raises:
         OrderscopeError: another task was recorded there, or training or sketching cannot go on; nothing is lost.
     """
+    began = cpu_seconds()
+    coords = coordinates_of(task) if coords is None else coords
     anchors, probes, curvature_rows = allotted(task, anchors, probes, curvature_rows, budget, coords)
-    _check_counts(anchors=(anchors, 2), probes=(probes, 0), sample_anchors=(sample_anchors, 0), coords=(coords, 1),
+    _check_counts(anchors=(anchors, 1), probes=(probes, 0), sample_anchors=(sample_anchors, 0), coords=(coords, 1),
                   curvature_rows=(curvature_rows, 1), jobs=(jobs, 1))  # fmt: skip
     _check_precision(task)
     coordinates = draw_coordinates(task.layout.size, coords, seed)
@@ -88,21 +97,48 @@ def record(
         ends = spaced(task.steps, anchors)
         record_run(task, store, REFERENCE, task.order, ends, coords=coordinates.indices,
                    progress=_stage(progress, "train the reference"))  # fmt: skip
-        check_loop(store)
-        check_reached(store, coordinates)
+        built = table_number(store) is not None
+        if not built:
+            check_loop(store)
+            check_reached(store, coordinates)
         if PLAN not in store:
-            plan = sketch_plan(task, ends, sample_anchors, coords, curvature_rows, seed)
-            store.write(PLAN, {}, replace(plan, probes=probes).attrs())
-        probes = max(probes, SketchPlan.read(store).probes)  # those that were planned belong to the recording
+            plan = sketch_plan(task, ends, sample_anchors, coords, curvature_rows, seed, probes)
+            store.write(PLAN, {}, plan.attrs())
+        plan = SketchPlan.read(store)
+        probes = max(probes, plan.probes)  # those that were planned belong to the recording
         if SPLIT not in store:
-            write_split(store, SketchStage(task, store, SketchPlan.read(store)).split())
+            write_split(store, SketchStage(task, store, plan).split())
+        jobs = _few_jobs(store) if jobs is None and executor is None else jobs
         runs = enumerate(probe_orders(task, probes, seed))
         pieces: list[Piece] = [Training(f"probe-{i}", order, (0, task.steps)) for i, order in runs]
-        pieces += sketching(store) if sketch else []
+        later = {*plan.known_units(), *plan.held_out_units()} if plan.held_out_ids else set[str]()
+        pieces += [piece for piece in sketching(store) if piece.name not in later] if sketch else []
         complete(task, store, pieces, jobs=jobs, executor=executor, progress=_stage(progress, "probes and sketch"))
-        for i in range(probes):
-            check_reached(store, coordinates, f"probe-{i}")
+        if not built:
+            for i in range(probes):
+                check_reached(store, coordinates, f"probe-{i}")
+        if sketch:
+            _finish(task, store, jobs, executor, progress)
+        if not built:
+            store.log({"event": "recorded", "cpu": cpu_seconds() - began})
     return RunStore.open(path)
+
+
+def _finish(
+    task: Task, store: RunStore, jobs: int | None, executor: Executor | None, progress: Progress | None
+) -> None:
+    """What is missing of the sketch, then the table."""
+    complete(task, store, sketching(store), jobs=jobs, executor=executor, progress=_stage(progress, "sketch"))
+    began, cpu = time.perf_counter(), time.process_time()
+    if table_number(store) is None:
+        build_table(store)
+        store.log({"event": "table", "seconds": time.perf_counter() - began, "cpu": time.process_time() - cpu})
+
+
+def _few_jobs(store: RunStore) -> int | None:
+    """One process where a run trains so quickly that starting others would cost more than it saves."""
+    run = training_seconds(store)
+    return 1 if run is not None and run < IN_PROCESS else None
 
 
 def sketch(
@@ -116,7 +152,7 @@ def sketch(
     """Compute what is missing of a recorded run's sketch. Raises as `record`."""
     with RunStore.create(path) as store:
         task_shard(task, store)
-        complete(task, store, sketching(store), jobs=jobs, executor=executor, progress=_stage(progress, "sketch"))
+        _finish(task, store, jobs, executor, progress)
     return RunStore.open(path)
 
 
@@ -174,19 +210,34 @@ def add_runs(
         new = {order.tobytes(): order for order in orders if order.tobytes() not in known}
         pieces = further(store, prefix, list(new.values()))
         complete(task, store, pieces, jobs=jobs, progress=progress, event="further runs finished")
+        plan = SketchPlan.read(store)
+        if table_number(store) is not None:
+            if plan.metrics:
+                known_states = [Sketching(f"sketch/known/{piece.name}") for piece in pieces]
+                complete(task, store, known_states, jobs=1, event="known states finished")
+            build_table(store)
         known |= {key: piece.name for key, piece in zip(new, pieces, strict=True)}
         found = [load_run(store, known[order.tobytes()]).metrics[-1] for order in orders]
     return {name: np.array([m[name] for m in found], dtype=np.float64) for name in task.metrics}
 
 
 def spaced(steps: int, count: int) -> list[int]:
-    """`count` boundaries from 0 to `steps`, evenly spaced, fewer where there are fewer steps.
+    """0 and `count` boundaries up to `steps`, fewer where there are fewer steps: odd multiples of `steps` / (2 count -
+    1). What leads there is then known as well as what leads on, and the start, where nothing is trained yet, is none of
+    them.
 
     Example:
-        >>> spaced(24, 5)
-        [0, 6, 12, 18, 24]
+        >>> spaced(24, 2)
+        [0, 8, 24]
+        >>> spaced(24, 1)
+        [0, 24]
     """
-    return sorted({round(i * steps / (count - 1)) for i in range(count)})
+    return sorted({0, *(max(1, round((2 * i + 1) * steps / (2 * count - 1))) for i in range(count))})
+
+
+def coordinates_of(task: Task) -> int:
+    """How many coordinates are carried by default."""
+    return int(np.clip(task.layout.size // COORDS_SHARE, LEAST_COORDS, MOST_COORDS))
 
 
 def probe_orders(task: Task, count: int, seed: int) -> list[np.ndarray]:
@@ -214,14 +265,23 @@ def probe_orders(task: Task, count: int, seed: int) -> list[np.ndarray]:
 
 
 def sketch_plan(
-    task: Task, boundaries: Sequence[int], sample_anchors: int | None, coords: int, curvature_rows: int, seed: int
+    task: Task,
+    boundaries: Sequence[int],
+    sample_anchors: int | None,
+    coords: int,
+    curvature_rows: int,
+    seed: int,
+    probes: int,
 ) -> SketchPlan:
     """The plan of a sketch whose reference keeps its states at `boundaries`; the rest is as given to `record`."""
     used = len(np.unique(task.order))
     carried = min(coords, task.layout.size)
     if sample_anchors is None:
         fit = SAMPLE_BYTES // (2 * used * carried)
-        sample_anchors = min(4, fit) or int(2 * used * carried <= 8 * SAMPLE_BYTES)
+        sample_anchors = min(2, fit) or int(2 * used * carried <= 8 * SAMPLE_BYTES)
+    rows = held_out_rows(task)
+    wanted = int(np.clip(HELD_OUT_PASSES * task.order.size, LEAST_HELD_OUT, MOST_HELD_OUT))
+    chosen = drawn_rows(rows, wanted) if rows.samples else np.zeros(0, dtype=np.int64)
     return make_plan(
         boundaries,
         coords=coords,
@@ -232,11 +292,10 @@ def sketch_plan(
         order=np.asarray(task.order),
         size=task.layout.size,
         item_size=task.layout.dtype.itemsize,
-        metrics={
-            n: min(METRIC_ROWS, len(rows)) if carried == task.layout.size else FAR_METRIC_ROWS
-            for n, rows in task.metrics.items()
-            if not callable(rows)
-        },
+        metrics={name: len(task.metrics[name]) for name in rows.names},
+        held_out=chosen.tolist(),
+        held_out_draws=max(1, round(wanted / max(1, len(chosen)))),
+        probes=probes,
     )
 
 
@@ -246,19 +305,19 @@ def allotted(
     probes: int | None,
     curvature_rows: int | None,
     budget: float | None,
-    coords: int,
+    coords: int | None,
 ) -> tuple[int, int, int]:
     """Anchors, probes and pseudo-gradients, by default or out of a budget."""
     used = len(np.unique(task.order))
     mixed = task.groups is None or mixes_groups(np.asarray(task.order), task.groups)
-    bought = shares(mixed=mixed, partial=coords < task.layout.size)
+    bought = shares(mixed=mixed, partial=task.layout.size > COORDS_SHARE * LEAST_COORDS)
     if budget is not None:
         given = {"anchors": anchors, "probes": probes, "curvature_rows": curvature_rows}
         if both := [name for name, value in given.items() if value is not None]:
             raise OrderscopeError(f"budget= and {both[0]}=", "one or the other", f"leave out budget= or {both[0]}=")
         bought = allot(budget, bought, most_passes=max(1, MOST_ROWS // used))
     least = LEAST_ROWS if budget is None else 1
-    rows = int(np.clip(bought.passes * used, least, MOST_ROWS))
+    rows = int(np.clip(bought.passes * used, least, MIXED_ROWS if mixed else MOST_ROWS))
     return (
         bought.anchors if anchors is None else anchors,
         bought.probes if probes is None else probes,

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from orderscope import __version__
-from orderscope.engine import Batches, Replayed, Window, load_window, replay, units_of
-from orderscope.engine.calibration import Bearing, Calibration, bearing, debiased, directions, fit_calibration
+from orderscope.engine import Batches, HeldOut, Replayed, Window, replay, units_of
+from orderscope.engine.calibration import Bearing, Calibration, bearing, directions, fit_calibration
 from orderscope.engine.completed import KnownStates, completed, held_bytes, known_states
-from orderscope.engine.metrics import Expansion, MetricModel, evaluated, expanded, load_expansions, member_values
-from orderscope.engine.reduce import moved, reduced, reduced_expansion, some_coordinates
-from orderscope.engine.replay import FEW_HOMES, MEMBERS
+from orderscope.engine.left_out import LeftOut
+from orderscope.engine.loading import load_held_out, load_left_out, load_window, table_number
+from orderscope.engine.metrics import MetricModel, evaluated
 from orderscope.errors import OrderscopeError
 from orderscope.hyper import group_rates
 from orderscope.names import FURTHER, REFERENCE, TASK_SHARD
@@ -30,16 +27,12 @@ from orderscope.sketch import SketchPlan, require_probes
 from orderscope.store import RunStore
 from orderscope.task import Task
 from orderscope.threads import one_thread
-from orderscope_kernels import reference
-from orderscope_kernels.replay import replay_kernels
 
-ENERGY = 0.95
 BLOCK_BYTES = 1 << 28
-SEARCH_COORDS = 1 << 13
-SEARCH_ENERGY = 0.8
-FARTHER = 1.5  # than the probe farthest outside the anchors' span, that orders may lie and be trusted
-REPLACED = 0.1  # share of the samples that may be others: every probe has the recorded ones, so none tells such errors
-KNOWN_STATES = 1024
+FARTHER = 1.5  # orders are trusted up to so many times as far outside the anchors' span as the farthest left-out run
+REPLACED = (
+    0.1  # largest share of the samples that an order may replace and still be trusted: left-out runs replace none
+)
 
 
 @dataclass(frozen=True)
@@ -97,10 +90,10 @@ class Simulator:
 
     Args:
         path: a run, as a directory or packed.
-        task: the recorded task; may be left out where only metrics with a stored expansion are asked.
-        energy: share of the curvature's trace that is kept.
+        task: the recorded task; needed where metrics that are no held-out losses are asked, where held-out losses are
+            asked with `precise`, and to train.
         device: where orders are replayed, for instance "cuda"; the CPU if not given. Only replays are done there: the
-            metrics' model and what is asked of the simulator stay where they are.
+            metrics and what is asked of the simulator stay where they are.
 
     Raises:
         OrderscopeError: the task is not the recorded one; the differing parts are named. Or there is no such device.
@@ -113,19 +106,18 @@ class Simulator:
         path: str | os.PathLike[str],
         task: Task | None = None,
         *,
-        energy: float = ENERGY,
         device: str | torch.device | None = None,
     ) -> None:
         self.store = RunStore.open(path)
-        self.path, self.task, self.energy, self.device = path, task, energy, _usable_device(device)
+        self.path, self.task, self.device = path, task, _usable_device(device)
         if task is not None:
             require_recorded(task, self.store)
         self.plan = SketchPlan.read(self.store)
         require_probes(self.store, self.plan)
-        self.window = load_window(self.store, energy=energy)
+        self.window = load_window(self.store)
         self.description = self.store.attrs(TASK_SHARD)
         self._batches = Batches(self.window.order)
-        self._reference = load_run(self.store, REFERENCE).metrics[-1]
+        self._reference = load_run(self.store, REFERENCE, gradients=False).metrics[-1]
 
     @property
     def order(self) -> np.ndarray:
@@ -138,20 +130,35 @@ class Simulator:
         return self._reference
 
     @cached_property
+    def held_out(self) -> HeldOut | None:
+        """What held-out losses are told by; None where there are none."""
+        return load_held_out(self.store, self.window)
+
+    @cached_property
+    def left_out(self) -> LeftOut:
+        """The true runs under other orders, predicted as if they had not been trained."""
+        return load_left_out(self.store, self.window, self.held_out)
+
+    @cached_property
     def runs(self) -> tuple[str, ...]:
         """Names of the true runs under other orders: the probes, and what was trained since."""
-        return tuple(run for run in true_runs(self.store) if run != REFERENCE)
+        if table_number(self.store) is None:
+            return tuple(run for run in true_runs(self.store) if run != REFERENCE)
+        return self.left_out.runs
+
+    @cached_property
+    def _run_files(self) -> list[Any]:
+        return [load_run(self.store, run, gradients=False) for run in self.runs]
 
     @cached_property
     def run_orders(self) -> np.ndarray:
         """Their orders, [runs, steps, batch]."""
-        return np.stack([load_run(self.store, run).order for run in self.runs])
+        return np.array([run.order for run in self._run_files]).reshape(len(self.runs), *self.order.shape)
 
     @cached_property
     def run_truth(self) -> dict[str, np.ndarray]:
         """Their true final metrics, name -> [runs]."""
-        found = [load_run(self.store, run).metrics[-1] for run in self.runs]
-        return {name: np.array([m[name] for m in found]) for name in self.reference}
+        return {n: np.array([run.metrics[-1][n] for run in self._run_files], dtype=np.float64) for n in self.reference}
 
     @cached_property
     def probes(self) -> tuple[str, ...]:
@@ -170,9 +177,14 @@ class Simulator:
         return {name: values[rows] for name, values in self.run_truth.items()}
 
     @property
+    def losses(self) -> tuple[str, ...]:
+        """Metrics that are held-out losses: told without the model."""
+        return () if self.held_out is None else self.held_out.names
+
+    @property
     def metric_names(self) -> tuple[str, ...]:
         """Metrics that can be asked."""
-        return tuple(self.plan.metrics if self._by == "expanded" else self.reference)
+        return self.losses if self._by is None else tuple(self.reference)
 
     @property
     def exact(self) -> bool:
@@ -185,83 +197,76 @@ class Simulator:
         return torch.finfo(self.window.final.dtype).eps
 
     @property
-    def _by(self) -> str:
-        """What tells the metrics of estimated weights: the real model at them or near them, or expansions alone."""
+    def _by(self) -> str | None:
+        """How the real model can be run at estimated weights, or near them; None where it cannot."""
         if self.task is None:
-            return "expanded"
+            return None
         if self.exact:
             return "evaluated"
         states = len(self.plan.anchors) + len(self.runs)
-        held = held_bytes(states, self.plan.size, self.task.layout.dtype.itemsize)
-        return "completed" if held else "expanded"
+        return "completed" if held_bytes(states, self.plan.size, self.task.layout.dtype.itemsize) else None
 
-    @cached_property
-    def metric_model(self) -> MetricModel:
-        return self._metric_model()
+    def _real(self, without: Sequence[str] | None = None) -> MetricModel:
+        """The real model at estimated weights.
 
-    def _metric_model(self, without: Sequence[str] | None = None) -> MetricModel:
-        """`without`: for each order a run that is not to be used."""
-        if self._by == "expanded":
-            return self.expansion_model
+        Args:
+            without: for each order a run that is not to be used.
+        """
         assert self.task is not None
-        if self._by == "evaluated":
+        if self.exact:
             return evaluated(self.task)
-        return completed(self.task, self._known, self._expansions, without)
+        return completed(self.task, self._known, self.held_out, without)
+
+    def metric_model(self, theta: Tensor, names: Sequence[str], *, precise: bool = False) -> dict[str, np.ndarray]:
+        """Metrics at weights on the carried coordinates, before calibration.
+
+        Args:
+            theta: [rows, m].
+            precise: by the real model, also held-out losses.
+
+        Returns:
+            name -> float64 [rows].
+        """
+        return self._measured(theta, names, precise, None)
+
+    def _measured(
+        self, theta: Tensor, names: Sequence[str], precise: bool, without: Sequence[str] | None
+    ) -> dict[str, np.ndarray]:
+        told = [name for name in names if name in self.losses and not precise]
+        found = self.held_out(theta, told, without) if self.held_out is not None and told else {}
+        real = tuple(name for name in names if name not in told)
+        return found | (self._real(without)(theta, real) if real else {})
 
     @cached_property
     def _known(self) -> KnownStates:
         return known_states(self.store, self.plan)
 
     @cached_property
-    def expansion_model(self) -> MetricModel:
-        """The stored expansions: quicker than the real model."""
-        return expanded(self._expansions)
+    def calibration(self) -> Mapping[str, Calibration]:
+        """By metric, fitted on every true run predicted without its own anchors when it is first asked for."""
+        return _Calibrations(self, precise=False)
 
     @cached_property
-    def _expansions(self) -> dict[str, Expansion]:
-        return load_expansions(self.store, self.window.final, self.reference, self.window.dynamics.weight)
+    def _precise(self) -> Mapping[str, Calibration]:
+        return _Calibrations(self, precise=True)
+
+    def _calibrated(self, name: str, precise: bool) -> Calibration:
+        out = self.left_out
+        if name in out.values and not precise:
+            raw = out.values[name]
+        else:
+            raw = self._measured(out.theta, (name,), precise, out.runs)[name] if out.runs else np.zeros(0)
+        d = self._pointing
+        at = Bearing(out.outside, (d @ d.T).double().numpy())
+        return fit_calibration(raw, self.run_truth[name], self.reference[name], at, eps=self.eps)
 
     @cached_property
-    def calibration(self) -> dict[str, Calibration]:
-        """Fitted on every true run predicted without its own anchors."""
-        raw, _, at = self._left_out
-        truth, reference, eps = self.run_truth, self.reference, self.eps
-        return {n: fit_calibration(raw[n], truth[n], reference[n], at, eps=eps) for n in self.metric_names}
+    def _pointing(self) -> Tensor:
+        return directions(self.left_out.theta, self.window.final)
 
     def bearing(self, replayed: Replayed) -> Bearing:
-        """Where replays of `window` led, for a calibration."""
-        return bearing(replayed.theta[0], replayed.outside, self.window.final, self._left_out[1])
-
-    @cached_property
-    def _left_out(self) -> tuple[dict[str, np.ndarray], Tensor, Bearing]:
-        """The true runs, each predicted without its own anchors: members' values, name -> [3, runs], directions of
-        their displacements [runs, m], and bearing.
-
-        Kept in the run once computed, where it can be written to: it takes the time of some training runs.
-        """
-        names = self.metric_names
-        if not self.runs:
-            nowhere = torch.zeros(0, self.window.coords)
-            return {n: np.zeros((3, 0)) for n in names}, nowhere, Bearing(np.zeros(0), np.zeros((0, 0)))
-        name = f"calibration/{self._by}-{len(self.runs):03d}"
-        settings = {"energy": self.energy, "metrics": list(names), "version": __version__}
-        if name in self.store and self.store.attrs(name) == settings:
-            kept = self.store.read(name)
-        else:
-            runs = np.array(self.window.anchor_runs)
-            allowed = torch.from_numpy(np.stack([runs != run for run in self.runs]))
-            raw, theta, outside = self._raw(self.run_orders, names, allowed=allowed, without=self.runs)
-            kept = {"values": np.stack([raw[n] for n in names]), "outside": outside.numpy(),
-                    "directions": directions(theta, self.window.final).numpy()}  # fmt: skip
-            if name not in self.store and Path(self.path).is_dir():
-                with (
-                    suppress(OSError, OrderscopeError),
-                    RunStore.create(self.path) as store,
-                ):  # read-only, or being written
-                    store.write(name, kept, settings)
-        pointing = torch.from_numpy(kept["directions"])
-        at = Bearing(kept["outside"], (pointing @ pointing.T).double().numpy())
-        return dict(zip(names, kept["values"], strict=True)), pointing, at
+        """Where replays led, for a calibration."""
+        return bearing(replayed.theta, replayed.outside, self.window.final, self._pointing)
 
     def predict(
         self,
@@ -271,6 +276,7 @@ class Simulator:
         lr: Any = None,
         metrics: Sequence[str] | None = None,
         allow_other_samples: bool = False,
+        precise: bool = False,
     ) -> Prediction:
         """Estimate the final metrics under other orders.
 
@@ -280,8 +286,10 @@ class Simulator:
             lr: learning rates to use instead of the recorded ones. [steps] or [n, steps]: of the first parameter group
                 whose recorded rate is above 0 at that step; the other groups keep their ratio to it, and a group at 0
                 stays at 0. [steps, groups] or [n, steps, groups]: of every group; see `orderscope.hyper.group_rates`.
-            metrics: names to estimate; all by default.
+            metrics: names to estimate; by default the held-out losses, which need no model. Another metric runs the
+                real model once an order, and once for each true run when it is first asked for.
             allow_other_samples: accept orders that are not rearrangements of the recorded samples.
+            precise: tell held-out losses by the real model too; needs the task.
 
         Raises:
             OrderscopeError: for orders, learning rates, metrics or an estimator that do not fit.
@@ -291,15 +299,22 @@ class Simulator:
         rates = self._rates(lr, len(checked))
         if estimator != "carried":
             return self._baseline(estimator, checked, names, rates)
-        values, errors, outside = self._carried(checked, names, rates)
+        calibration = self._precise if precise else self.calibration
+        if precise and self._by is None:
+            raise OrderscopeError(
+                "precise=True without a model that can be run",
+                "the task, and recorded states that fit in memory",
+                "Simulator(path, task), or leave out precise=",
+            )
+        values, errors, outside = self._estimated(checked, names, rates, precise, calibration)
         if rates is None:
             self._tell_truth(checked, values, errors, outside)
         near = self._inside(outside)
         if allow_other_samples:
             near &= self._replaced(checked) <= REPLACED
-        skilled = {name: self.calibration[name].skilled for name in names}
+        skilled = {name: calibration[name].skilled for name in names}
         finite = np.all([np.isfinite(v) for v in values.values()], axis=0)
-        telling = np.any([skilled[n] & (errors[n] <= self.calibration[n].guess) for n in names], axis=0)
+        telling = np.any([skilled[n] & (errors[n] <= calibration[n].guess) for n in names], axis=0)
         return Prediction(
             metrics=values,
             error=errors,
@@ -314,22 +329,22 @@ class Simulator:
     def _tell_truth(
         self, orders: np.ndarray, values: dict[str, np.ndarray], errors: dict[str, np.ndarray], outside: np.ndarray
     ) -> None:
-        """Put in what is known of orders that were trained after recording: with samples regrouped their batches have
-        no anchors at which a replay would be exact."""
-        known = {self.run_orders[i].tobytes(): i for i, run in enumerate(self.runs) if run.startswith(FURTHER)}
+        """Put in what is known of orders that were truly trained."""
+        known: dict[bytes, dict[str, float]] = {self.order.tobytes(): self.reference}
+        known |= {run.order.tobytes(): run.metrics[-1] for run in self._run_files}
         for k, order in enumerate(orders):
-            if (run := known.get(order.tobytes())) is not None:
+            if (true := known.get(order.tobytes())) is not None:
                 outside[k] = 0.0
                 for name in values:
-                    values[name][k], errors[name][k] = self.run_truth[name][run], 0.0
+                    values[name][k], errors[name][k] = true[name], 0.0
 
     def parameters(self, order: Any, *, lr: Any = None, allow_other_samples: bool = False) -> dict[str, Tensor]:
-        """Estimated final weights of an order by parameter name: the mean over the two halves of the curvature, whose
-        noise is independent. Where only some coordinates are carried, the others are interpolated between the recorded
-        runs' final weights. With the task, weights that are not trained are among them, as the model has them.
+        """Estimated final weights of an order by parameter name. Where only some coordinates are carried, the others are
+        interpolated between the recorded runs' final weights. With the task, weights that are not trained are among
+        them, as the model has them.
         """
         checked = self._checked(check_order(order, self.order, allow_other_samples=allow_other_samples), True)
-        theta = self._replay(checked, self._rates(lr, 1)).theta[1:].mean(0)[0]
+        theta = self.replay_of(checked, lr=self._rates(lr, 1)).theta[0]
         if not self.exact:
             carried, (theta, _) = theta, self._known.interpolated(theta)
             theta[self._known.indices] = carried
@@ -349,72 +364,51 @@ class Simulator:
         What calibration adds at the end is added along the way in proportion to the steps taken.
         """
         names = self._names(metrics)
-        reference = load_run(self.store, REFERENCE)
+        reference = load_run(self.store, REFERENCE, gradients=False)
         steps = reference.boundaries
         checked = self._checked(order, False)
-        replayed = self._replay(checked, self._rates(lr, 1), snapshots=steps.tolist())
-        rows = torch.cat([replayed.snapshots[int(s)] for s in steps], dim=1)  # [members, k, m]
-        raw = member_values(self.metric_model, self._expansions, rows, names)
-        at = self.bearing(replayed)
-        values = {}
-        for name, members in raw.items():
-            told = debiased(members, self.calibration[name].sigma)
-            shift = self.calibration[name].apply(members[:, -1:], at)[0][0] - told[-1]
-            values[name] = told + shift * steps / steps[-1]
+        replayed = self.replay_of(checked, lr=self._rates(lr, 1), snapshots=steps.tolist())
+        rows = torch.stack([replayed.snapshots[int(s)][0] for s in steps])  # [k, m]
+        raw, at, values = self._along(rows, steps, names), self.bearing(replayed), {}
+        for name, found in raw.items():
+            shift = self.calibration[name].apply(found[-1:], at)[0][0] - found[-1]
+            values[name] = found + shift * steps / steps[-1]
         return Trajectory(
             steps=steps,
             metrics=values,
             reference={n: np.array([m[n] for m in reference.metrics]) for n in names},
         )
 
+    def _along(self, rows: Tensor, steps: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """Metrics at weights [k, m] after these steps: held-out losses around the reference run's state there."""
+        found = self.metric_model(rows, names)
+        shard = f"sketch/known/{REFERENCE}"
+        if self.held_out is None or shard not in self.store:
+            return found
+        run, take = load_run(self.store, REFERENCE, gradients=False), self.plan.coordinates.indices
+        theta = run.theta(take)
+        for name in names:
+            if name not in self.losses:
+                continue
+            expansion = self.held_out.expansion(name)
+            slopes = torch.from_numpy(self.store.map(shard, f"slope:{name}"))
+            slopes = (slopes.view(torch.bfloat16) if slopes.dtype == torch.uint16 else slopes).to(rows.dtype)
+            for k in range(len(steps) - 1):
+                own = slopes[k] if take is None else slopes[k][take]
+                there = replace(expansion, center=theta[k], value=run.metrics[k][name],
+                                gradient=own * self.held_out.weight)  # fmt: skip
+                found[name][k] = float(there(rows[k]))
+        return found
+
     def sigma_order(self, metric: str) -> float:
         """Standard deviation of the metric over reference and probes: how much order matters here."""
         values = np.append(self.truth[metric], self.reference[metric]) if self.probes else np.zeros(2)
         return float(values.std(ddof=1))
 
-    def score(self, orders: np.ndarray, metric: str) -> tuple[np.ndarray, np.ndarray]:
-        """Estimated values and errors of many orders for a search, [n] each; see `scores`."""
-        values, errors = self.scores(orders, (metric,))
-        return values[metric], errors[metric]
-
-    def scores(
-        self, orders: np.ndarray, metrics: tuple[str, ...]
-    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """Estimated values and errors of many orders for a search, name -> [n].
-
-        Quicker and rougher than `predict`: on at most `SEARCH_COORDS` coordinates, with the leading curvature, and the
-        metrics by their expansions.
-        """
-        window, expansions, pointing = self._search
-        with one_thread():
-            raw: dict[str, list[np.ndarray]] = {name: [] for name in metrics}
-            places: list[Bearing] = []
-            for rows in self._blocks(len(orders), window.coords):
-                units = units_of(self.window, self._batches, orders[rows])
-                replayed = replay(window, units, members=1, homes=FEW_HOMES)
-                for name, values in expanded(expansions)(replayed.theta[0], metrics).items():
-                    raw[name].append(values)
-                found = replayed.cpu()
-                places.append(bearing(found.theta[0], found.outside, window.final.cpu(), pointing))
-        at = Bearing(np.concatenate([p.outside for p in places]), np.concatenate([p.alike for p in places]))
-        told = {name: self.calibration[name].apply(np.concatenate(raw[name])[None], at) for name in metrics}
-        return {n: value for n, (value, _) in told.items()}, {n: error for n, (_, error) in told.items()}
-
-    @cached_property
-    def _search(self) -> tuple[Window, dict[str, Expansion], Tensor]:
-        chosen = some_coordinates(self.window, SEARCH_COORDS, self.plan.seed)
-        own = self.window.anchors.own.flatten(0, 1)
-        some = torch.linspace(0, len(own) - 1, min(KNOWN_STATES, len(own))).round().long()
-        states = torch.cat([own[some], self.window.anchors.shared])
-        expansions = {
-            name: moved(reduced_expansion(e, states, chosen), self.device) for name, e in self._expansions.items()
-        }
-        plain = replay_kernels(self.window.dynamics.start.theta.to(self.device)) is reference
-        dtype = None if plain else torch.bfloat16  # the plain reference is no quicker on short tables
-        pointing = self._left_out[1][:, chosen]
-        pointing = directions(pointing, torch.zeros_like(chosen, dtype=pointing.dtype))
-        window = reduced(self.window, chosen, energy=SEARCH_ENERGY, dtype=dtype, halves=False).to(self.device)
-        return window, expansions, pointing
+    def scores(self, orders: np.ndarray, metrics: Sequence[str]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Values and errors of many orders, name -> [n], as `predict` has them, without its checks."""
+        values, errors, _ = self._estimated(orders, tuple(metrics), None, False, self.calibration)
+        return values, errors
 
     @cached_property
     def _replayed_window(self) -> Window:
@@ -435,47 +429,29 @@ class Simulator:
         with one_thread():
             return replay(self._replayed_window, units, **options).cpu()
 
-    def _carried(
-        self, orders: np.ndarray, names: tuple[str, ...], rates: np.ndarray | None
-    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], np.ndarray]:
-        raw, theta, outside = self._raw(orders, names, rates=rates)
-        at = bearing(theta, outside, self.window.final, self._left_out[1])
-        values, errors = {}, {}
-        for name in names:
-            values[name], errors[name] = self.calibration[name].apply(raw[name], at)
-        return values, errors, at.outside
-
-    def _raw(
+    def _estimated(
         self,
         orders: np.ndarray,
         names: tuple[str, ...],
-        *,
-        rates: np.ndarray | None = None,
-        allowed: Tensor | None = None,
-        without: Sequence[str] | None = None,
-    ) -> tuple[dict[str, np.ndarray], Tensor, Tensor]:
-        """Values of the three members before calibration, name -> [3, n], final weights [n, m] and `outside` [n]."""
-        parts: list[dict[str, np.ndarray]] = []
-        outside, final = [], []
-        for rows in self._blocks(len(orders), MEMBERS * self.window.coords):
-            replayed = self._replay(
-                orders[rows], None if rates is None else rates[rows], None if allowed is None else allowed[rows]
-            )
-            model = self.metric_model if without is None else self._metric_model(without[rows])
-            parts.append(member_values(model, self._expansions, replayed.theta, names))
-            outside.append(replayed.outside)
-            final.append(replayed.theta[0])
-        values = {name: np.concatenate([p[name] for p in parts], axis=1) for name in names}
-        return values, torch.cat(final), torch.cat(outside)
-
-    def _replay(
-        self,
-        orders: np.ndarray,
         rates: np.ndarray | None,
-        allowed: Tensor | None = None,
-        snapshots: Sequence[int] = (),
-    ) -> Replayed:
-        return self.replay_of(orders, lr=rates, allowed=allowed, snapshots=snapshots)
+        precise: bool,
+        calibration: Mapping[str, Calibration],
+    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], np.ndarray]:
+        """Values and errors by metric, and `outside`, [n] each."""
+        values: dict[str, list[np.ndarray]] = {name: [] for name in names}
+        errors: dict[str, list[np.ndarray]] = {name: [] for name in names}
+        outside: list[np.ndarray] = []
+        for rows in self._blocks(len(orders), self.window.coords):
+            replayed = self.replay_of(orders[rows], lr=None if rates is None else rates[rows])
+            with one_thread():
+                raw, at = self.metric_model(replayed.theta, names, precise=precise), self.bearing(replayed)
+            for name in names:
+                value, error = calibration[name].apply(raw[name], at)
+                values[name].append(value)
+                errors[name].append(error)
+            outside.append(at.outside)
+        joined = [{n: np.concatenate(parts) for n, parts in told.items()} for told in (values, errors)]
+        return joined[0], joined[1], np.concatenate(outside)
 
     def _blocks(self, count: int, numbers: int) -> list[slice]:
         """Orders at once: about six vectors of `numbers` float32 each within `BLOCK_BYTES`."""
@@ -500,7 +476,7 @@ class Simulator:
 
     def _names(self, metrics: Sequence[str] | None) -> tuple[str, ...]:
         if metrics is None:
-            return self.metric_names
+            return self.losses or self.metric_names
         for name in metrics:
             if name not in self.metric_names:
                 raise OrderscopeError(
@@ -533,6 +509,24 @@ class Simulator:
             estimator=estimator,
             cost=cost,
         )
+
+
+class _Calibrations(Mapping[str, Calibration]):
+    """Calibrations by metric, each fitted when it is first asked for."""
+
+    def __init__(self, sim: Simulator, *, precise: bool) -> None:
+        self._sim, self._by_precise, self._fitted = sim, precise, dict[str, Calibration]()
+
+    def __getitem__(self, name: str) -> Calibration:
+        if name not in self._fitted:
+            self._fitted[name] = self._sim._calibrated(name, self._by_precise)
+        return self._fitted[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sim.losses or self._sim.metric_names)
+
+    def __len__(self) -> int:
+        return len(self._sim.losses or self._sim.metric_names)
 
 
 def _usable_device(device: str | torch.device | None) -> torch.device:

@@ -106,9 +106,10 @@ class Bench:
                 record_run(self.task, annex, piece.name, piece.order, piece.ends, coords=coords, metrics_at=METRICS_AT,
                            keep_rng=False)  # fmt: skip
             else:
-                began = time.perf_counter()
+                began, cpu = time.perf_counter(), time.process_time()
                 annex.write(piece.name, *self._stage.compute(piece.name))
-                annex.log({"event": "sketched", "unit": piece.name, "seconds": time.perf_counter() - began})
+                seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
+                annex.log({"event": "sketched", "unit": piece.name, "seconds": seconds, "cpu": cpu})
             if leave:
                 annex.leave()
             return Done(annex.written, annex.events)

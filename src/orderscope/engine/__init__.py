@@ -2,8 +2,9 @@
 
 from orderscope.engine.anchors import AnchorSpace
 from orderscope.engine.batches import Batches
-from orderscope.engine.replay import Replayed, jackknife, replay
+from orderscope.engine.held_out import Expansion, HeldOut
+from orderscope.engine.replay import Replayed, replay
 from orderscope.engine.units import Units, units_of
-from orderscope.engine.window import Window, load_window
+from orderscope.engine.window import Window
 
-__all__ = ["AnchorSpace", "Batches", "Replayed", "Units", "Window", "jackknife", "load_window", "replay", "units_of"]
+__all__ = ["AnchorSpace", "Batches", "Expansion", "HeldOut", "Replayed", "Units", "Window", "replay", "units_of"]

@@ -21,44 +21,51 @@ class AnchorSpace:
 
         | theta - sum_k w_k theta_k |^2  +  ridge * sum_k w_k^2 | theta - theta_k |^4 / scale,    sum_k w_k = 1,
 
-    with scale the mean squared distance of the shared anchors from the start. What interpolation misses grows with the
+    with scale half the squared distance of the farthest shared anchor from the start. What interpolation misses grows with the
     square of an anchor's distance, so its square is the penalty: near anchors weigh more, far ones hardly, and a state
     that is an anchor gets that anchor alone.
 
     Args:
-        shared: [K, coords].
-        own: [units, R, coords].
         start: state the window starts in, [coords]; distances are taken from there to keep numbers small.
+        spread: displacements of the anchors from there, the shared ones first, then unit by unit each one's own,
+            [K + units R, coords]; a short type stands for anchors that lie where it rounds them to.
+        shared: K.
+        gram: inner products of a unit's anchors, float64 [units, K + R, K + R].
         ridge: strength of the penalty.
-        dtype: of the kept distances from the start; a short one stands for anchors that lie where it rounds them to.
     """
 
-    def __init__(
-        self, shared: Tensor, own: Tensor, start: Tensor, *, ridge: float = RIDGE, dtype: torch.dtype | None = None
-    ) -> None:
-        self.start, self.ridge, self.shared, self.own = start, ridge, shared, own
+    def __init__(self, start: Tensor, spread: Tensor, shared: int, gram: Tensor, *, ridge: float = RIDGE) -> None:
+        self.start, self.spread, self.shared, self.gram, self.ridge = start, spread, shared, gram, ridge
+        self.norms = gram.diagonal(dim1=1, dim2=2)
+        self.scale = float(self.norms[:, :shared].max().clamp_min(1e-30) / 2)
+
+    @classmethod
+    def of(
+        cls, shared: Tensor, own: Tensor, start: Tensor, *, ridge: float = RIDGE, dtype: torch.dtype | None = None
+    ) -> AnchorSpace:
+        """From states: shared [K, coords], own [units, R, coords]; distances are kept in `dtype`."""
         units, count, coords = own.shape
-        self.spread = torch.empty(len(shared) + units * count, coords, dtype=dtype or start.dtype)
-        torch.sub(shared, start, out=self.spread[: len(shared)])
-        torch.sub(own, start, out=self.spread[len(shared) :].view(own.shape))
-        common = self.spread[: len(shared)].to(start.dtype)
-        within, across, among = common.double() @ common.double().T, [], []
-        for unit in self.spread[len(shared) :].view(own.shape):
-            each = unit.to(start.dtype)
-            across.append(common @ each.T)
-            among.append(each @ each.T)
-        side, corner = torch.stack(across).double(), torch.stack(among).double()
-        top = torch.cat([within.expand(units, -1, -1), side], 2)
-        self.gram = torch.cat([top, torch.cat([side.transpose(1, 2), corner], 2)], 1)
-        self.norms = self.gram.diagonal(dim1=1, dim2=2)
-        self.scale = float(self.norms[:, : len(shared)].mean().clamp_min(1e-30))
+        spread = torch.empty(len(shared) + units * count, coords, dtype=dtype or start.dtype)
+        spread[: len(shared)] = shared - start
+        for unit, states in zip(spread[len(shared) :].view(own.shape), own, strict=True):
+            unit[:] = states - start
+        return cls(start, spread, len(shared), gram_of(spread, len(shared), units, start.dtype), ridge=ridge)
 
     def to(self, device: torch.device) -> AnchorSpace:
         """The same on a device."""
         moved = copy.copy(self)
-        for name in ("start", "shared", "own", "spread", "gram", "norms"):
+        for name in ("start", "spread", "gram", "norms"):
             setattr(moved, name, getattr(self, name).to(device))
         return moved
+
+    @property
+    def own(self) -> int:
+        """R."""
+        return self.count - self.shared
+
+    def states(self, unit: int) -> Tensor:
+        """A unit's anchors, [K + R, coords]."""
+        return self.start + self.spread[self.entries(torch.tensor([unit]))[0]].to(self.start.dtype)
 
     @property
     def count(self) -> int:
@@ -67,7 +74,7 @@ class AnchorSpace:
 
     def entries(self, unit: Tensor) -> Tensor:
         """Rows of `spread` that are a unit's anchors, int64 [rows, K + R]; unit int64 [rows]."""
-        shared, own = len(self.shared), self.own.shape[1]
+        shared, own = self.shared, self.own
         common = torch.arange(shared, device=unit.device).expand(len(unit), -1)
         return torch.cat([common, shared + unit[:, None] * own + torch.arange(own, device=unit.device)], 1)
 
@@ -81,7 +88,7 @@ class AnchorSpace:
 
         Returns:
             weights [rows, K + R] float64; remainder theta - sum_k w_k theta_k, [rows, coords], exactly zero on an
-            anchor; its length in units of the root mean squared distance of the shared anchors from the start, [rows].
+            anchor; its length in units of the root of scale, [rows].
         """
         d, entries = theta - self.start, self.entries(unit)
         allowed = torch.ones(entries.shape, dtype=torch.bool, device=theta.device) if allowed is None else allowed
@@ -103,15 +110,28 @@ class AnchorSpace:
         """
         candidates = distance <= NEAR * (self.scale + self.norms[unit])
         on = torch.zeros(len(unit), dtype=torch.bool, device=unit.device)
-        short = self.spread.dtype != self.start.dtype
-        shared = len(self.shared)
+        short, shared, entries = self.spread.dtype != self.start.dtype, self.shared, None
         for row in candidates.any(1).nonzero()[:, 0].tolist():
+            entries = self.entries(unit) if entries is None else entries
             # A unit's own anchors come first, the reference run's before others': their gradients have training's bits.
             for k in sorted(candidates[row].nonzero()[:, 0].tolist(), key=lambda k: (k < shared, k)):
-                state = self.shared[k] if k < shared else self.own[unit[row], k - shared]
-                if short or torch.equal(theta[at[row]], state):
+                if short or torch.equal(theta[at[row]] - self.start, self.spread[entries[row, k]]):
                     weights[row] = 0
                     weights[row, k] = 1
                     on[row] = True
                     break
         return on
+
+
+def gram_of(spread: Tensor, shared: int, units: int, dtype: torch.dtype) -> Tensor:
+    """Inner products of each unit's anchors, float64 [units, K + R, K + R]; arguments as `AnchorSpace`, products in
+    `dtype`."""
+    common = spread[:shared].to(dtype)
+    within, across, among = common.double() @ common.double().T, [], []
+    for unit in spread[shared:].unflatten(0, (units, -1)):
+        each = unit.to(dtype)
+        across.append(common @ each.T)
+        among.append(each @ each.T)
+    side, corner = torch.stack(across).double(), torch.stack(among).double()
+    top = torch.cat([within.expand(units, -1, -1), side], 2)
+    return torch.cat([top, torch.cat([side.transpose(1, 2), corner], 2)], 1)

@@ -1,24 +1,26 @@
 """All weights from those carried, so that the real model can be run where only some of the coordinates are.
 
 The other coordinates of a state are interpolated between recorded states, whose weights are known in full, as the
-carried ones lie between theirs; what the recorded states do not span is left to the metric's expansion E:
+carried ones lie between theirs; what the recorded states do not span of a held-out loss is left to what is known of it
+there, H:
 
     theta ~ theta_0 + sum_k c_k (theta_k - theta_0),    c by ridge regression on the carried coordinates,
-    L(theta) ~ L(interpolated) + E(theta) - E(interpolated).
+    L(theta) ~ L(interpolated) + H(theta) - H(interpolated).
 
 So most of the loss's shape is the real model's, and a metric that is no loss can be asked too, if more roughly.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from orderscope.engine.metrics import Expansion, MetricModel
+from orderscope.engine.held_out import HeldOut
+from orderscope.engine.metrics import MetricModel
 from orderscope.names import REFERENCE
 from orderscope.record import load_run, true_runs
 from orderscope.sketch import SketchPlan
@@ -91,23 +93,27 @@ def known_states(store: RunStore, plan: SketchPlan) -> KnownStates:
 
 
 def completed(
-    task: Task, known: KnownStates, expansions: Mapping[str, Expansion], without: Sequence[str] | None = None
+    task: Task, known: KnownStates, held_out: HeldOut | None, without: Sequence[str] | None = None
 ) -> MetricModel:
-    """Metrics by the real model at interpolated weights, corrected by their expansions where there are some.
+    """Metrics by the real model at interpolated weights, held-out losses corrected by what is known of them.
 
     Args:
-        without: for each of n orders a run whose states are not to be used; weights come as [.. n, m] flattened.
+        without: for each of n orders a run whose states are not to be used.
     """
     model = task.build_model()
+    losses = () if held_out is None else held_out.names
 
     def values(theta: Tensor, names: tuple[str, ...]) -> dict[str, np.ndarray]:
         rows: list[dict[str, float]] = []
         for i, carried in enumerate(theta):
-            whole, inside = known.interpolated(carried, without[i % len(without)] if without else None)
+            run = without[i] if without else None
+            whole, inside = known.interpolated(carried, run)
             set_parameters(model, task.layout, whole)
             found = task.evaluate(model, names)
-            for name in set(names) & set(expansions):
-                found[name] += float(expansions[name](carried) - expansions[name](inside))
+            of = [name for name in names if name in losses]
+            if held_out is not None and of:
+                both = held_out(torch.stack([carried, inside]), of, [run, run])
+                found |= {name: found[name] + float(both[name][0] - both[name][1]) for name in of}
             rows.append(found)
         return {name: np.array([r[name] for r in rows], dtype=np.float64) for name in names}
 

@@ -16,7 +16,7 @@ from orderscope.names import REFERENCE, TASK_SHARD
 from orderscope.record import load_run, recorded
 from orderscope.record.legs import has_loop, load_state
 from orderscope.record.reproduction import window_start
-from orderscope.record.segments import read_state, segment_name
+from orderscope.record.segments import read_state, step_gradients
 from orderscope.record.state import TrainingState
 from orderscope.sketch.coordinates import Coordinates
 from orderscope.store import RunStore
@@ -49,7 +49,7 @@ def check_reached(store: RunStore, coordinates: Coordinates, name: str = REFEREN
     dynamics, run = recorded_dynamics(store, coordinates, name), load_run(store, name, gradients=False)
     states = start_states(dynamics, 1)
     for k, (begin, end) in enumerate(zip(run.boundaries[:-1].tolist(), run.boundaries[1:].tolist(), strict=True)):
-        gradients = store.map(segment_name(name, k + 1), "gradient")
+        gradients = step_gradients(store, name, k + 1)
         for t in range(begin, end):
             gradient = torch.from_numpy(np.array(gradients[t - begin]))[None]
             gradient = clip(dynamics, gradient, run.grad_norm[t : t + 1].to(gradient.dtype))

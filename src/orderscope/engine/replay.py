@@ -11,11 +11,6 @@ batches that they come from show beyond those, on the mean, is added:
         +  C (theta - 1/B sum_i [ s_i sum_k w_uk theta_k + (1 - s_i) sum_a w_a theta_a ]),
 
 u the recorded batch of sample i, a the shared anchors, and s_i the share of groups that the two batches have in common.
-
-Three members run side by side: one with the whole sampled curvature and one with each independent half of it. What
-they differ in is the noise of the sample; a loss that is curved along it is too high by an amount proportional to the
-noise, so 2 L(whole) - (L(half_0) + L(half_1)) / 2 is free of it to first order (the jackknife).
-Source of the jackknife: Quenouille, "Notes on bias in estimation", 1956.
 """
 
 from __future__ import annotations
@@ -29,7 +24,7 @@ import torch
 from torch import Tensor
 
 from orderscope.engine.optimizers import States, start_states, step_parts
-from orderscope.engine.tables import factor_ranges, factor_shares
+from orderscope.engine.tables import factor_ranges
 from orderscope.engine.units import Units
 from orderscope.engine.window import Window
 from orderscope.hyper import group_rates
@@ -37,8 +32,7 @@ from orderscope_kernels import reference
 from orderscope_kernels.reference import Clip, Terms
 from orderscope_kernels.replay import ReplayKernels, replay_kernels
 
-MEMBERS = 3
-FEW_HOMES = 4  # for searches: two thirds of the time of all sixteen, and as good there
+HOMES = 4  # samples of a regrouped batch whose recorded batches weigh in: a third of the time of all sixteen
 
 
 @dataclass(frozen=True)
@@ -46,10 +40,10 @@ class Replayed:
     """Results of a replay, on the window's device.
 
     Args:
-        theta: final weights, [members, orders, m].
+        theta: final weights, [orders, m].
         outside: how far the states lay outside what the anchors span: mean over the steps of the remainder's length in
             units of the anchors' distance from the start, [orders].
-        snapshots: weights after the steps asked for, [members, orders, m] each.
+        snapshots: weights after the steps asked for, [orders, m] each.
     """
 
     theta: Tensor
@@ -65,84 +59,57 @@ def replay(
     window: Window,
     units: Units,
     *,
-    members: int = MEMBERS,
     allowed: Tensor | None = None,
     lr: np.ndarray | None = None,
     snapshots: Sequence[int] = (),
     curvature: bool = True,
-    homes: int | None = None,
+    homes: int | None = HOMES,
 ) -> Replayed:
     """Replay orders side by side.
 
     Args:
         units: what they train on, see `units_of`.
-        members: 3, or 1 for the whole curvature alone (quicker, no debiasing, no spread).
         allowed: bool [orders, anchors], anchors that may be used; all if not given.
         lr: learning rates instead of the recorded ones, as `orderscope.hyper.group_rates` reads them.
         snapshots: positions after which weights are kept; 0 is the start.
         curvature: whether to use it; without, the gradient is only interpolated.
-        homes: of how many of a regrouped batch's samples the recorded batches weigh in, evenly; all by default.
+        homes: of how many of a regrouped batch's samples the recorded batches weigh in, evenly spaced; None for all.
     """
-    orders, dynamics, recorded = len(units.index), window.dynamics, len(window.table)
-    states = start_states(dynamics, members * orders)
+    orders, dynamics, recorded = len(units.index), window.dynamics, window.units
+    states = start_states(dynamics, orders)
     device = states.theta.device
     has_grad = None if units.has_grad is None else units.has_grad.to(device)
-    allowed = None if allowed is None else allowed.to(device).repeat(members, 1)
-    rates = None
-    if lr is not None:
-        given = group_rates(lr, dynamics.hyper["lr"], orders)
-        rates = torch.from_numpy(np.tile(given, (members, 1, 1))).to(states.theta)
+    allowed = None if allowed is None else allowed.to(device)
+    given = None if lr is None else group_rates(lr, dynamics.hyper["lr"], orders)
+    rates = None if given is None else torch.from_numpy(np.ascontiguousarray(given)).to(states.theta)
     kernels = replay_kernels(states.theta, separate=states.taken is not None)
-    outside = torch.zeros(members * orders, dtype=torch.float64, device=device)
-    kept = {0: states.theta.clone().view(members, orders, -1)} if 0 in snapshots else {}
-    bends = _bends(window, units.fractions.to(device), members, curvature)
-    unit_of = np.tile(units.index, (members, 1))
-    bend_of = unit_of + np.repeat(np.arange(members) * len(units.fractions), orders)[:, None]
+    outside = torch.zeros(orders, dtype=torch.float64, device=device)
+    kept = {0: states.theta.clone()} if 0 in snapshots else {}
+    shares = units.fractions.to(device)
+    ranges = factor_ranges(window.tables, shares * curvature)
+    place = np.empty(len(shares), dtype=np.int64)
+    place[np.lexsort(ranges.T.cpu().numpy())] = np.arange(len(shares))
     # Neighbours share the curvature's rows and their batch's entries, which are then read once for them all.
-    sequences = np.argsort(bends.place[bend_of], axis=0, kind="stable")
+    sequences = np.argsort(place[units.index], axis=0, kind="stable")
     for t in range(window.steps):
         sequence = sequences[:, t]
-        old = unit_of[sequence, t] < recorded
+        old = units.index[sequence, t] < recorded
         for rows in (sequence[old], sequence[~old]):
             if len(rows):
-                at, unit, bend = (torch.from_numpy(x).to(device) for x in (rows, unit_of[rows, t], bend_of[rows, t]))
+                at, unit = (torch.from_numpy(x).to(device) for x in (rows, units.index[rows, t]))
                 permitted = None if allowed is None else allowed[at]
                 known = int(unit[0]) < recorded
                 predict = _predict if known else partial(_predict_regrouped, homes=homes)
                 gradient, on, clip, far = predict(
-                    window, units, kernels, states.theta, at, unit, permitted, bends.ranges[bend], bends.shares[bend]
+                    window, units, kernels, states.theta, at, unit, permitted, ranges[unit], shares[unit]
                 )
                 outside[at] += far
                 active = None if has_grad is None else has_grad[unit]
                 own = None if rates is None else rates[at, t]
                 _step(window, kernels, states, at, gradient, on, clip, t, own, active)
         if t + 1 in snapshots:
-            kept[t + 1] = states.theta.clone().view(members, orders, -1)
-    return Replayed(states.theta.view(members, orders, -1), outside[:orders] / window.steps, kept)
-
-
-@dataclass(frozen=True)
-class _Bends:
-    """The curvature that each unit has for each member, unit u of U and member k at k U + u.
-
-    Args:
-        ranges: rows of the factor, int32 [members U, 2].
-        shares: what its pieces count, [members U, pieces].
-        place: where it comes when those with the same ranges are neighbours, int64 [members U].
-    """
-
-    ranges: Tensor
-    shares: Tensor
-    place: np.ndarray
-
-
-def _bends(window: Window, fractions: Tensor, members: int, curvature: bool) -> _Bends:
-    every = fractions.repeat(members, 1)
-    member = torch.arange(members, device=fractions.device).repeat_interleave(len(fractions))
-    ranges = factor_ranges(window.tables, every * curvature, member)
-    place = np.empty(len(every), dtype=np.int64)
-    place[np.lexsort(ranges.T.cpu().numpy())] = np.arange(len(every))
-    return _Bends(ranges, factor_shares(every, member), place)
+            kept[t + 1] = states.theta.clone()
+    return Replayed(states.theta, outside / window.steps, kept)
 
 
 def _predict(
@@ -160,7 +127,7 @@ def _predict(
 
     Args:
         at: which states, int64 [rows]; the other arguments are of these: unit [rows], allowed [rows, anchors], None for
-            all, ranges [rows, 2] and shares [rows, pieces] of the curvature's factor.
+            all, ranges [rows, 2] of the curvature's factor and shares [rows, groups] of its groups.
 
     Returns:
         the gradients, not yet formed; which states are an anchor; how they are clipped; how far the states lie outside
@@ -180,11 +147,10 @@ def _predict(
         bent[on] = 0
         ranges = ranges.masked_fill(on[:, None], 0)
     known = theta.new_full((len(at),), torch.nan)
-    row, column = (weights[:, anchors.count - window.norms.shape[1] :] == 1).nonzero(as_tuple=True)
+    row, column = (weights[:, anchors.shared :] == 1).nonzero(as_tuple=True)
     known[row] = window.norms[unit[row], column].to(known.dtype)
     index = unit[:, None] * anchors.count + torch.arange(anchors.count, device=theta.device)
-    scaled = near if tables.scale is None else near * tables.scale[index]
-    terms = Terms(tables.gradients, index, scaled, tables.factor, bent, ranges)
+    terms = Terms(tables.gradients, index, near, tables.factor, bent, ranges)
     return terms, on, _clip(window, unit, known), left.sqrt().masked_fill(on, 0)
 
 
@@ -202,8 +168,8 @@ def _predict_regrouped(
 ) -> tuple[Terms, Tensor, Clip | None, Tensor]:
     """As `_predict`, at batches that were not recorded."""
     tables, anchors, device = window.tables, window.anchors, theta.device
-    ids = units.new[unit.cpu().numpy() - len(window.table)]
-    batch, rows = torch.from_numpy(ids).to(device), len(ids)
+    ids = units.new[unit.cpu().numpy() - window.units]
+    batch, rows = torch.from_numpy(window.sample_place[ids]).to(device), len(ids)
     some = ids[:, np.linspace(0, ids.shape[1] - 1, min(homes or ids.shape[1], ids.shape[1])).round().astype(int)]
     size, home = some.shape[1], torch.from_numpy(window.home[some]).to(device).flatten()
     entries = anchors.entries(home).view(rows, -1)  # of the samples' own batches, one after the other
@@ -229,11 +195,11 @@ def _predict_regrouped(
     )
 
     shared = shared.to(theta.dtype)
-    first = torch.arange(len(window.sample_anchors), device=device) * window.sample_rows.shape[1]
+    first = torch.arange(len(window.sample_anchors), device=device) * window.samples
     single = (first[:, None] + batch[:, None, :]).flatten(1)
-    whole = len(tables.samples) + home[:, None] * anchors.count + torch.arange(anchors.count, device=device)
+    whole = tables.single + home[:, None] * anchors.count + torch.arange(anchors.count, device=device)
     terms = Terms(
-        tables.regrouped,
+        tables.entries,
         torch.cat([single, whole.view(rows, -1)], 1),
         torch.cat([(shared[:, sampled] / batch.shape[1]).repeat_interleave(batch.shape[1], 1),
                    (near - shared[:, None] / size).flatten(1)], 1),
@@ -246,7 +212,7 @@ def _predict_regrouped(
 
 def _clip(window: Window, unit: Tensor, known: Tensor) -> Clip | None:
     bound = window.dynamics.max_grad_norm
-    return Clip(bound, window.stands[unit.clamp_max(len(window.table))], known) if bound else None
+    return Clip(bound, window.stands[unit.clamp_max(window.units)], known) if bound else None
 
 
 def _step(
@@ -279,25 +245,3 @@ def _step(
         rates, moving = (None if x is None else x[every] for x in (lr, active))
         parts = step_parts(dynamics, states, at[every], position, rates, moving)
         chosen.replay_step(dynamics.optimizer, states.theta, states.moments, at[every], part, parts, bound)
-
-
-def jackknife(values: np.ndarray, limit: float = np.inf, times: float = 1.0) -> np.ndarray:
-    """[3, ...] values of the members -> the debiased value, [...]; one member is returned as it is.
-
-        L(whole) - times * (mean L(halves) - L(whole))
-
-    Args:
-        limit: most that the correction may be. Where halves lead far apart it is no small correction any more, and the
-            whole alone is nearer to the truth.
-        times: 1 where the sample's noise is all that is wrong; more where what else is wrong goes along with it.
-
-    Example:
-        >>> jackknife(np.array([[1.0], [1.2], [1.4]]))
-        array([0.7])
-        >>> jackknife(np.array([[1.0], [1.2], [1.4]]), limit=0.1)
-        array([0.9])
-    """
-    if len(values) == 1:
-        return values[0]
-    correction = times * ((values[1] + values[2]) / 2 - values[0])
-    return values[0] - np.clip(correction, -limit, limit)

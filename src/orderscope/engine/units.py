@@ -56,7 +56,7 @@ def regrouped_gradients(window: Window, new: np.ndarray, anchor: int) -> Tensor:
     samples, dtype = window.sample_rows[window.sample_anchors.index(anchor)], window.dynamics.start.theta.dtype
     out = torch.empty(len(new), window.coords, dtype=dtype)
     for x, ids in enumerate(new):
-        out[x] = samples[torch.from_numpy(ids)].to(dtype).mean(0)
+        out[x] = samples[torch.from_numpy(window.sample_place[ids])].to(dtype).mean(0)
     return out
 
 

@@ -4,7 +4,7 @@ from orderscope.record.description import environment, require_recorded, task_sh
 from orderscope.record.recorded import Recorded, recorded
 from orderscope.record.recorder import Recorder
 from orderscope.record.runs import record_run
-from orderscope.record.segments import RecordedRun, load_run, recorded_runs, true_runs
+from orderscope.record.segments import RecordedRun, has_gradients, load_run, recorded_runs, true_runs
 from orderscope.record.state import SUPPORTED, TrainingState, require_supported
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Recorder",
     "TrainingState",
     "environment",
+    "has_gradients",
     "load_run",
     "record_run",
     "recorded",

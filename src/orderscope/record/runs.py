@@ -87,13 +87,13 @@ def record_run(
             restore(session, read_state(store, name, done - 1), ends[done - 1])
         metrics: dict[str, float] = {}
         for index in range(done, len(ends)):
-            began = time.perf_counter()
+            began, cpu = time.perf_counter(), time.process_time()
             first = ends[max(index - 1, 0)]
             rows = _StepRows(name, session, ids, first, ends[index], coords, keep_gradients, progress)
             train(task, session, ids, first, ends[index], Together(*before, rows, *after))
             if check is not None:
                 check.state(ends[index])
-            trained = time.perf_counter()
+            trained, train_cpu = time.perf_counter(), time.process_time() - cpu
             if name == REFERENCE and index == len(ends) - 1:
                 _check_weights_alone(task, session)
             asked = metrics_at == "all" or index == len(ends) - 1
@@ -108,7 +108,8 @@ def record_run(
             write_segment(store, name, index, {**rows.tensors(), **held_out}, state, attrs)
             store.log(
                 {"event": "segment", "run": name, "index": index, "steps": ends[index] - first,
-                 "train_seconds": trained - began, "seconds": time.perf_counter() - began}
+                 "train_seconds": trained - began, "seconds": time.perf_counter() - began,
+                 "train_cpu": train_cpu, "cpu": time.process_time() - cpu}
             )  # fmt: skip
     return metrics
 

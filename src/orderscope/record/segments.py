@@ -23,6 +23,30 @@ def segment_name(run: str, index: int) -> str:
     return f"{PREFIX}/{run}/segment-{index:03d}"
 
 
+def gradient_name(run: str, index: int) -> str:
+    """The shard with the gradients of a segment's steps, [steps, coords]; it is dropped once the table is built."""
+    return f"{PREFIX}/{run}/gradient-{index:03d}"
+
+
+def step_gradients(store: RunStore, run: str, index: int) -> np.ndarray:
+    """Mean gradients of a segment's steps before clipping, [steps, coords], left on disk. Runs of earlier versions have
+    them in the segment itself.
+
+    Raises:
+        IncompleteRun: they were not kept, or dropped.
+    """
+    name = gradient_name(run, index)
+    if name not in store and "gradient" in store.attrs(segment_name(run, index))["keys"]["steps"]:
+        name = segment_name(run, index)
+    return store.map(name, "gradient")
+
+
+def has_gradients(store: RunStore, run: str) -> bool:
+    """Whether the gradients of a finished run's steps are still there."""
+    own = "gradient" in store.attrs(segment_name(run, 1))["keys"]["steps"]
+    return own or gradient_name(run, 1) in store
+
+
 def finished_segments(store: RunStore, run: str) -> int:
     """How many segments of a run are there, counted from the first without a gap."""
     index = 0
@@ -50,7 +74,12 @@ def _segments(store: RunStore, run: str) -> int:
 def write_segment(
     store: RunStore, run: str, index: int, tensors: Mapping[str, Tensor], state: TrainingState, attrs: Mapping[str, Any]
 ) -> None:
-    """Write `state`, and the per-step `tensors` before it, as one shard."""
+    """Write `state`, and the per-step `tensors` before it, as one shard; their gradients before it, as another."""
+    tensors, gradient = dict(tensors), tensors.get("gradient")
+    if gradient is not None and len(gradient):
+        del tensors["gradient"]
+        if gradient_name(run, index) not in store:  # of a writer killed before the segment: the same bytes
+            store.write(gradient_name(run, index), {"gradient": _to_array(gradient)})
     named = {
         **tensors,
         "theta": state.theta,
@@ -172,7 +201,8 @@ def load_run(store: RunStore, name: str, *, gradients: bool = True) -> RecordedR
     def over_steps(key: str) -> Tensor:
         return torch.cat([shard[key] for shard in steps])
 
-    stored = steps[0].attrs["keys"]["steps"]
+    kept = range(1, done) if gradients and has_gradients(store, name) else ()
+    rows = [torch.from_numpy(np.array(step_gradients(store, name, k))) for k in kept]
     return RecordedRun(
         store=store,
         name=name,
@@ -182,7 +212,7 @@ def load_run(store: RunStore, name: str, *, gradients: bool = True) -> RecordedR
         grad_norm=over_steps("grad_norm"),
         hyper=dict(zip(steps[0].attrs["hyper"], over_steps("hyper").unbind(1), strict=True)),
         has_grad=over_steps("has_grad"),
-        gradient=over_steps("gradient") if gradients and "gradient" in stored else None,
+        gradient=torch.cat(rows) if rows else None,
         count=torch.stack([shard["step"] for shard in shards]),
         present=torch.stack([shard["present"] for shard in shards]),
         metrics=tuple(shard.attrs["metrics"] for shard in shards),

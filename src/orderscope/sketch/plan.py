@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from orderscope.errors import IncompleteRun
-from orderscope.names import PLAN, REFERENCE
+from orderscope.names import PLAN, REFERENCE, TABLE
 from orderscope.sketch.coordinates import Coordinates, draw_coordinates
 from orderscope.store import RunStore
 
 SHARD_BYTES = 1 << 27
+HELD_OUT_BLOCK = 128  # held-out rows of a unit
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,10 @@ class SketchPlan:
         curvature_anchor: index of the anchor at which pseudo-gradients are drawn.
         curvature_ids: sample ids they are drawn for, in blocks of one group.
         draws: pseudo-gradients a sample.
-        metrics: held-out sets with a stored expansion, name -> pseudo-gradients drawn for its curvature.
+        metrics: held-out sets, name -> their rows.
+        held_out_ids: distinct held-out rows that pseudo-gradients are drawn for, in blocks; see
+            `orderscope.sketch.held_out`. Runs of earlier versions have none: there a unit is drawn for each metric.
+        held_out_draws: pseudo-gradients a row.
         batch: samples a step, steps: T.
         probes: true runs under other orders that belong to the recording.
     """
@@ -62,6 +66,8 @@ class SketchPlan:
     batch: int = 1
     steps: int = 1
     probes: int = 0
+    held_out_ids: list[list[int]] = field(default_factory=list)
+    held_out_draws: int = 1
 
     @property
     def coordinates(self) -> Coordinates:
@@ -71,17 +77,25 @@ class SketchPlan:
         """Names of all shards of the sketch, in the order a single worker writes them."""
         rows = [f"sketch/rows/a{a:02d}-b{b:03d}" for a in range(len(self.anchors)) for b in range(len(self.blocks))]
         curvature = [f"sketch/curvature/b{b:03d}" for b in range(len(self.curvature_ids))]
-        return [*rows, *curvature, *(f"sketch/metric/{name}" for name in self.metrics)]
+        if self.metrics and not self.held_out_ids:
+            return [*rows, *curvature, *(f"sketch/metric/{name}" for name in self.metrics)]
+        return [*rows, *curvature, *self.known_units(), *self.held_out_units()]
+
+    def known_units(self) -> list[str]:
+        """Those that need the recorded runs: held-out losses where each of them ended."""
+        runs = [REFERENCE, *(f"probe-{i}" for i in range(self.probes))]
+        return [f"sketch/known/{run}" for run in runs] if self.metrics else []
+
+    def held_out_units(self) -> list[str]:
+        return [f"sketch/held-out/b{b:03d}" for b in range(len(self.held_out_ids))]
 
     def cost(self) -> dict[str, float]:
-        """Gradient evaluations in run equivalents, by part."""
-        rows = sum(len(ids) for ids in self.curvature_ids) * self.draws
-        held_out = sum(self.metrics.values())
+        """Gradient evaluations of the sketch in runs, by part: a plan, not what it has cost."""
         per_run = self.steps * self.batch
         return {
             "gradients": float(len(self.anchors)),
-            "curvature": rows / per_run,
-            "metrics": held_out / per_run,
+            "curvature": sum(map(len, self.curvature_ids)) * self.draws / per_run,
+            "held-out losses": sum(map(len, self.held_out_ids)) * self.held_out_draws / per_run,
         }
 
     def attrs(self) -> dict[str, Any]:
@@ -99,7 +113,9 @@ class SketchPlan:
 
 
 def missing_units(store: RunStore, plan: SketchPlan) -> list[str]:
-    return [name for name in plan.units() if name not in store]
+    """What is still to be computed; nothing once the table is built, which it is dropped for."""
+    built = bool(store.names(f"{TABLE}left-out-"))
+    return [] if built else [name for name in plan.units() if name not in store]
 
 
 def require_probes(store: RunStore, plan: SketchPlan) -> None:
@@ -125,18 +141,24 @@ def make_plan(
     size: int,
     item_size: int,
     metrics: dict[str, int],
+    held_out: Sequence[int] = (),
+    held_out_draws: int = 1,
+    probes: int = 0,
 ) -> SketchPlan:
     """Decide a sketch for what was recorded.
 
     Args:
-        boundaries: steps after which the reference's states are kept.
+        boundaries: steps after which the reference's states are kept; all but the first are anchors.
         coords: most coordinates to carry.
         curvature_rows: about how many pseudo-gradients to draw in all; every group gets a share.
         sample_anchors: at how many reference anchors single samples' gradients are kept.
         item_size: bytes of one number.
+        metrics: held-out sets and their rows.
+        held_out: distinct held-out rows to draw pseudo-gradients for, `held_out_draws` each.
+        probes: true runs under other orders.
     """
     carried = min(coords, size)
-    anchors = [Anchor(REFERENCE, k, int(step), False) for k, step in enumerate(boundaries)]
+    anchors = [Anchor(REFERENCE, k, int(step), False) for k, step in enumerate(boundaries) if k]
     own = list(range(len(anchors)))
     kept = (
         {own[round(i)] for i in np.linspace(0, len(own) - 1, min(sample_anchors, len(own)))} if sample_anchors else {}
@@ -159,6 +181,11 @@ def make_plan(
         metrics=metrics,
         batch=batch,
         steps=steps,
+        probes=probes,
+        held_out_ids=[
+            list(map(int, held_out[i : i + HELD_OUT_BLOCK])) for i in range(0, len(held_out), HELD_OUT_BLOCK)
+        ],
+        held_out_draws=held_out_draws,
     )
 
 

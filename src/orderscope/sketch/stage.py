@@ -14,8 +14,9 @@ from torch.utils._pytree import treespec_dumps, treespec_loads
 
 from orderscope.errors import OrderscopeError
 from orderscope.names import REFERENCE, SPLIT
-from orderscope.record.segments import read_state, segment_name
+from orderscope.record.segments import read_state, segment_name, step_gradients
 from orderscope.rounding import coarsest, tolerated_gradient
+from orderscope.sketch.coordinates import Coordinates
 from orderscope.sketch.curvature import pseudo_gradients
 from orderscope.sketch.gradients import (
     MEMORY,
@@ -27,12 +28,16 @@ from orderscope.sketch.gradients import (
     proved_taps,
     sample_gradients,
 )
+from orderscope.sketch.held_out import HeldOutRows, held_out_rows, held_out_slopes
 from orderscope.sketch.outputs import OutputSplit, find_split
 from orderscope.sketch.plan import SketchPlan
-from orderscope.sketch.taps import Taps
+from orderscope.sketch.taps import NO_TAPS, Taps
 from orderscope.sketch.targets import target_gradients
 from orderscope.store import RunStore
-from orderscope.task import CHUNK, ONE_BATCH, Task
+from orderscope.task import Task
+
+WHOLE_SIZE = 1 << 17  # weights up to which pseudo-gradients of held-out rows are formed of all of them
+SHORT_SIZE = 1 << 20  # weights beyond which gradients of held-out losses are kept in bfloat16
 
 
 @dataclass
@@ -50,7 +55,7 @@ class SketchStage:
 
     def __post_init__(self) -> None:
         self._model = self.task.build_model()
-        self._at: tuple[int, Point] | None = None
+        self._at: tuple[tuple[str, int], Point] | None = None
         self._coordinates = self.plan.coordinates
         self._first_use = first_use(self.task.order)
 
@@ -74,7 +79,7 @@ class SketchStage:
             return self._rows(anchor, self.plan.blocks[block])
         if kind == "curvature":
             return self._curvature(int(which[1:]))
-        return self._metric(which)
+        return self._known(which) if kind == "known" else self._held_out(int(which[1:]))
 
     def split(self) -> OutputSplit:
         """The form of the loss, found on a few samples of the reference order at the curvature anchor."""
@@ -85,9 +90,12 @@ class SketchStage:
         return find_split(self._point(self.plan.curvature_anchor), self.task.batch(some))
 
     def _point(self, anchor: int) -> Point:
-        if self._at is None or self._at[0] != anchor:
-            a = self.plan.anchors[anchor]
-            self._at = anchor, point(self.task, self._model, read_state(self.store, a.run, a.segment))
+        return self._at_state(self.plan.anchors[anchor].run, self.plan.anchors[anchor].segment)
+
+    def _at_state(self, run: str, segment: int) -> Point:
+        """The model moved to a recorded state."""
+        if self._at is None or self._at[0] != (run, segment):
+            self._at = (run, segment), point(self.task, self._model, read_state(self.store, run, segment))
         return self._at[1]
 
     def _rows(self, anchor: int, block: tuple[int, int]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -132,7 +140,7 @@ class SketchStage:
         a, (first, last) = self.plan.anchors[anchor], block
         if first <= a.step < last:
             step, whose = a.step, "that training recorded there"
-            recorded = self.store.map(segment_name(a.run, a.segment + 1), "gradient")[0]
+            recorded = step_gradients(self.store, a.run, a.segment + 1)[0]
             expected = torch.from_numpy(np.array(recorded))
         elif a.samples:
             step, whose = first, "that backward() leaves"
@@ -167,43 +175,58 @@ class SketchStage:
         group = int(self.task.group_codes[ids[0]])
         return {"rows": bits(rows.flatten(0, 1))}, {"group": group, "bfloat16": ["rows"]}
 
-    def _metric(self, name: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Value, gradient and pseudo-gradients of a held-out set at the end of the reference run."""
-        rows: Any = self.task.metrics[name]
-        at = self._point(max(i for i, a in enumerate(self.plan.anchors) if a.run == REFERENCE))
+    def _known(self, run: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Values and gradients of the held-out losses where a run ended; at all kept states of the reference."""
+        boundaries = self.store.attrs(segment_name(run, 0))["boundaries"]
+        kept = range(len(boundaries)) if run == REFERENCE else [len(boundaries) - 1]
+        slopes = []
+        for index in kept:
+            slopes.append(held_out_slopes(self.task, self._at_state(run, index), self.held_out))
+        attrs = self.store.attrs(segment_name(run, len(boundaries) - 1))
+        short = self.task.layout.size > SHORT_SIZE and self.task.layout.dtype == torch.float32
+        arrays = {}
+        for i, name in enumerate(self.held_out.names):
+            rows = torch.stack([state[i] for state in slopes])
+            finite_tensor(rows, f"metric {name!r} at the end of run {run!r}")
+            arrays[f"slope:{name}"] = bits(rows.bfloat16()) if short else rows.numpy()
+        values = {name: attrs["metrics"][name] for name in self.held_out.names}
+        return arrays, {"run": run, "steps": [boundaries[k] for k in kept], "values": values}
 
-        def batch_of(ids: Any) -> Any:
-            return (self.task.collate or torch.utils.data.default_collate)([rows[int(i)] for i in ids])
+    def _held_out(self, block: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Pseudo-gradients of held-out rows at the end of the reference run: of all weights where they are not many, so
+        that products with known states are exact."""
+        ids = self.plan.held_out_ids[block]
+        last = len(self.store.attrs(segment_name(REFERENCE, 0))["boundaries"]) - 1
+        at = self._at_state(REFERENCE, last)
+        collate = self.task.collate or torch.utils.data.default_collate
+        whole = self.plan.size <= WHOLE_SIZE
+        rows = self._pseudo(at, lambda some: collate([self.held_out.samples[int(i)] for i in some]), ids,
+                            self.plan.held_out_draws, (1 << 20) + block, whole=whole)  # fmt: skip
+        return {"rows": bits(rows.flatten(0, 1)), "counts": self.held_out.counts[:, ids]}, {"bfloat16": ["rows"]}
 
-        size = len(rows) if len(rows) <= ONE_BATCH else CHUNK
-        gradient = torch.zeros(self.plan.carried, dtype=self.task.layout.dtype)
-        for start in range(0, len(rows), size):
-            ids = range(start, min(start + size, len(rows)))
-            part = batch_gradient(at, self.task.loss, batch_of(ids), self._coordinates)
-            gradient += part.cpu() * (len(ids) / len(rows))
-        drawn = min(self.plan.metrics[name], len(rows))
-        some = np.linspace(0, len(rows) - 1, drawn).round().astype(int)
-        pseudo = self._pseudo(at, batch_of, some, self.plan.metrics[name] // drawn, 1 << 20).flatten(0, 1)
-        arrays = {"gradient": finite(gradient, f"metric {name!r}"), "rows": bits(pseudo)}
-        return arrays, {"metric": name, "bfloat16": ["rows"]}
+    @cached_property
+    def held_out(self) -> HeldOutRows:
+        return held_out_rows(self.task)
 
-    def _pseudo(self, at: Point, batch_of: Any, ids: Any, draws: int, stream: int) -> Tensor:
-        """Rounded to bfloat16: relative precision 2^-9 at every scale, which Adam needs, since it divides small
+    def _pseudo(self, at: Point, batch_of: Any, ids: Any, draws: int, stream: int, *, whole: bool = False) -> Tensor:
+        """Of all P coordinates where `whole`. Rounded to bfloat16: relative precision 2^-9 at every scale, which Adam needs, since it divides small
         gradients by small roots. [ids, draws, m]."""
         split, short = stored_split(self.store), torch.bfloat16
         seed = int(np.random.SeedSequence([self.plan.seed, stream]).generate_state(1)[0])
         micro_batch = self.micro_batch
+        on = Coordinates(None, self.plan.size) if whole else self._coordinates
+        taps = NO_TAPS if whole else self.taps
         if split.kind == "targets" and self.task.targets is not None:
-            rows = target_gradients(at, self.task.targets, batch_of, ids, self._coordinates, draws=draws, seed=seed,
-                                    micro_batch=micro_batch, dtype=short, taps=self.taps)  # fmt: skip
+            rows = target_gradients(at, self.task.targets, batch_of, ids, on, draws=draws, seed=seed,
+                                    micro_batch=micro_batch, dtype=short, taps=taps)  # fmt: skip
         elif split.kind == "empirical":
-            rows = torch.empty(len(ids), 1, self.plan.carried, dtype=short)
-            chunks = sample_gradients(at, batch_of, ids, self._coordinates, micro_batch=micro_batch, taps=self.taps)
+            rows = torch.empty(len(ids), 1, on.carried, dtype=short)
+            chunks = sample_gradients(at, batch_of, ids, on, micro_batch=micro_batch, taps=taps)
             for start, parts in zip(range(0, len(ids), micro_batch), chunks, strict=True):
                 join(parts, rows[start : start + micro_batch, 0])
         else:
-            rows = pseudo_gradients(at, split, batch_of, ids, self._coordinates, draws=draws, seed=seed,
-                                    micro_batch=micro_batch, dtype=short, taps=self.taps)  # fmt: skip
+            rows = pseudo_gradients(at, split, batch_of, ids, on, draws=draws, seed=seed,
+                                    micro_batch=micro_batch, dtype=short, taps=taps)  # fmt: skip
         return finite_tensor(rows, "curvature rows")
 
 

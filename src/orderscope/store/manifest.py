@@ -1,4 +1,4 @@
-"""The manifest: one JSON line per finished shard, appended and never rewritten.
+"""The manifest: one JSON line per finished or dropped shard, appended and never rewritten.
 
 Each line carries a check over itself and the line before it, so a flipped bit, a line taken out and two lines
 exchanged are all found. A last line cut short is what a killed writer leaves behind and is no damage. The rule of the
@@ -35,7 +35,7 @@ class Manifest:
     """The sound lines of a manifest, what is wrong with the others, and the check of the last sound line.
 
     `length` is the number of bytes up to the end of the last whole line; `ended` says whether that line has its
-    newline.
+    newline; `dropped` are the files of shards that were dropped and not written again.
     """
 
     entries: dict[str, ShardInfo]
@@ -43,6 +43,7 @@ class Manifest:
     check: str
     length: int
     ended: bool
+    dropped: frozenset[str] = frozenset()
 
 
 class BadLine(ValueError):
@@ -71,6 +72,12 @@ def line(entry: ShardInfo, previous: str) -> bytes:
     return _encode(fields | {"check": _check(fields, previous)}) + b"\n"
 
 
+def drop_line(name: str, previous: str) -> bytes:
+    """The manifest line that takes a shard out of the run; arguments as `line`."""
+    fields = {"dropped": name, "schema": SCHEMA}
+    return _encode(fields | {"check": _check(fields, previous)}) + b"\n"
+
+
 def check_of(raw: bytes) -> str:
     """The check that a line made by `line` ends its chain with."""
     return json.loads(raw)["check"]
@@ -89,15 +96,20 @@ def parse(raw: bytes) -> Manifest:
         ended = False
     entries: dict[str, ShardInfo] = {}
     problems: list[str] = []
+    dropped: set[str] = set()
     check, length = "", 0
     for number, text in enumerate(whole, 1):
         try:
             fields = _decode(text, check)
             _refuse_other_schema(fields["schema"])
-            entry = _entry(fields)
-            if entry.name in entries:
-                raise BadLine
-            entries[entry.name] = entry
+            if "dropped" in fields:
+                dropped.add(entries.pop(_dropped(fields, entries)).file)
+            else:
+                entry = _entry(fields)
+                if entry.name in entries:
+                    raise BadLine
+                entries[entry.name] = entry
+                dropped.discard(entry.file)
         except BadLine:
             problems.append(f"manifest.jsonl, line {number}: not what was written ({_shown(text)})")
         check = _stated_check(text)
@@ -106,7 +118,7 @@ def parse(raw: bytes) -> Manifest:
         _refuse_other_schema(_common_schema(whole))
     if tail and ended and _complete(tail[:-1]):
         problems.append(f"manifest.jsonl, line {len(whole) + 1}: its newline was changed ({_shown(tail)})")
-    return Manifest(entries, problems, check, min(length, len(raw)), ended)
+    return Manifest(entries, problems, check, min(length, len(raw)), ended, frozenset(dropped))
 
 
 def _encode(fields: dict) -> bytes:
@@ -157,6 +169,14 @@ def _entry(fields: dict) -> ShardInfo:
     if not isinstance(size, int) or size < 0 or fields["file"] != _safe(name) + ".h5":
         raise BadLine
     return ShardInfo(**fields)
+
+
+def _dropped(fields: dict, entries: dict[str, ShardInfo]) -> str:
+    """The shard that a sound line takes out of the run."""
+    name = fields["dropped"]
+    if fields.keys() != {"dropped", "schema"} or not isinstance(name, str) or name not in entries:
+        raise BadLine
+    return name
 
 
 def _safe(name: str) -> str:

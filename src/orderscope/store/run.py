@@ -71,8 +71,8 @@ class RunStore:
             if index.problems:
                 raise _damaged(path, index.problems[0])
             _end_last_line(path / MANIFEST, index)
-            for leftover in path.glob(f"*.h5{TEMPORARY}"):
-                leftover.unlink()
+            for leftover in [*path.glob(f"*.h5{TEMPORARY}"), *(path / file for file in index.dropped)]:
+                leftover.unlink(missing_ok=True)
             _sync_directory(path)
             _sync_directory(path.parent)
             return cls(path, index, packed=None, lock=lock)
@@ -198,6 +198,29 @@ class RunStore:
         finally:
             self._pending.discard(name)
 
+    def drop(self, names: Iterable[str]) -> None:
+        """Take shards out of the run and delete their files: all of them or, where the writer is killed, none. What is
+        mapped into memory stays readable there.
+
+        Raises:
+            OrderscopeError: the store is not open for writing.
+            IncompleteRun: there is no such shard.
+        """
+        self._refuse_reader("written to")
+        names = list(names)
+        for name in names:
+            if name not in self._sound():
+                raise _absent(self.path, name)
+        with self._mutex:
+            text, check = b"", self._check
+            for name in names:
+                line = manifest.drop_line(name, check)
+                text, check = text + line, manifest.check_of(line)
+            self._extend_manifest(text, check)
+            for name in names:
+                self._contents.pop(name, None)
+                (self.path / self._entries.pop(name).file).unlink(missing_ok=True)
+
     def annex(self) -> Annex:
         """A view of this run for a worker beside its writer; see `Annex`."""
         return Annex(self)
@@ -298,16 +321,15 @@ class RunStore:
             ) from None
 
     def map(self, name: str, key: str) -> np.ndarray:
-        """One array of a shard, read-only and left on disk until it is touched. Raises as `read`."""
+        """One array of a shard, left on disk until it is touched; what is written to it stays in memory. Raises as
+        `read`."""
         blob, contents = self._look(name)
         extent = _extent(name, contents, key)
         if not extent.nbytes:
-            empty = np.empty(extent.shape, extent.dtype)
-            empty.flags.writeable = False
-            return empty
+            return np.empty(extent.shape, extent.dtype)
         try:
             with open(open_own(blob.path), "rb") as file:
-                return np.memmap(file, extent.dtype, "r", blob.offset + extent.offset, extent.shape)
+                return np.memmap(file, extent.dtype, "c", blob.offset + extent.offset, extent.shape)
         except OSError as error:
             raise trouble(error, blob.path) from None
 
@@ -380,9 +402,7 @@ class RunStore:
         """A shard whose bytes have been found to be what was written; hashed once for each store object."""
         entry = self._sound().get(name)
         if entry is None:
-            raise IncompleteRun(
-                f"no shard {name} in {self.path}", "a finished run", "resume the command that writes it"
-            )
+            raise _absent(self.path, name)
         try:
             if name not in self._contents:
                 blob, self._contents[name] = self._check_shard(entry)
@@ -432,18 +452,22 @@ class RunStore:
             for entry in entries:
                 line = manifest.line(entry, check)
                 text, check = text + line, manifest.check_of(line)
-            descriptor = open_own(self.path / MANIFEST, os.O_WRONLY | os.O_APPEND)
-            end = os.fstat(descriptor).st_size
-            try:
-                _write_whole(descriptor, text, self.path / MANIFEST)
-                os.fsync(descriptor)
-            except OSError:
-                os.ftruncate(descriptor, end)
-                raise
-            finally:
-                os.close(descriptor)
-            self._check = check
+            self._extend_manifest(text, check)
             self._entries |= {entry.name: entry for entry in entries}
+
+    def _extend_manifest(self, text: bytes, check: str) -> None:
+        """Add lines to the manifest, all of them or none; `check` is that of the last."""
+        descriptor = open_own(self.path / MANIFEST, os.O_WRONLY | os.O_APPEND)
+        end = os.fstat(descriptor).st_size
+        try:
+            _write_whole(descriptor, text, self.path / MANIFEST)
+            os.fsync(descriptor)
+        except OSError:
+            os.ftruncate(descriptor, end)
+            raise
+        finally:
+            os.close(descriptor)
+        self._check = check
 
     def _refuse_reader(self, verb: str) -> None:
         if not self.writable:
@@ -494,6 +518,10 @@ class Annex(RunStore):
         for entry in entries:
             self.written.append(entry)
             self._entries[entry.name] = entry
+
+
+def _absent(path: Path, name: str) -> IncompleteRun:
+    return IncompleteRun(f"no shard {name} in {path}", "a finished run", "resume the command that writes it")
 
 
 def _taken(path: Path, name: str) -> OrderscopeError:

@@ -1,0 +1,175 @@
+"""Held-out losses of estimated weights from what is known at the ends of the recorded runs, without the model.
+
+At the last state theta_k of every recorded run the loss L_k and its gradient g_k are known. For other weights theta,
+with affine weights w between the known states and remainder r = theta - sum_k w_k theta_k,
+
+    g(theta)  =  sum_k w_k g_k + C r,
+    L(theta)  ~  sum_k v_k [ L_k + 1/2 (g_k + g(theta)) . (theta - theta_k) ],
+
+the trapezoidal rule along the line from each known state: exact for quadratics, of third order otherwise. w is found
+as between anchors (`orderscope_kernels.reference.affine_weights`); v is w but for a share `NEAREST` that goes to the
+nearest state, where the rule is most exact. C is the Gauss-Newton matrix of the held-out rows at the end of the
+reference run, sampled by pseudo-gradients.
+
+Products among known states are exact, of all weights, and computed once. Where some coordinates are carried, only what
+the known states leave of theta is estimated from those, times P / m.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from orderscope.engine.anchors import RIDGE
+from orderscope_kernels.reference import affine_weights
+
+NEAREST = 0.25
+
+
+@dataclass(frozen=True)
+class Expansion:
+    """Second-order expansion of a held-out loss around the end of the reference run,
+
+        L(theta) ~ L + g . d + 1/2 |A d|^2,    d = theta - theta_ref.
+
+    Args:
+        center: theta_ref, [m].
+        value: L.
+        gradient: g times P / m, [m].
+        factor: A times P / m, [rows, m]: the products A d are sums over coordinates too.
+    """
+
+    center: Tensor
+    value: float
+    gradient: Tensor
+    factor: Tensor
+
+    def __call__(self, theta: Tensor) -> Tensor:
+        """[..., m] -> [...] float64."""
+        d = theta - self.center
+        return self.value + (d @ self.gradient).double() + 0.5 * (d @ self.factor.T).double().pow(2).sum(-1)
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What is known of the held-out losses; K states, n pseudo-gradients.
+
+    Args:
+        names: of the losses.
+        runs: name of the run that ends in each state, the reference first.
+        center: the first state, [m].
+        spread: displacements of the states from it, [K, m].
+        weight: P / m.
+        gram: inner products of the displacements, float64 [K, K].
+        values: losses at the states, float64 [names, K].
+        slopes: their gradients there, [names, K, m].
+        along: inner products of gradients and displacements, float64 [names, K, K].
+        factor: pseudo-gradients of the distinct held-out rows, [n, m].
+        shares: what each counts in the curvature of each loss, [names, n].
+        crossed: products of the factor and the displacements, float64 [n, K].
+    """
+
+    names: tuple[str, ...]
+    runs: tuple[str, ...]
+    center: Tensor
+    spread: Tensor
+    weight: float
+    gram: Tensor
+    values: Tensor
+    slopes: Tensor
+    along: Tensor
+    factor: Tensor
+    shares: Tensor
+    crossed: Tensor
+
+    @cached_property
+    def _factor(self) -> Tensor:
+        """In the states' type."""
+        return self.factor.to(self.center.dtype)
+
+    def __call__(
+        self, theta: Tensor, names: Sequence[str], without: Sequence[str | None] | None = None
+    ) -> dict[str, np.ndarray]:
+        """Losses at weights.
+
+        Args:
+            theta: [rows, m].
+            names: which.
+            without: for each row a run whose last state is not to be used.
+
+        Returns:
+            name -> float64 [rows].
+        """
+        place = self._placed(theta, without)
+        return {name: place.value(self.names.index(name)).numpy() for name in names}
+
+    def slope(self, theta: Tensor, name: str) -> tuple[float, Tensor]:
+        """A loss and its gradient at weights [m]; the gradient on the coordinates, [m]."""
+        place, i = self._placed(theta[None], None), self.names.index(name)
+        curved = (place.bent * self.shares[i]) @ self._factor.double()
+        gradient = (place.weights[0] @ self.slopes[i].double()) + self.weight * curved[0]
+        return float(place.value(i)[0]), gradient.to(theta.dtype)
+
+    def expansion(self, name: str) -> Expansion:
+        """The loss around the end of the reference run alone."""
+        i = self.names.index(name)
+        used = self.shares[i] > 0
+        return Expansion(
+            center=self.center,
+            value=float(self.values[i, 0]),
+            gradient=self.slopes[i, 0] * self.weight,
+            factor=self._factor[used] * (self.weight * self.shares[i][used].sqrt()[:, None]),
+        )
+
+    def _placed(self, theta: Tensor, without: Sequence[str | None] | None) -> _Placed:
+        d, count = theta - self.center, len(self.runs)
+        allowed = torch.ones(len(theta), count, dtype=torch.bool)
+        for row, run in enumerate(without or ()):
+            allowed[row] = torch.tensor([name != run for name in self.runs])
+        square, along = (d * d).sum(1).double() * self.weight, (d @ self.spread.T).double() * self.weight
+        scale = float(self.gram.diagonal().sum()) / max(1, count - 1) or float(square.mean()) or 1.0
+        unit = torch.zeros(len(theta), dtype=torch.int64)
+        weights, distance, _ = affine_weights(square, along, self.gram[None], unit, allowed, RIDGE, scale)
+        rest = d - weights.to(d.dtype) @ self.spread
+        bent = (rest @ self._factor.T).double() * self.weight
+        return _Placed(self, weights, distance, rest, bent)
+
+
+@dataclass(frozen=True)
+class _Placed:
+    """Where some weights lie among the known states.
+
+    Args:
+        weights: affine weights, float64 [rows, K].
+        distance: squared distances from the states, infinite where not allowed, [rows, K].
+        rest: what the states leave, [rows, m].
+        bent: products of the factor with that, [rows, n].
+    """
+
+    known: HeldOut
+    weights: Tensor
+    distance: Tensor
+    rest: Tensor
+    bent: Tensor
+
+    def value(self, i: int) -> Tensor:
+        """The i-th loss, float64 [rows]."""
+        known, w = self.known, self.weights
+        slopes = (
+            w @ known.along[i].T + (self.rest @ known.slopes[i].T).double() * known.weight
+        )  # g_k . (theta - theta_0)
+        from_each = slopes - known.along[i].diagonal()
+        between = (w * slopes).sum(1, keepdim=True) - w @ known.along[i]  # sum_j w_j g_j . (theta - theta_k)
+        shares, curved = known.shares[i].double(), w @ known.crossed.T + self.bent
+        bent = ((self.bent * curved) @ shares)[:, None] - (
+            self.bent * shares
+        ) @ known.crossed  # C r . (theta - theta_k)
+        each = known.values[i] + 0.5 * (from_each + between + bent)
+        nearest = torch.zeros_like(w)
+        nearest[torch.arange(len(w)), self.distance.argmin(1)] = 1
+        return (torch.lerp(w, nearest, NEAREST) * each.masked_fill(self.distance.isinf(), 0)).sum(1)

@@ -1,0 +1,416 @@
+"""The table of a run: built once from what was recorded and sketched, then mapped into memory and used as it is.
+
+Three shards: `table/window-NNN` has what a replay reads, `table/held-out-NNN` what the held-out losses are told by, and
+`table/left-out-NNN` the true runs predicted without what they left behind, which errors are calibrated on. They are
+written again, under the next number, when true runs are added; what they were made of is dropped then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from orderscope.engine.anchors import AnchorSpace, gram_of
+from orderscope.engine.batches import Batches
+from orderscope.engine.compress import compress
+from orderscope.engine.driven import recorded_dynamics
+from orderscope.engine.held_out import HeldOut
+from orderscope.engine.left_out import LeftOut, left_out
+from orderscope.engine.own import OwnAnchors, own_anchors
+from orderscope.engine.window import Window, group_fractions, stands_for
+from orderscope.errors import IncompleteRun
+from orderscope.names import REFERENCE, TABLE, TASK_SHARD
+from orderscope.record import has_gradients, load_run, true_runs
+from orderscope.record.segments import segment_name
+from orderscope.sketch import SketchPlan, from_bfloat16, missing_units
+from orderscope.store import RunStore
+
+ENERGY, MIXED_ENERGY = 0.6, 0.8  # of the curvature's trace that is kept; more where batches mix groups
+EXACT_BYTES = 1 << 25  # tables up to this size keep the states' own type, so that recorded runs replay to the bit
+CHUNK = 1 << 20  # coordinates at once
+
+
+def table_number(store: RunStore) -> str | None:
+    """The number of the finished table, of which `left-out` is written last; None where there is none."""
+    names = store.names(f"{TABLE}left-out-")
+    return names[-1][-3:] if names else None
+
+
+def load_window(store: RunStore) -> Window:
+    """The window of a finished recording, as it lies on disk.
+
+    Raises:
+        IncompleteRun: the sketch is not finished.
+    """
+    number = table_number(store)
+    if number is None:
+        return raw_window(store)
+    name = f"{TABLE}window-{number}"
+    return _window(store, store.attrs(name), _Mapped(store, name))
+
+
+def load_held_out(store: RunStore, window: Window) -> HeldOut | None:
+    """What held-out losses are told by; None where there are none."""
+    number = table_number(store)
+    if number is None:
+        return raw_held_out(store, window, None)
+    name = f"{TABLE}held-out-{number}"
+    if name not in store:
+        return None
+    attrs, read = store.attrs(name), _Mapped(store, name)
+    return HeldOut(
+        names=tuple(attrs["names"]),
+        runs=tuple(attrs["runs"]),
+        weight=attrs["weight"],
+        **{key: read(key) for key in HELD_OUT_ARRAYS},
+    )
+
+
+def load_left_out(store: RunStore, window: Window, held_out: HeldOut | None) -> LeftOut:
+    """The true runs under other orders, each predicted as if it had not been trained."""
+    number = table_number(store)
+    if number is None:
+        return _left_out(store, window, held_out)
+    name = f"{TABLE}left-out-{number}"
+    attrs, read = store.attrs(name), _Mapped(store, name)
+    values = dict(zip(attrs["names"], read("values").numpy(), strict=True))
+    return LeftOut(tuple(attrs["runs"]), values, read("theta"), read("outside").numpy())
+
+
+def _left_out(store: RunStore, window: Window, held_out: HeldOut | None) -> LeftOut:
+    runs = [run for run in true_runs(store) if run != REFERENCE]
+    orders = [load_run(store, run, gradients=False).order for run in runs]
+    return left_out(window, held_out, runs, np.array(orders).reshape(len(runs), *window.order.shape))
+
+
+def build_table(store: RunStore) -> None:
+    """Write the table anew from what it was before and what was recorded since, and drop what it was made of.
+
+    Raises:
+        IncompleteRun: the sketch is not finished.
+    """
+    before, built = store.names(TABLE), table_number(store) is not None
+    known = [run for run in true_runs(store) if has_gradients(store, run)]
+    if built and not known:
+        return
+    window = load_window(store)
+    held_out = load_held_out(store, window)
+    if built:
+        window = extended(store, window, known)
+        held_out = raw_held_out(store, window, held_out)
+    number = 1 + max((int(name[-3:]) for name in before), default=-1)
+    arrays, attrs = _window_arrays(window)
+    store.write(f"{TABLE}window-{number:03d}", *_stored(arrays, attrs))
+    if held_out is not None:
+        arrays = {key: getattr(held_out, key) for key in HELD_OUT_ARRAYS}
+        attrs = {"names": list(held_out.names), "runs": list(held_out.runs), "weight": held_out.weight}
+        store.write(f"{TABLE}held-out-{number:03d}", *_stored(arrays, attrs))
+    found = _left_out(store, window, held_out)
+    names = list(found.values)
+    values = torch.from_numpy(np.stack(list(found.values.values()))) if names else torch.zeros(0, 0)
+    arrays = {"values": values, "theta": found.theta, "outside": torch.from_numpy(found.outside)}
+    store.write(f"{TABLE}left-out-{number:03d}", *_stored(arrays, {"names": names, "runs": list(found.runs)}))
+    used = [name for prefix in RAW for name in store.names(prefix)]
+    used += [name for run in known for name in store.names(f"record/{run}/gradient-")]
+    store.drop([*before, *used])
+
+
+HELD_OUT_ARRAYS = ("center", "spread", "gram", "values", "slopes", "along", "factor", "shares", "crossed")
+RAW = ("sketch/rows/", "sketch/curvature/", "sketch/held-out/", "calibration/")
+
+
+class _Mapped:
+    """Arrays of a shard as tensors, left on disk until they are touched."""
+
+    def __init__(self, store: RunStore, name: str) -> None:
+        self._store, self._name, self._short = store, name, set(store.attrs(name)["bfloat16"])
+
+    def __call__(self, key: str) -> Tensor:
+        tensor = torch.from_numpy(self._store.map(self._name, key))
+        return tensor.view(torch.bfloat16) if key in self._short else tensor
+
+
+def _stored(arrays: dict[str, Tensor], attrs: dict[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Arrays and attributes of a shard; bfloat16 as the 16 bits that it is."""
+    short = [key for key, x in arrays.items() if x.dtype == torch.bfloat16]
+    plain = {k: (x.contiguous().view(torch.uint16) if k in short else x).numpy() for k, x in arrays.items()}
+    return plain, {**attrs, "bfloat16": short}
+
+
+def _window_arrays(window: Window) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    arrays = {
+        "spread": window.anchors.spread,
+        "gram": window.anchors.gram,
+        "norms": window.norms,
+        "stands": window.stands,
+        "known": window.known,
+        "entries": window.entries,
+        "sample_place": torch.from_numpy(window.sample_place),
+        "factor": window.factor,
+        "crossed": window.crossed,
+        "final": window.final,
+    }
+    attrs = {
+        "shared": window.anchors.shared,
+        "sample_anchors": list(window.sample_anchors),
+        "sizes": list(window.sizes),
+        "anchor_runs": list(window.anchor_runs),
+    }
+    return arrays, attrs
+
+
+def _window(store: RunStore, attrs: dict[str, Any], read: _Mapped) -> Window:
+    plan, task = SketchPlan.read(store), store.read(TASK_SHARD)
+    order, codes = task["order"], task["group_codes"]
+    dynamics = recorded_dynamics(store, plan.coordinates)
+    return Window(
+        dynamics=dynamics,
+        anchors=AnchorSpace(dynamics.start.theta, read("spread"), attrs["shared"], read("gram")),
+        norms=read("norms"),
+        stands=read("stands"),
+        known=read("known"),
+        entries=read("entries"),
+        sample_anchors=tuple(attrs["sample_anchors"]),
+        sample_place=read("sample_place").numpy(),
+        fractions=group_fractions(order, codes, len(store.attrs(TASK_SHARD)["group_names"])),
+        has_grad=load_run(store, REFERENCE, gradients=False).has_grad if dynamics.masked else None,
+        factor=read("factor"),
+        sizes=tuple(attrs["sizes"]),
+        crossed=read("crossed"),
+        order=order,
+        group_codes=codes,
+        anchor_runs=tuple(attrs["anchor_runs"]),
+        final=read("final"),
+    )
+
+
+def raw_window(store: RunStore) -> Window:
+    """The window from the shards of the recording and the sketch. Raises as `load_window`."""
+    plan = SketchPlan.read(store)
+    missing = missing_units(store, plan)
+    if missing:
+        raise IncompleteRun(
+            f"{len(missing)} of {len(plan.units())} sketch units missing, first {missing[0]}",
+            "a finished sketch",
+            "resume it: run `orderscope sketch` again",
+        )
+    task = store.read(TASK_SHARD)
+    order, codes = task["order"], task["group_codes"]
+    dynamics, batches, coordinates = recorded_dynamics(store, plan.coordinates), Batches(order), plan.coordinates
+    own = own_anchors(dynamics, batches, _runs_with_anchors(store, batches, true_runs(store)))
+    shared = _anchor_states(store, plan, coordinates.indices)
+    rows = torch.cat([_table(store, plan), own.gradients], dim=1)
+    samples, place = _sample_rows(store, plan)
+    theta = dynamics.start.theta
+    exact = theta.dtype == torch.float64 or 4 * (2 * rows.numel() + samples.numel()) <= EXACT_BYTES
+    kept = theta.dtype if exact else torch.bfloat16
+    anchors = AnchorSpace.of(shared, own.states, theta, dtype=kept)
+    fractions = group_fractions(order, codes, len(store.attrs(TASK_SHARD)["group_names"]))
+    mixed = bool(((fractions > 0).sum(1) > 1).any())
+    factors = _factors(store, plan, coordinates.weight, MIXED_ENERGY if mixed else ENERGY, fractions.shape[1])
+    factor = torch.cat(factors).to(theta.dtype)
+    crossed = torch.cat([part.to(theta.dtype) @ factor.T for part in anchors.spread.split(4096)])
+    return Window(
+        dynamics=dynamics,
+        anchors=anchors,
+        norms=own.norms,
+        stands=stands_for(own.gradients, own.norms, own.known, coordinates.weight),
+        known=torch.cat([torch.ones(len(order), len(shared), dtype=torch.bool), own.known], dim=1),
+        entries=torch.cat([samples.to(kept), rows.flatten(0, 1).to(kept)]),
+        sample_anchors=tuple(i for i, a in enumerate(plan.anchors) if a.samples),
+        sample_place=place,
+        fractions=fractions,
+        has_grad=load_run(store, REFERENCE, gradients=False).has_grad if dynamics.masked else None,
+        factor=factor if theta.dtype == torch.float64 else factor.bfloat16(),
+        sizes=tuple(map(len, factors)),
+        crossed=crossed,
+        order=order,
+        group_codes=codes,
+        anchor_runs=(*(a.run for a in plan.anchors), *own.runs),
+        final=coordinates.take(load_run(store, REFERENCE, gradients=False).theta()[-1]),
+    )
+
+
+def extended(store: RunStore, window: Window, runs: Sequence[str]) -> Window:
+    """The window with the states at which more runs trained on its batches."""
+    batches = Batches(window.order)
+    found = _runs_with_anchors(store, batches, runs)
+    if not found:
+        return window
+    own: OwnAnchors = own_anchors(window.dynamics, batches, found)
+    kept, theta, shared, units = window.entries.dtype, window.dynamics.start.theta, window.anchors.shared, window.units
+    spread = torch.cat([window.anchors.spread[shared:].unflatten(0, (units, -1)), (own.states - theta).to(kept)], dim=1)
+    common = window.anchors.spread[:shared]
+    spread = torch.cat([common, spread.flatten(0, 1)])
+    anchors = AnchorSpace(
+        theta, spread, shared, gram_of(spread, shared, units, theta.dtype), ridge=window.anchors.ridge
+    )
+    rows = torch.cat([window.table, own.gradients.to(kept)], dim=1)
+    return replace(
+        window,
+        anchors=anchors,
+        norms=torch.cat([window.norms, own.norms], dim=1),
+        known=torch.cat([window.known, own.known], dim=1),
+        entries=torch.cat([window.entries[: window.single], rows.flatten(0, 1)]),
+        crossed=torch.cat([part.to(theta.dtype) @ window.factor.to(theta.dtype).T for part in spread.split(4096)]),
+        anchor_runs=(*window.anchor_runs, *own.runs),
+    )
+
+
+def _runs_with_anchors(store: RunStore, batches: Batches, names: Sequence[str]) -> list[Any]:
+    """Those that trained on a recorded batch; others know none."""
+    runs = (load_run(store, name) for name in names)
+    return [run for run in runs if (batches.index(run.order[None])[0] < len(batches.order)).any()]
+
+
+def raw_held_out(store: RunStore, window: Window, before: HeldOut | None) -> HeldOut | None:
+    """What held-out losses are told by, from the known states and the pseudo-gradients of held-out rows.
+
+    Args:
+        before: as it was, where the pseudo-gradients' products with earlier states are known; those with later states
+            are estimated from the carried coordinates, as far as earlier states do not span them.
+    """
+    plan = SketchPlan.read(store)
+    if not plan.metrics:
+        return None
+    if not plan.held_out_ids and before is None:
+        return _single_expansion(store, window, plan)
+    runs = [run for run in true_runs(store) if f"sketch/known/{run}" in store]
+    names, indices = tuple(plan.metrics), plan.coordinates.indices
+    size, weight = plan.size, plan.coordinates.weight
+    states = [_last_state(store, run) for run in runs]
+    slopes = [[_slopes(store, run, name) for name in names] for run in runs]
+    count = len(runs)
+    gram = torch.zeros(count, count, dtype=torch.float64)
+    along = torch.zeros(len(names), count, count, dtype=torch.float64)
+    rows = None if before is not None else _held_out_rows(store, plan)
+    full = rows is not None and rows[0].shape[1] == size
+    crossed = torch.zeros(0 if rows is None else len(rows[0]), count, dtype=torch.float64)
+    take = slice(None) if indices is None else indices
+    spread = torch.empty(count, plan.carried, dtype=window.dtype)
+    for k, state in enumerate(states):
+        spread[k] = torch.from_numpy(np.asarray(state[take] - states[0][take]))
+    for low in range(0, size, CHUNK):
+        d = torch.from_numpy(np.stack([s[low : low + CHUNK] for s in states])).double()
+        d -= d[0].clone()
+        gram += d @ d.T
+        for i in range(len(names)):
+            along[i] += torch.stack([s[i][low : low + CHUNK].double() for s in slopes]) @ d.T
+        if full and rows is not None:
+            crossed += rows[0][:, low : low + CHUNK].double() @ d.T
+    on = torch.stack([torch.stack([s[i][take] for s in slopes]) for i in range(len(names))]).to(window.dtype)
+    values = torch.tensor([[float(store.attrs(f"sketch/known/{run}")["values"][n]) for run in runs] for n in names],
+                          dtype=torch.float64)  # fmt: skip
+    if before is not None:
+        factor, shares = before.factor, before.shares
+        old = [runs.index(run) for run in before.runs]
+        crossed = torch.zeros(len(factor), count, dtype=torch.float64)
+        crossed[:, old] = before.crossed
+        new = [k for k in range(count) if k not in old]
+        if new:
+            place = before._placed(before.center + spread[new], None)
+            crossed[:, new] = (place.weights @ before.crossed.T + place.bent).T
+    else:
+        assert rows is not None
+        factor, shares = rows[0] if not full else rows[0][:, take], rows[1]
+        if not full:
+            crossed = (factor.to(window.dtype) @ spread.T).double() * weight
+    kept = factor if window.dtype == torch.float64 else factor.to(torch.bfloat16)
+    return HeldOut(names, tuple(runs), torch.from_numpy(np.array(states[0][take])), spread, weight, gram, values, on,
+                   along, kept.contiguous(), shares, crossed)  # fmt: skip
+
+
+def _single_expansion(store: RunStore, window: Window, plan: SketchPlan) -> HeldOut:
+    """Of a run by an earlier version: the end of the reference alone is known."""
+    names, values = tuple(plan.metrics), load_run(store, REFERENCE, gradients=False).metrics[-1]
+    shards = [f"sketch/metric/{name}" for name in names]
+    rows = [from_bfloat16(store.map(shard, "rows")).to(window.dtype) for shard in shards]
+    shares = torch.zeros(len(names), sum(map(len, rows)))
+    first = 0
+    for i, part in enumerate(rows):
+        shares[i, first : first + len(part)] = 1 / len(part)
+        first += len(part)
+    slopes = torch.stack([torch.from_numpy(np.array(store.map(shard, "gradient"))) for shard in shards])
+    nothing = torch.zeros(1, 1, dtype=torch.float64)
+    return HeldOut(
+        names=names, runs=(REFERENCE,), center=window.final, spread=torch.zeros_like(window.final)[None],
+        weight=plan.coordinates.weight, gram=nothing,
+        values=torch.tensor([[values[n]] for n in names], dtype=torch.float64), slopes=slopes[:, None],
+        along=nothing.expand(len(names), 1, 1), factor=torch.cat(rows), shares=shares,
+        crossed=torch.zeros(shares.shape[1], 1, dtype=torch.float64),
+    )  # fmt: skip
+
+
+def _last_state(store: RunStore, run: str) -> np.ndarray:
+    """Weights at the end of a run, [P], left on disk."""
+    boundaries = store.attrs(segment_name(run, 0))["boundaries"]
+    return store.map(segment_name(run, len(boundaries) - 1), "theta")
+
+
+def _slopes(store: RunStore, run: str, name: str) -> Tensor:
+    """The gradient of a held-out loss at the end of a run, [P]."""
+    found = torch.from_numpy(store.map(f"sketch/known/{run}", f"slope:{name}"))[-1]
+    return found.view(torch.bfloat16) if found.dtype == torch.uint16 else found
+
+
+def _held_out_rows(store: RunStore, plan: SketchPlan) -> tuple[Tensor, Tensor]:
+    """Pseudo-gradients of held-out rows, [n, P or m], and what each counts in each loss, [names, n]."""
+    rows, counts = [], []
+    for block, name in enumerate(plan.held_out_units()):
+        part = from_bfloat16(store.map(name, "rows"))
+        rows.append(part)
+        each = torch.from_numpy(store.read(name, ["counts"])["counts"]).float()
+        counts.append(each.repeat_interleave(len(part) // len(plan.held_out_ids[block]), dim=1))
+    shares = torch.cat(counts, dim=1)
+    return torch.cat(rows), shares / shares.sum(1, keepdim=True).clamp_min(1)
+
+
+def _factors(store: RunStore, plan: SketchPlan, weight: float, energy: float, groups: int) -> list[Tensor]:
+    """The curvature of each group, [rank, m]."""
+    blocks: list[list[Tensor]] = [[] for _ in range(groups)]
+    for block in range(len(plan.curvature_ids)):
+        name = f"sketch/curvature/b{block:03d}"
+        blocks[store.attrs(name)["group"]].append(from_bfloat16(store.map(name, "rows")).float())
+    found = []
+    for parts in blocks:
+        rows = torch.cat(parts) if parts else torch.zeros(0, plan.carried)
+        found.append(compress(rows * (weight / max(1, len(rows))) ** 0.5, energy))
+    return found
+
+
+def _anchor_states(store: RunStore, plan: SketchPlan, indices: Tensor | None) -> Tensor:
+    rows = []
+    for a in plan.anchors:
+        theta = store.map(segment_name(a.run, a.segment), "theta")
+        rows.append(torch.from_numpy(np.array(theta if indices is None else theta[indices.numpy()])))
+    return torch.stack(rows)
+
+
+def _table(store: RunStore, plan: SketchPlan) -> Tensor:
+    """Gradients of batches at the shared anchors, [units, K, m]."""
+    parts = [
+        torch.cat([torch.from_numpy(store.map(f"sketch/rows/a{a:02d}-b{b:03d}", "batch"))
+                   for b in range(len(plan.blocks))])
+        for a in range(len(plan.anchors))
+    ]  # fmt: skip
+    return torch.stack(parts, dim=1)
+
+
+def _sample_rows(store: RunStore, plan: SketchPlan) -> tuple[Tensor, np.ndarray]:
+    """Single samples' gradients, anchor by anchor, [anchors samples, m], and the row of each id."""
+    anchors = [i for i, a in enumerate(plan.anchors) if a.samples]
+    rows: list[Tensor] = []
+    place = np.zeros(0, dtype=np.int64)
+    for anchor in anchors:
+        names = [f"sketch/rows/a{anchor:02d}-b{b:03d}" for b in range(len(plan.blocks))]
+        ids = np.concatenate([store.read(name, ["ids"])["ids"] for name in names])
+        if not len(place):
+            place = np.zeros(int(ids.max()) + 1, dtype=np.int64)
+            place[ids] = np.arange(len(ids))
+        rows += [from_bfloat16(store.map(name, "samples")) for name in names]
+    return torch.cat(rows) if rows else torch.zeros(0, plan.carried, dtype=torch.bfloat16), place
