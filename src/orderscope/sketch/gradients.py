@@ -171,8 +171,8 @@ def micro_batch_size(size: int, memory: int = MEMORY, *, outputs: int = 0) -> in
 
 
 def gpu_share(device: torch.device) -> int:
-    """Bytes of a GPU that samples may take at once, 0 of a CPU: a sixteenth of all it has, not of what is free, so that a
-    sketch that is resumed beside other work cuts its samples alike."""
+    """Bytes of a GPU that samples may take at once, 0 of a CPU: a sixteenth of all it has, not of what is free, so that
+    a sketch that is resumed beside other work cuts its samples alike."""
     return torch.cuda.get_device_properties(device).total_memory // 16 if device.type == "cuda" else 0
 
 
