@@ -416,10 +416,12 @@ def language(report: Report, tiny: bool) -> None:
     rng = np.random.default_rng(5)
     orders = np.stack([order[rng.permutation(len(order))] for _ in range(10 if tiny else 100)])
     device = DEVICE if GPU else None
-    answers = {"by expansions": ask(report, "by expansions", osc.Simulator(folder, device=device), orders, unit)}
+    answers = {
+        "by expansions": ask(report, "by expansions", lambda: osc.Simulator(folder, device=device), orders, unit)
+    }
     some = orders[: 3 if tiny else 4]
     answers["by the real model"] = ask(
-        report, "by the real model", osc.Simulator(folder, task, device=device), some, unit
+        report, "by the real model", lambda: osc.Simulator(folder, task, device=device), some, unit
     )
     true = [osc.retrain(task, one).metrics["eval"][0] for one in some if report.left > 2 * unit]
     for how, told in answers.items():
@@ -437,10 +439,12 @@ def require_disk(folder: Path, size: int) -> None:
         raise OSError(f"{free / 1e9:.0f} GB free in {folder}, {1.5 * size / 1e9:.0f} GB needed: set TMPDIR")
 
 
-def ask(report: Report, how: str, sim: osc.Simulator, orders: np.ndarray, unit: float) -> np.ndarray:
+def ask(report: Report, how: str, opened: Callable[[], osc.Simulator], orders: np.ndarray, unit: float) -> np.ndarray:
     """Answers; told are the cost of the first, which loads and calibrates, and that of a hundred after it."""
-    first = taken(lambda: sim.predict(orders[:1], metrics=["eval"]))
-    report.row(f"the first answer {how}, with loading and calibration", first / unit, "trainings")
+    began = synchronised()
+    sim = opened()
+    sim.predict(orders[:1], metrics=["eval"])
+    report.row(f"the first answer {how}, with loading and calibration", (synchronised() - began) / unit, "trainings")
     answers: list[np.ndarray] = []
     spent = taken(lambda: answers.append(sim.predict(orders, metrics=["eval"]).metrics["eval"]))
     report.row(f"a hundred answers {how}, measured on {len(orders)}", spent / unit * 100 / len(orders), "trainings")

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,15 @@ from orderscope.names import SPLIT
 from orderscope.record.loop import start, train
 from orderscope.record.state import capture
 from orderscope.sketch import SketchStage, draw_coordinates, from_bfloat16
-from orderscope.sketch.gradients import batch_gradient, join, micro_batch_size, point, sample_gradients, set_parameters
+from orderscope.sketch.gradients import (
+    batch_gradient,
+    gpu_share,
+    join,
+    micro_batch_size,
+    point,
+    sample_gradients,
+    set_parameters,
+)
 from orderscope.sketch.plan import SketchPlan
 from orderscope.sketch.stage import stored_split
 from orderscope.store import RunStore
@@ -113,6 +123,12 @@ def test_micro_batches_fit_the_memory_they_are_given():
     assert micro_batch_size(1000, memory=12_000 * 5) == 5
     assert micro_batch_size(115_200, outputs=40 * 49_152) == 10  # a language model with adapters
     assert micro_batch_size(35_000, outputs=32 * 128) == 128
+
+
+def test_a_gpu_takes_more_samples_at_once(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=80 << 30))
+    assert gpu_share(torch.device("cuda")) == 5 << 30
+    assert gpu_share(torch.device("cpu")) == 0
 
 
 def test_any_split_of_a_whole_sketch_gives_the_same_table(tmp_path):

@@ -182,6 +182,12 @@ def micro_batch_size(size: int, memory: int = MEMORY, *, outputs: int = 0) -> in
     return int(min(128, max(1, memory // (4 * max(3 * size, OUTPUT_COPIES * outputs)))))
 
 
+def gpu_share(device: torch.device) -> int:
+    """Bytes of a GPU that samples may take at once, 0 of a CPU: a sixteenth of all it has, not of what is free, so that
+    a sketch that is resumed beside other work cuts its samples alike."""
+    return torch.cuda.get_device_properties(device).total_memory // 16 if device.type == "cuda" else 0
+
+
 def chunks(ids: Any, length: int) -> Iterator[np.ndarray]:
     ids = np.asarray(ids)
     for start in range(0, len(ids), length):

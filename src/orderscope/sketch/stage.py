@@ -22,6 +22,7 @@ from orderscope.sketch.gradients import (
     MEMORY,
     Point,
     batch_gradient,
+    gpu_share,
     join,
     micro_batch_size,
     point,
@@ -45,7 +46,8 @@ class SketchStage:
     """Computes units one after the other; a model is built once and moved from anchor to anchor.
 
     Args:
-        memory: bytes that full per-sample gradients may take at once, and what comes of the samples' outputs.
+        memory: bytes that full per-sample gradients may take at once, and what comes of the samples' outputs; on a GPU
+            more, see `gpu_share`.
     """
 
     task: Task
@@ -63,7 +65,8 @@ class SketchStage:
     def micro_batch(self) -> int:
         """Samples at once; known once the form of the loss is stored."""
         outputs = math.prod(stored_split(self.store).shape)
-        return micro_batch_size(self.taps.formed(self.task.layout), self.memory, outputs=outputs)
+        memory = max(self.memory, gpu_share(next(self._model.parameters()).device))
+        return micro_batch_size(self.taps.formed(self.task.layout), memory, outputs=outputs)
 
     @cached_property
     def taps(self) -> Taps:
