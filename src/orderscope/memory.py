@@ -176,7 +176,7 @@ def layer_norms(window: Window, parameters: list[dict], indices: Tensor | None) 
     place = np.arange(offsets[-1]) if indices is None else indices.numpy()
     cuts = np.searchsorted(place, offsets)
     codes = window.fractions.argmax(1)
-    shared, groups = len(window.anchors.shared), window.fractions.shape[1]
+    shared, groups = window.anchors.shared, window.fractions.shape[1]
     out = np.full((shared, len(parameters), groups), np.nan)
     for layer in range(len(parameters)):
         part = window.table[:, :shared, cuts[layer] : cuts[layer + 1]]

@@ -25,12 +25,12 @@ from orderscope.store import RunStore
 from orderscope.task import Task
 from orderscope.work import Piece, Sketching, Training, complete, further, share, sketching
 
-LEAST_COORDS, MOST_COORDS = 1 << 14, 1 << 17
+COORDS, LEAST_COORDS, MOST_COORDS = 1 << 14, 1 << 13, 1 << 17
 COORDS_SHARE = 256  # of a large model's weights one in so many is carried
-LEAST_ROWS, MOST_ROWS = 512, 3072  # pseudo-gradients of training samples
+LEAST_ROWS, MOST_ROWS = 512, 4096  # pseudo-gradients of training samples
 MIXED_ROWS = 4608  # the most where batches mix groups
 HELD_OUT_PASSES, LEAST_HELD_OUT, MOST_HELD_OUT = 1.5, 512, 1152  # pseudo-gradients of held-out rows
-SAMPLE_BYTES = 1 << 26
+SAMPLE_BYTES = 1 << 27  # of single samples' gradients in all
 IN_PROCESS = 0.4  # seconds of training below which starting processes costs more than they save
 Progress = Callable[[str, int, int], None]
 
@@ -65,11 +65,12 @@ def record(
         budget: runs that all of it may cost in gradient evaluations, shared out as the defaults are, instead of
             `anchors`, `probes` and `curvature_rows`; see `orderscope.budget`.
         sample_anchors: at how many anchors single samples' gradients are kept, for orders that regroup samples; by
-            default as many as fit in 64 MiB, one at least where it fits in half a gigabyte.
+            default as many as fit in 128 MiB, two at most, one at least where it fits in a gigabyte.
         coords: most coordinates to carry; by default 16,384, or one in 256 of the weights where that is more, 131,072
-            at most. All P where the model is smaller.
+            at most; fewer, 8,192 at least, where single samples' gradients would take more than 128 MiB. All P where
+            the model is smaller.
         curvature_rows: pseudo-gradients to draw; by default four passes over the samples, or six where batches mix
-            groups (the spectrum is broad there), or one where few of many weights are carried; 512 at least, and 3,072
+            groups (the spectrum is broad there), or one where few of many weights are carried; 512 at least, and 4,096
             at most, or 4,608 where batches mix groups.
         seed: of probes, coordinates and curvature.
         sketch: whether to sketch too; `osc.sketch` does it later.
@@ -237,7 +238,9 @@ def spaced(steps: int, count: int) -> list[int]:
 
 def coordinates_of(task: Task) -> int:
     """How many coordinates are carried by default."""
-    return int(np.clip(task.layout.size // COORDS_SHARE, LEAST_COORDS, MOST_COORDS))
+    wanted = int(np.clip(task.layout.size // COORDS_SHARE, COORDS, MOST_COORDS))
+    fit = SAMPLE_BYTES // (2 * len(np.unique(task.order)))  # of single samples at one anchor
+    return max(LEAST_COORDS, min(wanted, fit))
 
 
 def probe_orders(task: Task, count: int, seed: int) -> list[np.ndarray]:
@@ -310,7 +313,7 @@ def allotted(
     """Anchors, probes and pseudo-gradients, by default or out of a budget."""
     used = len(np.unique(task.order))
     mixed = task.groups is None or mixes_groups(np.asarray(task.order), task.groups)
-    bought = shares(mixed=mixed, partial=task.layout.size > COORDS_SHARE * LEAST_COORDS)
+    bought = shares(mixed=mixed, partial=task.layout.size > COORDS_SHARE * COORDS)
     if budget is not None:
         given = {"anchors": anchors, "probes": probes, "curvature_rows": curvature_rows}
         if both := [name for name, value in given.items() if value is not None]:

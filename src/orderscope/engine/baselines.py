@@ -12,9 +12,9 @@ from typing import Protocol
 from weakref import WeakKeyDictionary
 
 import numpy as np
-import torch
 
 from orderscope.engine.batches import Batches
+from orderscope.engine.held_out import HeldOut
 from orderscope.engine.impulse import impulse_values
 from orderscope.engine.metrics import evaluated
 from orderscope.engine.seed import ExactUpdates, ReferencePath, SeedOptions, SeedTable, replay_seed, seed_blocks
@@ -39,6 +39,9 @@ class Recorded(Protocol):
     @property
     def reference(self) -> dict[str, float]: ...
 
+    @property
+    def held_out(self) -> HeldOut | None: ...
+
 
 def replay(sim: Recorded, orders: np.ndarray, names: tuple[str, ...], rates: np.ndarray | None) -> Answer:
     """First-order impulse weights, from the stored sketch alone.
@@ -54,7 +57,8 @@ def replay(sim: Recorded, orders: np.ndarray, names: tuple[str, ...], rates: np.
     Raises:
         OrderscopeError: none of the metrics has a stored gradient.
     """
-    stored = [name for name in names if name in sim.plan.metrics]
+    held_out = sim.held_out
+    stored = [name for name in names if held_out is not None and name in held_out.names]
     if not stored:
         raise OrderscopeError(
             f"no stored gradient of {', '.join(names) or 'any metric'}, which the estimator 'replay' needs",
@@ -64,8 +68,8 @@ def replay(sim: Recorded, orders: np.ndarray, names: tuple[str, ...], rates: np.
     units = units_of(sim.window, Batches(sim.window.order), orders)
     values = {name: np.full(len(orders), np.nan) for name in names}
     for name in stored:
-        gradient = torch.from_numpy(np.array(sim.store.map(f"sketch/metric/{name}", "gradient")))
-        change = impulse_values(sim.store, sim.window, units, gradient * sim.window.dynamics.weight, rates)
+        assert held_out is not None
+        change = impulse_values(sim.store, sim.window, units, held_out.expansion(name).gradient, rates)
         values[name] = sim.reference[name] + change
     return values, 0.0
 

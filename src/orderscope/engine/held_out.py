@@ -18,7 +18,7 @@ the known states leave of theta is estimated from those, times P / m.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -28,7 +28,8 @@ from torch import Tensor
 from orderscope.engine.anchors import RIDGE
 from orderscope_kernels.reference import affine_weights
 
-NEAREST = 0.25
+NEAREST = 0.5
+PRIOR = 0.3  # weight of a factor of one beside what the known states say of the curvature's
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,24 @@ class HeldOut:
         rest = d - weights.to(d.dtype) @ self.spread
         bent = (rest @ self._factor.T).double() * self.weight
         return _Placed(self, weights, distance, rest, bent)
+
+
+def scaled_as_known(known: HeldOut) -> HeldOut:
+    """With the curvature of each loss multiplied by the factor that tells the known states best, each from the others,
+    by ridge regression towards one: the sampled matrix is too large or too small along all remainders alike, by chance
+    and because it stands for the Hessian."""
+    if len(known.runs) < 4:
+        return known
+    states, runs = known.center + known.spread[1:], known.runs[1:]
+    flat = replace(known, shares=torch.zeros_like(known.shares))
+    bent, plain = (each(states, known.names, runs) for each in (known, flat))
+    factors = []
+    for i, name in enumerate(known.names):
+        gain, missing = bent[name] - plain[name], known.values[i, 1:].numpy() - plain[name]
+        square = float(gain @ gain)
+        factors.append((float(gain @ missing) / square + PRIOR) / (1 + PRIOR) if square > 0 else 1.0)
+    shares = known.shares * torch.tensor(factors, dtype=known.shares.dtype).clamp_min(0)[:, None]
+    return replace(known, shares=shares)
 
 
 @dataclass(frozen=True)

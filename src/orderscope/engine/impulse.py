@@ -109,9 +109,9 @@ def impulse_values(store: RunStore, window: Window, units: Units, final: Tensor,
 
     def scores(c: Impulses) -> np.ndarray:
         """c_t . g_u at every position and unit, [steps, units + regrouped]."""
-        table = np.zeros((steps, len(window.table) + len(units.new)))
+        table = np.zeros((steps, window.units + len(units.new)))
         for t in range(steps):
-            rows = window.table[:, nearest[t]]
+            rows = window.table[:, nearest[t]].to(window.dtype)
             if len(units.new):
                 rows = torch.cat([rows, regrouped[near_sampled[t]]])
             table[t] = (clip(dynamics, rows) @ c.gradients[t]).double().numpy()

@@ -19,7 +19,7 @@ from orderscope.engine.anchors import AnchorSpace, gram_of
 from orderscope.engine.batches import Batches
 from orderscope.engine.compress import compress
 from orderscope.engine.driven import recorded_dynamics
-from orderscope.engine.held_out import HeldOut
+from orderscope.engine.held_out import HeldOut, scaled_as_known
 from orderscope.engine.left_out import LeftOut, left_out
 from orderscope.engine.own import OwnAnchors, own_anchors
 from orderscope.engine.window import Window, group_fractions, stands_for
@@ -30,7 +30,7 @@ from orderscope.record.segments import segment_name
 from orderscope.sketch import SketchPlan, from_bfloat16, missing_units
 from orderscope.store import RunStore
 
-ENERGY, MIXED_ENERGY = 0.6, 0.8  # of the curvature's trace that is kept; more where batches mix groups
+ENERGY, MIXED_ENERGY = 0.8, 0.95  # of the curvature's trace that is kept; more where batches mix groups
 EXACT_BYTES = 1 << 25  # tables up to this size keep the states' own type, so that recorded runs replay to the bit
 CHUNK = 1 << 20  # coordinates at once
 
@@ -321,8 +321,9 @@ def raw_held_out(store: RunStore, window: Window, before: HeldOut | None) -> Hel
         if not full:
             crossed = (factor.to(window.dtype) @ spread.T).double() * weight
     kept = factor if window.dtype == torch.float64 else factor.to(torch.bfloat16)
-    return HeldOut(names, tuple(runs), torch.from_numpy(np.array(states[0][take])), spread, weight, gram, values, on,
-                   along, kept.contiguous(), shares, crossed)  # fmt: skip
+    found = HeldOut(names, tuple(runs), torch.from_numpy(np.array(states[0][take])), spread, weight, gram, values, on,
+                    along, kept.contiguous(), shares, crossed)  # fmt: skip
+    return found if before is not None else scaled_as_known(found)
 
 
 def _single_expansion(store: RunStore, window: Window, plan: SketchPlan) -> HeldOut:

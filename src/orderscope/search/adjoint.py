@@ -15,21 +15,17 @@ Metagradients of a whole training run: Engstrom et al., "Optimizing ML training 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import default_collate
 
 from orderscope.engine import Batches, Units, Window, units_of
 from orderscope.engine.impulse import adam_back, sgd_back
 from orderscope.engine.metrics import Expansion
 from orderscope.engine.optimizers import Dynamics, Slice, States, clip, start_states, step
-from orderscope.engine.reduce import reduced, some_coordinates
 from orderscope.engine.units import regrouped_gradients
-from orderscope.sketch.gradients import set_parameters
-from orderscope.task import CHUNK, ONE_BATCH, Task
 
 RANK = 12
 PLACES = 8
@@ -58,10 +54,6 @@ class Passed:
     taken: Tensor | None
     unit: int
 
-    def on(self, back: Narrow) -> Passed:
-        second = None if self.second is None else back.of(self.second)
-        return replace(self, theta=back.of(self.theta), gradient=back.of(self.gradient), second=second)
-
 
 @dataclass(frozen=True)
 class Sensitivity:
@@ -80,67 +72,35 @@ class Sensitivity:
     states: Tensor
 
 
-@dataclass(frozen=True)
-class Narrow:
-    """The window that is swept backwards: on some of its coordinates, with the leading curvature.
-
-    Args:
-        window, expansion: on those coordinates; inner products are estimates of those on all.
-        chosen: which they are of those of the whole window, ascending.
-    """
-
-    window: Window
-    expansion: Expansion
-    chosen: Tensor
-
-    def of(self, row: Tensor) -> Tensor:
-        return row if len(row) == len(self.chosen) else row[self.chosen]
-
-
-def narrow(window: Window, expansion: Expansion, seed: int, *, coords: int = COORDS, energy: float = ENERGY) -> Narrow:
-    """At most `coords` coordinates: a sweep then takes a fraction of the time, for a few per cent of the gain."""
-    chosen = some_coordinates(window, coords, seed)
-    if len(chosen) == window.coords:
-        return Narrow(window, expansion, chosen)
-    grows = window.coords / len(chosen)
-    some = Expansion(
-        center=expansion.center[chosen],
-        value=expansion.value,
-        gradient=expansion.gradient[chosen] * grows,
-        factor=expansion.factor[:, chosen] * grows**0.5,
-    )
-    return Narrow(reduced(window, chosen, energy=energy), some, chosen)
-
-
 def sensitivity(
-    whole: Window, back: Narrow, order: np.ndarray, slope: Slope, *, rank: int = RANK, places: int = PLACES
+    window: Window, expansion: Expansion, order: np.ndarray, slope: Slope, *, rank: int = RANK, places: int = PLACES
 ) -> Sensitivity:
-    """Sweep once forward on the whole window and once backward on a narrow one, around an order.
+    """Sweep once forward and once backward around an order.
 
     Args:
+        expansion: of the metric, for the directions it is curved in.
         order: the base, [steps, batch].
-        slope: value and gradient of the metric at final weights.
+        slope: value and gradient of the metric at final weights; the gradient on the carried coordinates.
         rank: curved directions to follow, at most as many as the expansion has.
         places: at how many positions, evenly spaced, derivatives are kept.
     """
-    passed, final = _forward(whole, units_of(whole, Batches(whole.order), order[None]))
-    window = back.window
     units = units_of(window, Batches(window.order), order[None])
+    passed, final = _forward(window, units)
     typical = _typical_square(window)
-    directions = _directions(window, back.expansion, typical, rank)
+    directions = _directions(window, expansion, typical, rank)
     value, gradient = slope(final)
-    rows = torch.cat([back.of(gradient)[None] * (whole.coords / window.coords), directions])
+    rows = torch.cat([gradient[None] * window.dynamics.weight, directions])
     kept = np.unique(np.linspace(0, window.steps - 1, min(places, window.steps)).round().astype(int))
     moment = torch.zeros_like(rows)
     found: list[Tensor] = []
     states: list[Tensor] = []
     for t in range(window.steps - 1, -1, -1):
-        at = passed[t].on(back)
+        at = passed[t]
         to_gradient = torch.zeros_like(rows)
         for part in window.dynamics.slices:
             if units.has_grad is None or bool(units.has_grad[at.unit, part.parameter]):
                 _step_back(window.dynamics, part, t, at, typical, rows, moment, to_gradient)
-        to_gradient = _clip_back(window.dynamics, passed[t].gradient, at.gradient, to_gradient, whole.dynamics.weight)
+        to_gradient = _clip_back(window.dynamics, at.gradient, to_gradient)
         if t in kept:
             found.append(to_gradient)
             states.append(at.theta)
@@ -148,48 +108,16 @@ def sensitivity(
     return Sensitivity(value, kept, torch.stack(found[::-1]), torch.stack(states[::-1]))
 
 
-def expanded_slope(expansion: Expansion) -> Slope:
-    """Value and gradient of a metric by its expansion. Far from the reference that is too hopeful: following it gains
-    two thirds of what following the metric does."""
-
-    def at(theta: Tensor) -> tuple[float, Tensor]:
-        bent = expansion.factor.T @ (expansion.factor @ (theta - expansion.center))
-        return float(expansion(theta[None])[0]), expansion.gradient + bent
-
-    return at
-
-
-def metric_slope(task: Task, metric: str) -> Slope:
-    """Value and gradient of a held-out loss at weights [P], by the real model."""
-    model, rows, layout = task.build_model(), task.metrics[metric], task.layout
-    collate = task.collate or default_collate
-    size = len(rows) if len(rows) <= ONE_BATCH else CHUNK
-
-    def at(theta: Tensor) -> tuple[float, Tensor]:
-        set_parameters(model, layout, theta)
-        parameters = layout.of_model(model)
-        value, gradient = 0.0, torch.zeros_like(theta)
-        for start in range(0, len(rows), size):
-            batch = collate([rows[i] for i in range(start, min(start + size, len(rows)))])
-            loss = task.loss(model, batch).sum() / len(rows)
-            found = torch.autograd.grad(loss, parameters, allow_unused=True)
-            filled = [torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters, strict=True)]
-            value, gradient = value + float(loss.detach()), gradient + layout.flatten(filled).cpu()
-        return value, gradient
-
-    return at
-
-
 def step_effects(window: Window, found: Sensitivity) -> np.ndarray:
     """Effect of each recorded batch at each position, [steps, units, 1 + rank]."""
-    units = torch.arange(len(window.table))
+    units = torch.arange(window.units)
     out = []
     for rows, theta in zip(found.rows, found.states, strict=True):
         weights, remainder, _ = window.anchors.weights(theta.expand(len(units), -1), units, window.known)
-        products = window.table @ rows.T  # [units, anchors, 1 + rank]
+        products = torch.stack([window.gradients(unit) @ rows.T for unit in range(window.units)])
         effect = torch.einsum("uk,ukr->ur", weights.to(rows.dtype), products)
-        for group, factors in enumerate(window.factors):
-            effect += window.fractions[:, group, None] * _curved_products(factors, remainder, rows)
+        for group, factor in enumerate(window.factors):
+            effect += window.fractions[:, group, None] * _curved_products(factor, remainder, rows)
         out.append(effect.double().numpy())
     return _all_steps(found.places, np.stack(out), window.steps)
 
@@ -203,15 +131,15 @@ def sample_effects(window: Window, found: Sensitivity, ids: np.ndarray) -> np.nd
     for p, (rows, theta) in enumerate(zip(found.rows, found.states, strict=True)):
         weights, remainder, _ = window.anchors.weights(theta[None], torch.zeros(1, dtype=torch.int64), allowed)
         shares.append(weights[0].to(rows.dtype))
-        for g, factors in enumerate(window.factors):
-            bent[p, g] = _curved_products(factors, remainder, rows)[0]
+        for g, factor in enumerate(window.factors):
+            bent[p, g] = _curved_products(factor, remainder, rows)[0]
     share = torch.stack(shares)  # [places, anchors]
     flat = found.rows.flatten(0, 1)
     effect = bent[:, group]  # [places, ids, rows]
     chunk = max(1, CHUNK_BYTES // (4 * coords))
     for anchor, samples in zip(window.sample_anchors, window.sample_rows, strict=True):
         for start in range(0, len(ids), chunk):
-            part = samples[torch.from_numpy(ids[start : start + chunk])].to(flat.dtype)
+            part = samples[torch.from_numpy(window.sample_place[ids[start : start + chunk]])].to(flat.dtype)
             products = (part @ flat.T).view(len(part), places, count)
             effect[:, start : start + chunk] += share[:, anchor, None, None] * products.transpose(0, 1)
     return _all_steps(found.places, effect.double().numpy() / window.order.shape[1], window.steps)
@@ -227,9 +155,9 @@ def _forward(window: Window, units: Units) -> tuple[list[Passed], Tensor]:
         usable = _usable(window, unit)
         weights, remainder, _ = window.anchors.weights(states.theta, torch.tensor([place]), usable)
         gradient = weights.to(rows.dtype) @ rows
-        for share, factors in zip(units.fractions[int(unit)].tolist(), window.factors, strict=True):
+        for share, factor in zip(units.fractions[int(unit)].tolist(), window.factors, strict=True):
             if share:
-                gradient += share * _curved(factors, remainder)
+                gradient += share * _curved(factor, remainder)
         before, taken = states.theta[0].clone(), None if states.taken is None else states.taken[0].clone()
         active = None if units.has_grad is None else units.has_grad[unit]
         step(window.dynamics, states, clip(window.dynamics, gradient), t, None, active)
@@ -239,10 +167,10 @@ def _forward(window: Window, units: Units) -> tuple[list[Passed], Tensor]:
 
 def _table(window: Window, units: Units, unit: int) -> tuple[int, Tensor]:
     """The recorded unit whose anchors serve for a unit, and the unit's gradients there, [anchors, m]."""
-    recorded = len(window.table)
+    recorded = window.units
     if unit < recorded:
-        return unit, window.table[unit]
-    rows = torch.zeros(window.anchors.count, window.coords, dtype=window.table.dtype)
+        return unit, window.gradients(unit)
+    rows = torch.zeros(window.anchors.count, window.coords, dtype=window.dtype)
     for anchor in window.sample_anchors:
         rows[anchor] = regrouped_gradients(window, units.new[unit - recorded : unit - recorded + 1], anchor)[0]
     return 0, rows
@@ -257,16 +185,15 @@ def _second(states: States) -> Tensor | None:
 
 def _typical_square(window: Window) -> Tensor:
     """Mean square of the recorded batches' gradients, [m]."""
-    shared = len(window.anchors.shared)
     total = torch.zeros_like(window.final)
-    for unit in window.table:
-        total += unit[:shared].pow(2).mean(0)
-    return total / len(window.table)
+    for unit in range(window.units):
+        total += window.gradients(unit)[: window.anchors.shared].pow(2).mean(0)
+    return total / window.units
 
 
 def _directions(window: Window, expansion: Expansion, typical: Tensor, rank: int) -> Tensor:
     """B A, [rank, m]: the metric's curved directions that the recorded batches differ in most once preconditioned."""
-    shared = window.table[:, : len(window.anchors.shared)]
+    shared = window.table[:, : window.anchors.shared].to(window.dtype)
     apart = (shared - shared.mean(0)).flatten(0, 1)
     if window.dynamics.optimizer != "SGD":
         apart = apart / (typical.sqrt() + 1e-8)
@@ -293,20 +220,15 @@ def _step_back(
     out[:, on] = -gradient if h.get("maximize") else gradient
 
 
-def _clip_back(dynamics: Dynamics, whole: Tensor, gradient: Tensor, rows: Tensor, weight: float) -> Tensor:
-    """Adjoint of clipping by the norm.
-
-    Args:
-        whole: gradient on the coordinates that the norm is taken of; `weight` is what each of them stands for.
-        gradient, rows: on those that are swept.
-    """
+def _clip_back(dynamics: Dynamics, gradient: Tensor, rows: Tensor) -> Tensor:
+    """Adjoint of clipping by the norm, at a gradient [m]."""
     if not dynamics.max_grad_norm:
         return rows
-    square = float(whole.pow(2).sum()) * weight
+    square = float(gradient.pow(2).sum()) * dynamics.weight
     scale = dynamics.max_grad_norm / (square**0.5 + 1e-6)
     if scale >= 1:
         return rows
-    return scale * (rows - (rows @ gradient)[:, None] * gradient * (weight / square))
+    return scale * (rows - (rows @ gradient)[:, None] * gradient * (dynamics.weight / square))
 
 
 def _gradient_back(window: Window, units: Units, at: Passed, rows: Tensor) -> Tensor:
@@ -316,8 +238,7 @@ def _gradient_back(window: Window, units: Units, at: Passed, rows: Tensor) -> Te
     J^T x = C x + W^T (G x - T C x).
     """
     place, table = _table(window, units, at.unit)
-    own = window.anchors.own[place]
-    states = torch.cat([window.anchors.shared, own]) if len(own) else window.anchors.shared
+    states = window.anchors.states(place)
     usable = _usable(window, torch.tensor([at.unit]))
     count = len(states)
     # On an anchor the weights do not move at all; what is wanted is how they move around it.
@@ -327,22 +248,22 @@ def _gradient_back(window: Window, units: Units, at: Passed, rows: Tensor) -> Te
         weights = window.anchors.weights(theta, torch.full((count,), place), usable.expand(count, -1))[0]
         (along,) = torch.autograd.grad(weights.diagonal().sum(), theta)
     bent = torch.zeros_like(rows)
-    for share, factors in zip(units.fractions[at.unit].tolist(), window.factors, strict=True):
+    for share, factor in zip(units.fractions[at.unit].tolist(), window.factors, strict=True):
         if share:
-            bent += share * _curved(factors, rows)
+            bent += share * _curved(factor, rows)
     return bent + (rows @ table.T - bent @ states.T) @ along.to(rows.dtype)
 
 
-def _curved(factors: tuple[Tensor, Tensor], rows: Tensor) -> Tensor:
+def _curved(factor: Tensor, rows: Tensor) -> Tensor:
     """C x of one group, [rows, m]."""
-    first, second = factors
-    return 0.5 * ((rows @ first.T) @ first + (rows @ second.T) @ second)
+    factor = factor.to(rows.dtype)
+    return (rows @ factor.T) @ factor
 
 
-def _curved_products(factors: tuple[Tensor, Tensor], left: Tensor, right: Tensor) -> Tensor:
+def _curved_products(factor: Tensor, left: Tensor, right: Tensor) -> Tensor:
     """x C y of one group for all rows x and y, [left, right]."""
-    first, second = factors
-    return 0.5 * ((left @ first.T) @ (right @ first.T).T + (left @ second.T) @ (right @ second.T).T)
+    factor = factor.to(left.dtype)
+    return (left @ factor.T) @ (right @ factor.T).T
 
 
 def _all_steps(places: np.ndarray, values: np.ndarray, steps: int) -> np.ndarray:
@@ -359,5 +280,5 @@ def _all_steps(places: np.ndarray, values: np.ndarray, steps: int) -> np.ndarray
 def _usable(window: Window, unit: Tensor) -> Tensor:
     """Which anchors each row may use, bool [rows, anchors]: those its unit has, or, of a regrouped batch, those with
     samples."""
-    new = unit >= len(window.table)
+    new = unit >= window.units
     return torch.where(new[:, None], window.sampled, window.known[unit.masked_fill(new, 0)])

@@ -23,7 +23,7 @@ class Herding(Strategy):
     def orders(self, setting: Setting) -> Orders:
         count, window = epochs(setting.order), setting.sim.window
         each = setting.steps // count
-        at = setting.samples.anchors
+        at = np.array([a.step for a in setting.sim.plan.anchors])
         found = []
         for rounds in range(1, BALANCES + 1):
             steps = np.arange(setting.steps)
@@ -31,7 +31,7 @@ class Herding(Strategy):
                 first = epoch * each
                 anchor = int(np.abs(at - max(0, first - each // 2)).argmin())
                 own = slice(first, first + each)
-                steps[own] = first + herded(window.table[own, anchor], rounds)
+                steps[own] = first + herded(window.table[own, anchor].to(window.dtype), rounds)
             found.append(steps)
         yield setting.order[np.stack(found)]
 

@@ -36,7 +36,7 @@ class Led(Strategy):
         largest: most slots it is for.
     """
 
-    guided = precise = True
+    guided = True
     search: ClassVar[Search]
     samples: ClassVar[bool] = False
     largest: ClassVar[float] = math.inf
@@ -159,7 +159,7 @@ class Assignment(Strategy):
     do to each other."""
 
     name, source = "assignment", "linear assignment of steps to positions, effects from one adjoint sweep"
-    guided = precise = True
+    guided = True
 
     def orders(self, setting: Setting) -> Orders:
         steps = setting.steps_of(setting.best())

@@ -35,32 +35,28 @@ class Entry:
 
 @dataclass
 class Ledger:
-    """Scores orders and remembers them. There are two scores, each with a memory of its own: a quick one for thousands
-    of orders, and a precise one for those that are proposed.
+    """Scores orders and remembers them.
 
     Args:
         reference: the recorded order.
-        quick, precise: orders [n, steps, batch] -> value [n] (lower is better), error [n], metrics [n, metrics].
-            Without a quick one everything is scored precisely.
+        score: orders [n, steps, batch] -> value [n] (lower is better), error [n], metrics [n, metrics].
         budget: how many orders may be scored.
         deadline: `time.perf_counter()` after which nothing more is scored.
-        chunk, quick_chunk: regrouped orders scored at once, precisely and quickly: their gradients take memory.
+        chunk: regrouped orders scored at once: their batches are many.
         any_samples: whether orders may repeat samples of the reference and leave others out.
     """
 
     reference: np.ndarray
-    quick: Score | None
-    precise: Score
+    score: Score
     budget: int
     deadline: float = math.inf
     chunk: int = 8
-    quick_chunk: int = 8
     any_samples: bool = False
     scored: int = 0
     finite: int = 0
 
     def __post_init__(self) -> None:
-        self._known: dict[bool, dict[bytes, Entry]] = {False: {}, True: {}}
+        self._known: dict[bytes, Entry] = {}
         self._multiset = np.sort(self.reference, axis=None)
         self._recorded: dict[bytes, list[int]] = {}
         for step, batch in enumerate(np.sort(self.reference, axis=1)):
@@ -75,9 +71,7 @@ class Ledger:
     def late(self) -> bool:
         return time.perf_counter() > self.deadline
 
-    def __call__(
-        self, orders: np.ndarray, by: Sequence[str], *, precise: bool = True, most: int | None = None
-    ) -> Scores:
+    def __call__(self, orders: np.ndarray, by: Sequence[str], *, most: int | None = None) -> Scores:
         """Scores of orders [n, steps, batch] found by these strategies [n]; new ones are charged to the budget.
 
         Those past the budget, the time, or `most` new ones come back as infinite.
@@ -85,20 +79,18 @@ class Ledger:
         Raises:
             Spent: nothing could be scored.
         """
-        precise = precise or self.quick is None
-        known, score = self._known[precise], self.precise if precise or self.quick is None else self.quick
-        keys = [_key(order) for order in orders]
+        known, keys = self._known, [_key(order) for order in orders]
         new = {key: i for i, key in reversed(list(enumerate(keys))) if key not in known}
         room = self.left if most is None else min(self.left, most)
         picked = sorted(new.values())[: max(0, room)]
         if new and not picked:
             raise Spent
-        for part in self._parts(picked, orders, self.chunk if precise else self.quick_chunk):
-            value, error, metrics = score(orders[part])
+        for part in self._parts(picked, orders, self.chunk):
+            value, error, metrics = self.score(orders[part])
             self.scored += len(part)
             self.finite += int(np.isfinite(value).sum())
             for i, v, e, row in zip(part, value, np.broadcast_to(error, value.shape), metrics, strict=True):
-                self._add(Entry(orders[i], float(v), float(e), math.inf, by[i], row), precise)
+                self._add(Entry(orders[i], float(v), float(e), math.inf, by[i], row))
             if self.late:
                 break
         found = [known.get(key) for key in keys]
@@ -110,22 +102,21 @@ class Ledger:
     def know(self, order: np.ndarray, value: float, by: str, metrics: np.ndarray | None = None) -> None:
         """An order whose true value is known."""
         row = np.array([value]) if metrics is None else metrics
-        for precise in (False, True):
-            self._add(Entry(order, value, 0.0, math.inf, by, row), precise)
+        self._add(Entry(order, value, 0.0, math.inf, by, row))
 
-    def _add(self, entry: Entry, precise: bool) -> None:
+    def _add(self, entry: Entry) -> None:
         """Remember a score; an order that diverges is worse than any."""
         value = entry.value if np.isfinite(entry.value) else np.inf
         bound = float(Scores(np.array(value), np.array(entry.error)).bound)
-        self._known[precise][_key(entry.order)] = replace(entry, value=value, bound=bound)
+        self._known[_key(entry.order)] = replace(entry, value=value, bound=bound)
 
     def ranked(self) -> list[Entry]:
-        """What was scored precisely and is finite, by its bound, best first."""
-        return sorted((e for e in self._known[True].values() if np.isfinite(e.bound)), key=lambda e: e.bound)
+        """What was scored and is finite, by its bound, best first."""
+        return sorted((e for e in self._known.values() if np.isfinite(e.bound)), key=lambda e: e.bound)
 
     def entry(self, order: np.ndarray) -> Entry | None:
-        """The precise score of an order, if it has one."""
-        return self._known[True].get(_key(order))
+        """The score of an order, if it has one."""
+        return self._known.get(_key(order))
 
     def steps_of(self, order: np.ndarray) -> np.ndarray | None:
         """The recorded step of each batch, [steps]; None where samples were regrouped."""

@@ -9,9 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from orderscope.engine.metrics import Expansion
-from orderscope.search.adjoint import Slope, metric_slope
-from orderscope.task import Task
+from orderscope.engine import Expansion, HeldOut
+from orderscope.search.adjoint import Slope
 
 
 @dataclass(frozen=True)
@@ -62,34 +61,38 @@ class Objective:
         """Half-width from those of the metrics, by the triangle inequality: how they go together is not known."""
         return np.asarray(sum(abs(weight) * np.asarray(errors[name]) for name, weight in self.weights.items()))
 
-    def expansion(self, stored: Mapping[str, Expansion]) -> Expansion | None:
-        """That of what is told: the sum over the metrics that have one; None where none has.
+    def expansion(self, held_out: HeldOut | None) -> Expansion | None:
+        """That of what is told: the sum over the metrics that are held-out losses; None where none is.
 
         In a sum the curvature of a metric to be raised is left out: it bends the wrong way for a sum of squares.
         """
-        known = {name: self.sign * weight for name, weight in self.weights.items() if name in stored}
-        if not known:
+        known = self._known(held_out)
+        if held_out is None or not known:
             return None
-        first = stored[next(iter(known))]
-        factors = [weight**0.5 * stored[name].factor for name, weight in known.items() if weight > 0]
+        parts = [(weight, held_out.expansion(name)) for name, weight in known.items()]
+        factors = [weight**0.5 * part.factor for weight, part in parts if weight > 0]
         return Expansion(
-            center=first.center,
-            value=float(sum(weight * stored[name].value for name, weight in known.items())),
-            gradient=torch.stack([weight * stored[name].gradient for name, weight in known.items()]).sum(0),
-            factor=torch.cat(factors) if factors else first.factor[:0],
+            center=held_out.center,
+            value=float(sum(weight * part.value for weight, part in parts)),
+            gradient=torch.stack([weight * part.gradient for weight, part in parts]).sum(0),
+            factor=torch.cat(factors) if factors else parts[0][1].factor[:0],
         )
 
-    def slope(self, task: Task, known: Mapping[str, Expansion]) -> Slope:
-        """Value and gradient of what is told at weights [P], by the real model; of metrics with an expansion only."""
-        told = {name: self.sign * weight for name, weight in self.weights.items() if name in known}
-        parts = [(weight, metric_slope(task, name)) for name, weight in told.items()]
+    def slope(self, held_out: HeldOut | None) -> Slope:
+        """Value and gradient of what is told at weights [m], of the metrics that are held-out losses only."""
+        known = self._known(held_out)
 
         def at(theta: Tensor) -> tuple[float, Tensor]:
-            found = [(weight, *slope(theta)) for weight, slope in parts]
+            assert held_out is not None
+            found = [(weight, *held_out.slope(theta, name)) for name, weight in known.items()]
             total = sum(weight * value for weight, value, _ in found)
             return float(total), torch.stack([weight * gradient for weight, _, gradient in found]).sum(0)
 
         return at
+
+    def _known(self, held_out: HeldOut | None) -> dict[str, float]:
+        names = () if held_out is None else held_out.names
+        return {name: self.sign * weight for name, weight in self.weights.items() if name in names}
 
 
 def front(points: np.ndarray) -> np.ndarray:

@@ -15,9 +15,6 @@ from orderscope.search.setting import Setting
 from orderscope.search.strategy import CAUTION, Orders, Scores, Strategy
 
 RULES = 0.5  # of the budget, at most, for strategies that do not start from the best of others
-FIRST = 2  # of the rules' best orders that are scored precisely, for others to start from
-EACH = 2  # of each quickly scored strategy's best orders that are kept
-LAST = 3  # of those that are scored precisely at the end
 IDLE = 16  # times in a row that strategies may ask for nothing new
 RECENT, HOPE = 2, 3  # a blind search is ended where the best of all is HOPE times its gain in RECENT rounds ahead
 Progress = Callable[[str, int, int], None]
@@ -25,13 +22,12 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Found:
-    """An order with its score; lower is better. `precise`: whether it is the precise one."""
+    """An order with its score; lower is better."""
 
     strategy: Strategy
     order: np.ndarray
     value: float
     error: float
-    precise: bool
 
     @property
     def bound(self) -> float:
@@ -50,7 +46,7 @@ class Asked:
 
     def hopeless(self, best: float) -> bool:
         """Whether at the pace of its last rounds it would not come near the best of all for long."""
-        recent, now = 1 if self.strategy.precise else RECENT, self.bounds[-1]
+        recent, now = 1 if self.strategy.guided else RECENT, self.bounds[-1]
         return len(self.bounds) > recent and now - best > HOPE * (self.bounds[-recent - 1] - now)
 
 
@@ -64,6 +60,7 @@ class Portfolio:
         progress: called as `progress("search", orders scored, budget)`.
         values: scores of all orders of each strategy.
         late: whether time ran out.
+        best: the best order of each strategy by its name.
     """
 
     setting: Setting
@@ -71,17 +68,10 @@ class Portfolio:
     progress: Progress | None = None
     values: dict[str, list[float]] = field(default_factory=dict)
     late: bool = False
-    _precise: dict[str, Found] = field(default_factory=dict)
-    _quick: dict[str, list[Found]] = field(default_factory=dict)
-
-    @property
-    def best(self) -> dict[str, Found]:
-        """The best order of each strategy by its name, by the precise score where one was scored so."""
-        return {name: found[0] for name, found in self._quick.items() if found} | self._precise
+    best: dict[str, Found] = field(default_factory=dict)
 
     @property
     def _least(self) -> float:
-        """The least bound that was scored precisely: quick ones may be too hopeful by far."""
         ranked = self.setting.ledger.ranked()
         return ranked[0].bound if ranked else math.inf
 
@@ -98,17 +88,12 @@ class Portfolio:
         hungry = sorted((s for s in picked if s.weight), key=lambda s: s.guided)
         try:
             self._together(rules, math.ceil(ledger.left * (RULES if guided or hungry else 1)))
-            first = sorted((found[0] for found in self._quick.values() if found), key=lambda f: f.bound)
-            self._refine(first[:FIRST])
             for strategy in guided:
                 self._together([strategy], ledger.left)
             for i, strategy in enumerate(hungry):
                 share = strategy.weight / sum(s.weight for s in hungry[i:])
-                self._together([strategy], math.ceil(share * (ledger.left - LAST)))
+                self._together([strategy], math.ceil(share * ledger.left))
             self.late = ledger.late
-            ledger.deadline = math.inf  # what was scored quickly must not be proposed for that
-            last = sorted((f for s in hungry for f in self._quick.get(s.name, [])), key=lambda f: f.bound)
-            self._refine(last[:LAST])
         except KeyboardInterrupt:
             return True
         return False
@@ -120,19 +105,18 @@ class Portfolio:
             return
         end = ledger.scored + share
         live = [asked for s in strategies if (asked := self._started(s, share)) is not None]
-        precise = ledger.quick is None or all(s.precise for s in strategies)
         idle = 0
         try:
             while live and idle < IDLE and ledger.scored < end and not ledger.late:
                 before = ledger.scored
                 names = [a.strategy.name for a in live for _ in a.orders]
                 orders = np.concatenate([a.orders for a in live])
-                scores = ledger(orders, names, precise=precise, most=end - ledger.scored)
+                scores = ledger(orders, names, most=end - ledger.scored)
                 parts = pairwise(np.cumsum([0, *(len(a.orders) for a in live)]).tolist())
                 told = [Scores(scores.value[i:j], scores.error[i:j]) for i, j in parts]
                 for asked, own in zip(live, told, strict=True):
                     self.values.setdefault(asked.strategy.name, []).extend(own.value[np.isfinite(own.value)])
-                    self._keep(asked.strategy, asked.orders, own, precise)
+                    self._keep(asked.strategy, asked.orders, own)
                 self._report()
                 idle = 0 if ledger.scored > before else idle + 1
                 self.setting.share = end - ledger.scored
@@ -156,11 +140,7 @@ class Portfolio:
     def _next(self, asked: Asked, scores: Scores) -> bool:
         """Whether it asks for more."""
         asked.bounds.append(min([*asked.bounds[-1:], *scores.bound.tolist()]))
-        comparable = (
-            asked.strategy.precise or not asked.strategy.guided
-        )  # the rest starts from the best, roughly scored
-        searches = asked.strategy.weight or asked.strategy.guided
-        if searches and comparable and asked.hopeless(self._least):
+        if (asked.strategy.weight or asked.strategy.guided) and asked.hopeless(self._least):
             asked.asking.close()
             return False
         self.setting.rng = asked.rng
@@ -174,31 +154,13 @@ class Portfolio:
     def _fitted(self, orders: np.ndarray, strategy: Strategy) -> np.ndarray:
         return self.setting.fitted(self.setting.ledger.checked(orders, strategy.name))
 
-    def _keep(self, strategy: Strategy, orders: np.ndarray, scores: Scores, precise: bool) -> None:
+    def _keep(self, strategy: Strategy, orders: np.ndarray, scores: Scores) -> None:
         name, columns = strategy.name, zip(orders, scores.value.tolist(), scores.error.tolist(), strict=True)
-        found = [Found(strategy, order, value, error, precise) for order, value, error in columns]
-        found = sorted((f for f in found if math.isfinite(f.value)), key=lambda f: f.bound)
-        if precise:
-            if found and (name not in self._precise or found[0].bound < self._precise[name].bound):
-                self._precise[name] = found[0]
-            return
-        known = {f.order.tobytes(): f for f in [*self._quick.get(name, []), *found]}
-        self._quick[name] = sorted(known.values(), key=lambda f: f.bound)[:EACH]
-
-    def _refine(self, found: list[Found]) -> None:
-        """Score orders precisely that were scored quickly."""
-        distinct = list({f.order.tobytes(): f for f in found}.values())
-        if not distinct:
-            return
-        orders = np.stack([f.order for f in distinct])
-        try:
-            scores = self.setting.ledger(orders, [f.strategy.name for f in distinct])
-        except Spent:
-            return
-        for k, f in enumerate(distinct):
-            own = Scores(scores.value[k : k + 1], scores.error[k : k + 1])
-            self._keep(f.strategy, f.order[None], own, precise=True)
-        self._report()
+        found = [Found(strategy, order, value, error) for order, value, error in columns if math.isfinite(value)]
+        if name in self.best:
+            found.append(self.best[name])
+        if found:
+            self.best[name] = min(found, key=lambda f: f.bound)
 
     def _report(self) -> None:
         if self.progress is not None:

@@ -21,15 +21,14 @@ from orderscope.search.ledger import Entry, Ledger
 from orderscope.search.objective import Objective, front
 from orderscope.search.portfolio import Found, Portfolio, Progress
 from orderscope.search.question import Metric, Question, question
-from orderscope.search.scoring import leading, precise_score, quick_score, regrouped_at_once
+from orderscope.search.scoring import score_of
 from orderscope.search.setting import Setting
 from orderscope.search.strategy import STRATEGIES, Scores
-from orderscope.simulator import SEARCH_COORDS, Simulator
+from orderscope.simulator import Simulator
 from orderscope.task import Task
 
 OWN, BY, FEW = "reference", "random", 8
 CONFIRMED = "confirmed-"
-QUICK_FROM = 64  # a smaller budget is scored precisely throughout
 
 
 @dataclass(frozen=True)
@@ -38,11 +37,10 @@ class Row:
 
     Args:
         name, source: the strategy's.
-        predicted, error: estimated metric and half-width of its 90 % interval, by the search's own scores: precise for
-            orders that came near confirmation, quick for others.
+        predicted, error: estimated metric and half-width of its 90 % interval, by the search's own scores.
         confirmed: true metric from retraining, or None.
         order: int64 [steps, batch].
-        metrics: estimated values by metric, where they were scored precisely.
+        metrics: estimated values by metric.
         true: true values by metric, where it was retrained.
     """
 
@@ -236,8 +234,6 @@ def _searched(
     Args:
         before: rows of earlier rounds. Where some are confirmed only strategies that start from the best are asked.
     """
-    window = leading(sim.window)
-    at_once = regrouped_at_once(window), regrouped_at_once(window, SEARCH_COORDS)
     confirmed = [
         row for row in before if row.confirmed is not None and row.name != OWN and math.isfinite(row.confirmed)
     ]
@@ -248,14 +244,12 @@ def _searched(
         share = (budget - sum(p.setting.ledger.scored for p in portfolios)) // (len(asked.objectives) - k)
         if interrupted or share < 1:
             break
-        quick = quick_score(sim, objective) if share >= QUICK_FROM else None
-        precise = precise_score(sim, window, objective)
-        ledger = Ledger(sim.order, quick, precise, share, deadline, *at_once, any_samples)
+        ledger = Ledger(sim.order, score_of(sim, objective), share, deadline, any_samples=any_samples)
         if asked.rules is None or asked.rules.holds(sim.order[None])[0]:
             _know(ledger, objective, sim.order, sim.reference, OWN)
         for row in confirmed:
             _know(ledger, objective, row.order, row.true, row.name)
-        setting = Setting(sim, window, objective, asked.regroup, ledger, asked.rules)
+        setting = Setting(sim, objective, asked.regroup, ledger, asked.rules)
         portfolios.append(Portfolio(setting, seed, progress))
         interrupted = portfolios[-1].run(led or asked.strategies)
         _refuse_not_finite(ledger, objective.title)
@@ -289,7 +283,7 @@ def _row(objective: Objective, found: Found, entry: Entry | None, true: dict[byt
 
 
 def _front(portfolios: list[Portfolio], asked: Question) -> list[Row]:
-    """Of everything that was scored precisely, what no other is better than in all metrics, by the first of them."""
+    """Of everything that was scored, what no other is better than in all metrics, by the first of them."""
     objective = asked.objective
     entries = {e.order.tobytes(): e for p in portfolios for e in p.setting.ledger.ranked()}
     kept = list(entries.values())
@@ -308,15 +302,14 @@ def _candidates(portfolio: Portfolio, count: int, known: Collection[bytes]) -> t
     """Orders to be confirmed first, at most `count`, and the best of the other strategies.
 
     First come the best order of each strategy that may be as good as the best of all, and where those are too few, what
-    else was found near the best. Only precisely scored orders are among them.
+    else was found near the best.
     """
     best = sorted(portfolio.best.values(), key=lambda f: f.bound)
-    precise = [f for f in best if f.precise]
-    first = [f for f in precise if f.value - f.error <= precise[0].value]
+    first = [f for f in best if f.value - f.error <= best[0].value]
     for entry in portfolio.setting.ledger.ranked():
         if entry.by in portfolio.best:
             strategy = portfolio.best[entry.by].strategy
-            first.append(Found(strategy, entry.order, entry.value, entry.error, True))
+            first.append(Found(strategy, entry.order, entry.value, entry.error))
     first = [f for f in first if f.order.tobytes() not in known]
     distinct = list({f.order.tobytes(): f for f in reversed(first)}.values())[::-1][:count]
     chosen = {(f.strategy.name, f.order.tobytes()) for f in distinct}

@@ -7,19 +7,9 @@ from functools import cached_property
 
 import numpy as np
 
-from orderscope.engine import Window
-from orderscope.engine.metrics import Expansion, load_expansions
+from orderscope.engine import Expansion
 from orderscope.orders import step_groups
-from orderscope.search.adjoint import (
-    Narrow,
-    Sensitivity,
-    Slope,
-    expanded_slope,
-    narrow,
-    sample_effects,
-    sensitivity,
-    step_effects,
-)
+from orderscope.search.adjoint import Sensitivity, sample_effects, sensitivity, step_effects
 from orderscope.search.constraints import Rules
 from orderscope.search.ledger import Ledger
 from orderscope.search.linear import Effects
@@ -36,7 +26,6 @@ class Setting:
 
     Args:
         sim: the simulator.
-        window: what is replayed for precise scores and sweeps.
         objective: what is to be lowered.
         regroup: whether samples may leave their recorded batches.
         ledger: every order scored so far.
@@ -47,7 +36,6 @@ class Setting:
     """
 
     sim: Simulator
-    window: Window
     objective: Objective
     regroup: bool
     ledger: Ledger
@@ -79,13 +67,9 @@ class Setting:
 
     @cached_property
     def expansion(self) -> Expansion | None:
-        """Second-order expansion of what is told of the objective; None for metrics that are no losses."""
-        return self.objective.expansion(self._stored)
-
-    @cached_property
-    def _stored(self) -> dict[str, Expansion]:
-        window = self.sim.window
-        return load_expansions(self.sim.store, window.final, self.sim.reference, window.dynamics.weight)
+        """Second-order expansion of what is told of the objective around the end of the reference run; None for metrics
+        that are no losses."""
+        return self.objective.expansion(self.sim.held_out)
 
     def fitted(self, orders: np.ndarray) -> np.ndarray:
         """Orders [n, steps, batch] changed as little as need be to keep to the rules."""
@@ -151,33 +135,22 @@ class Setting:
     def step_effects(self, steps: np.ndarray) -> Effects:
         """The local model around a permutation of recorded steps; items are recorded steps."""
         found = self._sweep(self.order[steps])
-        return self._effects(found.value, step_effects(self._narrow.window, found), steps)
+        return self._effects(found.value, step_effects(self.sim.window, found), steps)
 
     def sample_effects(self, order: np.ndarray) -> tuple[Effects, np.ndarray]:
         """The local model around an order of samples, and the sample id of each of its items."""
         found = self._sweep(order)
         ids, items = np.unique(order, return_inverse=True)
-        return self._effects(found.value, sample_effects(self._narrow.window, found, ids), items.reshape(-1)), ids
+        return self._effects(found.value, sample_effects(self.sim.window, found, ids), items.reshape(-1)), ids
 
     def _sweep(self, order: np.ndarray) -> Sensitivity:
         key = order.tobytes()
         if key not in self._sweeps:
+            assert self.expansion is not None
+            slope = self.objective.slope(self.sim.held_out)
             with one_thread():
-                self._sweeps[key] = sensitivity(self.window, self._narrow, order, self._slope)
+                self._sweeps[key] = sensitivity(self.sim.window, self.expansion, order, slope)
         return self._sweeps[key]
-
-    @cached_property
-    def _narrow(self) -> Narrow:
-        assert self.expansion is not None
-        return narrow(self.window, self.expansion, self.sim.plan.seed + 1)  # other coordinates than the quick score
-
-    @cached_property
-    def _slope(self) -> Slope:
-        """By the real model where it can be run."""
-        assert self.expansion is not None
-        if self.sim.task is not None and self.sim.exact:
-            return self.objective.slope(self.sim.task, self._stored)
-        return expanded_slope(self.expansion)
 
     def _effects(self, value: float, effects: np.ndarray, base: np.ndarray) -> Effects:
         return Effects(self.sign * value, effects[..., 0], effects[..., 1:], base, self.sign)

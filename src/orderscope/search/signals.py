@@ -6,14 +6,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from orderscope.engine import Window
+from orderscope.engine import Expansion, Window
 from orderscope.engine.impulse import impulses
-from orderscope.engine.metrics import Expansion
 
 
 def gradient_norms(window: Window) -> np.ndarray:
     """Norm of each batch's gradient at the first anchor."""
-    return (window.table[:, 0].norm(dim=1).double() * window.dynamics.weight**0.5).numpy()
+    return (window.table[:, 0].double().norm(dim=1) * window.dynamics.weight**0.5).numpy()
 
 
 def influences(window: Window, expansion: Expansion) -> np.ndarray:
@@ -51,7 +50,8 @@ def brackets(window: Window, expansion: Expansion) -> np.ndarray:
     mean, scale = _mean_gradients(window)
     moved = mean * scale
     pushed = scale * expansion.gradient
-    bent = torch.stack([0.5 * ((pushed @ a.T) @ a + (pushed @ b.T) @ b) for a, b in window.factors])  # [groups, m]
+    factors = [factor.to(pushed.dtype) for factor in window.factors]
+    bent = torch.stack([(pushed @ a.T) @ a for a in factors])  # [groups, m]
     response = (window.fractions.to(moved.dtype) @ bent @ moved.T).double().numpy()  # [v, u]: a D C_v D g_u
     return response.T - response
 
@@ -68,6 +68,6 @@ def borda(duels: np.ndarray) -> np.ndarray:
 
 def _mean_gradients(window: Window) -> tuple[Tensor, Tensor]:
     """Batch gradients averaged over the shared anchors, [steps, m], and the preconditioner they make, [m]."""
-    mean = window.table[:, : len(window.anchors.shared)].mean(1)
+    mean = window.table[:, : window.anchors.shared].to(window.dtype).mean(1)
     adam = window.dynamics.optimizer != "SGD"
     return mean, 1 / (mean.pow(2).mean(0).sqrt() + 1e-8) if adam else torch.ones_like(window.final)

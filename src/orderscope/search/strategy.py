@@ -58,14 +58,12 @@ class Strategy(ABC):
         source: where the idea is from.
         weight: its share of the budget that others leave; 0 for a strategy that asks for few orders only.
         guided: whether it starts from the best of the others, so that it runs after those that do not.
-        precise: whether its orders are scored precisely; otherwise quickly, and only the best of them precisely.
     """
 
     name: ClassVar[str]
     source: ClassVar[str]
     weight: ClassVar[float] = 0.0
     guided: ClassVar[bool] = False
-    precise: ClassVar[bool] = False
 
     @abstractmethod
     def orders(self, setting: Setting) -> Orders:
