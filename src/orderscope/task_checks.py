@@ -251,8 +251,8 @@ def check_mates(losses: Tensor, others: Tensor, ids: Sequence[int], tolerance: f
             f"a loss of {losses[k].item():.6g} for sample {ids[k]} in its batch {where} and {others[k].item():.6g} "
             f"without the others of that batch, {off[k].item():.2g} apart where rounding gives {tolerance:.1g}",
             "a sample's loss that depends on nothing but that sample and the weights",
-            "normalise each sample by itself (its own tokens, LayerNorm), call .eval() on layers with batch statistics, "
-            "and take random choices out of data, model and loss",
+            "normalise each sample by itself (its own tokens, LayerNorm), call .eval() on layers with batch "
+            "statistics, and take random choices out of data, model and loss",
         )
 
 

@@ -44,8 +44,8 @@ MOVED = 0.005  # shown with two digits
     metavar="RATES",
     default=None,
     help="Other learning rates: x0.5 (times the recorded), a number, or a .npy file, one a step. Of several parameter "
-    "groups they are the first one's that has a rate above 0; the others keep their ratio to it, and a group at 0 stays "
-    "at 0. A file may hold [steps, groups] too.",
+    "groups they are the first one's that has a rate above 0; the others keep their ratio to it, and a group at 0 "
+    "stays at 0. A file may hold [steps, groups] too.",
 )
 @click.option("--train", is_flag=True, help="Train these orders too, and show the truth beside; one run each.")
 @task_option

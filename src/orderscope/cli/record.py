@@ -91,6 +91,8 @@ def tell(run: Path, seconds: float, as_json: bool) -> None:
         click.echo(f"  cost in runs: {sum(facts['cost'].values()):.3g} ({parts})")
     for name, value in facts["metrics"].items():
         click.echo(f"  {plain(name)} of the reference order: {value:.5g}")
+    if not facts["mapped"]:
+        click.echo("  single samples' gradients were taken one after the other: torch.func cannot take this model")
     found, planned = facts["probes"]
     if found < planned:
         click.echo(f"  {found} of {planned} probes recorded: orderscope record again with --out {plain(str(run))}")
@@ -101,7 +103,7 @@ def tell(run: Path, seconds: float, as_json: bool) -> None:
 def summary(path: Path) -> dict[str, Any]:
     """A finished recording as JSON values."""
     from orderscope.costs import part_runs
-    from orderscope.names import PLAN, REFERENCE
+    from orderscope.names import PLAN, REFERENCE, TASK_SHARD
     from orderscope.record import load_run, recorded_runs
     from orderscope.sketch import SketchPlan, missing_units
     from orderscope.store import RunStore
@@ -116,6 +118,7 @@ def summary(path: Path) -> dict[str, Any]:
         "runs": runs,
         "metrics": load_run(store, REFERENCE).metrics[-1],
         "sketched": sketched,
+        "mapped": store.attrs(TASK_SHARD).get("mapped", True),
         "probes": [probes, plan.probes if plan is not None else 0],
         "cost": part_runs(store),
         "bytes": sum(shard.size for shard in store.describe()),

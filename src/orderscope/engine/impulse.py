@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from orderscope.engine.optimizers import Dynamics, Slice, clip
+from orderscope.engine.optimizers import Dynamics, clip
 from orderscope.engine.units import Units, regrouped_gradients
 from orderscope.engine.window import Window
 from orderscope.hyper import group_rates

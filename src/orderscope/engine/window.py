@@ -200,7 +200,14 @@ def compress(rows: Tensor, energy: float) -> Tensor:
     """
     if energy >= 1 or len(rows) < 2:
         return rows
-    values, vectors = torch.linalg.eigh(rows @ rows.T)
+    largest = rows.abs().max()
+    if not float(largest):
+        return rows[:1]
+    scaled = rows / largest  # squares of tiny numbers would underflow, where no decomposition converges
+    try:
+        values, vectors = torch.linalg.eigh(scaled @ scaled.T)
+    except RuntimeError:  # it did not converge
+        values, vectors = (x.to(rows.dtype) for x in torch.linalg.eigh(scaled.double() @ scaled.double().T))
     values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
     held = values.cumsum(0) / values.sum().clamp_min(1e-30)
     rank = int((held < energy).sum()) + 1
