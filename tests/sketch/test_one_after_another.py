@@ -130,6 +130,18 @@ def test_a_checkpointed_model_answers_like_the_plain_one(tmp_path):
     np.testing.assert_allclose(found, expected, rtol=0.02)
 
 
+def test_a_loss_whose_shapes_depend_on_the_data(tmp_path):
+    def loss(model, batch):
+        x, y = batch
+        losses = F.cross_entropy(model(x) / 0.7, y, reduction="none")
+        return losses[losses > -1]
+
+    task, sim, predicted, true = asked(classifier() | {"loss": loss}, tmp_path / "run")
+    assert not task.mapped
+    assert stored_split(sim.store).kind == "dense"
+    assert np.abs(predicted - true).mean() < 0.3 * np.abs(true - sim.reference["eval"]).mean()
+
+
 class Adapted(nn.Module):
     """A frozen model with an adapter that can be switched off, which also switches off its gradients, as PEFT does."""
 
