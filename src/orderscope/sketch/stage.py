@@ -140,7 +140,7 @@ class SketchStage:
             expected = batch_gradient(self._point(anchor), self.task.loss, batch, self._coordinates)
         else:
             return
-        apart = float((rows[step - first] - expected).norm()) / (size or 1.0)
+        apart = float((rows[step - first].cpu() - expected.cpu()).norm()) / (size or 1.0)
         if not apart <= self._rounding:
             ids = ", ".join(str(int(i)) for i in self.task.order[step][:4])
             raise OrderscopeError(
