@@ -1,49 +1,62 @@
-# Everything is set up in .venv by the first target that needs it.
+# Everything is set up in .venv by the first target that needs it: the demo's part, and on top of it that of all others.
 
 # Not every python3.x on the path need run: a version manager's shim may stand for one that is not installed.
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3.14 python3,$(shell \
 	$(p) -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $(p))))
 BIN := .venv/bin
-READY := .venv/ready
+DEMO := .venv/ready
+ALL := .venv/ready-test
 # One thread: reruns give the same bits, and small tensors run faster.
 RUN := OMP_NUM_THREADS=1 $(BIN)/python
 
-.PHONY: demo test lint format docs accuracy bench clean
+.PHONY: demo test lint format docs accuracy bench gpu resolve clean
 
-demo: $(READY)
+demo: $(DEMO)
 	$(RUN) examples/demo.py
 
-test: $(READY)
+test: $(ALL)
 	$(RUN) -m pytest $(ARGS)
 
-lint: $(READY)
+lint: $(ALL)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-format: $(READY)
+format: $(ALL)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(READY)
+docs: $(ALL)
 	$(RUN) -m sphinx -W --keep-going -q docs docs/_build/html
 
-accuracy: $(READY)
+accuracy: $(ALL)
 	$(RUN) benchmarks/accuracy.py
 
-bench: $(READY)
+bench: $(ALL)
 	$(RUN) benchmarks/speed.py
+
+gpu: $(ALL)
+	$(RUN) benchmarks/gpu.py --out build/gpu
+
+# Asks the package index whether a fresh machine, of another kind too, could be set up so.
+resolve: $(ALL)
+	$(BIN)/python .ci/resolve.py
 
 clean:
 	rm -rf .venv build dist docs/_build *.egg-info src/*.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
-# One rule, made once: targets run side by side (make -j) share it.
-$(READY): pyproject.toml constraints.txt
+# Two rules, each made once: targets run side by side (make -j) share them. .ci/resolve.py names the same extras.
+$(DEMO): pyproject.toml constraints.txt
 	$(if $(PYTHON),,$(error Python 3.11 or newer with its venv module is needed; found none. \
 		On Debian: apt-get install python3-venv))
 	@echo "Setting up .venv, once; this may take some minutes"
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install -qq -c constraints.txt pip setuptools wheel
+	@$(BIN)/python -m pip install -qq -c constraints.txt --no-build-isolation -e '.[numba,rich]'
+	@touch $(DEMO)
+
+$(ALL): $(DEMO)
+	@echo "Adding what tests, checks, docs and benchmarks need to .venv, once; this may take some minutes"
 	@$(BIN)/python -m pip install -qq -c constraints.txt --no-build-isolation -e '.[test]'
-	@touch $(READY)
+	@touch $(ALL)

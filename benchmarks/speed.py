@@ -232,23 +232,21 @@ def larger() -> list[str]:
     ]
 
 
-def made(
-    rows: int, coords: int, anchors: int, device: str, table: torch.dtype = torch.bfloat16
-) -> Callable[[str], None]:
+def made(rows: int, coords: int, anchors: int) -> Callable[[str], None]:
     """One step of a replay with made-up numbers, to be taken by the kernels of a name."""
     g = torch.Generator().manual_seed(0)
     unit = torch.randint(0, UNITS, (rows,), generator=g).sort().values
     terms = Terms(
-        torch.randn(UNITS * anchors, coords, generator=g).bfloat16().to(device),
-        (unit[:, None] * anchors + torch.arange(anchors)).to(device),
-        torch.randn(rows, anchors, generator=g).to(device),
-        torch.randn(RANK, coords, generator=g).bfloat16().to(device),
-        torch.randn(rows, RANK, generator=g).to(device),
-        torch.tensor([[0, RANK]]).repeat(rows, 1).int().to(device),
+        torch.randn(UNITS * anchors, coords, generator=g).bfloat16(),
+        unit[:, None] * anchors + torch.arange(anchors),
+        torch.randn(rows, anchors, generator=g),
+        torch.randn(RANK, coords, generator=g).bfloat16(),
+        torch.randn(rows, RANK, generator=g),
+        torch.tensor([[0, RANK]]).repeat(rows, 1).int(),
     )
-    theta, at = torch.randn(rows, coords, generator=g).to(device), torch.arange(rows, device=device)
+    theta, at = torch.randn(rows, coords, generator=g), torch.arange(rows)
     moments = {"exp_avg": torch.zeros_like(theta), "exp_avg_sq": torch.ones_like(theta)}
-    start, parts = torch.zeros(coords, device=device), [Part(0, coords, ADAM)]
+    start, parts = torch.zeros(coords), [Part(0, coords, ADAM)]
 
     def step(name: str) -> None:
         kernels = named(name)
@@ -268,7 +266,7 @@ def growth() -> list[str]:
         "coordinates carried": [(ROWS, m, ANCHORS) for m in (8192, 16384, 32768)],
         "anchors": [(ROWS, COORDS, a) for a in (8, 16, 32)],
     }.items():
-        steps = [made(*size, "cpu") for size in sizes]
+        steps = [made(*size) for size in sizes]
         for step in steps:
             step(kernels)
         times = [[cpu_seconds(lambda s=s: [s(kernels) for _ in range(5)]) for s in steps] for _ in range(5)]
@@ -276,40 +274,6 @@ def growth() -> list[str]:
         grown = " : ".join(f"{t / middle[0]:.2f}" for t in middle)
         lines.append(f"| a step with 1 : 2 : 4 times the {label}, {kernels} | {grown} | at most 1 : 2 : 4 |")
     return lines
-
-
-def gpu() -> list[str]:
-    """Triton against plain torch on a GPU, and the share of its memory bandwidth that the step moves."""
-    if not torch.cuda.is_available():
-        return ["| kernel against plain torch on a GPU | not measured: no GPU | >= 5; >= 80 % of bandwidth |"]
-    step = made(512, 65536, ANCHORS, "cuda")
-
-    def seconds(name: str, repeats: int = 20) -> float:
-        step(name)
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begin.record()
-        for _ in range(repeats):
-            step(name)
-        end.record()
-        torch.cuda.synchronize()
-        return begin.elapsed_time(end) / 1000 / repeats
-
-    pairs = [(seconds("reference"), seconds("triton")) for _ in range(REPEATS)]
-    # Weights are read twice and written once, two moments read and written; a short entry a row in each pass, at worst.
-    moved = 512 * 65536 * (4 * 7 + 2 * 2 * ANCHORS)
-    copied = torch.empty(1 << 28, dtype=torch.float32, device="cuda")
-    other = torch.empty_like(copied)
-    torch.cuda.synchronize()
-    began = time.perf_counter()
-    for _ in range(10):
-        other.copy_(copied)
-    torch.cuda.synchronize()
-    bandwidth = 10 * 2 * copied.nbytes / (time.perf_counter() - began)
-    share = [moved / triton / bandwidth * 100 for _, triton in pairs]
-    return [
-        f"| kernel against plain torch, {torch.cuda.get_device_name()} | {told([a / b for a, b in pairs])} | >= 5 |",
-        f"| its share of the bandwidth of a copy, per cent, if no entry is shared | {told(share, 0)} | >= 80 |",
-    ]
 
 
 def main() -> None:
@@ -337,7 +301,7 @@ def main() -> None:
         rows = window(name, number == len(options.windows) - 1)
         print(*rows, sep="\n", flush=True)
         lines += rows
-    rows = growth() + larger() + gpu()
+    rows = growth() + larger()
     print(*rows, sep="\n", flush=True)
     lines += rows
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

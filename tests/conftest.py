@@ -1,7 +1,16 @@
 import os
+import tempfile
+from pathlib import Path
 
 # Small tensors run faster on one thread, and reruns have the same bits. Set before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Child processes run the code of this tree too, whichever is installed.
+HERE = Path(__file__).parent
+os.environ["PYTHONPATH"] = os.pathsep.join(map(str, (HERE.parent / "src", HERE.parent / "kernels", HERE)))
+
+# Whose code may be run is remembered here, not in the home of whoever runs the tests.
+os.environ["ORDERSCOPE_STATE"] = tempfile.mkdtemp(prefix="orderscope-state-")
 
 from hypothesis import settings
 

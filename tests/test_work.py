@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,95 @@ def test_an_error_of_the_task_is_told_as_it_is(tmp_path: Path) -> None:
     parts["loss"] = lambda model, batch: loss(model, batch) * (1.0 if os.getpid() == home else float("nan"))
     with pytest.raises(osc.OrderscopeError, match="not finite"):
         osc.record(osc.Task(**parts), tmp_path / "run", probes=2, jobs=2)
+
+
+class Own(Exception):
+    """Breaks when it is unpickled, as exceptions with arguments of their own do."""
+
+    def __init__(self, one: int, two: int) -> None:
+        super().__init__(f"{one} and {two}")
+
+
+def failing(raised: Any, parts: dict[str, Any]) -> osc.Task:
+    """A task whose loss raises in every process but this one."""
+    loss, home = parts["loss"], os.getpid()
+
+    def hurt(model: Any, batch: Any) -> Any:
+        if os.getpid() != home:
+            raise raised() if callable(raised) else raised
+        return loss(model, batch)
+
+    return osc.Task(**parts | {"loss": hurt})
+
+
+@pytest.mark.parametrize("by", ["processes", "executor"])
+@pytest.mark.parametrize(
+    ("raised", "kind", "words"),
+    [
+        (lambda: osc.OrderscopeError("a stone", "a path", "walk around"), osc.OrderscopeError, "found a stone; expect"),
+        (lambda: osc.DamagedRun("a hole", "none", "fill it"), osc.DamagedRun, "found a hole"),
+        (lambda: osc.IncompleteRun("half", "whole", "go on"), osc.IncompleteRun, "found half"),
+        (lambda: ZeroDivisionError("by zero"), ZeroDivisionError, "by zero"),
+        (lambda: Own(1, 2), osc.OrderscopeError, "Own: 1 and 2 in a worker at probe-"),
+        (lambda: SystemExit(0), osc.OrderscopeError, r"sys.exit\(0\) in the code of the task"),
+    ],
+    ids=["error", "damaged", "incomplete", "python", "unpicklable", "exit"],
+)
+def test_a_worker_s_own_message_arrives(raised: Any, kind: type, words: str, by: str, tmp_path: Path) -> None:
+    pytest.importorskip("cloudpickle")
+    if by == "processes":
+        with pytest.raises(kind, match=words):
+            osc.record(failing(raised, tasks_tiny.char()), tmp_path / "run", probes=2, jobs=2)
+        return
+    with (
+        ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool,
+        pytest.raises(kind, match=words),
+    ):
+        osc.record(failing(raised, tasks_tiny.char()), tmp_path / "run", probes=2, executor=pool)
+
+
+def dying(flag: Path, parts: dict[str, Any]) -> osc.Task:
+    """A task whose loss kills the first process but this one that comes to it."""
+    loss, home = parts["loss"], os.getpid()
+
+    def kill(model: Any, batch: Any) -> Any:
+        if os.getpid() != home and not flag.exists():
+            flag.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return loss(model, batch)
+
+    return osc.Task(**parts | {"loss": kill})
+
+
+def test_a_killed_worker_of_a_pool_is_replaced(tmp_path: Path) -> None:
+    """The pool is broken then, for whatever else is asked of it."""
+    pytest.importorskip("cloudpickle")
+    flag = tmp_path / "killed"
+    task = dying(flag, tasks_tiny.char())
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
+        store = osc.record(task, tmp_path / "run", probes=2, executor=pool, sketch=False)
+    assert flag.exists()
+    assert {"record/probe-0/segment-001", "record/probe-1/segment-001"} <= set(store.names())
+    assert store.verify() == []
+    assert store.unlisted() == []
+
+
+def test_losses_between_which_work_is_done_are_borne(task: osc.Task, whole: Path, tmp_path: Path, monkeypatch) -> None:
+    """Three of four pieces lose their first worker: more losses than are borne in a row."""
+    done = work.Bench.do
+
+    def do(bench: work.Bench, piece: work.Piece, **options: Any) -> work.Done:
+        flag = tmp_path / piece.name.replace("/", "+")
+        if len(list(tmp_path.glob("lost-*"))) < work.ATTEMPTS + 1 and not flag.exists():
+            flag.touch()
+            flag.with_name(f"lost-{flag.name}").touch()
+            os._exit(9)
+        return done(bench, piece, **options)
+
+    monkeypatch.setattr(work.Bench, "do", do)
+    osc.record(task, tmp_path / "run", probes=2, jobs=2)
+    assert len(list(tmp_path.glob("lost-*"))) == work.ATTEMPTS + 1
+    assert digests(tmp_path / "run") == digests(whole)
 
 
 def test_a_task_that_cannot_be_sent(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from orderscope.names import FURTHER, REFERENCE
 from orderscope.store import RunStore
 
@@ -23,25 +25,31 @@ def part_seconds(store: RunStore) -> dict[str, float]:
         else:
             continue
         if part is not None:
-            seconds[part] += float(event.get("seconds", 0.0))
+            seconds[part] += _number(event, "seconds")
     return seconds
 
 
 def recording_seconds(store: RunStore) -> float:
     """Wall time of recording and sketching; zero where the journal tells nothing."""
     parts = part_seconds(store)
-    at_work = sum(float(e.get("seconds", 0.0)) for e in store.journal() if e.get("event") == "work finished")
+    at_work = sum(_number(e, "seconds") for e in store.journal() if e.get("event") == "work finished")
     return parts["reference"] + at_work if at_work else sum(parts.values())
 
 
 def training_seconds(store: RunStore) -> float | None:
     """Wall time of training the reference order once, None where the journal does not tell."""
     segments = {
-        e["index"]: float(e["train_seconds"])
+        str(e.get("index")): _number(e, "train_seconds")
         for e in store.journal()
-        if e.get("event") == "segment" and e.get("run") == REFERENCE and "train_seconds" in e
+        if e.get("event") == "segment" and e.get("run") == REFERENCE
     }
     return sum(segments.values()) or None
+
+
+def _number(event: dict[str, Any], key: str) -> float:
+    """A journal may come from anybody: what is no number of seconds counts for nothing."""
+    value = event.get(key)
+    return float(value) if isinstance(value, int | float) and 0 <= value < 1e12 else 0.0
 
 
 def part_runs(store: RunStore) -> dict[str, float]:

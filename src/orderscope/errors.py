@@ -1,10 +1,14 @@
 """Errors a user can act on: what was found, what was expected, what to do.
 
-Every error raised on purpose is an `OrderscopeError`. Its text is one line, and its exit code is the one the command
-line ends with.
+Every error raised on purpose is an `OrderscopeError`. Its text is one line, whatever names it quotes, and its exit code
+is the one the command line ends with.
 """
 
 from __future__ import annotations
+
+from typing import Any
+
+from orderscope.text import plain
 
 
 class OrderscopeError(Exception):
@@ -20,7 +24,11 @@ class OrderscopeError(Exception):
 
     def __init__(self, found: str, expected: str, todo: str) -> None:
         self.found, self.expected, self.todo = found, expected, todo
-        super().__init__(f"found {found}; expected {expected}; {todo}")
+        super().__init__(plain(f"found {found}; expected {expected}; {todo}"))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled by what it holds, not by calling it again: a worker's error arrives, of a subclass too."""
+        return _remade, (type(self), self.args, self.__dict__)
 
 
 class DamagedRun(OrderscopeError):
@@ -33,3 +41,17 @@ class IncompleteRun(OrderscopeError):
     """The record or the sketch was interrupted; what is there is sound and can be resumed."""
 
     exit_code = 5
+
+
+def ended_by_task(stop: SystemExit) -> OrderscopeError:
+    """What is told where the user's code ends the program in the middle of the work."""
+    return OrderscopeError(
+        f"sys.exit({stop.code!r}) in the code of the task", "code that returns", "take it out, or raise an exception"
+    )
+
+
+def _remade(kind: type[OrderscopeError], args: tuple[Any, ...], held: dict[str, Any]) -> OrderscopeError:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(held)
+    return error

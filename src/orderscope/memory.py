@@ -108,7 +108,7 @@ def batch_losses(sim: Simulator, states: Tensor) -> np.ndarray:
             losses = np.zeros(used[-1] + 1)
             for start in range(0, len(used), CHUNK):
                 ids = used[start : start + CHUNK]
-                losses[ids] = task.loss(model, task.batch(ids)).double().numpy()
+                losses[ids] = task.loss(model, task.batch(ids)).double().cpu().numpy()
             row[:] = losses[sim.order].mean(1)
     return out
 

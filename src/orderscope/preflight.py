@@ -24,7 +24,7 @@ import torch
 
 from orderscope import recording
 from orderscope.engine.completed import held_bytes
-from orderscope.errors import OrderscopeError
+from orderscope.errors import OrderscopeError, ended_by_task
 from orderscope.names import REFERENCE
 from orderscope.record import record_run, task_shard
 from orderscope.record.segments import read_state
@@ -33,7 +33,7 @@ from orderscope.sketch import SketchPlan, SketchStage, write_split
 from orderscope.store import RunStore
 from orderscope.task import Task
 from orderscope.threads import one_thread
-from orderscope.work import available_cores, default_jobs
+from orderscope.work import available_cores, default_jobs, sendable
 
 STEPS = 5  # trained for the timing, beside one that warms up
 WRITTEN = 1 << 24  # bytes, to see how quick the disk is
@@ -135,8 +135,10 @@ def _by_a_worker(work: Callable[[], Preflight]) -> Preflight:
 def _send(work: Callable[[], Preflight], sender: Connection) -> None:
     try:
         sender.send(work())
+    except SystemExit as stop:
+        sender.send(ended_by_task(stop))
     except Exception as error:  # whatever it is, the caller raises it
-        sender.send(error)
+        sender.send(sendable(error, "while it was tried"))
 
 
 def _tried(task: Task, store: RunStore, plan: SketchPlan, probes: int) -> Preflight:

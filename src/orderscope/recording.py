@@ -16,11 +16,11 @@ from orderscope.engine.driven import check_loop, check_reached
 from orderscope.errors import OrderscopeError
 from orderscope.names import FURTHER, PLAN, REFERENCE, SPLIT
 from orderscope.orders import mixes_groups, step_groups
-from orderscope.record import load_run, record_run, recorded_runs, require_recorded, task_shard, true_runs
+from orderscope.record import load_run, record_run, require_recorded, task_shard, true_runs
 from orderscope.sketch import SketchPlan, SketchStage, draw_coordinates, make_plan, write_split
 from orderscope.store import RunStore
 from orderscope.task import Task
-from orderscope.work import Piece, Training, complete, share, sketching
+from orderscope.work import Piece, Training, complete, further, share, sketching
 
 COORDS = 1 << 17
 METRIC_ROWS = 32  # of a metric's curvature, where the real model can be run at the estimated weights
@@ -172,8 +172,7 @@ def add_runs(
         task_shard(task, store)
         known = {load_run(store, run).order.tobytes(): run for run in true_runs(store)}
         new = {order.tobytes(): order for order in orders if order.tobytes() not in known}
-        first = 1 + max((int(n.removeprefix(prefix)) for n in recorded_runs(store) if n.startswith(prefix)), default=-1)
-        pieces = [Training(f"{prefix}{first + i}", order, (0, task.steps)) for i, order in enumerate(new.values())]
+        pieces = further(store, prefix, list(new.values()))
         complete(task, store, pieces, jobs=jobs, progress=progress, event="further runs finished")
         known |= {key: piece.name for key, piece in zip(new, pieces, strict=True)}
         found = [load_run(store, known[order.tobytes()]).metrics[-1] for order in orders]

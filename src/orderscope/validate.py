@@ -203,7 +203,7 @@ def _trained(
         return {name: np.zeros(0) for name in task.metrics}
     report = _stage(progress, "train unseen orders")
     if keep:
-        with suppress(OrderscopeError, PermissionError):
+        with suppress(OrderscopeError, OSError):
             return add_runs(task, sim.path, orders, VALIDATED, progress=report)
     return retrain(task, np.stack(orders), progress=report).metrics
 
@@ -236,9 +236,9 @@ def _keep(
     }
     try:
         with RunStore.create(sim.path) as store:
-            name = f"{PREFIX}{len(store.names(PREFIX)):03d}"
+            name = store.next_name(PREFIX)
             store.write(name, {"order": np.stack(new)}, attrs)
-    except (OrderscopeError, PermissionError):
+    except (OrderscopeError, OSError):
         return None
     return name
 

@@ -10,12 +10,14 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import select
+import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from types import ModuleType
@@ -24,17 +26,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from orderscope.errors import OrderscopeError
+from orderscope.errors import OrderscopeError, ended_by_task
 from orderscope.names import TASK_SHARD
-from orderscope.record import record_run
+from orderscope.record import record_run, true_runs
+from orderscope.record.runs import run_plan
 from orderscope.record.segments import segment_name
 from orderscope.sketch import SketchPlan, SketchStage, missing_units
 from orderscope.store import RunStore, ShardInfo
 from orderscope.task import Task
 from orderscope.threads import one_thread
 
-ATTEMPTS = 3
+ATTEMPTS = 3  # losses of workers in a row, without a piece finished between them
 POLL = 0.2
+METRICS_AT = "final"  # where the metrics of a run under another order are computed
 Report = Callable[[int, int], None]
 
 
@@ -99,7 +103,7 @@ class Bench:
             annex = self.store.annex()
             if isinstance(piece, Training):
                 coords = self._plan.coordinates.indices
-                record_run(self.task, annex, piece.name, piece.order, piece.ends, coords=coords, metrics_at="final",
+                record_run(self.task, annex, piece.name, piece.order, piece.ends, coords=coords, metrics_at=METRICS_AT,
                            keep_rng=False)  # fmt: skip
             else:
                 began = time.perf_counter()
@@ -113,6 +117,26 @@ class Bench:
 def sketching(store: RunStore) -> list[Piece]:
     """What is missing of the sketch."""
     return [Sketching(name) for name in missing_units(store, SketchPlan.read(store))]
+
+
+def further(store: RunStore, prefix: str, orders: Sequence[np.ndarray]) -> list[Training]:
+    """Pieces that train more orders, under names that begin with `prefix`. A run of the same order that a killed
+    command left unfinished is gone on with; other remnants are left where they are."""
+    plan = SketchPlan.read(store)
+    steps, coords = plan.steps, plan.coordinates.indices
+    number = store.next_number(f"record/{prefix}")
+    done = set(true_runs(store))
+    left = [name for n in range(number) if (name := f"{prefix}{n}") not in done]
+    pieces = []
+    for order in orders:
+        own = run_plan(order, (0, steps), coords, METRICS_AT)
+        name = next((name for name in left if store.mentions(segment_name(name, 0), own)), None)
+        if name is None:
+            name, number = f"{prefix}{number}", number + 1
+        else:
+            left.remove(name)
+        pieces.append(Training(name, order, (0, steps)))
+    return pieces
 
 
 def complete(
@@ -136,6 +160,7 @@ def complete(
     Raises:
         OrderscopeError: from a piece, or where workers were lost again and again. What was finished before it in the
             list is kept.
+        Exception: whatever else a piece raised, as it was raised there.
     """
     pieces = [piece for piece in pieces if any(name not in store for name in piece.shards)]
     arrived = {i: done for i, piece in enumerate(pieces) if (done := _left(store, piece)) is not None}
@@ -152,11 +177,12 @@ def complete(
 
     keep()
     began = time.perf_counter()
-    for index, done in _results(Bench(task, store), [pieces[i] for i in todo], jobs, executor):
-        arrived[todo[index]] = done
-        keep()
-        if progress is not None:
-            progress(len(arrived), len(pieces))
+    with closing(_results(Bench(task, store), [pieces[i] for i in todo], jobs, executor)) as results:
+        for index, done in results:
+            arrived[todo[index]] = done
+            keep()
+            if progress is not None:
+                progress(len(arrived), len(pieces))
     if todo:
         store.log({"event": event, "seconds": time.perf_counter() - began})
 
@@ -195,7 +221,7 @@ def _left(store: RunStore, piece: Piece) -> Done | None:
 
 def _results(
     bench: Bench, pieces: Sequence[Piece], jobs: int | None, executor: Executor | None
-) -> Iterator[tuple[int, Done]]:
+) -> Generator[tuple[int, Done], None, None]:
     """Number and result of each piece, as they are finished."""
     if executor is not None:
         yield from _by_executor(executor, _elsewhere(bench), pieces)
@@ -213,47 +239,101 @@ def _by_processes(bench: Bench, pieces: Sequence[Piece], jobs: int) -> Iterator[
     for want of memory, the rest is done by half as many."""
     context = multiprocessing.get_context("fork")
     left = dict(enumerate(pieces))
-    while True:
+    losses = 0
+    while left:
+        stop, stopped = os.pipe()
         try:
             with ProcessPoolExecutor(
-                min(jobs, len(left)), mp_context=context, initializer=_start_worker, initargs=(bench, os.getpid())
-            ) as pool:
-                futures = {pool.submit(_work, piece): i for i, piece in left.items()}
+                min(jobs, len(left)), mp_context=context, initializer=_start_worker,
+                initargs=(bench, os.getpid(), stop),
+            ) as pool:  # fmt: skip
+                futures: dict[Any, int] = {}
                 try:
+                    with _uninterrupted():  # workers are forked here
+                        futures |= {pool.submit(_work, piece): i for i, piece in left.items()}
                     for future in as_completed(futures):
-                        done = future.result()
+                        done = _received(future.result())
                         del left[futures[future]]
+                        losses = 0
                         yield futures[future], done
-                finally:
-                    _cancel(futures)
-            return
+                except BrokenExecutor:
+                    raise
+                except BaseException:
+                    os.write(stopped, b"x")  # the workers end, and so the pool; nobody waits for them any more
+                    raise
         except BrokenExecutor:
-            if jobs == 1:
+            losses += 1
+            if losses == ATTEMPTS:
                 raise _lost(next(iter(left.values())), "a process") from None
-            jobs //= 2
+            jobs = max(1, jobs // 2)
+        finally:
+            os.close(stop)
+            os.close(stopped)
 
 
-def _by_executor(
-    executor: Executor, function: Callable[[Piece], Done], pieces: Sequence[Piece]
-) -> Iterator[tuple[int, Done]]:
+def _by_executor(executor: Executor, function: Callable[[Piece], Any], pieces: Sequence[Piece]) -> Iterator[Any]:
+    """Workers that are lost are replaced by the engine, or by another pool like it where it cannot go on."""
     left = dict(enumerate(pieces))
-    for attempt in range(1, ATTEMPTS + 1):
-        futures = {executor.submit(function, piece): i for i, piece in left.items()}
-        for future in _as_finished(futures):
+    own: ProcessPoolExecutor | None = None
+    losses = 0
+    try:
+        while left:
+            futures: dict[Any, int] = {}
+            lost: BaseException | None = None
             try:
-                done = future.result()
-            except OrderscopeError:
-                _cancel(futures)
-                raise
-            except Exception as error:  # whatever an engine raises for a lost worker
-                if attempt == ATTEMPTS:
+                futures |= {(own or executor).submit(function, piece): i for i, piece in left.items()}
+            except BrokenExecutor as error:
+                lost = error
+            for future in _as_finished(futures):
+                try:
+                    found = future.result()
+                except Exception as error:  # whatever an engine raises for a lost worker
+                    lost = error
+                    continue
+                try:
+                    done = _received(found)
+                    del left[futures[future]]
+                    losses = 0
+                    yield futures[future], done
+                except BaseException:
                     _cancel(futures)
-                    raise _lost(left[futures[future]], f"{type(error).__name__}: {error}") from error
+                    raise
+            if lost is None:
                 continue
-            del left[futures[future]]
-            yield futures[future], done
-        if not left:
-            return
+            losses += 1
+            if losses == ATTEMPTS:
+                raise _lost(next(iter(left.values())), f"{type(lost).__name__}: {lost}") from lost
+            if isinstance(lost, BrokenExecutor):
+                if own is not None:
+                    own.shutdown()
+                own = _like(executor, lost)
+    finally:
+        if own is not None:
+            own.shutdown(cancel_futures=True)
+
+
+def _like(executor: Executor, lost: BrokenExecutor) -> ProcessPoolExecutor:
+    """A pool in the place of one that broke when a process of it ended. Raises: OrderscopeError for other engines."""
+    if not isinstance(executor, ProcessPoolExecutor):
+        raise OrderscopeError(
+            f"a {type(executor).__name__} that takes no more work ({lost})",
+            "an executor that replaces workers it loses",
+            "make a new one and call this again: what was finished is kept",
+        ) from lost
+    names = {"max_workers": "_max_workers", "mp_context": "_mp_context", "initializer": "_initializer",
+             "initargs": "_initargs"}  # fmt: skip
+    settings = {name: getattr(executor, own) for name, own in names.items() if hasattr(executor, own)}
+    return ProcessPoolExecutor(**settings)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Processes made inside do not hear Ctrl-C before they are ready to leave it to their parent."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _as_finished(futures: Iterable[Any]) -> Iterator[Any]:
@@ -269,7 +349,7 @@ def _as_finished(futures: Iterable[Any]) -> Iterator[Any]:
         time.sleep(POLL)
 
 
-def _cancel(futures: dict[Future[Done], int]) -> None:
+def _cancel(futures: dict[Any, int]) -> None:
     for future in futures:
         future.cancel()
 
@@ -285,35 +365,69 @@ def _lost(piece: Piece, what: str) -> OrderscopeError:
 _inherited: Bench | None = None
 
 
-def _start_worker(bench: Bench, parent: int) -> None:
-    """A worker must not outlive a killed parent, nor keep the run locked for whoever resumes it."""
+def _start_worker(bench: Bench, parent: int, stop: int) -> None:
+    """A worker must not outlive a killed parent, nor keep the run locked for whoever resumes it. Ctrl-C is the
+    parent's: it tells what is kept, and stops the workers."""
     global _inherited
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     bench.store.close()  # its copy of the lock; the parent holds its own
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    threading.Thread(target=_end_with, args=(parent, stop), daemon=True).start()
     torch.set_num_threads(1)
     _inherited = bench
 
 
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(0.2)
+def _end_with(parent: int, stop: int) -> None:
+    while os.getppid() == parent and not select.select([stop], [], [], POLL)[0]:
+        pass
     os._exit(1)
 
 
-def _work(piece: Piece) -> Done:
+@dataclass(frozen=True)
+class _Raised:
+    """What a piece raised, told as a result: an exception of the future is then the engine's own, a lost worker."""
+
+    error: Exception
+
+
+def _told(bench: Bench, piece: Piece) -> Done | _Raised:
+    try:
+        return bench.do(piece)
+    except SystemExit as stop:
+        return _Raised(ended_by_task(stop))
+    except Exception as error:
+        return _Raised(sendable(error, f"in a worker at {piece.name}"))
+
+
+def _received(found: Done | _Raised) -> Done:
+    if isinstance(found, _Raised):
+        raise found.error
+    return found
+
+
+def sendable(error: Exception, where: str) -> Exception:
+    """An exception that arrives in another process: one that pickle would break on the way is told by its text."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # whatever the user's class does
+        return OrderscopeError(f"{type(error).__name__}: {error} {where}", "a task that can be trained", "correct it")
+    return error
+
+
+def _work(piece: Piece) -> Done | _Raised:
     assert _inherited is not None
-    return _inherited.do(piece)
+    return _told(_inherited, piece)
 
 
 _benches: dict[tuple[str, str, bytes], Bench] = {}
 _opening = threading.Lock()
 
 
-def _elsewhere(bench: Bench) -> Callable[[Piece], Done]:
+def _elsewhere(bench: Bench) -> Callable[[Piece], Any]:
     return partial(_do_elsewhere, str(bench.store.path.resolve()), bench.store.head, _pickled(bench.task))
 
 
-def _do_elsewhere(path: str, head: str, pickled: bytes, piece: Piece) -> Done:
+def _do_elsewhere(path: str, head: str, pickled: bytes, piece: Piece) -> Done | _Raised:
     """In a worker of an executor: the last task and run are kept from piece to piece."""
     key = (path, head, pickled)
     with _opening:
@@ -321,7 +435,7 @@ def _do_elsewhere(path: str, head: str, pickled: bytes, piece: Piece) -> Done:
             _benches.clear()
             _benches[key] = Bench(pickle.loads(pickled), RunStore.open(path))
         bench = _benches[key]
-    return bench.do(piece)
+    return _told(bench, piece)
 
 
 def _pickled(task: Task) -> bytes:

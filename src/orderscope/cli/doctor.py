@@ -20,7 +20,7 @@ import numpy as np
 
 from orderscope import __version__
 from orderscope.cli.tasks import Spec, load_task
-from orderscope.cli.text import columns, json_option, print_json, size
+from orderscope.cli.text import columns, json_option, print_json, say, size
 from orderscope.store import RunStore
 
 REQUIRED = ("numpy", "h5py", "click", "scipy", "jinja2", "matplotlib")
@@ -67,7 +67,7 @@ def doctor(spec: str | None, where: Path, as_json: bool) -> None:
     if as_json:
         print_json({"ok": not wrong, "findings": [asdict(finding) for finding in findings]})
     else:
-        click.echo(columns([[f.level, f.what, f.found + (f" - {f.advice}" if f.advice else "")] for f in findings], ""))
+        say(columns([[f.level, f.what, f.found + (f" - {f.advice}" if f.advice else "")] for f in findings], ""))
     click.get_current_context().exit(int(wrong))
 
 
@@ -87,8 +87,8 @@ def _tell_preflight(spec: str, where: Path, as_json: bool) -> None:
         rows = [["stage", "seconds of one process", "peak memory", "disk"]]
         rows += [[s.name, "" if math.isnan(s.seconds) else f"{s.seconds:.3g}", size(s.memory), size(s.disk)]
                  for s in found.stages]  # fmt: skip
-        click.echo(columns(rows, ""))
-        click.echo(f"recording: about {found.seconds:.3g} s with {found.jobs} processes, {size(found.disk)} of "
+        say(columns(rows, ""))
+        say(f"recording: about {found.seconds:.3g} s with {found.jobs} processes, {size(found.disk)} of "
                    f"{size(free)} free")  # fmt: skip
     click.get_current_context().exit(int(found.disk >= free))
 

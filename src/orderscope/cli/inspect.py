@@ -10,10 +10,11 @@ from typing import Any
 
 import click
 
-from orderscope.cli.text import columns, json_option, plain, print_json, size
+from orderscope.cli.options import run_argument
+from orderscope.cli.text import columns, json_option, plain, print_json, say, size
 from orderscope.costs import part_runs, part_seconds
 from orderscope.errors import DamagedRun, IncompleteRun, OrderscopeError
-from orderscope.names import PLAN, SPLIT, TASK_SHARD
+from orderscope.names import FURTHER, PLAN, SPLIT, TASK_SHARD
 from orderscope.store import SCHEMA, RunStore
 
 SEGMENT = re.compile(r"record/([^/]+)/segment-\d+")
@@ -29,7 +30,7 @@ TASK_FACTS = (
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@run_argument
 @json_option
 def inspect(run: Path, as_json: bool) -> None:
     """Say what is in a run, what is missing and what is damaged. Reads every byte of it once.
@@ -40,7 +41,7 @@ def inspect(run: Path, as_json: bool) -> None:
     if as_json:
         print_json(facts)
     else:
-        click.echo("\n".join(_lines(facts)))
+        say("\n".join(_lines(facts)))
     state = facts["state"]
     code = {"damaged": DamagedRun.exit_code, "incomplete": IncompleteRun.exit_code}.get(state, 0)
     click.get_current_context().exit(code)
@@ -62,6 +63,9 @@ def inventory(store: RunStore) -> dict[str, Any]:
         "state": "damaged" if damage else "incomplete" if missing else "complete",
         "damage": damage,
         "missing": missing,
+        "unlisted": store.unlisted(),
+        "remnants": [run["name"] for run in runs if run["name"].startswith(FURTHER) and not run["finished"]],
+        "ignored_lines": store.ignored(),
         "shards": len(shards),
         "bytes": sum(info.size for info in shards),
         "disk_bytes": _disk_bytes(store.path),
@@ -124,7 +128,8 @@ def _sketch(plan: dict[str, Any] | None, split: dict[str, Any] | None) -> dict[s
 
 
 def _missing(attrs: dict[str, dict[str, Any] | None], runs: list[dict[str, Any]]) -> list[str]:
-    """What was never written; what was and can no longer be read is told under damage."""
+    """What was never written; what was and can no longer be read is told under damage. Nothing waits for the end of a
+    run that was begun after recording."""
     missing = [title for prefix, title in STAGES.items() if not any(name.startswith(prefix) for name in attrs)]
     missing += [f"{wanted - found} of {wanted} units of {part}" for part, (found, wanted) in _units(attrs).items()]
     planned = (attrs.get(PLAN) or {}).get("probes", 0)
@@ -132,7 +137,7 @@ def _missing(attrs: dict[str, dict[str, Any] | None], runs: list[dict[str, Any]]
     if probes < planned:
         missing.append(f"{planned - probes} of {planned} probes")
     for run in runs:
-        if run["anchors"] and not run["finished"]:
+        if run["anchors"] and not run["finished"] and not run["name"].startswith(FURTHER):
             missing.append(f"run {run['name']} after step {run['anchors'][-1]} of {run['steps']}")
     return missing
 
@@ -163,6 +168,12 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
         yield f"  damaged: {plain(line)}"
     for line in facts["missing"]:
         yield f"  missing: {plain(line)}"
+    for name in facts["unlisted"]:
+        yield f"  unlisted: {plain(name)}, in no line of the manifest: not read, and never written over"
+    for name in facts["remnants"]:
+        yield f"  left over: run {plain(name)} was interrupted, and is not used"
+    if facts["ignored_lines"]:
+        yield f"  ignored: {facts['ignored_lines']} lines of the journal are not what was written"
     if facts["task"] is not None:
         yield ""
         yield columns(list(_task_rows(facts)))

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import errno
 import importlib
+import os
 
 import click
 
 from orderscope import __version__
-from orderscope.cli.text import plain
-from orderscope.errors import OrderscopeError
+from orderscope.cli import RUN
+from orderscope.cli.text import say
+from orderscope.errors import OrderscopeError, ended_by_task
+from orderscope.files import ADVICE
+from orderscope.text import plain, plain_lines
 
 # A verb's module must not import torch before the verb is run: help would then take seconds.
 VERBS = {
@@ -24,6 +28,7 @@ VERBS = {
     "pack": "orderscope.cli.pack:pack",
     "doctor": "orderscope.cli.doctor:doctor",
 }
+INTERRUPTED = 130
 
 
 class Verbs(click.Group):
@@ -41,14 +46,32 @@ class Verbs(click.Group):
     def invoke(self, ctx: click.Context) -> object:
         try:
             return super().invoke(ctx)
+        except click.UsageError as error:
+            error.message = plain_lines(error.message)  # pyright: ignore[reportAttributeAccessIssue]
+            raise
         except OrderscopeError as error:
-            click.echo(f"orderscope: {plain(str(error))}", err=True)
-            ctx.exit(error.exit_code)
+            self._end(ctx, str(error), error.exit_code)
+        except SystemExit as stop:  # click has its own: this one is of the user's code
+            self._end(ctx, str(ended_by_task(stop)), 1)
+        except KeyboardInterrupt:
+            self._end(ctx, interrupted(ctx), INTERRUPTED)
         except OSError as error:
             if error.errno == errno.EPIPE:
                 raise
-            click.echo(f"orderscope: {plain(str(error))}", err=True)
-            ctx.exit(1)
+            advice = ADVICE.get(error.errno or 0)
+            self._end(ctx, str(error) + (f"; {advice}" if advice else ""), 1)
+
+    @staticmethod
+    def _end(ctx: click.Context, line: str, code: int) -> None:
+        say(f"orderscope: {plain(line)}", err=True)
+        ctx.exit(code)
+
+
+def interrupted(ctx: click.Context) -> str:
+    """What is kept, and how to go on."""
+    run = ctx.meta.get(RUN)
+    kept = f"what was finished is kept in {run}" if run is not None and os.path.isdir(run) else "nothing was changed"
+    return f"interrupted; {kept}: run the same command again to go on"
 
 
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
@@ -57,5 +80,5 @@ def main() -> None:
     """Record one training run; ask what any other order of its samples would have given.
 
     Exit codes: 0 done, 1 an expected error, 2 usage, 3 the prediction is outside what can be trusted, 4 the run is
-    damaged, 5 the run is incomplete.
+    damaged, 5 the run is incomplete, 130 interrupted.
     """

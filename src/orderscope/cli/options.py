@@ -2,20 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from orderscope.cli.tasks import Spec, find_task
+from orderscope.cli import RUN
+from orderscope.cli.tasks import Spec, find_task, shun, task_file
+from orderscope.errors import OrderscopeError
+from orderscope.files import check_output
+from orderscope.names import TASK_SHARD
+from orderscope.store import RunStore
 
 if TYPE_CHECKING:
     from orderscope.simulator import Simulator
 
-run_argument = click.argument("run", type=click.Path(path_type=Path))
+
+def noted_run(ctx: click.Context, param: click.Parameter, value: Path) -> Path:
+    """Tell the group which run a verb works on; from now on nothing is imported from inside it."""
+    ctx.meta[RUN] = value
+    shun(value)
+    return value
+
+
+def sound_output(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
+    """See that an answer's file can be written, before anything is computed."""
+    if value is not None:
+        check_output(value)
+    return value
+
+
+run_argument = click.argument("run", type=click.Path(path_type=Path), callback=noted_run)
 task_option = click.option(
     "--task", "spec", type=Spec(), metavar="FILE.py:NAME",
-    help="The recorded task, as file.py:name or module:name. Default: where it was when the run was recorded.",
+    help="The recorded task, as file.py:name or module:name. Default: where it was when you recorded the run.",
 )  # fmt: skip
 threads_option = click.option(
     "--threads",
@@ -33,10 +54,34 @@ def set_threads(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
+def check_question(
+    run: Path, spec: str | None = None, *, orders: Sequence[str] = (), metrics: Sequence[str] = ()
+) -> None:
+    """See what can be seen of a question without torch: a slip is told at once.
+
+    Raises:
+        OrderscopeError: an order, a metric or the file of the task is wrong.
+        IncompleteRun: nothing was recorded yet.
+    """
+    from orderscope.report.asked import check_order_text
+
+    store = RunStore.open(run)
+    if spec is not None:
+        task_file(spec, run)
+    if not orders and not metrics:
+        return
+    known = list(store.attrs(TASK_SHARD)["metric_names"])
+    for name in metrics:
+        if name not in known:
+            raise OrderscopeError(
+                f"metric {name!r}", "one of " + (", ".join(known) or "none"), "name a recorded metric"
+            )
+    for text in orders:
+        check_order_text(store, text)
+
+
 def open_simulator(run: Path, spec: str | None, threads: int) -> tuple[Simulator, str]:
     """The simulator of a run, with its task where there is one, and what to tell about the task. Raises as both."""
-    from orderscope.store import RunStore
-
     RunStore.open(run)  # a path that holds no run is told before torch is loaded
     set_threads(threads)
     from orderscope.simulator import Simulator

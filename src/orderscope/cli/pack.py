@@ -7,11 +7,12 @@ from pathlib import Path
 import click
 
 from orderscope import store
-from orderscope.cli.text import json_option, plain, print_json, size
+from orderscope.cli.options import run_argument
+from orderscope.cli.text import json_option, plain, print_json, say, size
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@run_argument
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The file to make, say run.h5.")
 @json_option
 def pack(run: Path, out: Path, as_json: bool) -> None:
@@ -21,4 +22,4 @@ def pack(run: Path, out: Path, as_json: bool) -> None:
     if as_json:
         print_json({"file": str(out), "bytes": length, "shards": shards})
     else:
-        click.echo(f"{plain(str(out))}: {shards} shards, {size(length)}")
+        say(f"{plain(str(out))}: {shards} shards, {size(length)}")

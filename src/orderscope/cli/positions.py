@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import csv
+import io
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 
-from orderscope.cli.options import open_simulator, run_argument, task_option, threads_option
+from orderscope.cli.kept import end, keep, try_writing
+from orderscope.cli.options import (
+    check_question,
+    open_simulator,
+    run_argument,
+    sound_output,
+    task_option,
+    threads_option,
+)
 from orderscope.cli.progress import progress_bars
 from orderscope.cli.table import print_table
 from orderscope.cli.tasks import need_task
-from orderscope.cli.text import figures, json_option, plain, print_json
-from orderscope.errors import OrderscopeError
-from orderscope.store import RunStore
+from orderscope.cli.text import figures, json_option, plain, print_json, say
+from orderscope.files import written
 
 SHADES = " .:-=+*#%@"
 
@@ -24,7 +32,10 @@ SHADES = " .:-=+*#%@"
 @run_argument
 @click.option("--units", type=click.IntRange(min=1), help="How many recorded batches to move. Default: the library's.")
 @click.option("--places", type=click.IntRange(min=2), help="How many positions to try. Default: the library's.")
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write it there: heat.csv or heat.npz.")
+@click.option(
+    "--out", type=click.Path(path_type=Path, dir_okay=False), callback=sound_output,
+    help="Write it there: heat.csv or heat.npz.",
+)  # fmt: skip
 @click.option(
     "--verify",
     type=click.IntRange(min=0),
@@ -51,6 +62,7 @@ def positions(
     """
     if out is not None and out.suffix not in (".csv", ".npz"):
         raise click.BadParameter("the file of a map ends in .csv or .npz", param_hint="--out")
+    check_question(run, spec)
     sim, told = open_simulator(run, spec, threads)
     need_task(sim.task, told)
     import orderscope
@@ -63,9 +75,11 @@ def positions(
             verify=verify,
             progress=progress,
         )
-    kept = keep(run, heat)
-    if out is not None:
-        write_heat(out, heat)
+    from orderscope.report.stored import keep_heat
+
+    kept = keep(run, lambda store: keep_heat(store, heat))
+    failed = try_writing(out, lambda path: write_heat(path, heat))
+    out = None if failed else out
     if as_json:
         from orderscope.report.stored import json_value
 
@@ -73,6 +87,7 @@ def positions(
         print_json({"run": str(run), "task": told, "kept": kept, "out": None if out is None else str(out), **arrays})
     else:
         _show(run, heat, out)
+    end(failed, 0)
 
 
 def spread(steps: int, count: int | None) -> list[int] | None:
@@ -87,26 +102,16 @@ def spread(steps: int, count: int | None) -> list[int] | None:
     return sorted({round(float(x)) for x in np.linspace(0, steps - 1, min(count, steps))})
 
 
-def keep(run: Path, heat: Any) -> str | None:
-    """Write a map into the run, for the report; None where the run is packed or cannot be written to."""
-    from orderscope.report.stored import keep_heat
-
-    if not run.is_dir():
-        return None
-    try:
-        with RunStore.create(run) as store:
-            return keep_heat(store, heat)
-    except (OrderscopeError, PermissionError):
-        return None
-
-
 def write_heat(out: Path, heat: Any) -> None:
-    """A map as a .npz file of its arrays, or as a .csv file with one row a unit and place."""
-    if out.suffix == ".npz":
-        named: dict[str, Any] = heat.arrays()
-        np.savez_compressed(out, **named)
-        return
-    with open(out, "w", newline="", encoding="utf-8") as file:
+    """A map as a .npz file of its arrays, or as a .csv file with one row a unit and place.
+
+    Raises: OSError where it cannot be written."""
+    with written(out) as raw:
+        if out.suffix == ".npz":
+            named: dict[str, Any] = heat.arrays()
+            np.savez_compressed(raw, **named)
+            return
+        file = io.TextIOWrapper(raw, newline="", encoding="utf-8", write_through=True)
         writer = csv.writer(file)
         columns = [
             "unit",
@@ -115,7 +120,7 @@ def write_heat(out: Path, heat: Any) -> None:
             "loss",
             "error",
             "recorded_loss",
-            heat.metric,
+            plain(heat.metric),
             "neighbours",
             "true_loss",
         ]
@@ -126,11 +131,12 @@ def write_heat(out: Path, heat: Any) -> None:
                 cell = float(heat.value[i, j]), float(heat.error[i, j]), float(heat.recorded[i])
                 rest = float(heat.held_out[i, j]), float(heat.neighbours[i, j]), true.get((i, j), "")
                 writer.writerow([int(unit), int(heat.at[i]), int(place), *cell, *rest])
+        file.detach()
 
 
 def _show(run: Path, heat: Any, out: Path | None) -> None:
     value, error = np.asarray(heat.value), np.asarray(heat.error)
-    click.echo(f"{plain(str(run))}: loss on a batch after training, by where it stood (lowest first)\n")
+    say(f"{plain(str(run))}: loss on a batch after training, by where it stood (lowest first)\n")
     moved = value - value.mean(axis=1, keepdims=True)
     top = float(np.abs(moved).max()) or 1.0
     rows = []
@@ -144,13 +150,11 @@ def _show(run: Path, heat: Any, out: Path | None) -> None:
     first, last = int(heat.places[0]), int(heat.places[-1])
     header = ["batch", "recorded", "lowest", "error", "at", "span", f"position {first} to {last}"]
     print_table(header, rows, text=(0, 6))
-    click.echo(f"\n{SHADES!r}: from lower to higher loss than the batch's mean over positions, {top:.2g} either way")
+    say(f"\n{SHADES!r}: from lower to higher loss than the batch's mean over positions, {top:.2g} either way")
     if len(heat.true):
         i, j = heat.cells.T
         off = np.abs(heat.value[i, j] - heat.true)
         inside = 100 * np.mean(off <= heat.error[i, j])
-        click.echo(
-            f"{len(off)} moves truly trained: off by {off.mean():.2g} on average, {inside:.0f} % inside the error"
-        )
+        say(f"{len(off)} moves truly trained: off by {off.mean():.2g} on average, {inside:.0f} % inside the error")
     if out is not None:
-        click.echo(f"map written to {plain(str(out))}")
+        say(f"map written to {plain(str(out))}")

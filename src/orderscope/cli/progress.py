@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from orderscope.cli.text import plain
+from orderscope.cli.text import plain, say
 
 Report = Callable[[str, int, int], None]
 
@@ -54,8 +54,10 @@ def progress_bars(quiet: bool = False) -> Iterator[Report]:
     if rich is not None:
         yield from _bars(rich)
     elif terminal:
-        yield _OneLine()
-        click.echo(err=True)
+        try:
+            yield _OneLine()
+        finally:
+            click.echo(err=True)
     else:
         yield _silent if quiet else _Lines()
 
@@ -123,11 +125,11 @@ class _Lines:
         seconds = self._clock.seconds(stage)
         if done >= total and stage not in self._finished:
             self._finished.add(stage)
-            click.echo(f"{plain(stage)}: {counted(stage, total)} in {seconds:.1f} s", err=True)
+            say(f"{plain(stage)}: {counted(stage, total)} in {seconds:.1f} s", err=True)
         elif done < total and time.monotonic() - self._told > self.EVERY:
             self._told = time.monotonic()
             left = self._clock.left(stage, done, total)
-            click.echo(f"{plain(stage)}: {done} of {counted(stage, total)}, {left:.0f} s left", err=True)
+            say(f"{plain(stage)}: {done} of {counted(stage, total)}, {left:.0f} s left", err=True)
 
 
 class _OneLine:

@@ -9,13 +9,21 @@ from typing import Any
 import click
 import numpy as np
 
-from orderscope.cli.options import open_simulator, run_argument, seed_option, task_option, threads_option
+from orderscope.cli.kept import end, keep, try_writing
+from orderscope.cli.options import (
+    check_question,
+    open_simulator,
+    run_argument,
+    seed_option,
+    sound_output,
+    task_option,
+    threads_option,
+)
 from orderscope.cli.progress import progress_bars
 from orderscope.cli.query import NO_EFFECT, UNTRUSTED
 from orderscope.cli.table import print_table
-from orderscope.cli.text import figures, json_option, plain, print_json, short, signed
-from orderscope.errors import OrderscopeError
-from orderscope.store import RunStore
+from orderscope.cli.text import figures, json_option, plain, print_json, say, short, signed
+from orderscope.files import written
 
 SHOWN = 12
 
@@ -59,7 +67,10 @@ SHOWN = 12
 @click.option(
     "--seconds", type=click.FloatRange(min=0, min_open=True), help="Longest search. Default: until the budget ends it."
 )
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write the order there, as a .npy file.")
+@click.option(
+    "--out", type=click.Path(path_type=Path, dir_okay=False), callback=sound_output,
+    help="Write the order there, as a .npy file.",
+)  # fmt: skip
 @seed_option
 @task_option
 @threads_option
@@ -86,11 +97,13 @@ def propose(
     """
     if out is not None and out.suffix != ".npy":
         raise click.BadParameter("the file of an order ends in .npy", param_hint="--out")
+    asked = wanted(metrics)
+    check_question(run, spec, metrics=[asked] if isinstance(asked, str) else list(asked or ()))
     sim, told = open_simulator(run, spec, threads)
     import orderscope
     from orderscope.report.effect import metric_names
 
-    asked = wanted(metrics) or metric_names(sim)[0]
+    asked = asked or metric_names(sim)[0]
     with progress_bars(quiet=as_json) as progress:
         proposal = orderscope.propose(
             sim,
@@ -105,16 +118,15 @@ def propose(
             progress=progress,
         )
         rates = best_rates(sim, proposal, verify, maximize, progress) if schedules else None
-    from orderscope.report.stored import proposal_facts
+    from orderscope.report.stored import keep_proposal, proposal_facts
 
-    kept = keep(run, proposal)
-    if out is not None:
-        np.save(out, np.asarray(proposal.order, dtype=np.int64))
+    kept = keep(run, lambda store: keep_proposal(store, proposal))
+    failed = try_writing(out, lambda path: write_order(path, proposal.order))
     facts = {
         "run": str(run),
         "task": told,
         "kept": kept,
-        "out": None if out is None else str(out),
+        "out": None if out is None or failed else str(out),
         **proposal_facts(proposal),
     }
     if rates is not None:
@@ -124,20 +136,13 @@ def propose(
         print_json(facts | {"order": np.asarray(proposal.order).tolist()})
     else:
         _show(facts)
-    click.get_current_context().exit(0 if facts["trusted"] else UNTRUSTED)
+    end(failed, 0 if facts["trusted"] else UNTRUSTED)
 
 
-def keep(run: Path, proposal: Any) -> str | None:
-    """Write a proposal into the run, for the report; None where the run is packed or cannot be written to."""
-    from orderscope.report.stored import keep_proposal
-
-    if not run.is_dir():
-        return None
-    try:
-        with RunStore.create(run) as store:
-            return keep_proposal(store, proposal)
-    except (OrderscopeError, PermissionError):
-        return None
+def write_order(out: Path, order: Any) -> None:
+    """An order as a .npy file. Raises: OSError where it cannot be written."""
+    with written(out) as file:
+        np.save(file, np.asarray(order, dtype=np.int64))
 
 
 def wanted(texts: Sequence[str]) -> str | list[str] | dict[str, float] | None:
@@ -187,29 +192,29 @@ def _trusted(sim: Any, proposal: Any) -> bool:
 
 def _show(facts: dict[str, Any]) -> None:
     metric, table = facts["metric"], facts["table"]
-    click.echo(f"{plain(facts['run'])}   task: {plain(facts['task'])}\n")
+    say(f"{plain(facts['run'])}   task: {plain(facts['task'])}\n")
     rows = [_cells(row) for row in table[:SHOWN]]
     print_table(["order", metric, "error", "trained", "found by"], rows, text=(0, 4))
     if len(table) > SHOWN:
-        click.echo(f"  and {len(table) - SHOWN} more; --json prints all")
+        say(f"  and {len(table) - SHOWN} more; --json prints all")
     if facts["front"]:
         names = list(facts["front"][0]["metrics"])
-        click.echo("\nnone is better than these in all metrics; trained values in brackets")
+        say("\nnone is better than these in all metrics; trained values in brackets")
         print_table([*names, "found by"], [_point(row, names) for row in facts["front"]], text=(len(names),))
     if facts.get("schedule"):
-        click.echo("\nlearning rates")
+        say("\nlearning rates")
         rows = [_cells(row | {"source": "the proposed order" if row["proposed_order"] else "the recorded order"})
                 for row in facts["schedule"]["table"]]  # fmt: skip
         print_table(["schedule", metric, "error", "trained", "with"], rows, text=(0, 4))
-    click.echo()
+    say()
     for line in summary_lines(facts):
-        click.echo(plain(line))
+        say(plain(line))
     from orderscope.search.notes import folded
 
     for note in folded(facts["notes"]):
-        click.echo(f"note: {plain(str(note))}")
+        say(f"note: {plain(str(note))}")
     if facts["out"]:
-        click.echo(f"order written to {plain(facts['out'])}")
+        say(f"order written to {plain(facts['out'])}")
 
 
 def summary_lines(facts: dict[str, Any]) -> list[str]:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
 
-from orderscope.cli.options import open_simulator, run_argument, task_option, threads_option
+from orderscope.cli.options import check_question, open_simulator, run_argument, task_option, threads_option
 from orderscope.cli.progress import progress_bars
 from orderscope.cli.table import print_table
 from orderscope.cli.tasks import need_task
-from orderscope.cli.text import figures, json_option, plain, print_json, signed
+from orderscope.cli.text import figures, json_option, plain, print_json, say, signed
 from orderscope.errors import OrderscopeError
+from orderscope.orders.npy import load_array
 
 if TYPE_CHECKING:
     from orderscope.report.effect import Effect
@@ -67,6 +69,8 @@ def query(
     """
     if train and lr is not None:
         raise click.UsageError("--train trains at the recorded learning rates: leave out --lr")
+    check_question(run, spec, orders=texts, metrics=metrics)
+    rates = None if lr is None else read_rates(lr)
     sim, told = open_simulator(run, spec, threads)
     if train:
         need_task(sim.task, told)
@@ -75,7 +79,9 @@ def query(
     from orderscope.report.known import train_orders
 
     orders = np.stack([resolve_order(sim, text) for text in texts])
-    prediction = sim.predict(orders, estimator, lr=learning_rates(sim, lr), metrics=list(metrics) or metric_names(sim))
+    prediction = sim.predict(
+        orders, estimator, lr=learning_rates(sim, rates), metrics=list(metrics) or metric_names(sim)
+    )
     if lr is None:
         remember_orders(run, texts)
     measured = effects(sim, list(prediction.metrics))
@@ -117,19 +123,22 @@ def answer(prediction: Prediction, index: int, text: str) -> dict[str, Any]:
     return {"order": text, "metrics": metrics}
 
 
-def learning_rates(sim: Simulator, text: str | None) -> np.ndarray | None:
-    """`x0.5`, `1e-3` or `rates.npy` as rates that `Simulator.predict` takes; None stays None.
+@dataclass(frozen=True)
+class Rates:
+    """Learning rates as asked for: `values` as they are, or times the recorded ones."""
+
+    values: np.ndarray
+    times: bool = False
+
+
+def read_rates(text: str) -> Rates:
+    """`x0.5`, `1e-3` or `rates.npy`.
 
     Raises:
         OrderscopeError: it is none of these.
     """
-    if text is None:
-        return None
     if text.endswith(".npy"):
-        try:
-            return np.load(text, allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise OrderscopeError(f"learning rates {text} ({error})", "a numpy file of rates", "correct it") from None
+        return Rates(load_array(text, "learning rates, one a step,"))
     factor, times = (text[1:], True) if text.startswith("x") else (text, False)
     try:
         number = float(factor)
@@ -137,24 +146,33 @@ def learning_rates(sim: Simulator, text: str | None) -> np.ndarray | None:
         raise OrderscopeError(
             f"learning rates {text!r}", "x0.5, a number, or a .npy file with one rate a step", "correct --lr"
         ) from None
+    return Rates(np.array(number), times)
+
+
+def learning_rates(sim: Simulator, asked: Rates | None) -> np.ndarray | None:
+    """Rates that `Simulator.predict` takes; None stays None."""
+    if asked is None:
+        return None
     from orderscope.hyper import leading_rates
 
     recorded = leading_rates(sim.window.dynamics.hyper["lr"])
-    return number * recorded if times else np.full(len(recorded), number)
+    if asked.times:
+        return float(asked.values) * recorded
+    return np.full(len(recorded), float(asked.values)) if asked.values.ndim == 0 else asked.values
 
 
 def _show(
     run: Path, told: str, measured: list[Effect], rows: list[dict[str, Any]], estimator: str, lr: str | None
 ) -> None:
-    click.echo(f"{plain(str(run))}   task: {plain(told)}")
+    say(f"{plain(str(run))}   task: {plain(told)}")
     if lr is not None:
-        click.echo(f"learning rates {plain(lr)}; differences are to the recorded order at the recorded rates")
+        say(f"learning rates {plain(lr)}; differences are to the recorded order at the recorded rates")
     for effect in measured:
-        click.echo(f"\n{plain(effect.metric)}: {effect.reference:.5g} in the recorded order")
-        click.echo(f"  {sigma_line(effect)}")
+        say(f"\n{plain(effect.metric)}: {effect.reference:.5g} in the recorded order")
+        say(f"  {sigma_line(effect)}")
         for line in noise_lines(effect):
-            click.echo(f"  {line}")
-        click.echo()
+            say(f"  {line}")
+        say()
         cells = [_cells(row["order"], row["metrics"][effect.metric]) for row in rows]
         trained = ["trained"] if len(cells[0]) > 6 else []
         print_table(["order", effect.metric, "error", "difference", "", "trusted", *trained], cells, text=(0, 4, 5))
@@ -162,14 +180,14 @@ def _show(
         moved = {name: at for name, at in row.get("positions", {}).items() if abs(at[1] - at[0]) >= MOVED}
         if moved and GROUPED.search(row["order"]):
             told = ", ".join(f"{plain(name)} {at[0]:.2f} -> {at[1]:.2f}" for name, at in moved.items())
-            click.echo(f"\n{plain(row['order'])}: mean position of group {told}")
+            say(f"\n{plain(row['order'])}: mean position of group {told}")
     if not all(values["trusted"] for row in rows for values in row["metrics"].values()):
         why = (
             "not trusted: outside what the recorded runs cover, or no better than a constant on the probes"
             if estimator == "carried"
             else f"not trusted: the baseline {plain(estimator)} has no error bar"
         )
-        click.echo(f"\n{why}")
+        say(f"\n{why}")
 
 
 def sigma_line(effect: Effect) -> str:

@@ -9,10 +9,11 @@ from typing import Any
 import click
 
 from orderscope.budget import DEFAULT, LEAST, MIXED, PARTIAL
-from orderscope.cli.options import seed_option, set_threads, threads_option
+from orderscope.cli.options import noted_run, seed_option, set_threads, threads_option
 from orderscope.cli.progress import progress_bars
-from orderscope.cli.tasks import Spec, load_task, remember_task
-from orderscope.cli.text import json_option, plain, print_json, size
+from orderscope.cli.tasks import Spec, load_task, remember_task, task_file
+from orderscope.cli.text import json_option, plain, print_json, say, size
+from orderscope.store import RunStore
 
 COORDS = 1 << 17  # that of `osc.record`, which cannot be asked here: that would import torch
 jobs_option = click.option(
@@ -24,7 +25,7 @@ jobs_option = click.option(
 
 @click.command()
 @click.argument("spec", metavar="TASK", type=Spec())
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Directory of the run.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, callback=noted_run, help="Directory of the run.")
 @click.option(
     "--anchors",
     type=click.IntRange(min=2),
@@ -64,10 +65,12 @@ def record(
 
     Killed at any instant and called again, it goes on where it was and ends with the same bytes.
     """
+    task_file(spec, out)
+    RunStore.check_creatable(out)
     set_threads(threads)
     from orderscope import recording
 
-    task = load_task(spec)
+    task = load_task(spec, out)
     remember_task(out, spec, task)
     began = time.monotonic()
     with progress_bars(quiet=as_json) as progress:
@@ -85,31 +88,30 @@ def tell(run: Path, seconds: float, as_json: bool) -> None:
         print_json(facts)
         return
     runs = facts["runs"]
-    click.echo(f"{plain(str(run))}: {len(runs)} runs trained, {size(facts['bytes'])}, in {seconds:.1f} s")
+    say(f"{plain(str(run))}: {len(runs)} runs trained, {size(facts['bytes'])}, in {seconds:.1f} s")
     if facts["cost"]:
         parts = ", ".join(f"{name} {value:.3g}" for name, value in facts["cost"].items())
-        click.echo(f"  cost in runs: {sum(facts['cost'].values()):.3g} ({parts})")
+        say(f"  cost in runs: {sum(facts['cost'].values()):.3g} ({parts})")
     for name, value in facts["metrics"].items():
-        click.echo(f"  {plain(name)} of the reference order: {value:.5g}")
+        say(f"  {plain(name)} of the reference order: {value:.5g}")
     if not facts["mapped"]:
-        click.echo("  single samples' gradients were taken one after the other: torch.func cannot take this model")
+        say("  single samples' gradients were taken one after the other: torch.func cannot take this model")
     found, planned = facts["probes"]
     if found < planned:
-        click.echo(f"  {found} of {planned} probes recorded: orderscope record again with --out {plain(str(run))}")
+        say(f"  {found} of {planned} probes recorded: orderscope record again with --out {plain(str(run))}")
     if not facts["sketched"]:
-        click.echo(f"  not sketched yet: orderscope sketch {plain(str(run))}")
+        say(f"  not sketched yet: orderscope sketch {plain(str(run))}")
 
 
 def summary(path: Path) -> dict[str, Any]:
     """A finished recording as JSON values."""
     from orderscope.costs import part_runs
     from orderscope.names import PLAN, REFERENCE, TASK_SHARD
-    from orderscope.record import load_run, recorded_runs
+    from orderscope.record import load_run, true_runs
     from orderscope.sketch import SketchPlan, missing_units
-    from orderscope.store import RunStore
 
     store = RunStore.open(path)
-    runs = recorded_runs(store)
+    runs = true_runs(store)
     plan = SketchPlan.read(store) if PLAN in store else None
     sketched = plan is not None and not missing_units(store, plan)
     probes = sum(f"probe-{i}" in runs for i in range(plan.probes)) if plan is not None else 0

@@ -7,16 +7,24 @@ from pathlib import Path
 
 import click
 
-from orderscope.cli.options import open_simulator, run_argument, task_option, threads_option
+from orderscope.cli.options import (
+    check_question,
+    open_simulator,
+    run_argument,
+    sound_output,
+    task_option,
+    threads_option,
+)
 from orderscope.cli.progress import progress_bars
-from orderscope.cli.text import json_option, plain, print_json, size
+from orderscope.cli.text import json_option, plain, print_json, say, size
 
 
 @click.command()
 @run_argument
 @click.option(
-    "--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="The page, say report.html."
-)
+    "--out", type=click.Path(path_type=Path, dir_okay=False), required=True, callback=sound_output,
+    help="The page, say report.html.",
+)  # fmt: skip
 @click.option("--metric", default=None, help="What the page speaks of first. Default: the first metric of the task.")
 @click.option(
     "--order", "texts", multiple=True, metavar="EXPR|FILE", help="An order to show beside those queried before."
@@ -32,6 +40,7 @@ def report(
     It shows the orders queried before, what validate and positions measured, and the last proposal. It needs no
     network and no server, and the same run gives the same bytes.
     """
+    check_question(run, spec, orders=texts, metrics=[] if metric is None else [metric])
     sim, told = open_simulator(run, spec, threads)
     from orderscope.report.page import write_report
 
@@ -41,4 +50,4 @@ def report(
     if as_json:
         print_json(facts)
     else:
-        click.echo(f"{plain(str(out))}: {size(facts['bytes'])}, open it in a browser")
+        say(f"{plain(str(out))}: {size(facts['bytes'])}, open it in a browser")

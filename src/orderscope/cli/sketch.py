@@ -10,11 +10,11 @@ from typing import Any
 
 import click
 
-from orderscope.cli.options import run_argument, set_threads, task_option, threads_option
+from orderscope.cli.options import check_question, run_argument, set_threads, task_option, threads_option
 from orderscope.cli.progress import progress_bars
 from orderscope.cli.record import jobs_option, tell
 from orderscope.cli.tasks import find_task, need_task
-from orderscope.cli.text import json_option, plain, print_json
+from orderscope.cli.text import json_option, plain, print_json, say
 from orderscope.store import RunStore
 
 FROM_ENVIRONMENT = (("RANK", "WORLD_SIZE"), ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT"))
@@ -68,6 +68,7 @@ def sketch(
     if show:
         tell_plan(store, as_json)
         return
+    check_question(run, spec)
     set_threads(threads)
     from orderscope import recording
 
@@ -83,9 +84,7 @@ def sketch(
     elif as_json:
         print_json({"run": str(run), "worker": worker[0], "workers": worker[1], "seconds": time.monotonic() - began})
     else:
-        click.echo(
-            f"share {worker[0]} of {worker[1]} is done; `orderscope sketch {plain(str(run))}` gathers the shares"
-        )
+        say(f"share {worker[0]} of {worker[1]} is done; `orderscope sketch {plain(str(run))}` gathers the shares")
 
 
 def tell_plan(store: RunStore, as_json: bool) -> None:
@@ -99,6 +98,6 @@ def tell_plan(store: RunStore, as_json: bool) -> None:
         print_json({"units": units, "cost": plan.cost(), "script": script})
         return
     for unit in units:
-        click.echo(f"{'done' if unit['done'] else 'to do'}  {unit['unit']}")
+        say(f"{'done' if unit['done'] else 'to do'}  {unit['unit']}")
     costs = ", ".join(f"{part} {runs:.3g}" for part, runs in plan.cost().items())
-    click.echo(f"\ngradient evaluations in runs: {costs}\n\n{script}", nl=False)
+    say(f"\ngradient evaluations in runs: {costs}\n\n{script}", nl=False)

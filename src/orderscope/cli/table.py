@@ -5,9 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-import click
-
-from orderscope.cli.text import plain
+from orderscope.cli.text import plain, say
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, text: Sequence[int] = (0,)) -> None:
@@ -18,7 +16,7 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, text: S
     widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
     for row in shown:
         cells = [c.ljust(w) if i in text else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
-        click.echo(("  " + "  ".join(cells)).rstrip())
+        say(("  " + "  ".join(cells)).rstrip())
 
 
 def _rich_table(header: Sequence[str], rows: Sequence[Sequence[str]], text: Sequence[int]) -> bool:

@@ -10,11 +10,17 @@ from typing import Any
 import click
 
 from orderscope.report.words import figures as figures
-from orderscope.report.words import plain as plain
 from orderscope.report.words import short as short
 from orderscope.report.words import signed as signed
+from orderscope.text import plain as plain
+from orderscope.text import plain_lines
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for a program to read.")
+
+
+def say(text: str = "", *, err: bool = False, nl: bool = True) -> None:
+    """Print text; whatever it quotes from a run or a task, no character of it steers the terminal."""
+    click.echo(plain_lines(text), err=err, nl=nl)
 
 
 def size(count: float) -> str:
@@ -38,7 +44,7 @@ def columns(rows: Sequence[Sequence[str]], indent: str = "  ") -> str:
 
 def print_json(value: Any) -> None:
     """Print JSON; a number that JSON lacks (nan, inf) becomes null."""
-    click.echo(json.dumps(_finite(value), indent=2, allow_nan=False))
+    say(json.dumps(_finite(value), indent=2, allow_nan=False))
 
 
 def _finite(value: Any) -> Any:

@@ -8,11 +8,18 @@ from typing import Any
 
 import click
 
-from orderscope.cli.options import open_simulator, run_argument, seed_option, task_option, threads_option
+from orderscope.cli.options import (
+    check_question,
+    open_simulator,
+    run_argument,
+    seed_option,
+    task_option,
+    threads_option,
+)
 from orderscope.cli.progress import progress_bars
 from orderscope.cli.table import print_table
 from orderscope.cli.tasks import need_task
-from orderscope.cli.text import figures, json_option, plain, print_json
+from orderscope.cli.text import figures, json_option, plain, print_json, say
 
 SCORES = ("spearman", "pearson", "mae_ratio", "coverage", "sign", "sigma_order", "noise_floor")
 
@@ -42,6 +49,7 @@ def validate(
 
     What is trained is kept in the run: later commands and the report use it.
     """
+    check_question(run, spec, metrics=metrics)
     sim, told = open_simulator(run, spec, threads)
     need_task(sim.task, told)
     import orderscope
@@ -65,14 +73,14 @@ def validate(
 
 
 def _show(facts: dict[str, Any]) -> None:
-    click.echo(f"{plain(facts['run'])}: {facts['orders']} unseen orders trained, {facts['cost']:.3g} runs spent\n")
+    say(f"{plain(facts['run'])}: {facts['orders']} unseen orders trained, {facts['cost']:.3g} runs spent\n")
     rows = [
         [name, *("" if scores[key] is None else f"{scores[key]:.2g}" for key in SCORES)]
         for name, scores in facts["metrics"].items()
     ]
     print_table(["metric", *SCORES], rows)
     for name, scores in facts["metrics"].items():
-        click.echo()
+        say()
         errors = [float("nan") if e is None else e for e in scores["error"]]
         lines = zip(scores["predicted"], errors, scores["true"], strict=True)
         print_table(

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from orderscope.engine.metrics import Expansion, MetricModel
 from orderscope.names import REFERENCE
-from orderscope.record import load_run, recorded_runs
+from orderscope.record import load_run, true_runs
 from orderscope.sketch import SketchPlan
 from orderscope.sketch.gradients import set_parameters
 from orderscope.store import RunStore
@@ -80,7 +80,7 @@ def known_states(store: RunStore, plan: SketchPlan) -> KnownStates:
     indices = plan.coordinates.indices
     assert indices is not None
     states, runs = [], []
-    for run in recorded_runs(store):
+    for run in true_runs(store):
         theta = load_run(store, run).theta()
         kept = theta if run == REFERENCE else theta[-1:]
         states += list(kept)

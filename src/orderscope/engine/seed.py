@@ -149,7 +149,7 @@ class ReferencePath:
         filled = [torch.zeros_like(p) if g is None else g for g, p in zip(grads, parameters, strict=True)]
         got = torch.tensor([g is not None for g in grads])
         moved = 1.0 if bool(got.all()) else got.repeat_interleave(torch.tensor(self.layout.sizes)).to(self.layout.dtype)
-        return self._clipped(self.layout.flatten(filled)), moved
+        return self._clipped(self.layout.flatten(filled).cpu()), moved
 
     def update_function(self, t: int, ids: Any) -> Callable[[Tensor], Tensor]:
         """theta -> Gamma(theta, B) with the moments of step t, for exact derivatives."""

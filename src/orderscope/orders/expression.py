@@ -25,13 +25,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from orderscope.errors import OrderscopeError
 from orderscope.orders.checks import check_order, check_reference
+from orderscope.orders.npy import load_array
+
+DIGITS = 100  # of a number in an expression
 
 PURE = 0.9  # of the samples are of their step's main group where batches are not mixed
 
@@ -143,11 +145,14 @@ def _reverse(order: np.ndarray, argument: str, context: Context) -> np.ndarray:
 
 
 def _shuffle(order: np.ndarray, argument: str, context: Context) -> np.ndarray:
-    if not argument.isdecimal():
+    seed = _whole(argument)
+    if seed is None:
         raise OrderscopeError(
-            f"order expression 'shuffle:{argument}'", "shuffle:SEED, a whole number", "for instance shuffle:7"
+            f"order expression 'shuffle:{_cut(argument)}'",
+            f"shuffle:SEED, a whole number of at most {DIGITS} digits",
+            "for instance shuffle:7",
         )
-    return order[np.random.default_rng(int(argument)).permutation(len(order))]
+    return order[np.random.default_rng(seed).permutation(len(order))]
 
 
 def _groups(order: np.ndarray, argument: str, context: Context) -> np.ndarray:
@@ -234,15 +239,7 @@ VERBS: dict[str, Callable[[np.ndarray, str, Context], np.ndarray]] = {
 
 
 def _from_file(path: str, context: Context) -> np.ndarray:
-    try:
-        order = np.load(Path(path).expanduser(), allow_pickle=False)
-    except FileNotFoundError:
-        raise OrderscopeError(f"no file {path}", "an order saved with numpy.save", "correct the path") from None
-    except (OSError, ValueError) as error:
-        raise OrderscopeError(
-            f"file {path} that is not a numpy array ({error})", "an order saved with numpy.save", "save it again"
-        ) from None
-    return check_order(order, context.reference)
+    return check_order(load_array(path, "an order"), context.reference)
 
 
 def _no_argument(verb: str, argument: str) -> None:
@@ -269,9 +266,20 @@ def _known_groups(verb: str, argument: str, context: Context, single: bool = Fal
 
 
 def _two_steps(verb: str, argument: str, steps: int) -> tuple[int, int]:
-    parts = [p.strip() for p in argument.split(",")]
-    if len(parts) != 2 or not all(p.isdecimal() and int(p) < steps for p in parts):
+    found = [_whole(part.strip()) for part in argument.split(",")]
+    i, j = found if len(found) == 2 else (None, None)
+    if i is None or j is None or max(i, j) >= steps:
         raise OrderscopeError(
-            f"order expression '{verb}:{argument}'", f"{verb}:i,j with steps from 0 to {steps - 1}", "correct the steps"
+            f"order expression '{verb}:{_cut(argument)}'",
+            f"{verb}:i,j with steps from 0 to {steps - 1}",
+            "correct the steps",
         )
-    return int(parts[0]), int(parts[1])
+    return i, j
+
+
+def _whole(text: str) -> int | None:
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= DIGITS else None
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 200 else f"{text[:200]}…"

@@ -71,7 +71,7 @@ def record_run(
     _check_coords(coords, task.layout.size)
     if metrics_at not in ("all", "final"):
         raise OrderscopeError(f"metrics_at={metrics_at!r}", "'all' or 'final'", "change metrics_at=")
-    plan = digest(ids, ends, coords, metrics_at, keep_gradients)
+    plan = run_plan(ids, ends, coords, metrics_at, keep_gradients)
     done = finished_segments(store, name)
     if done:
         _check_same_plan(store, name, plan)
@@ -111,6 +111,17 @@ def record_run(
                  "train_seconds": trained - began, "seconds": time.perf_counter() - began}
             )  # fmt: skip
     return metrics
+
+
+def run_plan(
+    order: np.ndarray,
+    boundaries: Sequence[int],
+    coords: Tensor | None,
+    metrics_at: str = "all",
+    keep_gradients: bool = True,
+) -> str:
+    """What a recording is known by: with the same plan it can be gone on with. Its segments carry it."""
+    return digest(np.asarray(order, dtype=np.int64), [int(b) for b in boundaries], coords, metrics_at, keep_gradients)
 
 
 class _StepRows:

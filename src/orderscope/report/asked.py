@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from orderscope.errors import OrderscopeError
+from orderscope.names import REFERENCE, TASK_SHARD
+from orderscope.orders import resolve
 from orderscope.store import RunStore
 
 if TYPE_CHECKING:
@@ -20,14 +22,11 @@ EVENT = "query"
 
 def sample_groups(sim: Simulator) -> list[str]:
     """The group label of every sample, as recorded."""
-    names = sim.description["group_names"]
-    return [names[code] for code in group_codes(sim)]
+    return _groups(sim.store)
 
 
 def group_codes(sim: Simulator) -> np.ndarray:
     """Index into the recorded group names of every sample, int64 [samples]."""
-    from orderscope.names import TASK_SHARD
-
     return sim.store.read(TASK_SHARD, ["group_codes"])["group_codes"]
 
 
@@ -40,8 +39,6 @@ def resolve_order(sim: Simulator, text: str) -> np.ndarray:
         OrderscopeError: see `orderscope.orders.resolve`; or the run cannot tell of samples in other batches.
     """
     from orderscope.engine import Batches, units_of
-    from orderscope.names import REFERENCE
-    from orderscope.orders import resolve
     from orderscope.record import load_run
 
     signals = {}
@@ -63,6 +60,17 @@ def group_positions(sim: Simulator, order: np.ndarray) -> dict[str, float]:
     names, codes = sim.description["group_names"], group_codes(sim)[order]
     at = np.repeat((np.arange(len(order)) + 0.5) / len(order), order.shape[1]).reshape(order.shape)
     return {name: float(at[codes == code].mean()) for code, name in enumerate(names) if (codes == code).any()}
+
+
+def check_order_text(store: RunStore, text: str) -> None:
+    """See that an expression stands for an order of a run, without the simulator. Raises as `resolve_order`."""
+    samples = store.attrs(TASK_SHARD)["samples"]
+    resolve(text, store.read(TASK_SHARD, ["order"])["order"], _groups(store), {"loss": np.zeros(samples)})
+
+
+def _groups(store: RunStore) -> list[str]:
+    names = store.attrs(TASK_SHARD)["group_names"]
+    return [names[code] for code in store.read(TASK_SHARD, ["group_codes"])["group_codes"]]
 
 
 def remember_orders(run: Path, texts: Sequence[str]) -> None:

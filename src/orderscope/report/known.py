@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from orderscope.errors import OrderscopeError
-from orderscope.report.stored import VALIDATIONS, json_value, next_name, proposals, validations
+from orderscope.report.stored import VALIDATIONS, json_value, proposals, validations
 from orderscope.store import RunStore
 
 if TYPE_CHECKING:
@@ -78,6 +78,6 @@ def _keep(sim: Simulator, orders: np.ndarray, true: dict[str, Any], told: Foreto
         return
     try:
         with RunStore.create(sim.store.path) as store:
-            store.write(next_name(store, VALIDATIONS), {"order": orders}, attrs)
-    except (OrderscopeError, PermissionError):
+            store.write(store.next_name(VALIDATIONS), {"order": orders}, attrs)
+    except (OrderscopeError, OSError):
         return

@@ -164,16 +164,16 @@ def gather(
         raise OrderscopeError(f"metric {metric!r}", "one of " + ", ".join(names), "name a recorded metric")
     if not names:
         raise OrderscopeError("a run without metrics", "a metric to speak of", "record a task with metrics=")
-    proposed = [p.facts["metric"] for p in made if p.facts["metric"] in names]
-    first = metric or (proposed[-1] if proposed else names[0])
+    told = _shown([p for p in made if p.facts["metric"] in names])
+    first = metric or (told.facts["metric"] if told is not None else names[0])
     names = [first, *(name for name in names if name != first)][:METRICS]
     recorded = load_run(sim.store, REFERENCE)
-    mine = [p for p in made if p.facts["metric"] == first] or made
+    proposal = _shown([p for p in made if p.facts["metric"] == first] or made)
     checks = validations(sim.store)
     labels = sample_groups(sim)
     chosen, left_out = _chosen(sim, orders)
-    if mine:
-        chosen[PROPOSED] = mine[-1].order
+    if proposal is not None:
+        chosen[PROPOSED] = proposal.order
     return Material(
         name=Path(sim.path).name or str(sim.path),
         path=str(sim.path),
@@ -198,11 +198,17 @@ def gather(
         probes={name: sim.truth[name] for name in names},
         skilled={name: sim.calibration[name].skilled for name in names},
         validations=checks,
-        proposal=mine[-1] if mine else None,
+        proposal=proposal,
         heat=_heat(sim, progress),
         memory=_memory(sim, first),
         with_task=sim.task is not None,
     )
+
+
+def _shown(made: list[StoredProposal]) -> StoredProposal | None:
+    """The latest proposal that was confirmed; where none was, the latest."""
+    confirmed = [proposal for proposal in made if proposal.facts["confirmed"] is not None]
+    return (confirmed or made or [None])[-1]
 
 
 def _chosen(sim: Simulator, orders: Sequence[str]) -> tuple[dict[str, np.ndarray], list[str]]:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import jinja2
 from markupsafe import Markup
 
 from orderscope import __version__
+from orderscope.files import check_output, written
 from orderscope.report import curves, heat, limits, matters, memory, proposal, recorded, summary, truth
 from orderscope.report.material import Material, Progress, gather
 from orderscope.report.section import Section
-from orderscope.report.words import plain
+from orderscope.text import plain, plain_lines
 
 if TYPE_CHECKING:
     from orderscope.simulator import Simulator
@@ -39,7 +39,7 @@ def write_report(
     orders: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> list[str]:
-    """Write the page about a run.
+    """Write the page about a run; one that is there stays as it is until the new one is whole.
 
     The same run gives the same bytes. The file asks nothing of a network.
 
@@ -54,16 +54,20 @@ def write_report(
         The names of the page's sections.
 
     Raises:
-        OrderscopeError: for a metric that was not recorded, or an expression that is wrong.
+        OrderscopeError: for a metric that was not recorded, an expression that is wrong, or a place that cannot be
+            written to.
     """
+    check_output(out)
     material = gather(sim, metric=metric, orders=orders, progress=progress)
     sections = [make(material) for make in SECTIONS]
-    Path(out).write_text(render(material, sections), encoding="utf-8")
+    page = render(material, sections).encode()
+    with written(out) as file:
+        file.write(page)
     return [section.name for section in sections]
 
 
 def render(material: Material, sections: Sequence[Section]) -> str:
-    """The page as text. Every name that comes from a run is escaped."""
+    """The page as text. Every name that comes from a run is escaped, and no character steers whoever shows the page."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("orderscope.report"),
         autoescape=True,
@@ -76,7 +80,7 @@ def render(material: Material, sections: Sequence[Section]) -> str:
         environment.get_template(f"{section.name}.html.jinja").render(section.values, run=plain(material.path))
     )
     environment.globals["file"] = lambda name: Markup(environment.get_template(name).render())
-    return environment.get_template("page.html.jinja").render(
+    page = environment.get_template("page.html.jinja").render(
         title=plain(material.name),
         headline=summary.headline(material),
         story=summary.story(material),
@@ -84,3 +88,4 @@ def render(material: Material, sections: Sequence[Section]) -> str:
         sections=sections,
         version=__version__,
     )
+    return plain_lines(page)

@@ -40,16 +40,6 @@ class StoredProposal:
     table: list[dict[str, Any]]
 
 
-def next_name(store: RunStore, prefix: str) -> str:
-    """A free shard name `prefix` + number.
-
-    Example:
-        >>> next_name(RunStore.open("run"), "proposal/")  # doctest: +SKIP
-        'proposal/000'
-    """
-    return f"{prefix}{len(store.names(prefix)):03d}"
-
-
 def validations(store: RunStore) -> list[StoredValidation]:
     """All validations of a run, oldest first."""
     found = []
@@ -69,7 +59,7 @@ def validations(store: RunStore) -> list[StoredValidation]:
 
 def keep_proposal(store: RunStore, proposal: Any) -> str:
     """Write a `Proposal` and return the name of its shard."""
-    name = next_name(store, PROPOSALS)
+    name = store.next_name(PROPOSALS)
     store.write(name, {"order": np.asarray(proposal.order)}, proposal_facts(proposal))
     return name
 
@@ -99,7 +89,7 @@ def proposals(store: RunStore) -> list[StoredProposal]:
 
 def keep_heat(store: RunStore, heat: Heat) -> str:
     """Write a `Heat` and return the name of its shard."""
-    name = next_name(store, POSITIONS)
+    name = store.next_name(POSITIONS)
     store.write(name, heat.arrays(), {"metric": heat.metric})
     return name
 

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import math
 
+from orderscope.text import plain as plain
+
 LONGEST = 48
-
-
-def plain(text: str) -> str:
-    """Text on one line without control characters: names from a file could otherwise steer a terminal or a page."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def short(text: str, longest: int = LONGEST) -> str:

@@ -174,7 +174,7 @@ def metric_slope(task: Task, metric: str) -> Slope:
             loss = task.loss(model, batch).sum() / len(rows)
             found = torch.autograd.grad(loss, parameters, allow_unused=True)
             filled = [torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters, strict=True)]
-            value, gradient = value + float(loss.detach()), gradient + layout.flatten(filled)
+            value, gradient = value + float(loss.detach()), gradient + layout.flatten(filled).cpu()
         return value, gradient
 
     return at

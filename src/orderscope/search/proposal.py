@@ -351,7 +351,7 @@ def _confirmed(
 
 def _recorded(sim: Simulator, task: Task, order: np.ndarray) -> dict[str, np.ndarray] | None:
     if Path(sim.path).is_dir():
-        with suppress(OrderscopeError, PermissionError):  # being written, not to be written, or the order diverges
+        with suppress(OrderscopeError, OSError):  # being written, not to be written, or the order diverges
             return add_runs(task, sim.path, [order], CONFIRMED, jobs=1)
     return None
 

@@ -14,7 +14,7 @@ from orderscope.errors import OrderscopeError
 from orderscope.hyper import group_rates, leading_rates
 from orderscope.names import REFERENCE
 from orderscope.orders.checks import check_orders
-from orderscope.record import load_run, recorded_runs
+from orderscope.record import load_run, true_runs
 from orderscope.record.setup import RecordedSchedule
 from orderscope.retrain import own_hyper, retrain
 from orderscope.schedules import SCHEDULES, refined, rewarm
@@ -230,12 +230,12 @@ def recorded_rates(sim: Simulator) -> np.ndarray:
 
 def gradient_norms(sim: Simulator) -> np.ndarray:
     """Norm of the gradient at each position, the median over the recorded runs, [steps]."""
-    return np.median([load_run(sim.store, run).grad_norm.double().numpy() for run in recorded_runs(sim.store)], axis=0)
+    return np.median([load_run(sim.store, run).grad_norm.double().numpy() for run in true_runs(sim.store)], axis=0)
 
 
 def annealing_law(sim: Simulator) -> AnnealingLaw | None:
     """Fitted to the training loss by position over the recorded runs, what each batch differs by taken off."""
-    runs = [load_run(sim.store, run) for run in recorded_runs(sim.store)]
+    runs = [load_run(sim.store, run) for run in true_runs(sim.store)]
     losses = np.stack([run.loss.double().mean(1).numpy() for run in runs])
     units = Batches(sim.order).index(np.stack([run.order for run in runs]))[0]
     return fit_annealing_law(position_effect(losses, units), recorded_rates(sim))

@@ -135,7 +135,7 @@ class Samples:
         finally:
             for hook in hooks:
                 hook.remove()
-        return self._spread(torch.cat(parts).double().numpy())
+        return self._spread(torch.cat(parts).double().cpu().numpy())
 
     @cached_property
     def _texts(self) -> list[texts.Text] | None:
@@ -170,7 +170,7 @@ def _losses(task: Task, theta: Tensor, ids: np.ndarray) -> np.ndarray:
     model = task.build_model()
     set_parameters(model, task.layout, theta)
     with torch.no_grad():
-        return torch.cat([task.loss(model, task.batch(part)).double() for part in _chunks(ids)]).numpy()
+        return torch.cat([task.loss(model, task.batch(part)).double() for part in _chunks(ids)]).cpu().numpy()
 
 
 def _chunks(ids: np.ndarray) -> list[np.ndarray]:

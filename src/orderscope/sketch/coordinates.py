@@ -39,7 +39,7 @@ class Coordinates:
 
     def take(self, flat: Tensor) -> Tensor:
         """[..., P] -> [..., m]."""
-        return flat if self.indices is None else flat.index_select(-1, self.indices)
+        return flat if self.indices is None else flat.index_select(-1, self.indices.to(flat.device))
 
     def of_tensors(self, sizes: Sequence[int]) -> list[tuple[slice, Tensor | None]]:
         """For each tensor of a flat vector, of `sizes` entries: its place in [m], and which of its entries are carried,

@@ -180,7 +180,7 @@ class SketchStage:
         for start in range(0, len(rows), size):
             ids = range(start, min(start + size, len(rows)))
             part = batch_gradient(at, self.task.loss, batch_of(ids), self._coordinates)
-            gradient += part * (len(ids) / len(rows))
+            gradient += part.cpu() * (len(ids) / len(rows))
         drawn = min(self.plan.metrics[name], len(rows))
         some = np.linspace(0, len(rows) - 1, drawn).round().astype(int)
         pseudo = self._pseudo(at, batch_of, some, self.plan.metrics[name] // drawn, 1 << 20).flatten(0, 1)
@@ -231,7 +231,7 @@ def from_bfloat16(array: np.ndarray) -> Tensor:
 
 
 def finite(tensor: Tensor, what: str) -> np.ndarray:
-    return finite_tensor(tensor, what).numpy()
+    return finite_tensor(tensor, what).cpu().numpy()
 
 
 def finite_tensor(tensor: Tensor, what: str) -> Tensor:

@@ -90,6 +90,7 @@ class Taps:
             for key in (key for key in self.offsets if key.startswith(f"{name}/")):
                 module = self.places[name][int(key.split("/")[1])]
                 slope = slopes[key].flatten(1, -2)
+                carried = carried.to(slope.device)
                 if isinstance(module, nn.Embedding):
                     found = embedding_entries(inputs[key].flatten(1), slope, carried)
                 else:

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from orderscope.errors import DamagedRun, OrderscopeError
+from orderscope.files import open_given, open_own
 from orderscope.store.manifest import SCHEMA, ShardInfo
 from orderscope.store.shards import CHUNK, Blob, allot, write_at
 
@@ -49,7 +50,7 @@ class Packed:
 
 def is_packed(path: Path) -> bool:
     """Whether a file was meant as a packed run, sound or not."""
-    with open(path, "rb") as file:
+    with open_given(path) as file:
         head = file.read(HEADER + len(HDF5))
     return head.startswith(b'{"index"') or head[HEADER:] == HDF5
 
@@ -60,8 +61,10 @@ def read_packed(path: Path) -> Packed:
     Raises:
         DamagedRun: header, index, manifest or journal are not what was written.
         OrderscopeError: a sound file of another schema version.
+        OSError: it cannot be read.
     """
-    with open(path, "rb") as file:
+    path = path.resolve()  # the user's own name for it may be a link
+    with open_given(path) as file:
         head = file.read(HEADER)
     try:
         header = json.loads(head)
@@ -80,10 +83,11 @@ def read_packed(path: Path) -> Packed:
     try:
         index = json.loads(_checked(path, *header["index"]))
         manifest, journal = (_checked(path, *index[part]) for part in ("manifest", "journal"))
-        if path.stat().st_size != header["size"]:
+        size, offsets = header["size"], dict(index["shards"])
+        if path.stat().st_size != size or not all(_place(offset, size) for offset in offsets.values()):
             raise ValueError
-        return Packed(path, manifest, journal, dict(index["shards"]), header["size"], header["sha256"])
-    except (ValueError, KeyError, TypeError, OSError, OverflowError, RecursionError):
+        return Packed(path, manifest, journal, offsets, size, header["sha256"])
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         raise _damaged(path, "size, index, manifest or journal") from None
 
 
@@ -97,7 +101,7 @@ def write_packed(path: Path, manifest: bytes, journal: bytes, shards: Iterable[t
     places = {k: at or 0 for k, at in allot(path, ((k, BYTE, (n,)) for k, n in sizes.items()), HEADER).items()}
     index = _index(manifest, journal, places[MANIFEST], places[JOURNAL], {i.file: places[i.file] for i, _ in shards})
     texts[INDEX] = index.ljust(room)
-    with open(path, "r+b", buffering=0) as file:
+    with open(open_own(path, os.O_RDWR), "r+b", buffering=0) as file:
         for key, text in texts.items():
             write_at(file.fileno(), memoryview(text), places[key])
         bad = [info.file for info, blob in shards if _copy(blob, file.fileno(), places[info.file]) != info.sha256]
@@ -131,7 +135,14 @@ def _check(header: dict) -> str:
     return hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def _place(offset: object, size: int) -> bool:
+    return isinstance(offset, int) and 0 <= offset <= size
+
+
 def _checked(path: Path, offset: int, size: int, sha256: str) -> bytes:
+    whole = path.stat().st_size
+    if not (_place(offset, whole) and _place(size, whole)):
+        raise ValueError
     with Blob(path, offset, size).open() as window:
         raw = window.readall() or b""
     if len(raw) != size or hashlib.sha256(raw).hexdigest() != sha256:

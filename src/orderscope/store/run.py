@@ -6,9 +6,13 @@ import copy
 import errno
 import fcntl
 import glob
+import hashlib
+import itertools
 import json
 import os
 import platform
+import re
+import stat
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
@@ -18,6 +22,7 @@ from typing import Any, Self
 import numpy as np
 
 from orderscope.errors import DamagedRun, IncompleteRun, OrderscopeError
+from orderscope.files import open_own, read_own, refuse_links, trouble
 from orderscope.store import manifest
 from orderscope.store.manifest import ShardInfo, file_name
 from orderscope.store.packed import JOURNAL, MANIFEST, Packed, is_packed, read_packed
@@ -25,6 +30,7 @@ from orderscope.store.shards import BadShard, Blob, Contents, Extent, read_array
 
 LOCK = ".lock"
 LEFT = ".left"
+ASIDE = ".aside-"
 TEMPORARY = ".tmp"
 
 
@@ -57,9 +63,7 @@ class RunStore:
             DamagedRun: the manifest is damaged, so nothing can be added to it.
         """
         path = Path(path)
-        if path.is_file():
-            raise OrderscopeError(f"a file at {path}", "a directory to write a run to", "choose another path")
-        _refuse_foreign_directory(path)
+        cls.check_creatable(path)
         path.mkdir(parents=True, exist_ok=True)
         lock = _take_lock(path)
         try:
@@ -76,6 +80,27 @@ class RunStore:
             os.close(lock)
             raise
 
+    @staticmethod
+    def check_creatable(path: str | os.PathLike[str]) -> None:
+        """See whether `create` would find a run or room for one, without changing anything.
+
+        Raises:
+            OrderscopeError: the path holds something that is no run, or a run with links in it; or nothing can be made
+                there.
+            DamagedRun: its manifest is missing.
+        """
+        path = Path(path)
+        if os.path.lexists(path) and not path.is_dir():
+            raise OrderscopeError(f"a file at {path}", "a directory to write a run to", "choose another path")
+        if path.is_dir():
+            refuse_links(path)
+        _refuse_foreign_directory(path)
+        home = next(place for place in (path.absolute(), *path.absolute().parents) if os.path.lexists(place))
+        if not home.is_dir() or not os.access(home, os.W_OK | os.X_OK):
+            raise OrderscopeError(
+                f"{home}, where nothing can be made", "a directory that can be written to", "choose another path"
+            )
+
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Self:
         """Open a run for reading: a directory, or the file that `pack` made of one.
@@ -83,15 +108,23 @@ class RunStore:
         A damaged manifest is told by the first access, so that `verify` can list all there is to say.
 
         Raises:
-            OrderscopeError: no run there, or one of another schema version.
+            OrderscopeError: no run there, or one of another schema version, or with links in it, or it cannot be read.
             DamagedRun: the index of a packed file is damaged.
         """
         path = Path(path)
-        if path.is_dir() and (path / MANIFEST).is_file():
-            return cls(path, manifest.parse((path / MANIFEST).read_bytes()), packed=None, lock=None)
-        if path.is_file() and is_packed(path):
-            packed = read_packed(path)
-            return cls(path, manifest.parse(packed.manifest), packed=packed, lock=None)
+        try:
+            kind = stat.S_IFMT(path.stat().st_mode)
+            if kind == stat.S_IFDIR:
+                refuse_links(path)
+                if (path / MANIFEST).exists():
+                    return cls(path, manifest.parse(read_own(path / MANIFEST)), packed=None, lock=None)
+            if kind == stat.S_IFREG and is_packed(path):
+                packed = read_packed(path)
+                return cls(path, manifest.parse(packed.manifest), packed=packed, lock=None)
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        except OSError as error:
+            raise trouble(error, path) from None
         _refuse_lost_manifest(path)
         what = "something that is no run" if path.exists() else "nothing"
         raise OrderscopeError(
@@ -135,6 +168,9 @@ class RunStore:
     def write(self, name: str, arrays: Mapping[str, np.ndarray], attrs: Mapping[str, Any] | None = None) -> None:
         """Add a shard: on return it is on disk and will be found, before that nobody sees any of it.
 
+        A file that is there already and in no manifest line (its writer was killed, or the manifest was shortened) is
+        never written over: one with the same bytes becomes the shard, another is given the name `FILE.aside-N`.
+
         Args:
             name: words joined by '/'.
             arrays: plain numpy arrays by key.
@@ -151,10 +187,11 @@ class RunStore:
             self._pending.add(name)
         temporary = file.with_name(file.name + self._mark + TEMPORARY)
         try:
-            size, sha256 = write_shard(temporary, name, arrays, attrs or {})
-            os.replace(temporary, file)
+            temporary.unlink(missing_ok=True)
+            entry = ShardInfo(name, file.name, *write_shard(temporary, name, arrays, attrs or {}))
+            self._place(temporary, entry)
             _sync_directory(self.path)
-            self._append(ShardInfo(name, file.name, size, sha256))
+            self._append([entry])
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
@@ -166,39 +203,76 @@ class RunStore:
         return Annex(self)
 
     def adopt(self, shards: Iterable[ShardInfo]) -> None:
-        """Add shards that an `Annex` wrote, in this order.
+        """Add shards that an `Annex` wrote, in this order, all at once: a writer killed here adds all or none.
 
         Raises:
             OrderscopeError: the store is not open for writing, or a shard exists.
             DamagedRun: a file is not there, or not of the size that was written.
         """
         self._refuse_reader("written to")
+        shards = list(shards)
         for entry in shards:
             if entry.name in self._sound():
                 raise _taken(self.path, entry.name)
-            file = self.path / entry.file
-            if not file.is_file() or file.stat().st_size != entry.size:
+            if _size(self.path / entry.file) != entry.size:
                 raise _damaged(self.path, f"{entry.file} of a worker is missing or cut short")
-            self._append(entry)
-            for remnant in [
-                file.with_name(file.name + LEFT),
-                *self.path.glob(f"{glob.escape(file.name)}.*{TEMPORARY}"),
-            ]:
+        self._append(shards)
+        for entry in shards:
+            left = self.path / (entry.file + LEFT)
+            for remnant in [left, *self.path.glob(f"{glob.escape(entry.file)}.*{TEMPORARY}")]:
                 remnant.unlink(missing_ok=True)
 
     def is_left(self, name: str) -> bool:
         """Whether a worker left a shard of this name; see `Annex.leave`."""
-        return (self.path / (file_name(name) + LEFT)).is_file()
+        return _size(self.path / (file_name(name) + LEFT)) is not None
 
     def left(self, name: str) -> tuple[ShardInfo, list[dict[str, Any]]] | None:
         """The shard of this name that a worker left and what it logged; None where there is no sound one."""
         try:
-            note = json.loads((self.path / (file_name(name) + LEFT)).read_bytes())
-            entry, events = ShardInfo(**note["shard"]), list(note["events"])
+            note = json.loads(read_own(self.path / (file_name(name) + LEFT)))
+            entry, events = ShardInfo(**note["shard"]), [dict(event) for event in note["events"]]
+            if (entry.name, entry.file) != (name, file_name(name)):
+                return None
             self._check_shard(entry)
-        except (OSError, ValueError, TypeError, KeyError):
+        except (FileNotFoundError, ValueError, TypeError, KeyError, RecursionError):
             return None
-        return (entry, events) if entry.name == name else None
+        return entry, events
+
+    def next_number(self, prefix: str) -> int:
+        """The number after the highest that follows `prefix` in the name of a shard, or of a file that no line of the
+        manifest names: nothing of a killed command, or of a shortened manifest, is in its way.
+
+        Example:
+            >>> RunStore.open("run").next_number("proposal/")  # doctest: +SKIP
+            3
+        """
+        start = re.escape(file_name(prefix).removesuffix(".h5"))
+        files = [entry.file for entry in self._sound().values()]
+        files += os.listdir(self.path) if self._packed is None else []
+        found = [re.match(rf"{start}(\d{{1,18}})(?!\d)", file) for file in files]
+        return 1 + max((int(match[1]) for match in found if match), default=-1)
+
+    def next_name(self, prefix: str) -> str:
+        """A free shard name, `prefix` and a number of three digits."""
+        return f"{prefix}{self.next_number(prefix):03d}"
+
+    def mentions(self, name: str, text: str) -> bool:
+        """Whether the bytes of a shard's file hold a text. It may be a killed writer's, in no manifest line: it is not
+        parsed for that."""
+        try:
+            return text.encode() in read_own(self.path / file_name(name))
+        except FileNotFoundError:
+            return False
+
+    def unlisted(self) -> list[str]:
+        """Files in the run's directory that are not of the run: left by a killed command, or named by lines that a
+        manifest has lost, or put there by somebody. They are not read, and never written over."""
+        if self._packed is not None:
+            return []
+        known = {LOCK, MANIFEST, JOURNAL, *(entry.file for entry in self._entries.values())}
+        files = {name for name in os.listdir(self.path) if (self.path / name).is_file()} - known
+        waiting = {name for name in files if name.endswith(LEFT)}
+        return sorted(files - waiting - {name.removesuffix(LEFT) for name in waiting})
 
     def read(self, name: str, keys: Iterable[str] | None = None) -> dict[str, np.ndarray]:
         """The arrays of a shard, all or those named by `keys`, each in memory of its own.
@@ -212,8 +286,16 @@ class RunStore:
         wanted = list(contents.extents) if keys is None else list(keys)
         try:
             return {key: read_array(blob, _extent(name, contents, key)) for key in wanted}
-        except (BadShard, OSError) as error:
+        except FileNotFoundError:
+            raise _damaged(self.path, f"shard {name} ({file_name(name)}): the file is missing") from None
+        except BadShard as error:
             raise _damaged(self.path, f"shard {name} ({file_name(name)}): {error}") from None
+        except OSError as error:
+            raise trouble(error, blob.path) from None
+        except MemoryError:
+            raise OrderscopeError(
+                f"too little memory to read shard {name} of {blob.size} bytes", "room for it", "free memory"
+            ) from None
 
     def map(self, name: str, key: str) -> np.ndarray:
         """One array of a shard, read-only and left on disk until it is touched. Raises as `read`."""
@@ -223,7 +305,11 @@ class RunStore:
             empty = np.empty(extent.shape, extent.dtype)
             empty.flags.writeable = False
             return empty
-        return np.memmap(blob.path, extent.dtype, "r", blob.offset + extent.offset, extent.shape)
+        try:
+            with open(open_own(blob.path), "rb") as file:
+                return np.memmap(file, extent.dtype, "r", blob.offset + extent.offset, extent.shape)
+        except OSError as error:
+            raise trouble(error, blob.path) from None
 
     def attrs(self, name: str) -> dict[str, Any]:
         """The attributes of a shard. Raises as `read`."""
@@ -245,23 +331,45 @@ class RunStore:
     def log(self, event: Mapping[str, Any]) -> None:
         """Append an event to the journal: what may differ between two equal runs, such as wall seconds.
 
-        The journal is not part of the run's bytes, is not hashed, and its last lines may be lost in a crash.
+        The journal is not part of the run's bytes. Each line carries a check of its own, and its last lines may be lost
+        in a crash.
         """
         self._refuse_reader("logged to")
-        with open(self.path / JOURNAL, "ab", buffering=0) as file:
-            file.write(json.dumps(dict(event), sort_keys=True).encode() + b"\n")
+        line = json.dumps({**event, "check": _event_check(event)}, sort_keys=True).encode() + b"\n"
+        descriptor = open_own(self.path / JOURNAL, os.O_RDWR | os.O_APPEND | os.O_CREAT)
+        try:
+            end = os.fstat(descriptor).st_size
+            torn = end > 0 and os.pread(descriptor, 1, end - 1) != b"\n"
+            _write_whole(descriptor, b"\n" * torn + line, self.path / JOURNAL)
+        finally:
+            os.close(descriptor)
 
     def journal(self) -> list[dict[str, Any]]:
         """The events of the journal that can be read, oldest first."""
-        raw = self._packed.journal if self._packed is not None else _read_or_empty(self.path / JOURNAL)
-        return [event for line in raw.splitlines() if isinstance(event := _json_or_none(line), dict)]
+        return [event for event in self._events() if event is not None]
+
+    def ignored(self) -> int:
+        """How many lines of the journal are not what was written; `journal` leaves them out."""
+        return sum(event is None for event in self._events())
+
+    def raw_journal(self) -> bytes:
+        """The bytes of the journal. Raises: OrderscopeError where it cannot be read."""
+        if self._packed is not None:
+            return self._packed.journal
+        try:
+            return _read_or_empty(self.path / JOURNAL)
+        except OSError as error:
+            raise trouble(error, self.path / JOURNAL) from None
+
+    def _events(self) -> list[dict[str, Any] | None]:
+        return [_event(line) for line in self.raw_journal().split(b"\n") if line]
 
     def blob(self, entry: ShardInfo) -> Blob:
         """Where the bytes of a shard lie, not yet checked."""
         if self._packed is not None:
             return self._packed.blob(entry)
         file = self.path / entry.file
-        return Blob(file, 0, file.stat().st_size)
+        return Blob(file, 0, file.lstat().st_size)
 
     def _sound(self) -> dict[str, ShardInfo]:
         if self._problems:
@@ -280,8 +388,12 @@ class RunStore:
                 blob, self._contents[name] = self._check_shard(entry)
                 return blob, self._contents[name]
             return self.blob(entry), self._contents[name]
-        except (BadShard, OSError) as error:
+        except FileNotFoundError:
+            raise _damaged(self.path, f"shard {name} ({entry.file}): the file is missing") from None
+        except BadShard as error:
             raise _damaged(self.path, f"shard {name} ({entry.file}): {error}") from None
+        except OSError as error:
+            raise trouble(error, self.path / entry.file) from None
 
     def _check_shard(self, entry: ShardInfo) -> tuple[Blob, Contents]:
         """Size and hash come first: HDF5 must not parse bytes that are not ours."""
@@ -291,33 +403,47 @@ class RunStore:
                 raise BadShard(f"{blob.size} bytes, the manifest says {entry.size}")
             if blob.sha256() != entry.sha256:
                 raise BadShard("its bytes are not what was written")
-        except FileNotFoundError:
+            contents = read_contents(blob)
+        except (FileNotFoundError, NotADirectoryError):
             raise BadShard("the file is missing") from None
         except KeyError:
             raise BadShard("not in the packed file") from None
         except OSError as error:
-            raise BadShard(f"cannot be read, {error.strerror}") from None
-        contents = read_contents(blob)
+            raise trouble(error, self.path / entry.file) from None
         if contents.name != entry.name:
             raise BadShard("it holds a shard of another name")
         return blob, contents
 
-    def _append(self, entry: ShardInfo) -> None:
+    def _place(self, temporary: Path, entry: ShardInfo) -> None:
+        """Give a written file its name, without writing over one that has it."""
+        file = self.path / entry.file
+        taken = os.path.lexists(file) and not self.is_left(entry.name)  # a share that is left was found to be damaged
+        if taken and _size(file) == entry.size and Blob(file, 0, entry.size).sha256() == entry.sha256:
+            temporary.unlink()
+            return
+        if taken:
+            names = (file.with_name(f"{file.name}{ASIDE}{i}") for i in itertools.count())
+            os.rename(file, next(name for name in names if not os.path.lexists(name)))
+        os.replace(temporary, file)
+
+    def _append(self, entries: Iterable[ShardInfo]) -> None:
         with self._mutex:
-            line = manifest.line(entry, self._check)
-            descriptor = os.open(self.path / MANIFEST, os.O_WRONLY | os.O_APPEND)
+            entries, text, check = list(entries), b"", self._check
+            for entry in entries:
+                line = manifest.line(entry, check)
+                text, check = text + line, manifest.check_of(line)
+            descriptor = open_own(self.path / MANIFEST, os.O_WRONLY | os.O_APPEND)
             end = os.fstat(descriptor).st_size
             try:
-                if os.write(descriptor, line) != len(line):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path / MANIFEST))
+                _write_whole(descriptor, text, self.path / MANIFEST)
                 os.fsync(descriptor)
             except OSError:
                 os.ftruncate(descriptor, end)
                 raise
             finally:
                 os.close(descriptor)
-            self._check = manifest.check_of(line)
-            self._entries[entry.name] = entry
+            self._check = check
+            self._entries |= {entry.name: entry for entry in entries}
 
     def _refuse_reader(self, verb: str) -> None:
         if not self.writable:
@@ -354,12 +480,20 @@ class Annex(RunStore):
         for entry in self.written:
             note = self.path / (entry.file + LEFT)
             temporary = self.path / (entry.file + self._mark + LEFT + TEMPORARY)
-            temporary.write_text(json.dumps({"shard": asdict(entry), "events": self.events}))
+            temporary.unlink(missing_ok=True)
+            descriptor = open_own(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+            try:
+                _write_whole(
+                    descriptor, json.dumps({"shard": asdict(entry), "events": self.events}).encode(), temporary
+                )
+            finally:
+                os.close(descriptor)
             os.replace(temporary, note)
 
-    def _append(self, entry: ShardInfo) -> None:
-        self.written.append(entry)
-        self._entries[entry.name] = entry
+    def _append(self, entries: Iterable[ShardInfo]) -> None:
+        for entry in entries:
+            self.written.append(entry)
+            self._entries[entry.name] = entry
 
 
 def _taken(path: Path, name: str) -> OrderscopeError:
@@ -394,7 +528,7 @@ def _refuse_foreign_directory(path: Path) -> None:
 
 
 def _take_lock(path: Path) -> int:
-    descriptor = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = open_own(path / LOCK, os.O_RDWR | os.O_CREAT)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -412,7 +546,7 @@ def _take_lock(path: Path) -> int:
 
 def _end_last_line(path: Path, index: manifest.Manifest) -> None:
     """Make the manifest, or take away what a killed writer left of its last line."""
-    with open(path, "ab") as file:
+    with open(open_own(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "ab") as file:
         if file.tell() != index.length:
             file.truncate(index.length)
         if not index.ended:
@@ -430,14 +564,40 @@ def _sync_directory(path: Path) -> None:
 
 
 def _read_or_empty(path: Path) -> bytes:
-    return path.read_bytes() if path.exists() else b""
-
-
-def _json_or_none(line: bytes) -> Any:
     try:
-        return json.loads(line)
-    except ValueError:
+        return read_own(path)
+    except FileNotFoundError:
+        return b""
+
+
+def _size(path: Path) -> int | None:
+    """Bytes of a plain file; None where there is none."""
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
         return None
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
+
+
+def _write_whole(descriptor: int, text: bytes, path: Path) -> None:
+    """All of a text in one call, so that whoever is killed has written all or none of it."""
+    if os.write(descriptor, text) != len(text):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+
+def _event(line: bytes) -> dict[str, Any] | None:
+    """An event of the journal, None where the line is not what was written; lines of old runs carry no check."""
+    try:
+        event = json.loads(line)
+        if not isinstance(event, dict) or event.pop("check", None) not in (None, _event_check(event)):
+            return None
+    except (ValueError, RecursionError):
+        return None
+    return event
+
+
+def _event_check(event: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(dict(event), sort_keys=True).encode()).hexdigest()[:8]
 
 
 def _damaged(path: Path, what: str) -> DamagedRun:

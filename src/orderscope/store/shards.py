@@ -7,10 +7,12 @@ elsewhere (link, external file, virtual data set) can be followed.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,6 +25,7 @@ import numpy as np
 from h5py import h5d, h5f, h5g, h5l, h5o, h5p, h5s, h5t  # pyright: ignore[reportAttributeAccessIssue]
 
 from orderscope.errors import OrderscopeError
+from orderscope.files import open_own
 from orderscope.store.manifest import SCHEMA
 
 META = "__attrs__"
@@ -57,7 +60,7 @@ class Window(io.RawIOBase):
     """A read-only binary file over a `Blob`."""
 
     def __init__(self, blob: Blob) -> None:
-        self._descriptor = os.open(blob.path, os.O_RDONLY)
+        self._descriptor = open_own(blob.path)
         self._blob, self._at = blob, 0
 
     def readable(self) -> bool:
@@ -136,7 +139,7 @@ def write_shard(path: Path, name: str, arrays: Mapping[str, np.ndarray], attrs: 
     ).encode()
     stored[META] = np.array(meta)
     offsets = _lay_out(path, stored)
-    with open(path, "r+b", buffering=0) as file:
+    with open(open_own(path, os.O_RDWR), "r+b", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
         pieces = [(offset, _bytes(stored[key])) for key, offset in offsets.items() if offset is not None]
         # The hash runs beside write and fsync: all three release the interpreter lock.
@@ -153,9 +156,11 @@ def read_contents(blob: Blob) -> Contents:
 
     Raises:
         BadShard: not a file that `write_shard` makes, whatever else HDF5 would allow in it.
+        OSError: it cannot be opened.
     """
+    window = blob.open()
     try:
-        with blob.open() as window, h5py.File(window, "r") as file:
+        with window, h5py.File(window, "r") as file:
             extents = dict(_extents(file.id, blob.size))
     except (OSError, RuntimeError, ValueError, KeyError, TypeError, OverflowError, MemoryError) as error:
         raise BadShard(str(error).splitlines()[0] if str(error) else type(error).__name__) from None
@@ -184,9 +189,12 @@ def read_array(blob: Blob, extent: Extent) -> np.ndarray:
 def allot(
     path: Path, parts: Iterable[tuple[str, np.dtype, tuple[int, ...]]], userblock: int = 0
 ) -> dict[str, int | None]:
-    """Make an HDF5 file of contiguous data sets without writing any of them; where each one is to be written.
+    """Make an HDF5 file, where there is none, of contiguous data sets without writing any of them; where each one is to
+    be written.
 
     Offsets count from the start of the file; None where there is nothing to write.
+
+    Raises: OSError where the file cannot be made.
     """
     access = h5p.create(h5p.FILE_ACCESS)
     access.set_libver_bounds(h5f.LIBVER_V110, h5f.LIBVER_V110)
@@ -199,16 +207,21 @@ def allot(
     layout.set_alloc_time(h5d.ALLOC_TIME_EARLY)
     layout.set_fill_time(h5d.FILL_TIME_NEVER)
     layout.set_obj_track_times(False)
-    file = h5f.create(os.fsencode(path), h5f.ACC_TRUNC, fcpl=creation, fapl=access)
     try:
-        offsets = {}
-        for key, dtype, shape in parts:
-            kind = h5t.py_create(dtype, logical=True)
-            space = h5s.create_simple(shape) if shape else h5s.create(h5s.SCALAR)
-            offsets[key] = h5d.create(file, _link(key), kind, space, layout).get_offset()
-        return offsets
-    finally:
-        file.close()
+        file = h5f.create(os.fsencode(path), h5f.ACC_EXCL, fcpl=creation, fapl=access)  # follows no link
+        try:
+            offsets = {}
+            for key, dtype, shape in parts:
+                kind = h5t.py_create(dtype, logical=True)
+                space = h5s.create_simple(shape) if shape else h5s.create(h5s.SCALAR)
+                offsets[key] = h5d.create(file, _link(key), kind, space, layout).get_offset()
+            return offsets
+        finally:
+            file.close()
+    except (OSError, RuntimeError) as error:  # HDF5 tells the system's error in its text
+        found = re.search(r"errno = (\d+)", str(error))
+        number = int(found[1]) if found else errno.EIO
+        raise OSError(number, os.strerror(number) if found else str(error), str(path)) from None
 
 
 def write_at(descriptor: int, view: memoryview, offset: int) -> None:
