@@ -60,7 +60,7 @@ def main() -> None:
     say("Train these and some more after all, to see whether that was right.",
         f"orderscope query {run} --train ...; orderscope validate {run} --orders {options.checks}")  # fmt: skip
     with progress_bars() as progress:
-        truth = train_orders(sim, orders, prediction, progress)
+        truth = train_orders(sim, orders, progress)
         check = osc.validate(sim, orders=options.checks, progress=progress)
 
     say("Look for a better order, and train the best to confirm them.",

@@ -35,7 +35,9 @@ def test_the_shapes_it_takes():
 
 @pytest.mark.parametrize("lr", [np.ones(3), np.ones((3, 4)), np.ones((1, 2, 3)), -np.ones(4), np.full(4, np.nan), 0.1])
 def test_anything_else_is_refused(lr):
-    with pytest.raises(osc.OrderscopeError, match=r"\[4\] or \[2, 4\], or \[4, 3\] or \[2, 4, 3\] for each parameter group"):
+    with pytest.raises(
+        osc.OrderscopeError, match=r"\[4\] or \[2, 4\], or \[4, 3\] or \[2, 4, 3\] for each parameter group"
+    ):
         group_rates(lr, RECORDED, 2)
 
 
@@ -72,11 +74,11 @@ def test_predicted_rates_are_those_of_the_task_that_has_them(recorded, other, tm
         moved = np.abs(true - sim.reference["eval"]).mean()
         assert np.abs(predicted - true).mean() < 0.25 * moved
         np.testing.assert_allclose(osc.retrain(task, orders, lr=lr).metrics["eval"], true, rtol=1e-6)
-        np.testing.assert_allclose(
-            osc.retrain(with_rates(task, lead / 2), orders).metrics["eval"], true, rtol=1e-6
-        )
+        np.testing.assert_allclose(osc.retrain(with_rates(task, lead / 2), orders).metrics["eval"], true, rtol=1e-6)
     for estimator in ("replay", "fut2"):
-        one, many = (sim.predict(orders, estimator, lr=lr, metrics=["eval"]).metrics["eval"] for lr in (lead / 2, of_groups))
+        one, many = (
+            sim.predict(orders, estimator, lr=lr, metrics=["eval"]).metrics["eval"] for lr in (lead / 2, of_groups)
+        )
         np.testing.assert_allclose(one, many, rtol=1e-5)
 
 

@@ -105,7 +105,7 @@ def _keep(
     try:
         with RunStore.create(sim.path) as store:
             store.write(f"{PREFIX}{len(store.names(PREFIX)):03d}", {"order": np.stack(orders)}, parts)
-    except (OrderscopeError, PermissionError):  # being written, or not to be written
+    except (OrderscopeError, OSError):  # being written, not to be written, or full
         return False
     return True
 

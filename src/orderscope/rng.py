@@ -47,7 +47,10 @@ def set_rng_state(states: Mapping[str, Tensor]) -> None:
 def seeded(seed: int) -> Iterator[None]:
     """Fixed random numbers inside, the caller's own afterwards."""
     with kept():
-        torch.manual_seed(seed)
+        if torch.accelerator.is_available():
+            torch.manual_seed(seed)
+        else:
+            torch.default_generator.manual_seed(seed)  # the same, without asking every kind of device
         np.random.seed(seed)
         random.seed(seed)
         yield

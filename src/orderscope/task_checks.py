@@ -54,12 +54,14 @@ def check_task(task: Task) -> bool:
     optimizer = _built_optimizer(task, model)
     layout = ParameterLayout.of(model, optimizer)
     _check_clipping(task, model, layout)
-    scheduled(optimizer, task.build_scheduler(optimizer), task.steps if task.scheduler else 0)
     ids = [int(i) for i in task.order[0]]
     batch = _check_batch(task, ids)
     eps = _check_loss(task, model, layout, batch, ids)
     _check_targets(task, model, batch)
-    return _check_gradients(task, model, twin, layout, batch, eps)
+    mapped = _check_gradients(task, model, twin, layout, batch, eps)
+    if task.scheduler:  # last: schedules and hooks may change the model
+        scheduled(optimizer, task.build_scheduler(optimizer), task.steps)
+    return mapped
 
 
 def _check_groups(task: Task) -> None:
@@ -251,8 +253,8 @@ def check_mates(losses: Tensor, others: Tensor, ids: Sequence[int], tolerance: f
             f"a loss of {losses[k].item():.6g} for sample {ids[k]} in its batch {where} and {others[k].item():.6g} "
             f"without the others of that batch, {off[k].item():.2g} apart where rounding gives {tolerance:.1g}",
             "a sample's loss that depends on nothing but that sample and the weights",
-            "normalise each sample by itself (its own tokens, LayerNorm), call .eval() on layers with batch statistics, "
-            "and take random choices out of data, model and loss",
+            "normalise each sample by itself (its own tokens, LayerNorm), call .eval() on layers with batch "
+            "statistics, and take random choices out of data, model and loss",
         )
 
 

@@ -24,17 +24,19 @@ from orderscope.rng import seeded
 
 
 @contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
-    """No gradients and the same random numbers every time inside; buffers, train flags, random numbers and autograd's
-    mode as they were afterwards."""
+def untouched(model: nn.Module, seed: int = 0) -> Iterator[None]:
+    """No gradients and the same random numbers every time inside; buffers, train flags, random numbers, autograd's mode
+    and torch's default dtype as they were afterwards."""
     modules = list(model.modules())
     flags = [module.training for module in modules]
     slots = [(module, dict(module._buffers)) for module in modules if module._buffers]
     values = [[None if b is None else b.detach().clone() for b in held.values()] for _, held in slots]
+    dtype = torch.get_default_dtype()
     try:
-        with seeded(0), torch.no_grad():
+        with seeded(seed), torch.no_grad():
             yield
     finally:
+        torch.set_default_dtype(dtype)
         with torch.no_grad():
             for (module, held), kept in zip(slots, values, strict=True):
                 module._buffers.update(held)

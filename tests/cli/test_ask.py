@@ -27,17 +27,17 @@ def char():
 def linear():
     return osc.Task(**tasks_tiny.linear())
 
-def mixed():
-    kw = tasks_tiny.classifier(steps=20, batch=8)
-    order = np.random.default_rng(0).permutation(160).reshape(20, 8)
-    labels = np.where(kw["data"].columns[1].numpy() == 0, "zero", "other").tolist()
-    return kw | {"order": order, "groups": labels, "metrics": {"eval": kw["metrics"]["eval"]}}
-
 ready = osc.Task(**tasks_tiny.linear())
 number = 3
 
 def broken():
     return {}["no such key"]
+
+def mixed():
+    kw = tasks_tiny.classifier(steps=20, batch=8)
+    order = np.random.default_rng(0).permutation(160).reshape(20, 8)
+    labels = np.where(kw["data"].columns[1].numpy() == 0, "zero", "other").tolist()
+    return kw | {"order": order, "groups": labels, "metrics": {"eval": kw["metrics"]["eval"]}}
 """
 
 

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 import orderscope as osc
 from orderscope.engine.driven import check_loop, check_reached

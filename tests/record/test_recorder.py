@@ -376,3 +376,20 @@ def test_dropout_in_the_loop_is_refused_in_the_task(tmp_path: Path) -> None:
     task = rec.task(model=silent, loss=loop.loss, data=loop.data)
     with pytest.raises(osc.OrderscopeError, match="does not do what the loop did at step 0"):
         osc.record(task, tmp_path / "run", probes=0, sketch=False)
+
+
+def test_groups_added_in_mid_run_end_the_recording_and_keep_what_was_before(tmp_path: Path) -> None:
+    loop = make(NAMES[0])
+    first, *rest = loop.model.parameters()
+    loop.opt, loop.sched = torch.optim.AdamW(rest, lr=1e-3), None
+    rec = osc.Recorder(tmp_path / "run", loop.model, loop.opt, anchors=2)
+    trained = loop.run(rec, last=3)
+    loop.opt.add_param_group({"params": [first]})
+    with pytest.warns(UserWarning, match="parameter groups were changed after step 3"):
+        loop.run(rec, first=3)
+    with pytest.warns(UserWarning, match="recording stopped after step 3"):
+        rec.close()
+    assert rec.order.tolist() == trained
+    assert len(trained) == 3
+    assert list(rec.recorded.states) == [0, 3]
+    assert len(load_state(rec.recorded.states[3]).theta) == sum(p.numel() for p in rest)

@@ -1,5 +1,7 @@
 """Models that torch.func cannot take, and rows of different lengths."""
 
+import contextlib
+
 import numpy as np
 import pytest
 import torch
@@ -106,22 +108,89 @@ def test_both_ways_give_the_same_rows(make, carried):
     coordinates, ids = draw_coordinates(at.layout.size, carried or at.layout.size, 0), np.arange(9)
     split = find_split(at, task.batch(ids[:3]))
     for way in (
-        lambda at: torch.cat([
-            join(parts, torch.zeros(len(ids[k : k + 4]), coordinates.carried))
-            for k, parts in zip((0, 4, 8), sample_gradients(at, task.batch, ids, coordinates, micro_batch=4), strict=True)
-        ]),
+        lambda at: torch.cat(
+            [
+                join(parts, torch.zeros(len(ids[k : k + 4]), coordinates.carried))
+                for k, parts in zip(
+                    (0, 4, 8), sample_gradients(at, task.batch, ids, coordinates, micro_batch=4), strict=True
+                )
+            ]
+        ),
         lambda at: pseudo_gradients(at, split, task.batch, ids, coordinates, draws=3, seed=1, micro_batch=8),
     ):
         torch.testing.assert_close(way(slow), way(at), rtol=1e-4, atol=1e-6)
 
 
 def test_a_checkpointed_model_answers_like_the_plain_one(tmp_path):
-    _, plain, expected, _ = asked(classifier(), tmp_path / "plain")
+    _, _, expected, _ = asked(classifier(), tmp_path / "plain")
     task, sim, found, _ = asked(checkpointed(classifier()), tmp_path / "run")
     assert not task.mapped
     # Without calls through the model itself the loss cannot be split: the samples' own gradients stand in.
     assert stored_split(sim.store).kind == "empirical"
     np.testing.assert_allclose(found, expected, rtol=0.02)
+
+
+def test_a_loss_whose_shapes_depend_on_the_data(tmp_path):
+    def loss(model, batch):
+        x, y = batch
+        losses = F.cross_entropy(model(x) / 0.7, y, reduction="none")
+        return losses[losses > -1]
+
+    task, sim, predicted, true = asked(classifier() | {"loss": loss}, tmp_path / "run")
+    assert not task.mapped
+    assert stored_split(sim.store).kind == "dense"
+    assert np.abs(predicted - true).mean() < 0.3 * np.abs(true - sim.reference["eval"]).mean()
+
+
+class Adapted(nn.Module):
+    """A frozen model with an adapter that can be switched off, which also switches off its gradients, as PEFT does."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.head = nn.Embedding(VOCAB, 6).requires_grad_(False), nn.Linear(6, VOCAB).requires_grad_(False)
+        self.adapter, self.on = nn.Linear(6, 6, bias=False), True
+
+    def forward(self, ids):
+        x = self.embed(ids)
+        return self.head(x + self.adapter(x) if self.on else x)
+
+    @contextlib.contextmanager
+    def switched_off(self):
+        self.on = False
+        self.adapter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            self.on = True
+            self.adapter.requires_grad_(True)
+
+
+def preference(model, batch):
+    """DPO: the model against itself without its adapter."""
+
+    def log_odds():
+        scores = [model(batch[key]).log_softmax(-1) for key in ("chosen", "rejected")]
+        found = [
+            z.gather(2, batch[k][..., None]).sum((1, 2)) for z, k in zip(scores, ("chosen", "rejected"), strict=True)
+        ]
+        return found[0] - found[1]
+
+    mine = log_odds()
+    with torch.no_grad(), model.switched_off():
+        theirs = log_odds()
+    return -F.logsigmoid(0.5 * (mine - theirs))
+
+
+def test_a_preference_loss_with_the_adapter_switched_off_as_reference(tmp_path):
+    g = torch.Generator().manual_seed(0)
+    data = [{key: torch.randint(0, VOCAB, (6,), generator=g) for key in ("chosen", "rejected")} for _ in range(32)]
+    kw = recurrent(Adapted) | {"loss": preference, "data": data[:24], "metrics": {"eval": data[24:]}, "collate": None}
+    kw["optimizer"] = lambda params: adamw([p for p in params if p.requires_grad])
+    task, sim, predicted, true = asked(kw, tmp_path / "run")
+    assert not task.mapped
+    assert stored_split(sim.store).why == "the loss calls the model 4 times"
+    assert np.abs(predicted - true).mean() < 0.5 * np.abs(true - sim.reference["eval"]).mean()
 
 
 @pytest.mark.parametrize("held_longest", [9, 15])

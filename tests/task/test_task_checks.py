@@ -111,7 +111,9 @@ def test_schedules_that_cannot_be_stepped_without_training():
         optimizer.register_step_pre_hook(lambda *_: params[0].grad.norm() and None)
         return optimizer
 
-    refused(linear(), r"a ReduceLROnPlateau that cannot .*LambdaLR", scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau)
+    refused(
+        linear(), r"a ReduceLROnPlateau that cannot .*LambdaLR", scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau
+    )
     refused(linear(), r"a OneCycleLR that cannot .*as many steps as the order has", scheduler=cut)
     constant = torch.optim.lr_scheduler.ConstantLR
     refused(linear(), "without training .AttributeError", scheduler=constant, optimizer=demanding)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import parametrize, parametrizations, prune
+from torch.nn.utils import parametrizations, parametrize, prune
 
 import orderscope as osc
 from orderscope.record import load_run
@@ -92,12 +92,17 @@ def turns_gradients_on(model):
     return 0.0
 
 
+def changes_the_default(model):
+    torch.set_default_dtype(torch.float64)
+    return 0.0
+
+
 def draws(model):
     return float(torch.rand(()) + np.random.rand() + random.random())
 
 
 LEAVERS = [trains, writes, half, freezes, accumulates, prunes, prunes_for_good, parametrizes, hooks, replaces,
-           turns_gradients_on, draws]  # fmt: skip
+           turns_gradients_on, changes_the_default, draws]  # fmt: skip
 
 
 @pytest.mark.parametrize("leaves", LEAVERS)

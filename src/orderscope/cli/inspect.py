@@ -25,7 +25,7 @@ STAGES = {
 }
 TASK_FACTS = (
     "model", "size", "dtype", "steps", "batch", "samples", "group_names", "metrics",
-    "optimizer", "param_groups", "scheduler", "warm", "max_grad_norm",
+    "optimizer", "param_groups", "scheduler", "warm", "max_grad_norm", "mapped",
 )  # fmt: skip
 
 
@@ -204,6 +204,8 @@ def _task_rows(facts: dict[str, Any]) -> Iterator[list[str]]:
             f"{_count(sketch['coordinates'])} coordinates, {sketch['anchors']} anchors, "
             f"{_count(sketch['curvature_rows'])} curvature rows, seed {sketch['seed']}",
         ]
+        if task["mapped"] is False:
+            yield ["gradients", "of one sample after the other, which is slower: torch.func cannot take this model"]
         if sketch["loss"]:
             yield ["curvature from", f"{sketch['loss']['why']} ({sketch['loss']['kind']})"]
     if facts["environment"]:

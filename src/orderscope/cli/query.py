@@ -46,8 +46,8 @@ MOVED = 0.005  # shown with two digits
     metavar="RATES",
     default=None,
     help="Other learning rates: x0.5 (times the recorded), a number, or a .npy file, one a step. Of several parameter "
-    "groups they are the first one's that has a rate above 0; the others keep their ratio to it, and a group at 0 stays "
-    "at 0. A file may hold [steps, groups] too.",
+    "groups they are the first one's that has a rate above 0; the others keep their ratio to it, and a group at 0 "
+    "stays at 0. A file may hold [steps, groups] too.",
 )
 @click.option("--train", is_flag=True, help="Train these orders too, and show the truth beside; one run each.")
 @task_option
@@ -180,7 +180,7 @@ def _show(
         moved = {name: at for name, at in row.get("positions", {}).items() if abs(at[1] - at[0]) >= MOVED}
         if moved and GROUPED.search(row["order"]):
             told = ", ".join(f"{plain(name)} {at[0]:.2f} -> {at[1]:.2f}" for name, at in moved.items())
-            click.echo(f"\n{plain(row['order'])}: mean position of group {told}")
+            say(f"\n{plain(row['order'])}: mean position of group {told}")
     if not all(values["trusted"] for row in rows for values in row["metrics"].values()):
         why = (
             "not trusted: outside what the recorded runs cover, or no better than a constant on the probes"

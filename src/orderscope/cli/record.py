@@ -94,6 +94,8 @@ def tell(run: Path, seconds: float, as_json: bool) -> None:
         say(f"  cost in runs: {sum(facts['cost'].values()):.3g} ({parts})")
     for name, value in facts["metrics"].items():
         say(f"  {plain(name)} of the reference order: {value:.5g}")
+    if not facts["mapped"]:
+        say("  single samples' gradients were taken one after the other: torch.func cannot take this model")
     found, planned = facts["probes"]
     if found < planned:
         say(f"  {found} of {planned} probes recorded: orderscope record again with --out {plain(str(run))}")
@@ -104,7 +106,7 @@ def tell(run: Path, seconds: float, as_json: bool) -> None:
 def summary(path: Path) -> dict[str, Any]:
     """A finished recording as JSON values."""
     from orderscope.costs import part_runs
-    from orderscope.names import PLAN, REFERENCE
+    from orderscope.names import PLAN, REFERENCE, TASK_SHARD
     from orderscope.record import load_run, true_runs
     from orderscope.sketch import SketchPlan, missing_units
 
@@ -118,6 +120,7 @@ def summary(path: Path) -> dict[str, Any]:
         "runs": runs,
         "metrics": load_run(store, REFERENCE).metrics[-1],
         "sketched": sketched,
+        "mapped": store.attrs(TASK_SHARD).get("mapped", True),
         "probes": [probes, plan.probes if plan is not None else 0],
         "cost": part_runs(store),
         "bytes": sum(shard.size for shard in store.describe()),

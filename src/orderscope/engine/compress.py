@@ -26,13 +26,14 @@ def compress(rows: Tensor, energy: float) -> Tensor:
         first = (1 + energy) / 2
         rows = torch.cat([compress(part, first) for part in rows.chunk(-(-len(rows) // AT_ONCE))])
         lost = 1 - first
-    some = rows[:, :: max(1, rows.shape[1] // GRAM_COORDS)]
-    some = some if rows.dtype == torch.float64 else some.float()
-    gram = some @ some.T
-    size = float(gram.diagonal().max())
-    if not size > 0:
+    largest = rows.abs().max()
+    if not float(largest) > 0:
         return rows[:0]
-    values, vectors = torch.linalg.eigh(gram / size)  # of size one: it fails where all is next to nothing
+    some = rows[:, :: max(1, rows.shape[1] // GRAM_COORDS)] / largest  # squares of tiny numbers would underflow
+    try:
+        values, vectors = torch.linalg.eigh(some @ some.T)
+    except RuntimeError:  # it did not converge
+        values, vectors = (x.to(rows.dtype) for x in torch.linalg.eigh(some.double() @ some.double().T))
     values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
     held = values.cumsum(0) / values.sum() * (1 - lost)
     rank = min(int((held < energy).sum()) + 1, int((values > 0).sum()))

@@ -78,11 +78,11 @@ def check_loop(store: RunStore) -> None:
         rows = record.rows.some(begin - record.first, end - record.first)
         before, after = (load_state(record.states[s]) for s in (begin, end))
         if record.header["optimizer"] == "SGD":
-            moved = [i for i, _ in places if (rows.probe[:, of == i] != 0).any(1).all()]
+            moved = [i for i, _ in places if np.all(np.any(rows.probe[:, np.flatnonzero(of == i)] != 0, axis=1))]
         else:
             moved = [i for i, _ in places if float(after.count[i] - before.count[i]) == end - begin]
-        chosen = np.isin(of, moved)
-        if not chosen.any():
+        chosen = np.flatnonzero(np.isin(of, moved))
+        if not len(chosen):
             continue
         on, order = Coordinates(found[chosen].sort().values, int(starts[-1])), found[chosen].argsort()
         dynamics = Dynamics(

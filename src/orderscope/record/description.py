@@ -70,6 +70,7 @@ def _attrs(task: Task, model: nn.Module, optimizer: torch.optim.Optimizer) -> di
         "metrics": {name: None if callable(m) else len(m) for name, m in task.metrics.items()},
         "metric_names": list(task.metrics),
         "group_names": list(task.group_names),
+        "mapped": task.mapped,
     }
 
 

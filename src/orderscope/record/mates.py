@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from orderscope.record.loop import Session
-from orderscope.rng import seeded
 from orderscope.rounding import coarsest, tolerated
 from orderscope.task import Task
 from orderscope.task_checks import check_mates
@@ -35,7 +34,7 @@ class Mates:
         if not bool(torch.isfinite(losses).all()):
             return  # told as such
         others = torch.empty_like(losses)
-        with untouched(model), seeded(step + 1):  # other random numbers in every step
+        with untouched(model, seed=step + 1):  # other random numbers in every step
             drawn = np.random.default_rng(step).permutation(len(ids))
             quarter = max(1, len(ids) // 4)
             for part in (drawn[:quarter], drawn[quarter:]):

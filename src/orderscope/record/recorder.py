@@ -121,6 +121,7 @@ class Recorder:
         self._finished: list[_Applied] = []
         self._last_flush = time.monotonic()
         self._counts: dict[int, float] = {}
+        self._groups: list[list[int]] = []
         self._versions = -1
         self._not_before = 0.0
         self._skipped = self._without_ids = self._told = 0
@@ -206,7 +207,17 @@ class Recorder:
 
     def _before_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         if self._first is None:
+            self._groups = _members(optimizer)
             self._begin()
+        elif _members(optimizer) != self._groups:
+            if self._rank == 0 and self._done not in self._kept:
+                self._save()  # so that what was recorded ends with its state
+            raise OrderscopeError(
+                f"an optimizer whose parameter groups were changed after step {self._done}",
+                "the groups that it had at the first step",
+                "the steps up to there are kept; record what follows into another directory, from a recorder made "
+                "after the change",
+            )
 
     def _begin(self) -> None:
         session, before = self._session, self._writer.before
@@ -417,6 +428,10 @@ def _place_among_ranks(rank: int | None, world_size: int | None) -> tuple[int, i
     if rank is None and torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return rank or 0, world_size or 1
+
+
+def _members(optimizer: torch.optim.Optimizer) -> list[list[int]]:
+    return [[id(p) for p in group["params"]] for group in optimizer.param_groups]
 
 
 def _counts(optimizer: torch.optim.Optimizer) -> bool:

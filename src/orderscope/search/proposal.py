@@ -327,8 +327,8 @@ def _confirmed(
     """True metrics by order. With `keep` they are recorded as further runs, where the run can be written to."""
     distinct = {order.tobytes(): order for order in orders}
     true: dict[bytes, dict[str, float]] = {}
-    if distinct:  # what is predicted is put down before the run knows better
-        keep = foretell(sim, list(distinct.values()), allow_other_samples=True).kept and keep
+    for order in distinct.values():  # what is predicted is put down before the run knows better
+        keep = foretell(sim, [order], allow_other_samples=True).kept and keep
     try:
         for done, (key, order) in enumerate(distinct.items(), start=1):
             found = _recorded(sim, task, order) if keep else None

@@ -89,8 +89,9 @@ def sample_gradients(
     micro_batch: int,
     taps: Taps = NO_TAPS,
 ) -> Iterator[Parts]:
-    """Per-sample gradients, a chunk of `micro_batch` samples at a time; the last may be shorter. By `vmap` of `grad`, or
-    one after the other where torch.func cannot take the model.
+    """Per-sample gradients, a chunk of `micro_batch` samples at a time; the last may be shorter.
+
+    By `vmap` of `grad`, or one after the other where torch.func cannot take the model.
 
     They come tensor by tensor, as pairs of a place in [m] and the entries there, [chunk, entries]: joining them takes
     as long as computing them, and whoever keeps them copies them anyway, see `join`.

@@ -182,7 +182,9 @@ def draw_output_gradient(split: OutputSplit, loss: Callable[[Tensor], Tensor], z
         return hessian_product(loss, z, torch.ones_like(z)).clamp_min(0).sqrt() * sign
     eye = torch.eye(z.numel(), device=z.device, dtype=z.dtype).view(-1, *z.shape)
     matrix = vmap(lambda e: hessian_product(loss, z, e))(eye).reshape(z.numel(), z.numel())
-    values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
+    size = matrix.abs().amax().clamp_min(torch.finfo(matrix.dtype).tiny)  # tiny numbers would underflow
+    values, vectors = torch.linalg.eigh((matrix + matrix.T) / (2 * size))
+    values = values * size
     return (vectors @ (values.clamp_min(0).sqrt() * sign.reshape(-1))).view(z.shape)
 
 

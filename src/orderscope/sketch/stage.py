@@ -151,12 +151,12 @@ class SketchStage:
             expected = batch_gradient(self._point(anchor), self.task.loss, batch, self._coordinates)
         else:
             return
-        apart = float((rows[step - first] - expected).norm()) / (size or 1.0)
+        apart = float((rows[step - first].cpu() - expected.cpu()).norm()) / (size or 1.0)
         if not apart <= self._rounding:
             ids = ", ".join(str(int(i)) for i in self.task.order[step][:4])
             raise OrderscopeError(
-                f"gradients of the batch of step {step} (samples {ids}, ...) at the state after step {a.step} whose mean "
-                f"is not the gradient {whose}: {apart:.2g} of their size apart, where rounding gives "
+                f"gradients of the batch of step {step} (samples {ids}, ...) at the state after step {a.step} whose "
+                f"mean is not the gradient {whose}: {apart:.2g} of their size apart, where rounding gives "
                 f"{self._rounding:.1g}",
                 "a batch gradient that is the mean of its samples', each a function of that sample and the weights",
                 "look for what ties a sample to its batch or to chance: a mean over the batch's tokens, random layers, "
