@@ -8,7 +8,7 @@ READY := .venv/ready
 # One thread: reruns give the same bits, and small tensors run faster.
 RUN := OMP_NUM_THREADS=1 $(BIN)/python
 
-.PHONY: demo test lint format docs accuracy bench clean
+.PHONY: demo test lint format docs accuracy bench torture clean
 
 demo: $(READY)
 	$(RUN) examples/demo.py
@@ -34,6 +34,10 @@ accuracy: $(READY)
 
 bench: $(READY)
 	$(RUN) benchmarks/speed.py
+
+# The long form of tests/hostile: about an hour on one core.
+torture: $(READY)
+	$(RUN) benchmarks/torture.py $(ARGS)
 
 clean:
 	rm -rf .venv build dist docs/_build *.egg-info src/*.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -63,7 +63,9 @@ def test_a_recording_tells_what_is_kept_and_how_to_go_on(slow: Path, tmp_path: P
     words = ["record", f"{slow}:char", "--out", run, "--anchors", 3, "--probes", 3]
     code, lines = interrupted([*words, "--jobs", jobs], "train the reference", 0.7)
     assert code == 130
-    assert lines[-1] == f"orderscope: interrupted; what was finished is kept in {run}: run the same command again to go on"
+    assert (
+        lines[-1] == f"orderscope: interrupted; what was finished is kept in {run}: run the same command again to go on"
+    )
     assert "Traceback" not in "\n".join(lines)
     assert len(lines) == 3  # whose code is run, the reference, and this one
     store = RunStore.open(run)

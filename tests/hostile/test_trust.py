@@ -25,7 +25,8 @@ def search_path() -> Iterator[None]:
 @pytest.fixture
 def evil(tmp_path: Path) -> str:
     """Code that leaves a mark where it is run."""
-    return f"open({str(tmp_path / 'was-here')!r}, 'w').close()\nimport tasks_tiny\n\ndef char():\n    return tasks_tiny.char()\n"
+    mark = f"open({str(tmp_path / 'was-here')!r}, 'w').close()\n"
+    return f"{mark}import tasks_tiny\n\ndef char():\n    return tasks_tiny.char()\n"
 
 
 def names(run: Path, **event: str) -> None:
@@ -62,7 +63,9 @@ def test_a_file_that_only_the_run_names(run: Path, evil: str, tmp_path: Path) ->
     assert "first time" not in again.stderr
 
 
-def test_on_another_machine_nothing_is_trusted(run: Path, tasks: Path, monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+def test_on_another_machine_nothing_is_trusted(
+    run: Path, tasks: Path, monkeypatch: pytest.MonkeyPatch, tmp_path
+) -> None:
     assert asked(run) == f"{tasks}:char, as recorded"
     monkeypatch.setenv("ORDERSCOPE_STATE", str(tmp_path / "state"))
     assert "never recorded or named" in asked(run)
