@@ -92,7 +92,7 @@ class RunStore:
         path = Path(path)
         if os.path.lexists(path) and not path.is_dir():
             raise OrderscopeError(f"a file at {path}", "a directory to write a run to", "choose another path")
-        if path.is_dir():
+        if os.path.lexists(path / MANIFEST):
             refuse_links(path)
         _refuse_foreign_directory(path)
         home = next(place for place in (path.absolute(), *path.absolute().parents) if os.path.lexists(place))
@@ -115,8 +115,8 @@ class RunStore:
         try:
             kind = stat.S_IFMT(path.stat().st_mode)
             if kind == stat.S_IFDIR:
-                refuse_links(path)
-                if (path / MANIFEST).exists():
+                if os.path.lexists(path / MANIFEST):
+                    refuse_links(path)
                     return cls(path, manifest.parse(read_own(path / MANIFEST)), packed=None, lock=None)
             if kind == stat.S_IFREG and is_packed(path):
                 packed = read_packed(path)
