@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import multiprocessing
 import resource
+import signal
 import sys
 import tempfile
 import time
@@ -125,6 +126,9 @@ def _by_a_worker(work: Callable[[], Preflight]) -> Preflight:
             "one that lives to tell what they took",
             "look for want of memory: a smaller model, batch or data set, or a larger machine",
         ) from None
+    except BaseException:  # Ctrl-C is told here, not by the process
+        process.kill()
+        raise
     finally:
         process.join()
     if isinstance(found, Exception):
@@ -133,6 +137,7 @@ def _by_a_worker(work: Callable[[], Preflight]) -> Preflight:
 
 
 def _send(work: Callable[[], Preflight], sender: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         sender.send(work())
     except SystemExit as stop:

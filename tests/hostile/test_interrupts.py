@@ -158,3 +158,11 @@ def test_a_file_that_ends_the_program(tmp_path: Path) -> None:
             assert words in done.stderr
             assert str(file) in done.stderr
             assert "Traceback" not in done.stderr
+
+
+def test_a_preflight_is_interrupted(slow: Path, tmp_path: Path) -> None:
+    code, lines = interrupted(["doctor", f"{slow}:char", "--dir", tmp_path], "at work", 1.0)
+    assert code == 130
+    assert lines[-1].startswith("orderscope: interrupted; nothing was changed")
+    assert "Traceback" not in "\n".join(lines)
+    assert [file.name for file in tmp_path.iterdir() if file.name.startswith(".orderscope")] == []

@@ -121,8 +121,10 @@ def task_file(spec: str, run: Path | None = None, home: Path | None = None) -> P
 
 
 def shun(run: Path) -> None:
-    """Import nothing from inside a run, whatever the search path says and wherever the command was called."""
-    sys.path[:] = [entry for entry in sys.path if not _shunned(entry or os.getcwd(), run)]
+    """Import nothing from inside a run, whatever the search path says and wherever the command was called. (A folder
+    that is named by mistake may be that of the virtual environment.)"""
+    if RunStore.is_there(run):
+        sys.path[:] = [entry for entry in sys.path if not _shunned(entry or os.getcwd(), run)]
 
 
 def _shunned(path: str | Path, run: Path | None) -> bool:
