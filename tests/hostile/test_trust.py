@@ -85,6 +85,17 @@ def test_a_file_recorded_for_another_run_is_not_trusted_for_this_one(run: Path, 
     assert "never recorded or named" in asked(run)
 
 
+def test_another_function_of_the_same_file_is_not_trusted(run: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.py"
+    mark = tmp_path / "was-here"
+    sweep = f"def sweep():\n    open({str(mark)!r}, 'w').close()\n"
+    mine.write_text(f"import tasks_tiny\n\ndef char():\n    return tasks_tiny.char()\n\n{sweep}")
+    assert call("positions", run, "--units", 2, "--places", 2, "--task", f"{mine}:char").exit_code == 0
+    names(run, spec=f"{mine}:sweep")
+    assert "never recorded or named" in asked(run)
+    assert not mark.exists()
+
+
 def test_a_run_that_was_copied_or_moved_keeps_its_task(run: Path, tasks: Path, tmp_path: Path) -> None:
     shutil.move(run, tmp_path / "moved")
     assert asked(tmp_path / "moved") == f"{tasks}:char, as recorded"

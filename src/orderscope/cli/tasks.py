@@ -86,7 +86,7 @@ def load_task(spec: str, run: Path | None = None, home: Path | None = None) -> T
         raise OrderscopeError(
             f"{spec} is a {type(found).__name__}", "an orderscope.Task, or a function returning one", "name another"
         )
-    trust("", file)
+    trust("", file, name)
     return found
 
 
@@ -146,7 +146,7 @@ def remember_task(path: Path, spec: str, task: Task) -> None:
             require_recorded(task, store)
         if _remembered(store) != (spec, file):
             store.log({"event": REMEMBERED, "spec": spec, "file": str(file)})
-    trust(run_id(task.fingerprint()), file)
+    trust(run_id(task.fingerprint()), file, name)
 
 
 def remembered_task(store: RunStore) -> str | None:
@@ -177,7 +177,7 @@ def find_task(run: Path, spec: str | None) -> tuple[Task | None, str]:
     if spec is not None:
         task = load_task(spec, run)
         if TASK_SHARD in store:
-            trust(_id(store), task_file(spec, run))
+            trust(_id(store), task_file(spec, run), spec.rpartition(":")[2])
         return task, spec
     remembered = _remembered(store)
     if remembered is None or TASK_SHARD not in store:
@@ -188,7 +188,7 @@ def find_task(run: Path, spec: str | None) -> tuple[Task | None, str]:
     try:
         if inside(file, run):
             raise OrderscopeError("it lies inside the run", "a file of your own", "")
-        if not trusted(_id(store), file):
+        if not trusted(_id(store), file, spec.rpartition(":")[2]):
             return None, (
                 f"{spec}, which the run names but you never recorded or named: stored metrics only "
                 f"(--task {spec} runs its code)"
