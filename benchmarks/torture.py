@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import random
+import shutil
 import sys
 import tempfile
 import time
@@ -77,6 +78,7 @@ def main() -> None:
             kills += killing.once(draw.randint(1, 4), draw)
             ended += 1
         tell(verb, began, kills=kills, runs=ended)
+    shutil.rmtree(folder)
 
 
 def tell(part: str, began: float, **facts: int) -> None:

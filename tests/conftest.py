@@ -1,4 +1,6 @@
+import atexit
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -11,6 +13,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join(map(str, (HERE.parent / "src", HERE.p
 
 # Whose code may be run is remembered here, not in the home of whoever runs the tests.
 os.environ["ORDERSCOPE_STATE"] = tempfile.mkdtemp(prefix="orderscope-state-")
+atexit.register(shutil.rmtree, os.environ["ORDERSCOPE_STATE"], ignore_errors=True)
 
 from hypothesis import settings  # noqa: E402
 
