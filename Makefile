@@ -9,7 +9,7 @@ ALL := .venv/ready-test
 # One thread: reruns give the same bits, and small tensors run faster.
 RUN := OMP_NUM_THREADS=1 $(BIN)/python
 
-.PHONY: demo test lint format docs accuracy bench gpu resolve clean
+.PHONY: demo test lint format docs accuracy bench gpu resolve torture clean
 
 demo: $(DEMO)
 	$(RUN) examples/demo.py
@@ -42,6 +42,10 @@ gpu: $(ALL)
 # Asks the package index whether a fresh machine, of another kind too, could be set up so.
 resolve: $(ALL)
 	$(BIN)/python .ci/resolve.py
+
+# The long form of tests/hostile: about an hour on one core.
+torture: $(ALL)
+	$(RUN) benchmarks/torture.py $(ARGS)
 
 clean:
 	rm -rf .venv build dist docs/_build *.egg-info src/*.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,4 +1,6 @@
+import atexit
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -11,8 +13,9 @@ os.environ["PYTHONPATH"] = os.pathsep.join(map(str, (HERE.parent / "src", HERE.p
 
 # Whose code may be run is remembered here, not in the home of whoever runs the tests.
 os.environ["ORDERSCOPE_STATE"] = tempfile.mkdtemp(prefix="orderscope-state-")
+atexit.register(shutil.rmtree, os.environ["ORDERSCOPE_STATE"], ignore_errors=True)
 
-from hypothesis import settings
+from hypothesis import settings  # noqa: E402
 
 # No deadline: a machine may be busy. The same examples every time: what CI says can be repeated.
 settings.register_profile("orderscope", deadline=None, derandomize=True, max_examples=50)

@@ -1,4 +1,4 @@
-"""Malformed things by the thousand, for tests/hostile (a few seconds each) and benchmarks/torture.py (as many as asked).
+"""Malformed things by the thousand, for tests/hostile (a few seconds each) and benchmarks/torture.py (more of them).
 
 Every function takes a random generator, so that a seed names a case. What is tried may fail in one way only: with an
 `OrderscopeError`.
@@ -32,7 +32,8 @@ WORDS = [
     "reference", "reverse", "shuffle", "groups", "interleave", "sort", "early", "late", "swap", "move", "fixed",
     "after", "before", "share", *GROUPS, *SIGNALS, ":", ",", "|", "-", "=", ".", "..", "/", "~", "~nobody/", ".npy",
     "x.npy", "/dev/zero", "\0", "\ud800", "\x1b[2J", "\u202e", "²", "٣", "½", "∞", "nan", "inf", "1e999", "0x10", "1_0",
-    "-1", "0", "3", "11", "12", "7", "9" * 30, "9" * 5000, "desc", "asc", " ", "\t", "\n", "%s", "{}", "$(id)", "'", '"',
+    "-1", "0", "3", "11", "12", "7", "9" * 30, "9" * 5000, "desc", "asc", " ", "\t", "\n", "%s", "{}", "$(id)",
+    "'", '"',
 ]  # fmt: skip
 
 
@@ -55,7 +56,9 @@ def expression(draw: random.Random) -> str:
     if draw.random() < 0.4:  # most others fail at the first word
         parts[:0] = [draw.choice(WORDS[:10]), draw.choice([":", ""])]
     if draw.random() < 0.2:
-        parts.insert(draw.randint(0, len(parts)), "".join(chr(draw.randrange(0x250)) for _ in range(draw.randint(1, 6))))
+        parts.insert(
+            draw.randint(0, len(parts)), "".join(chr(draw.randrange(0x250)) for _ in range(draw.randint(1, 6)))
+        )
     return "".join(parts)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from orderscope.errors import OrderscopeError
@@ -61,7 +62,7 @@ def allot(budget: float, like: Allotment, *, most_passes: int) -> Allotment:
         >>> allot(20, DEFAULT, most_passes=1)
         Allotment(anchors=3, probes=15, passes=1)
     """
-    if not budget >= LEAST:
+    if not LEAST <= budget < math.inf:
         raise OrderscopeError(f"budget={budget!r} runs", f"at least {LEAST}", "raise budget=, or leave it out")
     share = (int(budget) - 1) / (like.runs - 1)
     anchors = max(1, round(like.anchors * share))

@@ -8,7 +8,7 @@ import secrets
 import shutil
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -87,7 +87,7 @@ def refuse_links(path: Path) -> None:
     """Raises: OrderscopeError where anything in a run's directory is a link."""
     folders = [path]
     while folders:
-        with os.scandir(folders.pop()) as entries:
+        with suppress(FileNotFoundError), os.scandir(folders.pop()) as entries:  # a recorder takes states away
             for entry in entries:
                 if entry.is_symlink():
                     raise linked(entry.path)

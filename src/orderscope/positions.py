@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from orderscope.task import Task
 
 PLACES = 12
 NEIGHBOURS = 32
+RIDGE = 0.1  # of the squared distance between the ends of the recorded runs
 BLOCK_BYTES = 1 << 28
 Progress = Callable[[str, int, int], None]
 
@@ -39,7 +41,7 @@ def positions(
 
     Unit i at place j is the order `move:i,j`. Its replay gives final weights, and the real model's loss there; where
     only some coordinates are carried, the loss is expanded around the end of the reference run, with the batch's own
-    gradient and its groups' curvature. Error bars come from the probes: their final losses on the same batches are
+    gradient and its groups' curvature, and corrected by what is known at the ends of the other runs. Error bars come from the probes: their final losses on the same batches are
     known.
 
     Args:
@@ -73,14 +75,14 @@ def positions(
     for start in range(0, len(cells), block):
         part = cells[start : start + block]
         orders = np.stack([sim.order[_moved(steps, int(chosen[i]), int(spots[j]))] for i, j in part])
-        replayed = sim.replay_of(orders, members=1)
+        replayed = sim.replay_of(orders)
         at = sim.bearing(replayed)
-        metrics = sim.calibration[name].apply(sim.metric_model(replayed.theta[0], (name,))[name][None], at)[0]
+        metrics = sim.calibration[name].apply(sim.metric_model(replayed.theta, (name,))[name], at)[0]
         for c, (i, j) in enumerate(part):
-            raw = losses(replayed.theta[0, c], int(chosen[i]))
-            (value[i, j],), (error[i, j],) = own[i].apply(np.array([[raw]]), at[c : c + 1])
+            raw = losses(replayed.theta[c], int(chosen[i]))
+            (value[i, j],), (error[i, j],) = own[i].apply(np.array([raw]), at[c : c + 1])
             held_out[i, j] = metrics[c]
-            neighbours[i, j] = losses.neighbours(replayed.theta[0, c], int(chosen[i]))
+            neighbours[i, j] = losses.neighbours(replayed.theta[c], int(chosen[i]))
         if progress is not None:
             progress("positions", start + len(part), len(cells))
     here = chosen[:, None] == spots[None]
@@ -126,7 +128,7 @@ class _Losses:
         self._model = task.build_model()
         self._batches: dict[tuple[str, int], Any] = {}
         self._final = sim.window.final
-        self._known: dict[int, float] = {}
+        self._known: dict[int, tuple[float, np.ndarray]] = {}
 
     def __call__(self, theta: Tensor, unit: int) -> float:
         """At weights on the carried coordinates, [m]."""
@@ -163,31 +165,57 @@ class _Losses:
             return float(self._task.loss(self._model, self._batches[key]).double().mean())
 
     def _expanded(self, theta: Tensor, unit: int) -> float:
-        """L + g . d + 1/2 d C d around the end of the reference run."""
-        window = self._sim.window
+        """By the batch's expansion E around the end of the reference run, L + g . d + 1/2 d C d, and what that misses at
+        the ends of the other recorded runs, in proportion to how much the weights are theirs:
+
+            L(theta) ~ E(theta) + sum_k w_k [ L(theta_k) - E(theta_k) ],    w as `HeldOut` has them.
+        """
         if unit not in self._known:
-            self._known[unit] = float(self.recorded(REFERENCE, np.array([unit]))[0])
-        end = int((window.anchors.shared == self._final).all(1).nonzero()[-1])
+            ends = self._ends
+            true = np.array([float(self.recorded(run, np.array([unit]))[0]) for run in ends[0]])
+            self._known[unit] = float(true[0]), true - true[0] - self._bent(ends[1], unit).numpy()
+        value, missed = self._known[unit]
+        weights = self._weights(theta)
+        return value + float(self._bent(theta[None], unit)[0]) + float(weights @ missed)
+
+    @cached_property
+    def _ends(self) -> tuple[list[str], Tensor]:
+        """The recorded runs, the reference first, and the carried weights where they ended, [runs, m]."""
+        runs, take = [REFERENCE, *self._sim.runs], self._sim.plan.coordinates.indices
+        return runs, torch.stack([load_run(self._sim.store, run, gradients=False).theta(take)[-1] for run in runs])
+
+    def _weights(self, theta: Tensor) -> np.ndarray:
+        """Of weights among the runs' ends, [runs]: ridge regression on displacements from the reference's."""
+        d, spread = theta - self._final, self._ends[1][1:] - self._final
+        gram = (spread @ spread.T).double()
+        if not len(spread):
+            return np.zeros(1)
+        ridge = RIDGE * gram.diagonal().mean() * torch.eye(len(spread), dtype=torch.float64)
+        share = torch.linalg.solve(gram + ridge, (spread @ d).double()).numpy()
+        return np.concatenate([[0.0], share])  # nothing is missed at the reference's end
+
+    def _bent(self, theta: Tensor, unit: int) -> Tensor:
+        """g . d + 1/2 d C d of a batch, float64 [rows]."""
+        window = self._sim.window
+        end = max(i for i in range(window.anchors.shared) if window.anchor_runs[i] == REFERENCE)
         d = theta - self._final
-        bent = sum(
-            share * 0.5 * float((first @ d).pow(2).sum() + (second @ d).pow(2).sum())
-            for share, (first, second) in zip(window.fractions[unit].tolist(), window.factors, strict=True)
-        )
-        return self._known[unit] + float(window.table[unit, end] @ d) * window.dynamics.weight + 0.5 * bent
+        found = (d @ window.gradients(unit)[end]).double() * window.dynamics.weight
+        for share, factor in zip(window.fractions[unit].tolist(), window.factors, strict=True):
+            if share:
+                found += 0.5 * share * (d @ factor.to(d.dtype).T).double().pow(2).sum(1)
+        return found
 
 
 def _calibrated(sim: Simulator, losses: _Losses, units: np.ndarray, recorded: np.ndarray) -> list[Calibration]:
     """One calibration a unit, on the probes predicted without their own anchors."""
     if not sim.runs:
         nowhere = Bearing(np.zeros(0), np.zeros((0, 0)))
-        return [fit_calibration(np.zeros((3, 0)), np.zeros(0), float(r), nowhere) for r in recorded]
-    runs = np.array(sim.window.anchor_runs)
-    allowed = torch.from_numpy(np.stack([runs != name for name in sim.runs]))
-    replayed = sim.replay_of(sim.run_orders, allowed=allowed)
+        return [fit_calibration(np.zeros(0), np.zeros(0), float(r), nowhere) for r in recorded]
+    out = sim.left_out
     true = np.stack([losses.recorded(name, units) for name in sim.runs], axis=1)
-    at, found = sim.bearing(replayed), []
+    at, found = sim.bearing_of(out.theta, out.outside), []
     for i, unit in enumerate(units):
-        raw = np.array([[losses(theta, int(unit)) for theta in member] for member in replayed.theta])
+        raw = np.array([losses(theta, int(unit)) for theta in out.theta])
         found.append(fit_calibration(raw, true[i], float(recorded[i]), at, eps=sim.eps))
     return found
 
@@ -198,7 +226,7 @@ def _moved(steps: int, unit: int, place: int) -> np.ndarray:
 
 def _steps(name: str, given: Sequence[int] | np.ndarray, steps: int) -> np.ndarray:
     array = np.asarray(given)
-    whole = array.ndim == 1 and len(array) and bool((array == array.astype(np.int64)).all())
+    whole = array.ndim == 1 and len(array) and bool(np.all(array == array.astype(np.int64)))
     if not whole or array.min() < 0 or array.max() >= steps:
         raise OrderscopeError(f"{name}={np.ravel(array).tolist()}", f"steps from 0 to {steps - 1}", f"change {name}=")
     return np.unique(array.astype(np.int64))

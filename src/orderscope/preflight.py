@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import multiprocessing
 import resource
+import signal
 import sys
 import tempfile
 import time
@@ -83,7 +84,7 @@ def preflight(
     probes: int | None = None,
     budget: float | None = None,
     sample_anchors: int | None = None,
-    coords: int = recording.COORDS,
+    coords: int | None = None,
     curvature_rows: int | None = None,
     seed: int = 0,
 ) -> Preflight:
@@ -96,8 +97,10 @@ def preflight(
     Raises:
         OrderscopeError: recording would fail at its start.
     """
+    coords = recording.coordinates_of(task) if coords is None else coords
     anchors, probes, rows = recording.allotted(task, anchors, probes, curvature_rows, budget, coords)
-    plan = recording.sketch_plan(task, recording.spaced(task.steps, anchors), sample_anchors, coords, rows, seed)
+    ends = recording.spaced(task.steps, anchors)
+    plan = recording.sketch_plan(task, ends, sample_anchors, coords, rows, seed, probes)
     with tempfile.TemporaryDirectory(dir=where, prefix=".orderscope-preflight-") as folder:
 
         def tried() -> Preflight:
@@ -125,6 +128,9 @@ def _by_a_worker(work: Callable[[], Preflight]) -> Preflight:
             "one that lives to tell what they took",
             "look for want of memory: a smaller model, batch or data set, or a larger machine",
         ) from None
+    except BaseException:  # Ctrl-C is told here, not by the process
+        process.kill()
+        raise
     finally:
         process.join()
     if isinstance(found, Exception):
@@ -133,6 +139,7 @@ def _by_a_worker(work: Callable[[], Preflight]) -> Preflight:
 
 
 def _send(work: Callable[[], Preflight], sender: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         sender.send(work())
     except SystemExit as stop:

@@ -30,9 +30,7 @@ from orderscope.threads import one_thread
 
 BLOCK_BYTES = 1 << 28
 FARTHER = 1.5  # orders are trusted up to so many times as far outside the anchors' span as the farthest left-out run
-REPLACED = (
-    0.1  # largest share of the samples that an order may replace and still be trusted: left-out runs replace none
-)
+REPLACED = 0.1  # largest share of the samples that an order may replace and still be trusted: left-out runs have none
 
 
 @dataclass(frozen=True)
@@ -256,8 +254,7 @@ class Simulator:
             raw = out.values[name]
         else:
             raw = self._measured(out.theta, (name,), precise, out.runs)[name] if out.runs else np.zeros(0)
-        d = self._pointing
-        at = Bearing(out.outside, (d @ d.T).double().numpy())
+        at = self.bearing_of(out.theta, out.outside)
         return fit_calibration(raw, self.run_truth[name], self.reference[name], at, eps=self.eps)
 
     @cached_property
@@ -266,7 +263,11 @@ class Simulator:
 
     def bearing(self, replayed: Replayed) -> Bearing:
         """Where replays led, for a calibration."""
-        return bearing(replayed.theta, replayed.outside, self.window.final, self._pointing)
+        return self.bearing_of(replayed.theta, replayed.outside)
+
+    def bearing_of(self, theta: Tensor, outside: Tensor | np.ndarray) -> Bearing:
+        """Of final weights [n, m] whose states lay `outside` [n]."""
+        return bearing(theta, outside, self.window.final, self._pointing)
 
     def predict(
         self,

@@ -1,12 +1,10 @@
-"""Answers are not lost: outputs are looked at first and written whole, and what cannot be kept is printed all the same."""
+"""Answers are not lost: outputs are looked at first and written whole; what cannot be kept is printed all the same."""
 
 from __future__ import annotations
 
 import errno
 import json
 import os
-import resource
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -77,7 +75,9 @@ def slip(*words: object) -> str:
     ],
     ids=lambda value: " ".join(value[:1] + value[2:]) if isinstance(value, list) else "",
 )  # fmt: skip
-def test_a_slip_is_told_before_anything_heavy_is_loaded(recorded: Path, tasks: Path, words: list[str], told: str) -> None:
+def test_a_slip_is_told_before_anything_heavy_is_loaded(
+    recorded: Path, tasks: Path, words: list[str], told: str
+) -> None:
     assert told in slip(*(word.replace("RUN", str(recorded)).replace("TASKS", str(tasks)) for word in words))
 
 

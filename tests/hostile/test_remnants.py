@@ -55,7 +55,9 @@ def test_a_kill_between_the_two_files_of_a_validated_run(run: Path, number: int)
     assert {name: after[name] for name in before} == before  # the same runs under the same names; nothing is lost
     facts = answer("inspect", run)
     assert (facts["state"], facts["remnants"]) == ("complete", [])
-    assert {r["name"] for r in facts["runs"] if r["name"].startswith("validated-")} == {f"validated-{i}" for i in range(3)}
+    assert {r["name"] for r in facts["runs"] if r["name"].startswith("validated-")} == {
+        f"validated-{i}" for i in range(3)
+    }
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -115,7 +117,9 @@ def test_a_bit_of_the_journal(made: Path) -> None:
         raw[at] ^= 1 << at % 7
         file.write_bytes(raw)
         store = RunStore.open(made)
-        told = [{key: value for key, value in event.items() if key in whole[0] | whole[-1]} for event in store.journal()]
+        told = [
+            {key: value for key, value in event.items() if key in whole[0] | whole[-1]} for event in store.journal()
+        ]
         assert all(any(event.items() <= known.items() for known in whole) for event in told), at
         assert store.ignored() + len(store.journal()) >= len(whole) - 1
     facts = answer("inspect", made, code=5)

@@ -23,7 +23,7 @@ import sys
 sys.path.insert(0, {str(Path(tasks_tiny.__file__).parent)!r})
 import tasks_tiny
 
-BAD = {ascii(BAD)}
+BAD = {BAD!a}
 
 def char():
     parts = tasks_tiny.char()

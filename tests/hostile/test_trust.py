@@ -25,7 +25,8 @@ def search_path() -> Iterator[None]:
 @pytest.fixture
 def evil(tmp_path: Path) -> str:
     """Code that leaves a mark where it is run."""
-    return f"open({str(tmp_path / 'was-here')!r}, 'w').close()\nimport tasks_tiny\n\ndef char():\n    return tasks_tiny.char()\n"
+    mark = f"open({str(tmp_path / 'was-here')!r}, 'w').close()\n"
+    return f"{mark}import tasks_tiny\n\ndef char():\n    return tasks_tiny.char()\n"
 
 
 def names(run: Path, **event: str) -> None:
@@ -62,7 +63,9 @@ def test_a_file_that_only_the_run_names(run: Path, evil: str, tmp_path: Path) ->
     assert "first time" not in again.stderr
 
 
-def test_on_another_machine_nothing_is_trusted(run: Path, tasks: Path, monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+def test_on_another_machine_nothing_is_trusted(
+    run: Path, tasks: Path, monkeypatch: pytest.MonkeyPatch, tmp_path
+) -> None:
     assert asked(run) == f"{tasks}:char, as recorded"
     monkeypatch.setenv("ORDERSCOPE_STATE", str(tmp_path / "state"))
     assert "never recorded or named" in asked(run)
@@ -80,6 +83,17 @@ def test_a_file_recorded_for_another_run_is_not_trusted_for_this_one(run: Path, 
     answer("record", f"{other}:linear", "--out", tmp_path / "other", "--no-sketch", "--probes", 1, "--anchors", 2)
     names(run, spec=f"{other}:linear")
     assert "never recorded or named" in asked(run)
+
+
+def test_another_function_of_the_same_file_is_not_trusted(run: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.py"
+    mark = tmp_path / "was-here"
+    sweep = f"def sweep():\n    open({str(mark)!r}, 'w').close()\n"
+    mine.write_text(f"import tasks_tiny\n\ndef char():\n    return tasks_tiny.char()\n\n{sweep}")
+    assert call("positions", run, "--units", 2, "--places", 2, "--task", f"{mine}:char").exit_code == 0
+    names(run, spec=f"{mine}:sweep")
+    assert "never recorded or named" in asked(run)
+    assert not mark.exists()
 
 
 def test_a_run_that_was_copied_or_moved_keeps_its_task(run: Path, tasks: Path, tmp_path: Path) -> None:

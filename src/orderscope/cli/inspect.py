@@ -37,11 +37,19 @@ def inspect(run: Path, as_json: bool) -> None:
 
     Exit code 4 if it is damaged, 5 if it is sound but not finished.
     """
-    facts = inventory(RunStore.open(run))
+    try:
+        facts = inventory(RunStore.open(run))
+        lines = list(_lines(facts))
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
+        raise DamagedRun(
+            f"shards that do not hold what they should ({type(error).__name__}: {error})",
+            "what this version of orderscope writes",
+            "ask whoever made the run, or record it again",
+        ) from error
     if as_json:
         print_json(facts)
     else:
-        say("\n".join(_lines(facts)))
+        say("\n".join(lines))
     state = facts["state"]
     code = {"damaged": DamagedRun.exit_code, "incomplete": IncompleteRun.exit_code}.get(state, 0)
     click.get_current_context().exit(code)

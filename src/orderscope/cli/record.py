@@ -65,8 +65,8 @@ def record(
 
     Killed at any instant and called again, it goes on where it was and ends with the same bytes.
     """
-    task_file(spec, out)
     RunStore.check_creatable(out)
+    task_file(spec, out)
     set_threads(threads)
     from orderscope import recording
 

@@ -86,7 +86,7 @@ def load_task(spec: str, run: Path | None = None, home: Path | None = None) -> T
         raise OrderscopeError(
             f"{spec} is a {type(found).__name__}", "an orderscope.Task, or a function returning one", "name another"
         )
-    trust("", file)
+    trust("", file, name)
     return found
 
 
@@ -121,8 +121,10 @@ def task_file(spec: str, run: Path | None = None, home: Path | None = None) -> P
 
 
 def shun(run: Path) -> None:
-    """Import nothing from inside a run, whatever the search path says and wherever the command was called."""
-    sys.path[:] = [entry for entry in sys.path if not _shunned(entry or os.getcwd(), run)]
+    """Import nothing from inside a run, whatever the search path says and wherever the command was called. (A folder
+    that is named by mistake may be that of the virtual environment.)"""
+    if RunStore.is_there(run):
+        sys.path[:] = [entry for entry in sys.path if not _shunned(entry or os.getcwd(), run)]
 
 
 def _shunned(path: str | Path, run: Path | None) -> bool:
@@ -144,7 +146,7 @@ def remember_task(path: Path, spec: str, task: Task) -> None:
             require_recorded(task, store)
         if _remembered(store) != (spec, file):
             store.log({"event": REMEMBERED, "spec": spec, "file": str(file)})
-    trust(run_id(task.fingerprint()), file)
+    trust(run_id(task.fingerprint()), file, name)
 
 
 def remembered_task(store: RunStore) -> str | None:
@@ -175,7 +177,7 @@ def find_task(run: Path, spec: str | None) -> tuple[Task | None, str]:
     if spec is not None:
         task = load_task(spec, run)
         if TASK_SHARD in store:
-            trust(_id(store), task_file(spec, run))
+            trust(_id(store), task_file(spec, run), spec.rpartition(":")[2])
         return task, spec
     remembered = _remembered(store)
     if remembered is None or TASK_SHARD not in store:
@@ -186,7 +188,7 @@ def find_task(run: Path, spec: str | None) -> tuple[Task | None, str]:
     try:
         if inside(file, run):
             raise OrderscopeError("it lies inside the run", "a file of your own", "")
-        if not trusted(_id(store), file):
+        if not trusted(_id(store), file, spec.rpartition(":")[2]):
             return None, (
                 f"{spec}, which the run names but you never recorded or named: stored metrics only "
                 f"(--task {spec} runs its code)"

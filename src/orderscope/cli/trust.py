@@ -1,7 +1,7 @@
-"""Whose code may be run: task files that this user has recorded or named, each with the run it was for.
+"""Whose code may be run: tasks that this user has recorded or named, each with the run it was for.
 
 A run can come from somebody else, and what it says about its task is then their choice. The record is the user's own,
-outside of every run: one JSON line a pair, in `trusted.jsonl` of the folder that ORDERSCOPE_STATE names, else of
+outside of every run: one JSON line a task, in `trusted.jsonl` of the folder that ORDERSCOPE_STATE names, else of
 `orderscope` in the XDG state folder.
 """
 
@@ -22,33 +22,29 @@ def run_id(fingerprint: Mapping[str, str]) -> str:
     return hashlib.sha256(json.dumps(dict(fingerprint), sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
-def trusted(run: str, file: Path) -> bool:
-    """Whether this user recorded or named `file` (where links lead) for that run."""
-    return (run, _real(file)) in _pairs()
+def trusted(run: str, file: Path, name: str) -> bool:
+    """Whether this user recorded or named what `file` (where links lead) calls `name` for that run."""
+    return (run, os.path.realpath(file), name) in _known()
 
 
 def ran(file: Path) -> bool:
     """Whether the code in `file` was run before, for any run."""
-    return any(_real(file) == other for _, other in _pairs())
+    return any(os.path.realpath(file) == other for _, other, _ in _known())
 
 
-def trust(run: str, file: Path) -> None:
-    """Remember a pair; `run` is empty where the file was named for none. What cannot be remembered is asked again."""
-    pair = (run, _real(file))
-    if pair in _pairs():
+def trust(run: str, file: Path, name: str) -> None:
+    """Remember a task; `run` is empty where it was named for none. What cannot be remembered is asked again."""
+    told = {"run": run, "file": os.path.realpath(file), "name": name}
+    if tuple(told.values()) in _known():
         return
     with suppress(OSError):
         place = _place()
         place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         descriptor = os.open(place, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            os.write(descriptor, json.dumps({"run": pair[0], "file": pair[1]}).encode() + b"\n")
+            os.write(descriptor, json.dumps(told).encode() + b"\n")
         finally:
             os.close(descriptor)
-
-
-def _real(file: Path) -> str:
-    return os.path.realpath(file)
 
 
 def _place() -> Path:
@@ -58,7 +54,7 @@ def _place() -> Path:
     return Path(home) / "orderscope" / "trusted.jsonl"
 
 
-def _pairs() -> set[tuple[str, str]]:
+def _known() -> set[tuple[str, str, str]]:
     try:
         lines = _place().read_bytes().splitlines()
     except OSError:
@@ -66,6 +62,6 @@ def _pairs() -> set[tuple[str, str]]:
     found = set()
     for line in lines:
         with suppress(ValueError, KeyError, TypeError, RecursionError):
-            pair = json.loads(line)
-            found.add((str(pair["run"]), str(pair["file"])))
+            told = json.loads(line)
+            found.add((str(told["run"]), str(told["file"]), str(told["name"])))
     return found

@@ -8,6 +8,7 @@ fut2      its second-order expansion; the same
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Protocol
 from weakref import WeakKeyDictionary
 
@@ -39,7 +40,7 @@ class Recorded(Protocol):
     @property
     def reference(self) -> dict[str, float]: ...
 
-    @property
+    @cached_property
     def held_out(self) -> HeldOut | None: ...
 
 

@@ -96,7 +96,7 @@ def check_loop(store: RunStore) -> None:
             weight=on.weight,
         )
         states = start_states(dynamics, 1)
-        applied = torch.from_numpy(rows.probe[:, chosen]).to(states.theta.dtype)[:, order]
+        applied = torch.from_numpy(np.asarray(rows.probe)[:, chosen]).to(states.theta.dtype)[:, order]
         for t, gradient in enumerate(applied):
             step(dynamics, states, gradient[None], t, None, None)
         _compared("a recorded loop", dynamics.optimizer, states, dynamics.start, _on(after, on), begin, end)

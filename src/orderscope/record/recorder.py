@@ -26,6 +26,7 @@ from orderscope.record.probe import GradientProbe
 from orderscope.record.recorded import Recorded, recorded
 from orderscope.record.setup import describe_optimizer, unwrapped
 from orderscope.record.state import TrainingState, capture, require_supported
+from orderscope.text import plain
 
 FLUSH_STEPS, FLUSH_SECONDS = 64, 20.0
 FIRST_STRIDE = 4
@@ -489,4 +490,4 @@ def _to_rows(steps: list[_Applied]) -> Rows:
 
 def _warn(text: str) -> None:
     with suppress(Exception):  # warnings may have been made errors
-        warnings.warn(text, stacklevel=4)
+        warnings.warn(plain(text), stacklevel=4)

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from orderscope.engine import Batches, Units, Window, units_of
+from orderscope.engine.held_out import Expansion
 from orderscope.engine.impulse import adam_back, sgd_back
-from orderscope.engine.metrics import Expansion
 from orderscope.engine.optimizers import Dynamics, Slice, States, clip, start_states, step
 from orderscope.engine.units import regrouped_gradients
 

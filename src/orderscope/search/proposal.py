@@ -159,7 +159,7 @@ def propose(
     objective, searching = asked.objective, 0.0
     for number in range(rounds):
         if number:
-            sim = Simulator(sim.path, sim.task, energy=sim.energy)  # calibrated on what was confirmed
+            sim = Simulator(sim.path, sim.task)  # calibrated on what was confirmed
         began = time.perf_counter()
         left = (budget - sum(p.setting.ledger.scored for p in portfolios)) // (rounds - number)
         found, interrupted = _searched(sim, asked, rows, left, deadline, allow_other_samples, seed + number, progress)

@@ -92,7 +92,7 @@ class RunStore:
         path = Path(path)
         if os.path.lexists(path) and not path.is_dir():
             raise OrderscopeError(f"a file at {path}", "a directory to write a run to", "choose another path")
-        if path.is_dir():
+        if RunStore.is_there(path):
             refuse_links(path)
         _refuse_foreign_directory(path)
         home = next(place for place in (path.absolute(), *path.absolute().parents) if os.path.lexists(place))
@@ -100,6 +100,11 @@ class RunStore:
             raise OrderscopeError(
                 f"{home}, where nothing can be made", "a directory that can be written to", "choose another path"
             )
+
+    @staticmethod
+    def is_there(path: str | os.PathLike[str]) -> bool:
+        """Whether a directory is a run, sound or not."""
+        return os.path.lexists(Path(path) / MANIFEST)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Self:
@@ -114,10 +119,9 @@ class RunStore:
         path = Path(path)
         try:
             kind = stat.S_IFMT(path.stat().st_mode)
-            if kind == stat.S_IFDIR:
+            if kind == stat.S_IFDIR and cls.is_there(path):
                 refuse_links(path)
-                if (path / MANIFEST).exists():
-                    return cls(path, manifest.parse(read_own(path / MANIFEST)), packed=None, lock=None)
+                return cls(path, manifest.parse(read_own(path / MANIFEST)), packed=None, lock=None)
             if kind == stat.S_IFREG and is_packed(path):
                 packed = read_packed(path)
                 return cls(path, manifest.parse(packed.manifest), packed=packed, lock=None)
