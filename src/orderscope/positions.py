@@ -41,8 +41,8 @@ def positions(
 
     Unit i at place j is the order `move:i,j`. Its replay gives final weights, and the real model's loss there; where
     only some coordinates are carried, the loss is expanded around the end of the reference run, with the batch's own
-    gradient and its groups' curvature, and corrected by what is known at the ends of the other runs. Error bars come from the probes: their final losses on the same batches are
-    known.
+    gradient and its groups' curvature, and corrected by what is known at the ends of the other runs. Error bars come
+    from the probes: their final losses on the same batches are known.
 
     Args:
         units: recorded steps; all by default.
@@ -165,10 +165,10 @@ class _Losses:
             return float(self._task.loss(self._model, self._batches[key]).double().mean())
 
     def _expanded(self, theta: Tensor, unit: int) -> float:
-        """By the batch's expansion E around the end of the reference run, L + g . d + 1/2 d C d, and what that misses at
-        the ends of the other recorded runs, in proportion to how much the weights are theirs:
+        """By the batch's expansion E around the end of the reference run, L + g . d + 1/2 d C d, and what that misses
+        at the ends of the other recorded runs, in proportion to how much the weights are theirs:
 
-            L(theta) ~ E(theta) + sum_k w_k [ L(theta_k) - E(theta_k) ],    w as `HeldOut` has them.
+            L(theta) ~ E(theta) + sum_k w_k [ L(theta_k) - E(theta_k) ],    w by ridge regression on displacements.
         """
         if unit not in self._known:
             ends = self._ends

@@ -340,9 +340,9 @@ class Simulator:
                     values[name][k], errors[name][k] = true[name], 0.0
 
     def parameters(self, order: Any, *, lr: Any = None, allow_other_samples: bool = False) -> dict[str, Tensor]:
-        """Estimated final weights of an order by parameter name. Where only some coordinates are carried, the others are
-        interpolated between the recorded runs' final weights. With the task, weights that are not trained are among
-        them, as the model has them.
+        """Estimated final weights of an order by parameter name. Where only some coordinates are carried, the others
+        are interpolated between the recorded runs' final weights. With the task, weights that are not trained are
+        among them, as the model has them.
         """
         checked = self._checked(check_order(order, self.order, allow_other_samples=allow_other_samples), True)
         theta = self.replay_of(checked, lr=self._rates(lr, 1)).theta[0]

@@ -21,9 +21,9 @@ class AnchorSpace:
 
         | theta - sum_k w_k theta_k |^2  +  ridge * sum_k w_k^2 | theta - theta_k |^4 / scale,    sum_k w_k = 1,
 
-    with scale half the squared distance of the farthest shared anchor from the start. What interpolation misses grows with the
-    square of an anchor's distance, so its square is the penalty: near anchors weigh more, far ones hardly, and a state
-    that is an anchor gets that anchor alone.
+    with scale half the squared distance of the farthest shared anchor from the start. What interpolation misses grows
+    with the square of an anchor's distance, so its square is the penalty: near anchors weigh more, far ones hardly, and
+    a state that is an anchor gets that anchor alone.
 
     Args:
         start: state the window starts in, [coords]; distances are taken from there to keep numbers small.

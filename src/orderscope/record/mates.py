@@ -1,8 +1,8 @@
 """Does a sample's loss depend on its batch? Looked at in some steps of the reference run, the first among them.
 
-There each batch is read and evaluated once more, a quarter of it drawn at random and then the rest: parts of unequal size are
-hardly ever alike in what a loss could divide by. What divides by the batch's tokens, draws random numbers or reads
-random data is different there. It costs one forward pass a step looked at.
+There each batch is read and evaluated once more, a quarter of it drawn at random and then the rest: parts of unequal
+size are hardly ever alike in what a loss could divide by. What divides by the batch's tokens, draws random numbers or
+reads random data is different there. It costs one forward pass a step looked at.
 """
 
 from __future__ import annotations

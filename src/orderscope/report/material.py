@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from orderscope.costs import part_seconds
+from orderscope.costs import part_runs, part_seconds
 from orderscope.errors import OrderscopeError
 from orderscope.heatmap import Heat
 from orderscope.names import REFERENCE
@@ -89,7 +89,7 @@ class Material:
         metrics: all that are shown, `metric` first.
         facts: the recorded task's description.
         plan: what the sketch is made of, with its cost in runs by part.
-        seconds: journal's wall seconds by stage.
+        seconds: journal's CPU seconds by part.
         reference: the recorded run's final metrics.
         order: the recorded one, [steps, batch].
         group_codes: index into the groups' names of every sample.
@@ -167,7 +167,7 @@ def gather(
     told = _shown([p for p in made if p.facts["metric"] in names])
     first = metric or (told.facts["metric"] if told is not None else names[0])
     names = [first, *(name for name in names if name != first)][:METRICS]
-    recorded = load_run(sim.store, REFERENCE)
+    recorded = load_run(sim.store, REFERENCE, gradients=False)
     proposal = _shown([p for p in made if p.facts["metric"] == first] or made)
     checks = validations(sim.store)
     labels = sample_groups(sim)
@@ -281,8 +281,8 @@ def _pairs(sim: Simulator, metric: str, checks: list[StoredValidation]) -> list[
 
 
 def _cost(sim: Simulator, checks: list[StoredValidation], made: list[StoredProposal]) -> dict[str, float]:
-    """Runs spent, by part."""
-    cost = {"the reference run": 1.0, "probes": float(len(sim.probes))} | sim.plan.cost()
+    """Runs spent, by part, counted as `orderscope.costs` counts them."""
+    cost = part_runs(sim.store) or {"reference": 1.0, "probes": float(len(sim.probes))} | sim.plan.cost()
     if checks:
         cost["validation"] = float(sum(len(check.orders) for check in checks))
     confirmed = sum(row["confirmed"] is not None for proposal in made for row in proposal.table)

@@ -9,8 +9,13 @@ from orderscope.simulator import Simulator
 
 
 def spent_runs(sim: Simulator, search: float, confirmed: int) -> float:
-    """Everything a proposal cost: recording and searching by the clock, in runs of the reference, and the runs that
-    confirmed. Where the journal tells no times: gradient evaluations of recording and sketching, search left out."""
+    """Everything a proposal cost: CPU seconds of recording and searching, in runs, and the runs that confirmed. Where
+    the journal tells no times: gradient evaluations of recording and sketching, search left out.
+
+    Args:
+        search: CPU seconds of the search.
+        confirmed: how many orders were trained to confirm them.
+    """
     run = training_seconds(sim.store)
     if run is None:
         return 1 + len(sim.probes) + sum(sim.plan.cost().values()) + confirmed

@@ -160,10 +160,10 @@ def propose(
     for number in range(rounds):
         if number:
             sim = Simulator(sim.path, sim.task)  # calibrated on what was confirmed
-        began = time.perf_counter()
+        began = time.process_time()
         left = (budget - sum(p.setting.ledger.scored for p in portfolios)) // (rounds - number)
         found, interrupted = _searched(sim, asked, rows, left, deadline, allow_other_samples, seed + number, progress)
-        searching += time.perf_counter() - began
+        searching += time.process_time() - began
         if not found:
             break
         portfolios += found

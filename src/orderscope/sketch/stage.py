@@ -212,8 +212,8 @@ class SketchStage:
         return held_out_rows(self.task)
 
     def _pseudo(self, at: Point, batch_of: Any, ids: Any, draws: int, stream: int, *, whole: bool = False) -> Tensor:
-        """Of all P coordinates where `whole`. Rounded to bfloat16: relative precision 2^-9 at every scale, which Adam needs, since it divides small
-        gradients by small roots. [ids, draws, m]."""
+        """Pseudo-gradients, [ids, draws, m], or [ids, draws, P] where `whole`. They are rounded to bfloat16: relative
+        precision 2^-9 at every scale, which Adam needs, since it divides small gradients by small roots."""
         split, short = stored_split(self.store), torch.bfloat16
         seed = int(np.random.SeedSequence([self.plan.seed, stream]).generate_state(1)[0])
         micro_batch = self.micro_batch
