@@ -16,7 +16,7 @@ from commands import answer, call
 from made_up import IMAGE
 from orderscope.cli.record import record
 from orderscope.cli.tasks import load_task, remembered_task
-from orderscope.costs import PARTS, part_runs
+from orderscope.costs import PARTS
 
 TASKS = """
 import numpy as np
