@@ -7,6 +7,7 @@ including the first answer.
 from __future__ import annotations
 
 import resource
+from typing import Any
 
 from orderscope.names import FURTHER, REFERENCE
 from orderscope.store import RunStore
@@ -29,7 +30,7 @@ def part_seconds(store: RunStore) -> dict[str, float]:
     seconds: dict[str, float] = dict.fromkeys(PARTS, 0.0)
     whole = 0.0
     for event in store.journal():
-        kind, taken = event.get("event"), float(event.get("cpu", event.get("seconds", 0.0)))
+        kind, taken = event.get("event"), _number(event, "cpu", "seconds")
         if kind == "recorded":
             whole += taken
         elif kind == "table":
@@ -54,12 +55,17 @@ def training_seconds(store: RunStore) -> float | None:
     are trained with more looked at."""
     runs: dict[str, dict[int, float]] = {}
     for e in store.journal():
-        if e.get("event") == "segment" and "train_seconds" in e:
-            taken = e.get("train_cpu", e["train_seconds"])
-            runs.setdefault(str(e.get("run")), {})[int(e["index"])] = float(taken)
+        if e.get("event") == "segment" and "train_seconds" in e and isinstance(e.get("index"), int):
+            runs.setdefault(str(e.get("run")), {})[e["index"]] = _number(e, "train_cpu", "train_seconds")
     last = max((max(parts) for parts in runs.values()), default=0)
     whole = [sum(parts.values()) for run, parts in runs.items() if run != REFERENCE or len(parts) == last + 1]
     return min((seconds for seconds in whole if seconds > 0), default=None)
+
+
+def _number(event: dict[str, Any], key: str, older: str) -> float:
+    """A journal may come from anybody: what is no number of seconds counts for nothing."""
+    value = event.get(key, event.get(older))
+    return float(value) if isinstance(value, int | float) and 0 <= value < 1e12 else 0.0
 
 
 def part_runs(store: RunStore) -> dict[str, float]:
