@@ -67,9 +67,9 @@ def record(
             `anchors`, `probes` and `curvature_rows`; see `orderscope.budget`.
         sample_anchors: at how many anchors single samples' gradients are kept, for orders that regroup samples; by
             default as many as fit in 128 MiB, two at most, one at least where it fits in a gigabyte.
-        coords: most coordinates to carry; by default 16,384, twice as many where batches mix groups, or one in 256 of the weights where that is more, 131,072
-            at most; fewer, 8,192 at least, where single samples' gradients would take more than 128 MiB. All P where
-            the model is smaller.
+        coords: most coordinates to carry; by default 16,384, twice as many where batches mix groups, or one in 256 of
+            the weights where that is more, 131,072 at most; fewer, 8,192 at least, where single samples' gradients
+            would take more than 128 MiB. All P where the model is smaller.
         curvature_rows: pseudo-gradients to draw; by default four passes over the samples, or six where batches mix
             groups (the spectrum is broad there), or one where few of many weights are carried; 512 at least, and 4,096
             at most, or 4,608 where batches mix groups.

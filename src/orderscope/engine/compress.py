@@ -15,7 +15,8 @@ def compress(rows: Tensor, energy: float) -> Tensor:
     """The leading directions of A^T A that hold `energy` of its trace, [rank, m], from rows A [n, m].
 
     They are V^T A with V the leading eigenvectors of A A^T, which is formed on some of the coordinates where there are
-    many. With energy 1 the rows are kept as they are. Directions of no length are left out.
+    many; the product is in the rows' own type. With energy 1 the rows are kept as they are. Directions of no length are
+    left out.
 
     Example:
         >>> compress(torch.tensor([[2.0, 0.0], [0.0, 0.1], [0.0, 0.0]]), 0.9).abs().tolist()
@@ -28,10 +29,11 @@ def compress(rows: Tensor, energy: float) -> Tensor:
         first = (1 + energy) / 2
         rows = torch.cat([compress(part, first) for part in rows.chunk(-(-len(rows) // AT_ONCE))])
         lost = 1 - first
-    largest = rows.abs().max()
+    some = rows[:, :: max(1, rows.shape[1] // GRAM_COORDS)].to(torch.promote_types(rows.dtype, torch.float32))
+    largest = some.abs().max()
     if not float(largest) > 0:
         return rows[:0]
-    some = rows[:, :: max(1, rows.shape[1] // GRAM_COORDS)] / largest  # squares of tiny numbers would underflow
+    some = some / largest  # squares of tiny numbers would underflow
     gram = some @ some.T
     values, vectors = _leading(gram, -(-len(gram) // PART))
     held = values.cumsum(0) / gram.diagonal().sum() * (1 - lost)

@@ -377,11 +377,11 @@ def _factors(store: RunStore, plan: SketchPlan, weight: float, energy: float, gr
     blocks: list[list[Tensor]] = [[] for _ in range(groups)]
     for block in range(len(plan.curvature_ids)):
         name = f"sketch/curvature/b{block:03d}"
-        blocks[store.attrs(name)["group"]].append(from_bfloat16(store.map(name, "rows")).float())
+        blocks[store.attrs(name)["group"]].append(from_bfloat16(store.map(name, "rows")))
     found = []
     for parts in blocks:
-        rows = torch.cat(parts) if parts else torch.zeros(0, plan.carried)
-        found.append(compress(rows * (weight / max(1, len(rows))) ** 0.5, energy))
+        rows = torch.cat(parts) if parts else torch.zeros(0, plan.carried, dtype=torch.bfloat16)
+        found.append(compress(rows, energy).float() * (weight / max(1, len(rows))) ** 0.5)
     return found
 
 
