@@ -107,10 +107,12 @@ def test_near_anchors_weigh_more():
 
 def test_other_units_anchors_do_not_matter():
     first = space(2, 2, 6)
-    moved = AnchorSpace(first.shared, first.own.clone(), first.start)
-    other = first.own.clone()
-    other[1:] += 1
-    other = AnchorSpace(first.shared, other, first.start)
+    states = torch.stack([first.states(unit) for unit in range(UNITS)])
+    shared, own = states[0, :2], states[:, 2:]
+    moved = AnchorSpace.of(shared, own, first.start)
+    own = own.clone()
+    own[1:] += 1
+    other = AnchorSpace.of(shared, own, first.start)
     theta = torch.randn(3, 6, generator=generator(9), dtype=torch.float64)
     unit = torch.zeros(3, dtype=torch.int64)
     for a, b in zip(moved.weights(theta, unit), other.weights(theta, unit), strict=True):

@@ -13,7 +13,7 @@ def at(outside: np.ndarray, probes: int | None = None) -> Bearing:
     return Bearing(outside, np.eye(len(outside)) if probes is None else np.zeros((len(outside), probes)))
 
 
-@pytest.mark.parametrize(("harder", "least", "most"), [(1.43, 0.87, 0.93), (1.0, 0.75, 0.85)])
+@pytest.mark.parametrize(("harder", "least", "most"), [(1.43, 0.9, 0.96), (1.0, 0.8, 0.88)])
 def test_intervals_hold_nine_times_in_ten(harder: float, least: float, most: float) -> None:
     """Residuals drawn as the model says: normal, in proportion to the effect claimed. Probes, left out without their
     own anchors, are `harder` to tell than queries, by 1.43 in the median of what was measured; where they are not,

@@ -49,9 +49,8 @@ def test_recorded_ends_are_told_nearly_and_left_out_not_from_themselves(recorded
     there = completed(task, known, sim.held_out)(ends, ("eval",))["eval"]
     true = sim.run_truth["eval"]
     assert np.abs(there - true).max() < 0.5 * np.abs(true - sim.reference["eval"]).max()
-    left = completed(task, known, sim.held_out, 2 * sim.runs)(torch.cat([ends, ends]), ("eval",))["eval"]
-    np.testing.assert_array_equal(left[: len(ends)], left[len(ends) :])
-    assert not np.allclose(left[: len(ends)], there, rtol=1e-6, atol=0)
+    left = completed(task, known, sim.held_out, sim.runs)(ends, ("eval",))["eval"]
+    assert not np.allclose(left, there, rtol=1e-6, atol=0)
 
 
 def test_where_known_states_do_not_fit_only_held_out_losses_are_answered(recorded, monkeypatch):
