@@ -8,7 +8,10 @@ branching   a model that leaves out a head for batches which do not need it: gra
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -16,6 +19,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import orderscope as osc
+from orderscope import recording
+from orderscope.engine import loading
 from tasks_tiny import Rows, cross_entropy, generator, sgd
 
 
@@ -143,11 +148,21 @@ def branching(steps: int = 8, batch: int = 3) -> dict[str, Any]:
     }
 
 
-def simulated(kw: dict[str, Any], path, *, energy: float = 0.95, **options: Any) -> tuple[osc.Simulator, osc.Task]:
-    """Record, sketch and open."""
+def simulated(
+    kw: dict[str, Any], path, *, energy: float | None = None, **options: Any
+) -> tuple[osc.Simulator, osc.Task]:
+    """Record, sketch and open; `energy` of the curvature is kept instead of the usual share."""
     task = osc.Task(**kw)
-    osc.record(task, path / "run", **options)
-    return osc.Simulator(path / "run", task, energy=energy), task
+    with nullcontext() if energy is None else patch.multiple(loading, ENERGY=energy, MIXED_ENERGY=energy):
+        osc.record(task, path / "run", **options)
+    return osc.Simulator(path / "run", task), task
+
+
+@contextmanager
+def untabled() -> Iterator[None]:
+    """What is recorded here is left as it is before its table is built: all that was sketched is still there."""
+    with patch.object(recording, "build_table"):
+        yield
 
 
 def permuted_steps(order: np.ndarray, seed: int, count: int = 1) -> np.ndarray:

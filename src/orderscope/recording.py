@@ -14,7 +14,7 @@ import torch
 from orderscope.budget import allot, shares
 from orderscope.costs import cpu_seconds, training_seconds
 from orderscope.engine.driven import check_loop, check_reached
-from orderscope.engine.loading import build_table, table_number
+from orderscope.engine.loading import build_table, table_number, untold
 from orderscope.errors import OrderscopeError
 from orderscope.names import FURTHER, PLAN, REFERENCE, SPLIT
 from orderscope.orders import mixes_groups, step_groups
@@ -129,12 +129,24 @@ def record(
 def _finish(
     task: Task, store: RunStore, jobs: int | None, executor: Executor | None, progress: Progress | None
 ) -> None:
-    """What is missing of the sketch, then the table."""
+    """What is missing of the sketch, then the table, with every true run that is there."""
     complete(task, store, sketching(store), jobs=jobs, executor=executor, progress=_stage(progress, "sketch"))
     began, cpu = time.perf_counter(), time.process_time()
     if table_number(store) is None:
         build_table(store)
         store.log({"event": "table", "seconds": time.perf_counter() - began, "cpu": time.process_time() - cpu})
+    else:
+        _extend(task, store)
+
+
+def _extend(task: Task, store: RunStore) -> None:
+    """Put the true runs that the table lacks into it. Of a run by an earlier version also the ends of its first runs
+    become known states then."""
+    if untold(store) and SketchPlan.read(store).metrics:
+        units = [f"sketch/known/{run}" for run in true_runs(store)]
+        known = [Sketching(unit) for unit in units if unit not in store]
+        complete(task, store, known, jobs=1, event="known states finished")
+    build_table(store)
 
 
 def _few_jobs(store: RunStore) -> int | None:
@@ -212,12 +224,8 @@ def add_runs(
         new = {order.tobytes(): order for order in orders if order.tobytes() not in known}
         pieces = further(store, prefix, list(new.values()))
         complete(task, store, pieces, jobs=jobs, progress=progress, event="further runs finished")
-        plan = SketchPlan.read(store)
         if table_number(store) is not None:
-            if plan.metrics:
-                known_states = [Sketching(f"sketch/known/{piece.name}") for piece in pieces]
-                complete(task, store, known_states, jobs=1, event="known states finished")
-            build_table(store)
+            _extend(task, store)
         known |= {key: piece.name for key, piece in zip(new, pieces, strict=True)}
         found = [load_run(store, known[order.tobytes()]).metrics[-1] for order in orders]
     return {name: np.array([m[name] for m in found], dtype=np.float64) for name in task.metrics}

@@ -25,7 +25,7 @@ from orderscope.engine.own import OwnAnchors, own_anchors
 from orderscope.engine.window import Window, group_fractions, stands_for
 from orderscope.errors import IncompleteRun
 from orderscope.names import REFERENCE, TABLE, TASK_SHARD
-from orderscope.record import has_gradients, load_run, true_runs
+from orderscope.record import load_run, true_runs
 from orderscope.record.segments import segment_name
 from orderscope.sketch import SketchPlan, from_bfloat16, missing_units
 from orderscope.store import RunStore
@@ -88,22 +88,37 @@ def _left_out(store: RunStore, window: Window, held_out: HeldOut | None) -> Left
     return left_out(window, held_out, runs, np.array(orders).reshape(len(runs), *window.order.shape))
 
 
+def untold(store: RunStore) -> list[str]:
+    """True runs that the finished table lacks."""
+    told = store.attrs(f"{TABLE}left-out-{table_number(store)}")["runs"]
+    return [run for run in true_runs(store) if run != REFERENCE and run not in told]
+
+
 def build_table(store: RunStore) -> None:
-    """Write the table anew from what it was before and what was recorded since, and drop what it was made of.
+    """Write the table, or write it anew with the true runs that it lacks; and drop what it was made of.
 
     Raises:
         IncompleteRun: the sketch is not finished.
     """
-    before, built = store.names(TABLE), table_number(store) is not None
-    known = [run for run in true_runs(store) if has_gradients(store, run)]
-    if built and not known:
-        return
-    window = load_window(store)
-    held_out = load_held_out(store, window)
-    if built:
-        window = extended(store, window, known)
-        held_out = raw_held_out(store, window, held_out)
-    number = 1 + max((int(name[-3:]) for name in before), default=-1)
+    built = table_number(store) is not None
+    runs = untold(store) if built else true_runs(store)
+    if runs:
+        window = load_window(store)
+        held_out = load_held_out(store, window)
+        if built:
+            window = extended(store, window, runs)
+            held_out = raw_held_out(store, window, held_out)
+        _write_table(store, window, held_out)
+    number = table_number(store)
+    used = [name for name in store.names(TABLE) if not name.endswith(f"-{number}")]
+    used += [name for prefix in RAW for name in store.names(prefix)]
+    used += [name for run in true_runs(store) for name in store.names(f"record/{run}/gradient-")]
+    if used:  # also what a writer left that was killed before it dropped this
+        store.drop(used)
+
+
+def _write_table(store: RunStore, window: Window, held_out: HeldOut | None) -> None:
+    number = 1 + max((int(name[-3:]) for name in store.names(TABLE)), default=-1)
     arrays, attrs = _window_arrays(window)
     store.write(f"{TABLE}window-{number:03d}", *_stored(arrays, attrs))
     if held_out is not None:
@@ -115,9 +130,6 @@ def build_table(store: RunStore) -> None:
     values = torch.from_numpy(np.stack(list(found.values.values()))) if names else torch.zeros(0, 0)
     arrays = {"values": values, "theta": found.theta, "outside": torch.from_numpy(found.outside)}
     store.write(f"{TABLE}left-out-{number:03d}", *_stored(arrays, {"names": names, "runs": list(found.runs)}))
-    used = [name for prefix in RAW for name in store.names(prefix)]
-    used += [name for run in known for name in store.names(f"record/{run}/gradient-")]
-    store.drop([*before, *used])
 
 
 HELD_OUT_ARRAYS = ("center", "spread", "gram", "values", "slopes", "along", "factor", "shares", "crossed")
