@@ -27,8 +27,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from scipy import special
 from torch import Tensor
+
+from orderscope.student import two_sided
 
 COVERAGE = 0.9
 SHIFTED, BOUND = 1 / 3, 3 / 4  # effects, in sigma, that shifts and errors take no effect at all for
@@ -136,7 +137,7 @@ def fit_calibration(
         sigma=sigma,
         shift=shift,
         residual=conformal(np.abs(left / bound)),
-        quantile=float(special.stdtrit(count, 0.5 + COVERAGE / 2)),
+        quantile=two_sided(count, COVERAGE),
         typical=typical,
         farthest=float(at.outside.max()),
         skilled=bool(np.abs(left).mean() < constant.mean()),
