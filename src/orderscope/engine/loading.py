@@ -30,7 +30,7 @@ from orderscope.record.segments import segment_name
 from orderscope.sketch import SketchPlan, from_bfloat16, missing_units
 from orderscope.store import RunStore
 
-ENERGY, MIXED_ENERGY = 0.8, 0.9  # of the curvature's trace that is kept; more where batches mix groups
+ENERGY, MIXED_ENERGY = 0.8, 0.85  # of the curvature's trace that is kept; more where batches mix groups
 EXACT_BYTES = 1 << 25  # tables up to this size keep the states' own type, so that recorded runs replay to the bit
 CHUNK = 1 << 20  # coordinates at once
 
