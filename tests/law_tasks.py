@@ -8,7 +8,8 @@ branching   a model that leaves out a head for batches which do not need it: gra
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 from unittest.mock import patch
 
@@ -18,6 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import orderscope as osc
+from orderscope import recording
 from orderscope.engine import loading
 from tasks_tiny import Rows, cross_entropy, generator, sgd
 
@@ -154,6 +156,13 @@ def simulated(
     with nullcontext() if energy is None else patch.multiple(loading, ENERGY=energy, MIXED_ENERGY=energy):
         osc.record(task, path / "run", **options)
     return osc.Simulator(path / "run", task), task
+
+
+@contextmanager
+def untabled() -> Iterator[None]:
+    """What is recorded here is left as it is before its table is built: all that was sketched is still there."""
+    with patch.object(recording, "build_table"):
+        yield
 
 
 def permuted_steps(order: np.ndarray, seed: int, count: int = 1) -> np.ndarray:

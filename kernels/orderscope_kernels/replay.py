@@ -29,7 +29,7 @@ from torch import Tensor
 from orderscope_kernels.reference import Products
 
 OVERRIDE = "ORDERSCOPE_KERNELS"
-LITTLE = 1 << 24  # coordinates of steps of all orders, below which the reference is quicker than loading numba
+LITTLE = 1 << 23  # coordinates of steps of all orders, below which the reference is quicker than loading numba
 MODULES = {"reference": "reference", "numba": "cpu_replay", "triton": "triton_replay"}
 
 

@@ -14,7 +14,7 @@ import torch
 from orderscope.budget import allot, shares
 from orderscope.costs import cpu_seconds, training_seconds
 from orderscope.engine.driven import check_loop, check_reached
-from orderscope.engine.loading import build_table, table_number
+from orderscope.engine.loading import build_table, table_number, untold
 from orderscope.errors import OrderscopeError
 from orderscope.names import FURTHER, PLAN, REFERENCE, SPLIT
 from orderscope.orders import mixes_groups, step_groups
@@ -26,6 +26,7 @@ from orderscope.task import Task
 from orderscope.work import Piece, Sketching, Training, complete, further, share, sketching
 
 COORDS, LEAST_COORDS, MOST_COORDS = 1 << 14, 1 << 13, 1 << 17
+MIXED_COORDS = 1 << 15  # where batches mix groups effects are small: twice as many rank by 0.87 what half rank by 0.80
 COORDS_SHARE = 256  # of a large model's weights one in so many is carried
 LEAST_ROWS, MOST_ROWS = 512, 4096  # pseudo-gradients of training samples
 MIXED_ROWS = 4608  # the most where batches mix groups
@@ -66,9 +67,9 @@ def record(
             `anchors`, `probes` and `curvature_rows`; see `orderscope.budget`.
         sample_anchors: at how many anchors single samples' gradients are kept, for orders that regroup samples; by
             default as many as fit in 128 MiB, two at most, one at least where it fits in a gigabyte.
-        coords: most coordinates to carry; by default 16,384, or one in 256 of the weights where that is more, 131,072
-            at most; fewer, 8,192 at least, where single samples' gradients would take more than 128 MiB. All P where
-            the model is smaller.
+        coords: most coordinates to carry; by default 16,384, twice as many where batches mix groups, or one in 256 of
+            the weights where that is more, 131,072 at most; fewer, 8,192 at least, where single samples' gradients
+            would take more than 128 MiB. All P where the model is smaller.
         curvature_rows: pseudo-gradients to draw; by default four passes over the samples, or six where batches mix
             groups (the spectrum is broad there), or one where few of many weights are carried; 512 at least, and 4,096
             at most, or 4,608 where batches mix groups.
@@ -128,12 +129,24 @@ def record(
 def _finish(
     task: Task, store: RunStore, jobs: int | None, executor: Executor | None, progress: Progress | None
 ) -> None:
-    """What is missing of the sketch, then the table."""
+    """What is missing of the sketch, then the table, with every true run that is there."""
     complete(task, store, sketching(store), jobs=jobs, executor=executor, progress=_stage(progress, "sketch"))
     began, cpu = time.perf_counter(), time.process_time()
     if table_number(store) is None:
         build_table(store)
         store.log({"event": "table", "seconds": time.perf_counter() - began, "cpu": time.process_time() - cpu})
+    else:
+        _extend(task, store)
+
+
+def _extend(task: Task, store: RunStore) -> None:
+    """Put the true runs that the table lacks into it. Of a run by an earlier version also the ends of its first runs
+    become known states then."""
+    if untold(store) and SketchPlan.read(store).metrics:
+        units = [f"sketch/known/{run}" for run in true_runs(store)]
+        known = [Sketching(unit) for unit in units if unit not in store]
+        complete(task, store, known, jobs=1, event="known states finished")
+    build_table(store)
 
 
 def _few_jobs(store: RunStore) -> int | None:
@@ -211,12 +224,8 @@ def add_runs(
         new = {order.tobytes(): order for order in orders if order.tobytes() not in known}
         pieces = further(store, prefix, list(new.values()))
         complete(task, store, pieces, jobs=jobs, progress=progress, event="further runs finished")
-        plan = SketchPlan.read(store)
         if table_number(store) is not None:
-            if plan.metrics:
-                known_states = [Sketching(f"sketch/known/{piece.name}") for piece in pieces]
-                complete(task, store, known_states, jobs=1, event="known states finished")
-            build_table(store)
+            _extend(task, store)
         known |= {key: piece.name for key, piece in zip(new, pieces, strict=True)}
         found = [load_run(store, known[order.tobytes()]).metrics[-1] for order in orders]
     return {name: np.array([m[name] for m in found], dtype=np.float64) for name in task.metrics}
@@ -238,7 +247,8 @@ def spaced(steps: int, count: int) -> list[int]:
 
 def coordinates_of(task: Task) -> int:
     """How many coordinates are carried by default."""
-    wanted = int(np.clip(task.layout.size // COORDS_SHARE, COORDS, MOST_COORDS))
+    least = MIXED_COORDS if _mixed(task) else COORDS
+    wanted = int(np.clip(task.layout.size // COORDS_SHARE, least, MOST_COORDS))
     fit = SAMPLE_BYTES // (2 * len(np.unique(task.order)))  # of single samples at one anchor
     return max(LEAST_COORDS, min(wanted, fit))
 
@@ -312,7 +322,7 @@ def allotted(
 ) -> tuple[int, int, int]:
     """Anchors, probes and pseudo-gradients, by default or out of a budget."""
     used = len(np.unique(task.order))
-    mixed = task.groups is None or mixes_groups(np.asarray(task.order), task.groups)
+    mixed = _mixed(task)
     bought = shares(mixed=mixed, partial=task.layout.size > COORDS_SHARE * COORDS)
     if budget is not None:
         given = {"anchors": anchors, "probes": probes, "curvature_rows": curvature_rows}
@@ -326,6 +336,11 @@ def allotted(
         bought.probes if probes is None else probes,
         rows if curvature_rows is None else curvature_rows,
     )
+
+
+def _mixed(task: Task) -> bool:
+    """Whether batches mix groups."""
+    return task.groups is None or mixes_groups(np.asarray(task.order), task.groups)
 
 
 def _check_precision(task: Task) -> None:

@@ -13,11 +13,11 @@ def space(shared, own, coords, seed=0, **options):
     g = generator(seed)
     states = torch.randn(shared + UNITS * own + 1, coords, generator=g, dtype=torch.float64)
     first, second = states[:shared], states[shared:-1].view(UNITS, own, coords)
-    return AnchorSpace(first, second, states[-1], **options)
+    return AnchorSpace.of(first, second, states[-1], **options)
 
 
 def anchors_of(space, unit):
-    return torch.cat([space.shared, space.own[unit]])
+    return space.states(int(unit))
 
 
 sizes = st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(1, 12), st.integers(0, 10**6))
@@ -82,7 +82,7 @@ def test_a_state_that_is_an_anchor_takes_that_anchor_alone(size, data):
 def test_of_two_anchors_in_one_place_the_units_own_is_taken():
     """Its gradient has the bits of training; a shared one may be a mean of single samples' gradients."""
     state = torch.ones(4)
-    anchors = AnchorSpace(torch.stack([state, torch.zeros(4)]), state.expand(UNITS, 1, 4).clone(), torch.zeros(4))
+    anchors = AnchorSpace.of(torch.stack([state, torch.zeros(4)]), state.expand(UNITS, 1, 4).clone(), torch.zeros(4))
     weights, _, _ = anchors.weights(state[None], torch.tensor([1]))
     assert weights[0].tolist() == [0, 0, 1]
 
@@ -100,17 +100,19 @@ def test_without_a_penalty_the_span_of_the_anchors_is_reproduced(own):
 
 def test_near_anchors_weigh_more():
     line = torch.tensor([[1.0, 0.0], [2.0, 0.0], [10.0, 0.0]], dtype=torch.float64)
-    anchors = AnchorSpace(line, line[:1].expand(1, 1, 2) + 5, torch.zeros(2, dtype=torch.float64))
+    anchors = AnchorSpace.of(line, line[:1].expand(1, 1, 2) + 5, torch.zeros(2, dtype=torch.float64))
     weights, _, _ = anchors.weights(torch.tensor([[1.5, 0.1]], dtype=torch.float64), torch.tensor([0]))
     assert weights[0, :2].sum() > 0.95
 
 
 def test_other_units_anchors_do_not_matter():
     first = space(2, 2, 6)
-    moved = AnchorSpace(first.shared, first.own.clone(), first.start)
-    other = first.own.clone()
-    other[1:] += 1
-    other = AnchorSpace(first.shared, other, first.start)
+    states = torch.stack([first.states(unit) for unit in range(UNITS)])
+    shared, own = states[0, :2], states[:, 2:]
+    moved = AnchorSpace.of(shared, own, first.start)
+    own = own.clone()
+    own[1:] += 1
+    other = AnchorSpace.of(shared, own, first.start)
     theta = torch.randn(3, 6, generator=generator(9), dtype=torch.float64)
     unit = torch.zeros(3, dtype=torch.int64)
     for a, b in zip(moved.weights(theta, unit), other.weights(theta, unit), strict=True):

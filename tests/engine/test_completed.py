@@ -4,7 +4,6 @@ import torch
 
 import orderscope as osc
 from orderscope.engine.completed import KnownStates, completed, known_states
-from orderscope.engine.metrics import load_expansions
 from orderscope.record import load_run
 from tasks_tiny import classifier, generator
 
@@ -46,18 +45,19 @@ def test_recorded_ends_are_told_nearly_and_left_out_not_from_themselves(recorded
     sim, task = recorded
     known = known_states(sim.store, sim.plan)
     assert set(known.runs) == {"reference", *sim.runs}
-    expansions = load_expansions(sim.store, sim.window.final, sim.reference, sim.window.dynamics.weight)
     ends = torch.stack([load_run(sim.store, run).theta()[-1] for run in sim.runs])[:, known.indices]
-    there = completed(task, known, expansions)(ends, ("eval",))["eval"]
+    there = completed(task, known, sim.held_out)(ends, ("eval",))["eval"]
     true = sim.run_truth["eval"]
     assert np.abs(there - true).max() < 0.5 * np.abs(true - sim.reference["eval"]).max()
-    left = completed(task, known, expansions, sim.runs)(torch.cat([ends, ends]), ("eval",))["eval"]
-    np.testing.assert_array_equal(left[: len(ends)], left[len(ends) :])
-    assert not np.allclose(left[: len(ends)], there, rtol=1e-6, atol=0)
+    left = completed(task, known, sim.held_out, sim.runs)(ends, ("eval",))["eval"]
+    assert not np.allclose(left, there, rtol=1e-6, atol=0)
 
 
-def test_where_known_states_do_not_fit_expansions_answer(recorded, monkeypatch):
+def test_where_known_states_do_not_fit_only_held_out_losses_are_answered(recorded, monkeypatch):
     sim, task = recorded
     assert set(sim.metric_names) == set(task.metrics)
     monkeypatch.setattr("orderscope.engine.completed.KNOWN_BYTES", 1)
-    assert osc.Simulator(sim.path, task).metric_names == tuple(sim.plan.metrics)
+    fresh = osc.Simulator(sim.path, task)
+    assert fresh.metric_names == fresh.losses == ("eval",)
+    with pytest.raises(osc.OrderscopeError, match="precise=True without a model that can be run"):
+        fresh.predict(sim.order, precise=True)

@@ -21,7 +21,7 @@ from law_tasks import (
     simulated,
     slope,
 )
-from orderscope.engine import Batches, jackknife, replay, units_of
+from orderscope.engine import Batches, replay, units_of
 from orderscope.engine.units import regrouped_gradients
 from orderscope.record.loop import start
 from orderscope.record.state import capture
@@ -104,11 +104,13 @@ def trained(task, order):
 def assert_replays_its_recording(sim, task):
     theta, metrics = trained(task, task.order)
     assert torch.equal(final(sim, task, task.order), theta)
-    predicted = sim.predict(task.order)
+    replayed, predicted = sim.replay_of(task.order[None]), sim.predict(task.order, metrics=list(metrics))
+    told = sim.metric_model(replayed.theta, list(metrics))
     for name, value in metrics.items():
         assert sim.reference[name] == value
-        assert predicted.metrics[name][0] == pytest.approx(value, abs=1e-9)
-    assert predicted.outside[0] == 0
+        assert predicted.metrics[name][0] == value
+        assert told[name][0] == pytest.approx(value, abs=1e-9)  # by what is known, also without having been told
+    assert replayed.outside[0] == predicted.outside[0] == 0
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -137,7 +139,7 @@ def test_the_reference_order_replays_bit_for_bit_on_some_coordinates(tmp_path):
     """Adam is elementwise, and norms are recorded: what is carried is carried exactly."""
     sim, task = simulated(char() | {"max_grad_norm": 0.3}, tmp_path, anchors=3, probes=0, coords=40)
     units = units_of(sim.window, Batches(task.order), task.order[None])
-    theta = replay(sim.window, units, members=1).theta[0, 0]
+    theta = replay(sim.window, units).theta[0]
     assert torch.equal(theta, sim.plan.coordinates.take(trained(task, task.order)[0]))
 
 
@@ -153,14 +155,13 @@ SCHEDULED = {
 
 
 def exact_window(kw, path):
-    sim, task = simulated(kw, path, energy=1.0, anchors=2, probes=0, sample_anchors=0, curvature_rows=1)
+    sim, task = simulated(kw, path, energy=1.0, anchors=1, probes=0, sample_anchors=0, curvature_rows=1)
     return sim.window, task
 
 
 def replayed(window, task, orders, **options):
-    """By the member with the whole curvature: the halves hold half of a batch's samples each."""
     units = units_of(window, Batches(np.asarray(task.order)), orders)
-    return replay(window, units, members=1, **options).theta[0]
+    return replay(window, units, **options).theta
 
 
 @pytest.mark.parametrize("max_grad_norm", [None, 2.0])
@@ -237,9 +238,11 @@ def exact_factors(window, task, split):
     for ids in task.order:
         matrix = gauss_newton_matrix(at, split, task.batch, ids, coordinates)
         values, vectors = torch.linalg.eigh(matrix)
-        factor = values.clamp_min(0).sqrt()[:, None] * vectors.T
-        factors.append((factor, factor))
-    return dataclasses.replace(window, factors=tuple(factors))
+        factors.append(values.clamp_min(0).sqrt()[:, None] * vectors.T)
+    factor = torch.cat(factors)
+    return dataclasses.replace(
+        window, factor=factor, sizes=tuple(map(len, factors)), crossed=window.anchors.spread @ factor.T
+    )
 
 
 RATES = [0.2, 0.1, 0.05, 0.025]
@@ -292,7 +295,7 @@ def test_between_anchors_interpolation_alone_is_of_second_order(tmp_path):
     sizes, errors = [0.4, 0.2, 0.1, 0.05], []
     for size in sizes:
         states = origin + size * directions
-        anchors = type(space)(states, states[:1, None], origin, ridge=0.0)  # 7 states span all 6 weights
+        anchors = type(space).of(states, states[:1, None], origin, ridge=0.0)  # 7 states span all 6 weights
         theta = states.mean(0) + 0.3 * size * (directions[0] - directions[1])
         weights, remainder, _ = anchors.weights(theta[None], torch.tensor([0]))
         assert remainder.norm() < 1e-3 * size
@@ -344,13 +347,13 @@ def test_regrouped_samples_are_the_mean_of_single_gradients(tmp_path):
     first = Batches(task.order).index(orders)[1][0]
     design = torch.cat([x[first], torch.ones(len(first), 1, dtype=torch.float64)], 1)
     for which in window.sample_anchors:
-        theta = window.anchors.shared[which]
+        theta = window.anchors.states(0)[which]
         error = design @ theta - task.data.columns[1][first]
         expected = (error[:, None] * design).mean(0)
         found = regrouped_gradients(window, units.new[:1], which)[0]
         torch.testing.assert_close(found, expected, rtol=0.01, atol=0.02 * float(expected.abs().max()))
     truth = osc.retrain(task, orders, keep_parameters=True).parameters
-    theta = replay(window, units, members=1).theta[0]
+    theta = replay(window, units).theta
     moved = (truth - window.final).norm(dim=1)
     assert bool(((theta - truth).norm(dim=1) < 0.5 * moved).all())
 
@@ -358,7 +361,7 @@ def test_regrouped_samples_are_the_mean_of_single_gradients(tmp_path):
 @pytest.mark.parametrize("groups", [None, ["a", "b", "b", "b"] * 3 + ["a"] * 12])
 def test_a_regrouped_batch_learns_from_the_batches_that_its_samples_were_in(groups, tmp_path):
     """Against the formula, one sample and one anchor at a time, at states on the way; plain SGD shows the gradient.
-    Float64, but the tables of regrouped batches are in bfloat16, in the formula too."""
+    Float64, but single samples' gradients are kept in bfloat16, in the formula too."""
     kw = double(char(steps=6)) | {"groups": groups, "optimizer": lambda p: sgd(p, lr=0.3), "scheduler": None,
                                   "max_grad_norm": None}  # fmt: skip
     sim, task = simulated(kw, tmp_path, anchors=3, probes=2, sample_anchors=2)
@@ -366,11 +369,11 @@ def test_a_regrouped_batch_learns_from_the_batches_that_its_samples_were_in(grou
     order = np.random.default_rng(3).permutation(task.order.reshape(-1)).reshape(task.order.shape)
     units = units_of(window, Batches(task.order), order[None])
     assert (units.index >= len(task.order)).all()
-    states = replay(window, units, members=1, snapshots=range(task.steps)).snapshots
-    after = [*[states[t][0, 0] for t in range(1, task.steps)], replay(window, units, members=1).theta[0, 0]]
-    table, sampled = window.table.bfloat16().double(), list(window.sample_anchors)
+    states = replay(window, units, snapshots=range(task.steps)).snapshots
+    after = [*[states[t][0] for t in range(1, task.steps)], replay(window, units).theta[0]]
+    table, sampled = window.table, list(window.sample_anchors)
     for t in range(task.steps):
-        theta, gradient, between = states[t][0], 0.0, 0.0
+        theta, gradient, between = states[t], 0.0, 0.0
         only = torch.zeros(1, anchors.count, dtype=torch.bool)
         only[0, sampled] = True
         shared = anchors.weights(theta, torch.tensor([0]), only)[0][0]
@@ -378,15 +381,13 @@ def test_a_regrouped_batch_learns_from_the_batches_that_its_samples_were_in(grou
             u = int(np.nonzero((task.order == i).any(1))[0][0])
             alike = torch.minimum(units.fractions[units.index[0, t]], window.fractions[u]).sum().double()
             own = alike * anchors.weights(theta, torch.tensor([u]), window.known[[u]])[0][0] + (1 - alike) * shared
-            gradient += sum(shared[a] * window.sample_rows[s, i].double() for s, a in enumerate(sampled)) / len(
-                order[t]
-            )
+            gradient += sum(
+                shared[a] * window.sample_rows[s, window.sample_place[i]].double() for s, a in enumerate(sampled)
+            ) / len(order[t])
             gradient += (own - shared) @ table[u] / len(order[t])
-            states_of = torch.cat([anchors.shared, anchors.own[u]])
-            between += own @ states_of / len(order[t])
-        for share, (first, second) in zip(units.fractions[units.index[0, t]], window.factors, strict=True):
-            beyond = theta[0] - between
-            gradient += share * (first.T @ (first @ beyond) + second.T @ (second @ beyond)) / 2
+            between += own @ anchors.states(u) / len(order[t])
+        for share, factor in zip(units.fractions[units.index[0, t]], window.factors, strict=True):
+            gradient += share * (factor.T @ (factor @ (theta[0] - between)))
         torch.testing.assert_close(after[t], theta[0] - 0.3 * gradient, rtol=1e-6, atol=1e-6)
 
 
@@ -394,9 +395,9 @@ def test_snapshots_are_the_states_on_the_way(quadratic_window):
     window, task = quadratic_window
     order = permuted_steps(task.order, 7)
     units = units_of(window, Batches(np.asarray(task.order)), order)
-    kept = replay(window, units, members=1, snapshots=range(7)).snapshots
-    assert torch.equal(kept[0][0, 0], window.dynamics.start.theta)
-    with_fewer = replay(window, units, members=1, snapshots=[6])
+    kept = replay(window, units, snapshots=range(7)).snapshots
+    assert torch.equal(kept[0][0], window.dynamics.start.theta)
+    with_fewer = replay(window, units, snapshots=[6])
     assert torch.equal(kept[6], with_fewer.theta)
     model = task.build_model()
     optimizer = task.build_optimizer(model)
@@ -404,16 +405,7 @@ def test_snapshots_are_the_states_on_the_way(quadratic_window):
         optimizer.zero_grad()
         half_squared_error(model, task.batch(ids)).mean().backward()
         optimizer.step()
-        torch.testing.assert_close(kept[t + 1][0, 0], task.layout.flatten(task.layout.of_model(model)))
-
-
-def test_the_jackknife_removes_what_grows_with_the_noise():
-    """Halves have twice the noise of the whole: a value that is too high in proportion to it comes out right."""
-    truth, bias = np.array([1.0, 2.0]), np.array([0.3, -0.1])
-    np.testing.assert_allclose(jackknife(np.stack([truth + bias, truth + 2 * bias, truth + 2 * bias])), truth)
-    whole, half = truth + 1.5 * bias, truth + 2.5 * bias  # something else is wrong with all of them
-    np.testing.assert_allclose(jackknife(np.stack([whole, half, half]), times=1.5), truth)
-    assert jackknife(np.array([[5.0]])).tolist() == [5.0]
+        torch.testing.assert_close(kept[t + 1][0], task.layout.flatten(task.layout.of_model(model)))
 
 
 def test_one_group_a_batch_covers_all_samples():

@@ -107,7 +107,7 @@ def test_a_hook_that_changes_gradients_later_on(tmp_path, sample_anchors):
         return model
 
     task = osc.Task(**kw | {"model": masked})
-    with pytest.raises(osc.OrderscopeError, match=r"batch of step 5 .*after step 5 .*that training recorded there"):
+    with pytest.raises(osc.OrderscopeError, match=r"batch of step 6 .*after step 6 .*that training recorded there"):
         osc.record(task, tmp_path / "run", probes=0, anchors=3, sample_anchors=sample_anchors, jobs=1)
 
 

@@ -83,7 +83,7 @@ def known_states(store: RunStore, plan: SketchPlan) -> KnownStates:
     assert indices is not None
     states, runs = [], []
     for run in true_runs(store):
-        theta = load_run(store, run).theta()
+        theta = load_run(store, run, gradients=False).theta()
         kept = theta if run == REFERENCE else theta[-1:]
         states += list(kept)
         runs += [run] * len(kept)

@@ -25,12 +25,12 @@ from orderscope.engine.own import OwnAnchors, own_anchors
 from orderscope.engine.window import Window, group_fractions, stands_for
 from orderscope.errors import IncompleteRun
 from orderscope.names import REFERENCE, TABLE, TASK_SHARD
-from orderscope.record import has_gradients, load_run, true_runs
+from orderscope.record import load_run, true_runs
 from orderscope.record.segments import segment_name
 from orderscope.sketch import SketchPlan, from_bfloat16, missing_units
 from orderscope.store import RunStore
 
-ENERGY, MIXED_ENERGY = 0.8, 0.95  # of the curvature's trace that is kept; more where batches mix groups
+ENERGY, MIXED_ENERGY = 0.8, 0.85  # of the curvature's trace that is kept; more where batches mix groups
 EXACT_BYTES = 1 << 25  # tables up to this size keep the states' own type, so that recorded runs replay to the bit
 CHUNK = 1 << 20  # coordinates at once
 
@@ -88,22 +88,37 @@ def _left_out(store: RunStore, window: Window, held_out: HeldOut | None) -> Left
     return left_out(window, held_out, runs, np.array(orders).reshape(len(runs), *window.order.shape))
 
 
+def untold(store: RunStore) -> list[str]:
+    """True runs that the finished table lacks."""
+    told = store.attrs(f"{TABLE}left-out-{table_number(store)}")["runs"]
+    return [run for run in true_runs(store) if run != REFERENCE and run not in told]
+
+
 def build_table(store: RunStore) -> None:
-    """Write the table anew from what it was before and what was recorded since, and drop what it was made of.
+    """Write the table, or write it anew with the true runs that it lacks; and drop what it was made of.
 
     Raises:
         IncompleteRun: the sketch is not finished.
     """
-    before, built = store.names(TABLE), table_number(store) is not None
-    known = [run for run in true_runs(store) if has_gradients(store, run)]
-    if built and not known:
-        return
-    window = load_window(store)
-    held_out = load_held_out(store, window)
-    if built:
-        window = extended(store, window, known)
-        held_out = raw_held_out(store, window, held_out)
-    number = 1 + max((int(name[-3:]) for name in before), default=-1)
+    built = table_number(store) is not None
+    runs = untold(store) if built else true_runs(store)
+    if runs:
+        window = load_window(store)
+        held_out = load_held_out(store, window)
+        if built:
+            window = extended(store, window, runs)
+            held_out = raw_held_out(store, window, held_out)
+        _write_table(store, window, held_out)
+    number = table_number(store)
+    used = [name for name in store.names(TABLE) if not name.endswith(f"-{number}")]
+    used += [name for prefix in RAW for name in store.names(prefix)]
+    used += [name for run in true_runs(store) for name in store.names(f"record/{run}/gradient-")]
+    if used:  # also what a writer left that was killed before it dropped this
+        store.drop(used)
+
+
+def _write_table(store: RunStore, window: Window, held_out: HeldOut | None) -> None:
+    number = 1 + max((int(name[-3:]) for name in store.names(TABLE)), default=-1)
     arrays, attrs = _window_arrays(window)
     store.write(f"{TABLE}window-{number:03d}", *_stored(arrays, attrs))
     if held_out is not None:
@@ -115,9 +130,6 @@ def build_table(store: RunStore) -> None:
     values = torch.from_numpy(np.stack(list(found.values.values()))) if names else torch.zeros(0, 0)
     arrays = {"values": values, "theta": found.theta, "outside": torch.from_numpy(found.outside)}
     store.write(f"{TABLE}left-out-{number:03d}", *_stored(arrays, {"names": names, "runs": list(found.runs)}))
-    used = [name for prefix in RAW for name in store.names(prefix)]
-    used += [name for run in known for name in store.names(f"record/{run}/gradient-")]
-    store.drop([*before, *used])
 
 
 HELD_OUT_ARRAYS = ("center", "spread", "gram", "values", "slopes", "along", "factor", "shares", "crossed")
@@ -288,7 +300,7 @@ def raw_held_out(store: RunStore, window: Window, before: HeldOut | None) -> Hel
     count = len(runs)
     gram = torch.zeros(count, count, dtype=torch.float64)
     along = torch.zeros(len(names), count, count, dtype=torch.float64)
-    rows = None if before is not None else _held_out_rows(store, plan)
+    rows = None if before is not None else _held_out_rows(store, plan, names)
     full = rows is not None and rows[0].shape[1] == size
     crossed = torch.zeros(0 if rows is None else len(rows[0]), count, dtype=torch.float64)
     take = slice(None) if indices is None else indices
@@ -359,13 +371,14 @@ def _slopes(store: RunStore, run: str, name: str) -> Tensor:
     return found.view(torch.bfloat16) if found.dtype == torch.uint16 else found
 
 
-def _held_out_rows(store: RunStore, plan: SketchPlan) -> tuple[Tensor, Tensor]:
-    """Pseudo-gradients of held-out rows, [n, P or m], and what each counts in each loss, [names, n]."""
+def _held_out_rows(store: RunStore, plan: SketchPlan, names: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Pseudo-gradients of held-out rows, [n, P or m], and what each counts in each of these losses, [names, n]."""
     rows, counts = [], []
     for block, name in enumerate(plan.held_out_units()):
         part = from_bfloat16(store.map(name, "rows"))
         rows.append(part)
-        each = torch.from_numpy(store.read(name, ["counts"])["counts"]).float()
+        places = [store.attrs(name)["names"].index(loss) for loss in names]
+        each = torch.from_numpy(store.read(name, ["counts"])["counts"][places]).float()
         counts.append(each.repeat_interleave(len(part) // len(plan.held_out_ids[block]), dim=1))
     shares = torch.cat(counts, dim=1)
     return torch.cat(rows), shares / shares.sum(1, keepdim=True).clamp_min(1)
@@ -376,11 +389,11 @@ def _factors(store: RunStore, plan: SketchPlan, weight: float, energy: float, gr
     blocks: list[list[Tensor]] = [[] for _ in range(groups)]
     for block in range(len(plan.curvature_ids)):
         name = f"sketch/curvature/b{block:03d}"
-        blocks[store.attrs(name)["group"]].append(from_bfloat16(store.map(name, "rows")).float())
+        blocks[store.attrs(name)["group"]].append(from_bfloat16(store.map(name, "rows")))
     found = []
     for parts in blocks:
-        rows = torch.cat(parts) if parts else torch.zeros(0, plan.carried)
-        found.append(compress(rows * (weight / max(1, len(rows))) ** 0.5, energy))
+        rows = torch.cat(parts) if parts else torch.zeros(0, plan.carried, dtype=torch.bfloat16)
+        found.append(compress(rows, energy).float() * (weight / max(1, len(rows))) ** 0.5)
     return found
 
 
