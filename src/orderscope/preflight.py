@@ -98,7 +98,7 @@ def preflight(
         OrderscopeError: recording would fail at its start.
     """
     coords = recording.coordinates_of(task) if coords is None else coords
-    anchors, probes, rows = recording.allotted(task, anchors, probes, curvature_rows, budget, coords)
+    anchors, probes, rows = recording.allotted(task, anchors, probes, curvature_rows, budget)
     ends = recording.spaced(task.steps, anchors)
     plan = recording.sketch_plan(task, ends, sample_anchors, coords, rows, seed, probes)
     with tempfile.TemporaryDirectory(dir=where, prefix=".orderscope-preflight-") as folder:

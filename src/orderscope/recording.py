@@ -19,7 +19,7 @@ from orderscope.errors import OrderscopeError
 from orderscope.names import FURTHER, PLAN, REFERENCE, SPLIT
 from orderscope.orders import mixes_groups, step_groups
 from orderscope.record import load_run, record_run, require_recorded, task_shard, true_runs
-from orderscope.sketch import SketchPlan, SketchStage, draw_coordinates, make_plan, write_split
+from orderscope.sketch import SketchPlan, SketchStage, draw_coordinates, make_plan, require_probes, write_split
 from orderscope.sketch.held_out import drawn_rows, held_out_rows
 from orderscope.store import RunStore
 from orderscope.task import Task
@@ -88,7 +88,7 @@ def record(
     """
     began = cpu_seconds()
     coords = coordinates_of(task) if coords is None else coords
-    anchors, probes, curvature_rows = allotted(task, anchors, probes, curvature_rows, budget, coords)
+    anchors, probes, curvature_rows = allotted(task, anchors, probes, curvature_rows, budget)
     _check_counts(anchors=(anchors, 1), probes=(probes, 0), sample_anchors=(sample_anchors, 0), coords=(coords, 1),
                   curvature_rows=(curvature_rows, 1), jobs=(jobs, 1))  # fmt: skip
     _check_precision(task)
@@ -162,9 +162,14 @@ def sketch(
     executor: Executor | None = None,
     progress: Progress | None = None,
 ) -> RunStore:
-    """Compute what is missing of a recorded run's sketch. Raises as `record`."""
+    """Compute what is missing of a recorded run's sketch, and build its table. Raises as `record`, and:
+
+    Raises:
+        IncompleteRun: probes are missing, whose ends are part of it.
+    """
     with RunStore.create(path) as store:
         task_shard(task, store)
+        require_probes(store, SketchPlan.read(store))
         _finish(task, store, jobs, executor, progress)
     return RunStore.open(path)
 
@@ -183,11 +188,13 @@ def sketch_share(
 
     Raises:
         OrderscopeError: another task was recorded there, or no such worker.
+        IncompleteRun: probes are missing.
     """
     if not 0 <= worker < workers:
         raise OrderscopeError(f"worker {worker} of {workers}", f"a number from 0 to {workers - 1}", "correct it")
     store = RunStore.open(path)
     require_recorded(task, store)
+    require_probes(store, SketchPlan.read(store))
     share(task, store, worker, workers, _stage(progress, f"sketch, share {worker} of {workers}"))
 
 
@@ -316,7 +323,6 @@ def allotted(
     probes: int | None,
     curvature_rows: int | None,
     budget: float | None,
-    coords: int | None,
 ) -> tuple[int, int, int]:
     """Anchors, probes and pseudo-gradients, by default or out of a budget."""
     used = len(np.unique(task.order))
