@@ -8,17 +8,14 @@ import orderscope as osc
 from orderscope.search import STRATEGIES, Setting
 from orderscope.search.ledger import Ledger
 from orderscope.search.objective import Objective
-from orderscope.search.scoring import leading, precise_score, quick_score, regrouped_at_once
+from orderscope.search.scoring import score_of
 
 
 def setting(sim: osc.Simulator, *, metric: str = "eval", sign: float = 1.0, regroup: bool = True) -> Setting:
-    window, objective = leading(sim.window), Objective({metric: sign})
-    precise = precise_score(sim, window, objective)
-    ledger = Ledger(
-        sim.order, quick_score(sim, objective), precise, 500, float("inf"), chunk=regrouped_at_once(sim.window)
-    )
+    objective = Objective({metric: sign})
+    ledger = Ledger(sim.order, score_of(sim, objective), 500)
     ledger.know(sim.order, sign * sim.reference[metric], "reference")
-    return Setting(sim, window, objective, regroup, ledger, rng=np.random.default_rng(0), share=100)
+    return Setting(sim, objective, regroup, ledger, rng=np.random.default_rng(0), share=100)
 
 
 def yielded(name: str, at: Setting, most: int = 200) -> np.ndarray:
@@ -31,7 +28,7 @@ def yielded(name: str, at: Setting, most: int = 200) -> np.ndarray:
         orders = at.ledger.checked(orders, name)
         found.append(orders)
         try:
-            orders = asking.send(at.ledger(orders, [name] * len(orders), precise=strategy.precise))
+            orders = asking.send(at.ledger(orders, [name] * len(orders)))
         except StopIteration:
             break
     return np.concatenate(found) if found else np.zeros((0, *at.order.shape), dtype=int)

@@ -6,7 +6,9 @@ including the first answer.
 
 from __future__ import annotations
 
+import math
 import resource
+from typing import Any
 
 from orderscope.names import FURTHER, REFERENCE
 from orderscope.store import RunStore
@@ -14,6 +16,7 @@ from orderscope.store import RunStore
 PARTS = ("reference", "probes", "gradients", "curvature", "held-out losses", "table")
 _KINDS = {"rows": "gradients", "curvature": "curvature", "metric": "held-out losses", "known": "held-out losses",
           "held-out": "held-out losses"}  # fmt: skip
+DEAR = 0.5  # of a training, from which an answer is called dear
 OTHER = "other"  # starting processes, reading data, checking the task
 
 
@@ -29,7 +32,7 @@ def part_seconds(store: RunStore) -> dict[str, float]:
     seconds: dict[str, float] = dict.fromkeys(PARTS, 0.0)
     whole = 0.0
     for event in store.journal():
-        kind, taken = event.get("event"), float(event.get("cpu", event.get("seconds", 0.0)))
+        kind, taken = event.get("event"), _number(event, "cpu", "seconds")
         if kind == "recorded":
             whole += taken
         elif kind == "table":
@@ -54,12 +57,39 @@ def training_seconds(store: RunStore) -> float | None:
     are trained with more looked at."""
     runs: dict[str, dict[int, float]] = {}
     for e in store.journal():
-        if e.get("event") == "segment" and "train_seconds" in e:
-            taken = e.get("train_cpu", e["train_seconds"])
-            runs.setdefault(str(e.get("run")), {})[int(e["index"])] = float(taken)
+        if e.get("event") == "segment" and "train_seconds" in e and isinstance(e.get("index"), int):
+            runs.setdefault(str(e.get("run")), {})[e["index"]] = _number(e, "train_cpu", "train_seconds")
     last = max((max(parts) for parts in runs.values()), default=0)
     whole = [sum(parts.values()) for run, parts in runs.items() if run != REFERENCE or len(parts) == last + 1]
     return min((seconds for seconds in whole if seconds > 0), default=None)
+
+
+def _number(event: dict[str, Any], key: str, older: str) -> float:
+    """A journal may come from anybody: what is no number of seconds counts for nothing."""
+    value = event.get(key, event.get(older))
+    return float(value) if isinstance(value, int | float) and 0 <= value < 1e12 else 0.0
+
+
+def answer_words(answer: float, run: float | None, recording: float = 0.0) -> str:
+    """What an answer costs beside a training, in words; empty where it is not known what a training costs.
+
+    Args:
+        answer, run, recording: CPU seconds of an answer, of a training, and of what was recorded to have answers.
+
+    Example:
+        >>> answer_words(0.1, 2.0, 38.0)
+        'an answer costs 1/20 of a training (0.1 s of 2 s); recording pays from 20 answers on'
+    """
+    if run is None:
+        return ""
+    if answer >= DEAR * run:
+        dear = "dearer than" if answer > run else "as dear as"
+        return (
+            f"this window trains in {run:.2g} s: an answer, {answer:.2g} s, is {dear} training the order. Asking pays "
+            "where training takes long: a longer window, larger batches, a larger model"
+        )
+    pays = f"; recording pays from {math.ceil(recording / (run - answer))} answers on" if recording else ""
+    return f"an answer costs 1/{run / answer:.0f} of a training ({answer:.2g} s of {run:.2g} s){pays}"
 
 
 def part_runs(store: RunStore) -> dict[str, float]:

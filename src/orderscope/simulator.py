@@ -407,8 +407,8 @@ class Simulator:
         return float(values.std(ddof=1))
 
     def scores(self, orders: np.ndarray, metrics: Sequence[str]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """Values and errors of many orders, name -> [n], as `predict` has them, without its checks."""
-        values, errors, _ = self._estimated(orders, tuple(metrics), None, False, self.calibration)
+        """Values and errors of some of many orders, name -> [n], as `predict` has them, without its checks."""
+        values, errors, _ = self._estimated(orders, tuple(metrics), None, False, self.calibration, more=True)
         return values, errors
 
     @cached_property
@@ -437,13 +437,14 @@ class Simulator:
         rates: np.ndarray | None,
         precise: bool,
         calibration: Mapping[str, Calibration],
+        more: bool = False,
     ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], np.ndarray]:
         """Values and errors by metric, and `outside`, [n] each."""
         values: dict[str, list[np.ndarray]] = {name: [] for name in names}
         errors: dict[str, list[np.ndarray]] = {name: [] for name in names}
         outside: list[np.ndarray] = []
         for rows in self._blocks(len(orders), self.window.coords):
-            replayed = self.replay_of(orders[rows], lr=None if rates is None else rates[rows])
+            replayed = self.replay_of(orders[rows], lr=None if rates is None else rates[rows], more=more)
             with one_thread():
                 raw, at = self.metric_model(replayed.theta, names, precise=precise), self.bearing(replayed)
             for name in names:

@@ -30,6 +30,8 @@ PLAN = SketchPlan(
     curvature_ids=[list(range(32)), list(range(32, 64))],
     draws=3,
     metrics={"eval": 32},
+    probes=1,
+    held_out_ids=[list(range(16)), list(range(16, 32))],
     batch=4,
     steps=24,
 )
@@ -52,7 +54,7 @@ def run(tmp_path: Path) -> Path:
         for unit in PLAN.units():
             store.write(unit, {"rows": np.zeros((4, 5))})
         store.log({"event": "sketched", "unit": "sketch/rows/a00-b000", "seconds": 0.24})
-        store.log({"event": "sketched", "unit": "sketch/metric/eval", "seconds": 0.12})
+        store.log({"event": "sketched", "unit": "sketch/known/reference", "cpu": 0.12, "seconds": 9.0})
         store.log({"event": "sketched"})  # the journal is not checked
         store.write("calibration", {"residuals": np.zeros(3)})
     return tmp_path / "run"
@@ -73,7 +75,7 @@ def test_a_complete_run(run: Path) -> None:
     assert result.exit_code == 0
     head, *rest = result.output.splitlines()
     assert head.startswith(f"{run}: complete, directory of ")
-    assert head.endswith(", 18 shards")
+    assert head.endswith(", 21 shards")
     assert [line.strip() for line in rest if line] == [
         "model        Net: 35,200 float32 weights in 7 tensors",
         "order        24 steps of 4 samples, from 96",
@@ -82,16 +84,17 @@ def test_a_complete_run(run: Path) -> None:
         "metrics      accuracy (a function), eval (32 rows)",
         "sketch       4,096 coordinates, 3 anchors, 192 curvature rows, seed 0",
         "recorded on  threads 1, torch 2.13.0",
-        "time         reference 1.5 s, probes 1.5 s, gradients 0.24 s, curvature 0 s, metrics 0.12 s",
-        "cost         2.8 runs (reference 1.25, probes 1.25, gradients 0.2, curvature 0, metrics 0.1)",
+        "time         reference 1.5 s, probes 1.5 s, gradients 0.24 s, curvature 0 s, held-out losses 0.12 s, table 0 s",
+        "cost         2.8 runs (reference 1.25, probes 1.25, gradients 0.2, curvature 0, held-out losses 0.1, table 0)",
         "run        anchors at steps  metrics",
         "reference  0 12 24           eval 0.5",
         "probe-0    0 12 24           eval 0.5",
         "part              shards  size",
-        *(line.strip() for line in rest[-5:]),
+        *(line.strip() for line in rest[-6:]),
     ]
-    parts = [("sketch/plan", 1), ("sketch/rows", 6), ("sketch/curvature", 2), ("sketch/metric", 1), ("calibration", 1)]
-    assert [line.split()[:2] for line in rest[-5:]] == [[name, str(count)] for name, count in parts]
+    parts = [("sketch/plan", 1), ("sketch/rows", 6), ("sketch/curvature", 2), ("sketch/known", 2),
+             ("sketch/held-out", 2), ("calibration", 1)]  # fmt: skip
+    assert [line.split()[:2] for line in rest[-6:]] == [[name, str(count)] for name, count in parts]
 
 
 def test_json_says_the_same(run: Path) -> None:
@@ -131,14 +134,32 @@ def test_a_half_made_sketch(tmp_path: Path, run: Path) -> None:
     whole = RunStore.open(run)
     with RunStore.create(tmp_path / "half") as store:
         for name in whole.names():
-            if name not in ("sketch/rows/a01-b001", "sketch/rows/a02-b000", "sketch/metric/eval"):
+            if name not in (
+                "sketch/rows/a01-b001",
+                "sketch/rows/a02-b000",
+                "sketch/known/probe-0",
+                "sketch/held-out/b001",
+            ):
                 store.write(name, whole.read(name), whole.attrs(name))
     result = call("inspect", tmp_path / "half")
     assert result.exit_code == 5
     assert [line for line in result.output.splitlines() if "missing" in line] == [
         "  missing: 2 of 6 units of sketch/rows",
-        "  missing: 1 of 1 units of sketch/metric",
+        "  missing: 1 of 2 units of sketch/known",
+        "  missing: 1 of 2 units of sketch/held-out",
     ]
+
+
+def test_nothing_is_missing_once_the_table_is_built(run: Path) -> None:
+    with RunStore.create(run) as store:
+        for name in ("window", "held-out", "left-out"):
+            assert json.loads(call("inspect", run, "--json").output)["missing"] == []
+            store.write(f"table/{name}-000", {"x": np.zeros(4)})
+        store.drop(store.names("sketch/rows/") + store.names("sketch/held-out/"))
+    facts = json.loads(call("inspect", run, "--json").output)
+    assert (facts["state"], facts["missing"], facts["unlisted"]) == ("complete", [], [])
+    assert "sketch/rows" not in facts["parts"]
+    assert facts["parts"]["table/left-out-000"]["shards"] == 1
 
 
 def test_a_damaged_shard(run: Path) -> None:
@@ -170,7 +191,7 @@ def test_a_damaged_manifest(run: Path) -> None:
 
 def test_pack(run: Path) -> None:
     out = run.parent / "run.h5"
-    assert call("pack", run, "--out", out).output.startswith(f"{out}: 18 shards, ")
+    assert call("pack", run, "--out", out).output.startswith(f"{out}: 21 shards, ")
     packed, plain = (json.loads(call("inspect", path, "--json").output) for path in (out, run))
     assert packed.pop("packed")
     assert not plain.pop("packed")
@@ -181,7 +202,7 @@ def test_pack(run: Path) -> None:
     assert again.exit_code == 1
     assert again.stderr.startswith(f"orderscope: found an existing {out}; expected")
     facts = json.loads(call("pack", run, "--out", run.parent / "other.h5", "--json").output)
-    assert facts == {"file": str(run.parent / "other.h5"), "bytes": out.stat().st_size, "shards": 18}
+    assert facts == {"file": str(run.parent / "other.h5"), "bytes": out.stat().st_size, "shards": 21}
 
 
 def test_a_damaged_run_is_not_packed(run: Path) -> None:

@@ -381,9 +381,9 @@ def test_a_regrouped_batch_learns_from_the_batches_that_its_samples_were_in(grou
             u = int(np.nonzero((task.order == i).any(1))[0][0])
             alike = torch.minimum(units.fractions[units.index[0, t]], window.fractions[u]).sum().double()
             own = alike * anchors.weights(theta, torch.tensor([u]), window.known[[u]])[0][0] + (1 - alike) * shared
-            gradient += sum(shared[a] * window.sample_rows[s, window.sample_place[i]].double() for s, a in enumerate(sampled)) / len(
-                order[t]
-            )
+            gradient += sum(
+                shared[a] * window.sample_rows[s, window.sample_place[i]].double() for s, a in enumerate(sampled)
+            ) / len(order[t])
             gradient += (own - shared) @ table[u] / len(order[t])
             between += own @ anchors.states(u) / len(order[t])
         for share, factor in zip(units.fractions[units.index[0, t]], window.factors, strict=True):

@@ -9,17 +9,29 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import orderscope as osc
 from commands import answer, call
+from orderscope.cli.tasks import load_task
 from orderscope.store import RunStore
+from orderscope.validate import unseen_orders
+from orderscope.work import complete, further
 from torture_cases import contents
 
 
 @pytest.fixture(scope="module")
-def validated(recorded: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def validated(recorded: Path, tasks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three orders were trained to check; the command ended before it did more."""
     run = tmp_path_factory.mktemp("validated") / "run"
     shutil.copytree(recorded, run)
-    answer("validate", run, "--orders", 3)
+    orders, task = list(unseen(run)), load_task(f"{tasks}:char")
+    with RunStore.create(run) as store:
+        complete(task, store, further(store, "validated-", orders), jobs=1)
     return run
+
+
+def unseen(run: Path) -> np.ndarray:
+    """The orders that `validate --orders 3` asks for."""
+    return unseen_orders(osc.Simulator(run), 3, 0)
 
 
 @pytest.fixture
@@ -30,7 +42,7 @@ def run(validated: Path, tmp_path: Path) -> Path:
 def cut(run: Path, name: str) -> list[str]:
     """Take a shard's line, and all after it, from the manifest; the files stay. What was named there."""
     lines = (run / "manifest.jsonl").read_bytes().splitlines(keepends=True)
-    names = [json.loads(line)["name"] for line in lines]
+    names = [json.loads(line).get("name") for line in lines]
     keep = names.index(name)
     (run / "manifest.jsonl").write_bytes(b"".join(lines[:keep]))
     return names[keep:]
@@ -40,9 +52,14 @@ def shards(run: Path) -> dict[str, bytes]:
     return {name: raw for name, raw in contents(run).items() if name.endswith(".h5")}
 
 
+def segments(run: Path) -> dict[str, bytes]:
+    """What no later shard takes the place of."""
+    return {name: raw for name, raw in shards(run).items() if "+segment-" in name}
+
+
 @pytest.mark.parametrize("number", [0, 1, 2])
 def test_a_kill_between_the_two_files_of_a_validated_run(run: Path, number: int) -> None:
-    before = shards(run)
+    before = segments(run)
     cut(run, f"record/validated-{number}/segment-001")
     facts = answer("inspect", run)
     assert facts["state"] == "complete"
@@ -61,10 +78,10 @@ def test_a_kill_between_the_two_files_of_a_validated_run(run: Path, number: int)
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-@pytest.mark.parametrize("name", ["record/validated-1/segment-000", "validation/000"])
+@pytest.mark.parametrize("name", ["record/validated-1/segment-000", "record/validated-2/segment-001"])
 def test_a_shortened_manifest(run: Path, name: str, seed: int) -> None:
-    """Other orders are validated, or the same again: no old shard is written over."""
-    before = shards(run)
+    """Other orders are validated, or the same again: no shard of a run is written over."""
+    before = segments(run)
     gone = cut(run, name)
     facts = answer("inspect", run)
     assert len(facts["unlisted"]) == len(gone)
@@ -74,6 +91,20 @@ def test_a_shortened_manifest(run: Path, name: str, seed: int) -> None:
     after = shards(run)
     assert {name: after[name] for name in before} == before
     assert RunStore.open(run).verify() == []
+
+
+def test_a_manifest_that_has_lost_what_was_dropped_is_damage(run: Path) -> None:
+    """Shards that later ones took the place of are gone: an older manifest names files that are missing."""
+    answer("validate", run, "--orders", 3)
+    before = shards(run)
+    dropped = [line for line in (run / "manifest.jsonl").read_bytes().splitlines() if b'"dropped"' in line]
+    name = json.loads(dropped[-1])["dropped"]
+    lines = (run / "manifest.jsonl").read_bytes().splitlines(keepends=True)
+    (run / "manifest.jsonl").write_bytes(b"".join(lines[: lines.index(dropped[-1] + b"\n")]))
+    done = call("inspect", run)
+    assert done.exit_code == 4
+    assert f"shard {name} " in done.output
+    assert {key: raw for key, raw in shards(run).items() if key in before} == before
 
 
 def test_a_shard_whose_file_was_there_is_set_aside(made: Path) -> None:

@@ -12,43 +12,43 @@ import orderscope as osc
 import tasks_tiny
 from law_optimizers import OPTIMIZERS, adam
 from law_tasks import branching, double, permuted_steps, quadratic, simulated
-from orderscope.engine import Batches, replay, units_of
+from orderscope.engine import Batches, Expansion, replay, units_of
 from orderscope.engine.impulse import impulses
-from orderscope.engine.metrics import Expansion, load_expansions
-from orderscope.search.adjoint import (
-    Narrow,
-    _all_steps,
-    expanded_slope,
-    metric_slope,
-    narrow,
-    sample_effects,
-    sensitivity,
-    step_effects,
-)
+from orderscope.search.adjoint import Slope, _all_steps, sample_effects, sensitivity, step_effects
+from orderscope.search.objective import Objective
 
 
 def expansion_of(sim: osc.Simulator, metric: str = "eval") -> Expansion:
-    window = sim.window
-    return load_expansions(sim.store, window.final, sim.reference, window.dynamics.weight)[metric]
+    assert sim.held_out is not None
+    return sim.held_out.expansion(metric)
 
 
-def replaced(sim: osc.Simulator, expansion: Expansion, steps: np.ndarray) -> np.ndarray:
+def expanded(expansion: Expansion) -> Slope:
+    """Value and gradient of an expansion, in place of those of the metric."""
+
+    def at(theta: torch.Tensor) -> tuple[float, torch.Tensor]:
+        d = theta - expansion.center
+        bent = expansion.factor.T @ (expansion.factor @ d)
+        return float(expansion(theta)), expansion.gradient + bent
+
+    return at
+
+
+def replaced(sim: osc.Simulator, slope: Slope, steps: np.ndarray) -> np.ndarray:
     """True finite effects by replay: unit u instead of the one at position t, [steps, units]."""
     count = len(steps)
     tried = np.repeat(steps[None], count * count, 0)
     tried[np.arange(count * count), np.repeat(np.arange(count), count)] = np.tile(np.arange(count), count)
     orders = np.concatenate([steps[None], tried])
     window = sim.window
-    final = replay(window, units_of(window, Batches(sim.order), sim.order[orders]), members=1).theta[0]
-    value = expanded_slope(expansion)(final[0])[1] @ (final - final[0]).T
+    final = replay(window, units_of(window, Batches(sim.order), sim.order[orders])).theta
+    value = slope(final[0])[1] @ (final - final[0]).T
     return value[1:].numpy().reshape(count, count)
 
 
 def swept(sim: osc.Simulator, expansion: Expansion, steps: np.ndarray, **options: Any) -> np.ndarray:
-    whole = sim.window
-    back = narrow(whole, expansion, 0)
-    found = sensitivity(whole, back, sim.order[steps], expanded_slope(expansion), places=len(steps), **options)
-    effects = step_effects(back.window, found)[..., 0]
+    found = sensitivity(sim.window, expansion, sim.order[steps], expanded(expansion), places=len(steps), **options)
+    effects = step_effects(sim.window, found)[..., 0]
     return effects - effects[np.arange(len(steps)), steps][:, None]
 
 
@@ -60,7 +60,7 @@ def test_on_a_quadratic_effects_are_those_of_the_replay(name: str, tmp_path) -> 
     sim, _ = simulated(kw, tmp_path, anchors=7, probes=2, energy=1.0)
     expansion = expansion_of(sim)
     steps = np.random.default_rng(0).permutation(len(sim.order))
-    true, found = replaced(sim, expansion, steps), swept(sim, expansion, steps)
+    true, found = replaced(sim, expanded(expansion), steps), swept(sim, expansion, steps)
     if "sgd" in name or name in ("momentum", "dampening", "nesterov, decay"):
         np.testing.assert_allclose(found, true, rtol=0, atol=0.02 * np.abs(true).max())
     else:
@@ -71,7 +71,7 @@ def test_effects_are_those_of_the_replay_on_a_transformer(char: osc.Simulator) -
     """Adam, clipped, from warm moments."""
     expansion = expansion_of(char)
     steps = np.random.default_rng(1).permutation(len(char.order))
-    true, found = replaced(char, expansion, steps), swept(char, expansion, steps)
+    true, found = replaced(char, expanded(expansion), steps), swept(char, expansion, steps)
     assert np.corrcoef(found.ravel(), true.ravel())[0, 1] > 0.9
 
 
@@ -80,7 +80,7 @@ def test_parameters_without_a_gradient_are_left_out(tmp_path) -> None:
     sim, _ = simulated(kw, tmp_path, anchors=5, probes=3)
     expansion = expansion_of(sim)
     steps = np.arange(len(sim.order))[::-1].copy()
-    true, found = replaced(sim, expansion, steps), swept(sim, expansion, steps)
+    true, found = replaced(sim, expanded(expansion), steps), swept(sim, expansion, steps)
     assert np.corrcoef(found.ravel(), true.ravel())[0, 1] > 0.8
 
 
@@ -91,8 +91,8 @@ def test_without_curvature_it_is_the_impulse_sweep(name: str, tmp_path, monkeypa
     sim, _ = simulated(kw, tmp_path, anchors=3, probes=2)
     expansion, window = expansion_of(sim), sim.window
     monkeypatch.setattr("orderscope.search.adjoint._gradient_back", lambda w, u, at, rows: torch.zeros_like(rows))
-    back = narrow(window, expansion, 0)
-    found = sensitivity(window, back, sim.order, lambda theta: (0.0, expansion.gradient), places=len(sim.order))
+    slope: Slope = lambda theta: (0.0, expansion.gradient / window.dynamics.weight)  # noqa: E731
+    found = sensitivity(window, expansion, sim.order, slope, places=len(sim.order))
     ones = torch.ones(window.steps, window.coords, dtype=window.final.dtype)
     expected = impulses(window.dynamics, ones, expansion.gradient).gradients
     torch.testing.assert_close(found.rows[:, 0], expected)
@@ -100,35 +100,26 @@ def test_without_curvature_it_is_the_impulse_sweep(name: str, tmp_path, monkeypa
 
 def test_samples_effects_add_up_to_their_batches(char: osc.Simulator) -> None:
     window, expansion = char.window, expansion_of(char)
-    back = narrow(window, expansion, 0)
-    found = sensitivity(window, back, char.order, expanded_slope(expansion), places=window.steps)
+    found = sensitivity(window, expansion, char.order, expanded(expansion), places=window.steps)
     ids = np.unique(char.order)
-    samples = sample_effects(back.window, found, ids)[..., 0][:, np.searchsorted(ids, char.order)].sum(-1)
-    batches = step_effects(back.window, found)[..., 0]
+    samples = sample_effects(window, found, ids)[..., 0][:, np.searchsorted(ids, char.order)].sum(-1)
+    batches = step_effects(window, found)[..., 0]
     a, b = (x - x.mean(1, keepdims=True) for x in (samples, batches))
     assert np.corrcoef(a.ravel(), b.ravel())[0, 1] > 0.9
 
 
-def test_a_narrow_window_tells_nearly_the_same(char: osc.Simulator) -> None:
-    window, expansion = char.window, expansion_of(char)
-    whole = narrow(window, expansion, 0)
-    half = narrow(window, expansion, 0, coords=window.coords // 2, energy=1.0)
-    assert len(half.chosen) == window.coords // 2
-    assert half.of(window.final).equal(half.window.final)
-
-    def effects(back: Narrow) -> np.ndarray:
-        found = sensitivity(window, back, char.order, expanded_slope(expansion))
-        return step_effects(back.window, found)[..., 0]
-
-    a, b = (e - e.mean(1, keepdims=True) for e in (effects(whole), effects(half)))
-    assert np.corrcoef(a.ravel(), b.ravel())[0, 1] > 0.7
-
-
-def test_the_metrics_own_slope_is_autograds(char: osc.Simulator) -> None:
+def test_the_slope_of_held_out_losses_is_autograds(char: osc.Simulator) -> None:
+    """At a known state it is the metric's own gradient; elsewhere that of the value."""
     assert char.task is not None
-    value, gradient = metric_slope(char.task, "eval")(char.window.final)
+    slope = Objective({"eval": 1.0}).slope(char.held_out)
+    value, gradient = slope(char.window.final)
     assert value == pytest.approx(char.reference["eval"], rel=1e-6)
-    expected = expansion_of(char).gradient
+    model = char.task.build_model()
+    torch.nn.utils.vector_to_parameters(char.window.final, model.parameters())
+    rows = char.task.metrics["eval"]
+    assert not callable(rows)
+    loss = char.task.loss(model, torch.stack([rows[i] for i in range(len(rows))])).mean()
+    expected = torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, list(model.parameters()))])
     torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-5)
 
 
@@ -141,7 +132,6 @@ def test_effects_between_places_are_interpolated() -> None:
 
 def test_sweeps_are_the_same_again(char: osc.Simulator) -> None:
     expansion = expansion_of(char)
-    back = narrow(char.window, expansion, 0)
     order = permuted_steps(char.order, 3)[0]
-    first, second = (sensitivity(char.window, back, order, expanded_slope(expansion)).rows for _ in range(2))
+    first, second = (sensitivity(char.window, expansion, order, expanded(expansion)).rows for _ in range(2))
     assert first.equal(second)

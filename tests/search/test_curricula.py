@@ -129,16 +129,15 @@ def test_brackets_are_what_two_steps_in_either_sequence_differ_by(char: osc.Simu
     assert at.expansion is not None
     duels = signals.brackets(window, at.expansion)
     np.testing.assert_allclose(duels, -duels.T, atol=1e-9)
-    g = window.table[:, : len(window.anchors.shared)].mean(1).double()
+    g = window.table[:, : window.anchors.shared].mean(1).double()
     scale = 1 / (g.pow(2).mean(0).sqrt() + 1e-8)
     u, v, a = 2, 7, at.expansion.gradient.double()
 
     def bent(x: torch.Tensor, unit: int) -> torch.Tensor:
         """C x of a unit."""
         out = torch.zeros_like(x)
-        for share, (first, second) in zip(window.fractions[unit].tolist(), window.factors, strict=True):
-            first, second = first.double(), second.double()
-            out += share * 0.5 * (first.T @ (first @ x) + second.T @ (second @ x))
+        for share, factor in zip(window.fractions[unit].tolist(), window.factors, strict=True):
+            out += share * (factor.double().T @ (factor.double() @ x))
         return out
 
     # theta - D g_u - D (g_v - C_v D g_u) against the same with u and v exchanged

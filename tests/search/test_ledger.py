@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 
 import numpy as np
@@ -21,7 +22,7 @@ def ledger(budget: int = 10, seconds: float = 60.0) -> tuple[Ledger, list[int]]:
         value = orders[:, 0, 0].astype(float)
         return value, np.full(len(orders), 0.1), value[:, None]
 
-    return Ledger(ORDER, score, score, budget, time.perf_counter() + seconds), calls
+    return Ledger(ORDER, score, budget, time.perf_counter() + seconds), calls
 
 
 def orders(count: int) -> np.ndarray:
@@ -37,13 +38,13 @@ def test_an_order_is_scored_once_also_with_its_batches_written_otherwise() -> No
     assert (again.value == first.value).all()
 
 
-def test_quick_and_precise_scores_are_apart() -> None:
-    book, calls = ledger()
-    book(ORDER[None], ["a"], precise=False)
-    assert not book.ranked()
-    book(ORDER[None], ["a"], precise=True)
-    assert calls == [1, 1]
-    assert len(book.ranked()) == 1
+def test_recorded_batches_are_scored_many_at_once_and_regrouped_ones_few() -> None:
+    book, calls = ledger(budget=100)
+    whole = np.stack([ORDER[list(p)] for p in itertools.permutations(range(4))])
+    regrouped = np.stack([np.random.default_rng(i).permutation(12).reshape(4, 3) for i in range(20)])
+    book(np.concatenate([regrouped[:10], whole, regrouped[10:]]), ["a"] * 44)
+    assert calls == [24, 8, 8, 4]
+    assert book.scored == 44
 
 
 def test_the_budget_is_kept() -> None:
@@ -65,7 +66,7 @@ def test_time_is_kept() -> None:
 
 def test_what_diverges_is_worse_than_any() -> None:
     book, _ = ledger()
-    book.precise = lambda orders: (np.full(len(orders), np.nan), np.zeros(len(orders)), np.zeros((len(orders), 1)))
+    book.score = lambda orders: (np.full(len(orders), np.nan), np.zeros(len(orders)), np.zeros((len(orders), 1)))
     assert np.isinf(book(ORDER[None], ["a"]).value[0])
     assert not book.ranked()
 
@@ -81,7 +82,7 @@ def test_steps_are_found_again() -> None:
 
 def test_batches_that_come_twice_are_told_apart() -> None:
     twice = np.concatenate([ORDER, ORDER])
-    book = Ledger(twice, None, lambda o: (np.zeros(len(o)), np.zeros(len(o))), 10, float("inf"))
+    book = Ledger(twice, lambda o: (np.zeros(len(o)), np.zeros(len(o)), np.zeros((len(o), 1))), 10)
     found = book.steps_of(twice[::-1])
     assert found is not None
     assert sorted(found) == list(range(8))

@@ -79,9 +79,9 @@ def test_titles_and_signs() -> None:
 
 def test_the_expansion_of_a_sum_is_the_sum_of_expansions(two: osc.Simulator) -> None:
     at = setting(two, metric="a")
-    both = Setting(two, at.window, Objective({"a": 1.0, "b": 0.5}), False, at.ledger)
+    both = Setting(two, Objective({"a": 1.0, "b": 0.5}), False, at.ledger)
     theta = two.window.final + 0.01 * torch.randn(two.window.coords, generator=torch.Generator().manual_seed(0))
-    single = {name: Setting(two, at.window, Objective({name: 1.0}), False, at.ledger).expansion for name in "ab"}
+    single = {name: Setting(two, Objective({name: 1.0}), False, at.ledger).expansion for name in "ab"}
     assert both.expansion is not None
     assert single["a"] is not None
     assert single["b"] is not None

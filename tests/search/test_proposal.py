@@ -150,7 +150,7 @@ def test_strategies_that_find_nothing_new_end(tmp_path: Path) -> None:
     sim, _ = simulated(tasks_tiny.classifier(steps=3), tmp_path, anchors=2, probes=2, sample_anchors=0)
     names = ["genetic", "random restarts", "local search", "descent"]
     found = osc.propose(sim, strategies=names, budget=2000, verify=1, seconds=float("inf"))
-    assert found.scored <= 12  # quickly and precisely
+    assert found.scored <= 6
 
 
 def test_time_is_limited(char: osc.Simulator) -> None:
@@ -232,8 +232,7 @@ def test_scores_that_are_not_finite(char: osc.Simulator, monkeypatch: pytest.Mon
     def nothing(*args):
         return lambda orders: (np.full(len(orders), np.nan), np.zeros(len(orders)), np.full((len(orders), 1), np.nan))
 
-    monkeypatch.setattr("orderscope.search.proposal.quick_score", nothing)
-    monkeypatch.setattr("orderscope.search.proposal.precise_score", nothing)
+    monkeypatch.setattr("orderscope.search.proposal.score_of", nothing)
     with pytest.raises(osc.OrderscopeError, match="no finite score of metric 'eval'"):
         osc.propose(char, strategies=["reverse", "random"])
 
@@ -251,7 +250,7 @@ def test_a_second_round_starts_from_what_the_first_confirmed(char: osc.Simulator
     assert found.confirmed == osc.retrain(char.task, found.order).metrics["eval"][0]
     assert found.scored <= 160
     confirmed = [row for row in found.table if row.confirmed is not None and row.name != "reference"]
-    assert len(confirmed) == 2
+    assert len({row.order.tobytes() for row in confirmed}) == 2  # strategies with the same best order have a row each
     later = osc.Simulator(sim.path, sim.task)
     assert set(later.runs) - set(sim.probes) == {"confirmed-0", "confirmed-1"}
     assert later.probes == char.probes

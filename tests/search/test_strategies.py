@@ -96,7 +96,7 @@ def test_interleave_spreads_groups(char: osc.Simulator) -> None:
 def test_impulse_sort_pairs_large_weights_with_large_effects(char: osc.Simulator) -> None:
     at, window = setting(char), char.window
     assert at.expansion is not None
-    mean = window.table[:, : len(window.anchors.shared)].mean(1)
+    mean = window.table[:, : window.anchors.shared].mean(1)
     effects = (mean @ (at.expansion.gradient / (mean.pow(2).mean(0).sqrt() + 1e-8))).numpy()
     h = {name: values[0, 0] for name, values in window.dynamics.hyper.items()}
     weights = impulse_weights(

@@ -14,7 +14,7 @@ from orderscope.cli.options import run_argument
 from orderscope.cli.text import columns, json_option, plain, print_json, say, size
 from orderscope.costs import part_runs, part_seconds
 from orderscope.errors import DamagedRun, IncompleteRun, OrderscopeError
-from orderscope.names import FURTHER, PLAN, SPLIT, TASK_SHARD
+from orderscope.names import FURTHER, PLAN, SPLIT, TABLE, TASK_SHARD
 from orderscope.store import SCHEMA, RunStore
 
 SEGMENT = re.compile(r"record/([^/]+)/segment-\d+")
@@ -153,12 +153,15 @@ def _missing(attrs: dict[str, dict[str, Any] | None], runs: list[dict[str, Any]]
 def _units(attrs: dict[str, dict[str, Any] | None]) -> dict[str, tuple[int, int]]:
     """The parts of a planned sketch that are unfinished: units written, units planned. Counts as `SketchPlan`."""
     plan = attrs.get(PLAN)
-    if plan is None:
-        return {}
+    if plan is None or any(name.startswith(f"{TABLE}left-out-") for name in attrs):
+        return {}  # the units were dropped for the table
+    held_out, metrics = plan.get("held_out_ids") or [], plan["metrics"]
     planned = {
         "sketch/rows": len(plan["anchors"]) * len(plan["blocks"]),
         "sketch/curvature": len(plan["curvature_ids"]),
-        "sketch/metric": len(plan["metrics"]),
+        "sketch/metric": 0 if held_out else len(metrics),
+        "sketch/known": 1 + plan["probes"] if held_out and metrics else 0,
+        "sketch/held-out": len(held_out),
     }
     found = {part: sum(name.startswith(f"{part}/") for name in attrs) for part in planned}
     return {part: (found[part], wanted) for part, wanted in planned.items() if found[part] < wanted}

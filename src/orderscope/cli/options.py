@@ -18,6 +18,8 @@ from orderscope.store import RunStore
 if TYPE_CHECKING:
     from orderscope.simulator import Simulator
 
+NOT_NEEDED = "not needed for held-out losses"
+
 
 def noted_run(ctx: click.Context, param: click.Parameter, value: Path) -> Path:
     """Tell the group which run a verb works on; from now on nothing is imported from inside it."""
@@ -80,11 +82,25 @@ def check_question(
         check_order_text(store, text)
 
 
-def open_simulator(run: Path, spec: str | None, threads: int) -> tuple[Simulator, str]:
-    """The simulator of a run, with its task where there is one, and what to tell about the task. Raises as both."""
+def open_simulator(run: Path, spec: str | None, threads: int, *, with_task: bool = True) -> tuple[Simulator, str]:
+    """The simulator of a run, with its task where there is one, and what to tell about the task. Raises as both.
+
+    Args:
+        with_task: look for the task also where none is named.
+    """
     RunStore.open(run)  # a path that holds no run is told before torch is loaded
     set_threads(threads)
     from orderscope.simulator import Simulator
 
-    task, told = find_task(run, spec)
+    task, told = find_task(run, spec) if with_task or spec is not None else (None, NOT_NEEDED)
     return Simulator(run, task), told
+
+
+def model_run_for(run: Path, metrics: Sequence[str]) -> list[str]:
+    """Metrics asked for that are told by running the model: all but held-out losses. Where none is named those that
+    can be told without it are meant, or all where there are none."""
+    described = RunStore.open(run).attrs(TASK_SHARD)["metrics"]
+    others = [name for name, rows in described.items() if rows is None]
+    if metrics:
+        return [name for name in metrics if name in others]
+    return others if len(others) == len(described) else []

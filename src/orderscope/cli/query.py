@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +12,19 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 
-from orderscope.cli.options import check_question, open_simulator, run_argument, task_option, threads_option
+from orderscope.cli.options import (
+    check_question,
+    model_run_for,
+    open_simulator,
+    run_argument,
+    task_option,
+    threads_option,
+)
 from orderscope.cli.progress import progress_bars
 from orderscope.cli.table import print_table
 from orderscope.cli.tasks import need_task
 from orderscope.cli.text import figures, json_option, plain, print_json, say, signed
+from orderscope.costs import answer_words, training_seconds
 from orderscope.errors import OrderscopeError
 from orderscope.orders.npy import load_array
 
@@ -39,7 +48,14 @@ MOVED = 0.005  # shown with two digits
     metavar="EXPR|FILE",
     help="An order expression or a .npy file; may be given several times.",
 )
-@click.option("--metric", "metrics", multiple=True, help="Only this metric; may be given several times.")
+@click.option(
+    "--metric",
+    "metrics",
+    multiple=True,
+    help="Only this metric; may be given several times. Default: the held-out losses. Any other runs the model, once an "
+    "order and true run, and needs the task.",
+)
+@click.option("--precise", is_flag=True, help="Tell held-out losses by running the model too; needs the task.")
 @click.option("--estimator", default="carried", show_default=True, help="carried, or a baseline: replay, fut, fut2.")
 @click.option(
     "--lr",
@@ -54,7 +70,7 @@ MOVED = 0.005  # shown with two digits
 @threads_option
 @json_option
 def query(
-    run: Path, texts: Sequence[str], metrics: Sequence[str], estimator: str, lr: str | None, train: bool,
+    run: Path, texts: Sequence[str], metrics: Sequence[str], precise: bool, estimator: str, lr: str | None, train: bool,
     spec: str | None, threads: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Predict the final metrics under other orders: value, 90 % error, difference to the reference, trusted or not.
@@ -71,17 +87,24 @@ def query(
         raise click.UsageError("--train trains at the recorded learning rates: leave out --lr")
     check_question(run, spec, orders=texts, metrics=metrics)
     rates = None if lr is None else read_rates(lr)
-    sim, told = open_simulator(run, spec, threads)
+    modelled = [] if estimator != "carried" else list(metrics) or ["held-out losses"] if precise else []
+    modelled = modelled or model_run_for(run, metrics)
+    with_task = bool(modelled) or train or estimator not in ("carried", "replay")
+    sim, told = open_simulator(run, spec, threads, with_task=with_task)
     if train:
         need_task(sim.task, told)
+    if modelled:
+        need_task(sim.task, told, f"to run the model for {', '.join(modelled)}")
     from orderscope.report.asked import group_positions, remember_orders, resolve_order
-    from orderscope.report.effect import effects, metric_names
+    from orderscope.report.effect import effects
     from orderscope.report.known import train_orders
 
     orders = np.stack([resolve_order(sim, text) for text in texts])
+    loaded = time.process_time()
     prediction = sim.predict(
-        orders, estimator, lr=learning_rates(sim, rates), metrics=list(metrics) or metric_names(sim)
+        orders, estimator, lr=learning_rates(sim, rates), metrics=list(metrics) or None, precise=precise
     )
+    seconds = {"answer": (time.process_time() - loaded) / len(orders), "training": training_seconds(sim.store)}
     if lr is None:
         remember_orders(run, texts)
     measured = effects(sim, list(prediction.metrics))
@@ -99,10 +122,13 @@ def query(
     if as_json:
         print_json(
             {"run": str(run), "task": told, "estimator": estimator, "lr": lr, "cost": prediction.cost,
+             "model_run_for": modelled, "seconds": seconds,
              "metrics": {effect.metric: effect.as_json() for effect in measured}, "orders": rows}
         )  # fmt: skip
     else:
-        _show(run, told, measured, rows, estimator, lr)
+        _show(run, told, measured, rows, estimator, lr, modelled)
+        if words := answer_words(seconds["answer"], seconds["training"]):
+            say(f"\n{words}")
     trusted = all(values["trusted"] for row in rows for values in row["metrics"].values())
     click.get_current_context().exit(0 if trusted else UNTRUSTED)
 
@@ -162,11 +188,19 @@ def learning_rates(sim: Simulator, asked: Rates | None) -> np.ndarray | None:
 
 
 def _show(
-    run: Path, told: str, measured: list[Effect], rows: list[dict[str, Any]], estimator: str, lr: str | None
+    run: Path,
+    told: str,
+    measured: list[Effect],
+    rows: list[dict[str, Any]],
+    estimator: str,
+    lr: str | None,
+    modelled: list[str],
 ) -> None:
     say(f"{plain(str(run))}   task: {plain(told)}")
     if lr is not None:
         say(f"learning rates {plain(lr)}; differences are to the recorded order at the recorded rates")
+    if modelled:
+        say(f"the model was run at the estimated weights for {plain(', '.join(modelled))}")
     for effect in measured:
         say(f"\n{plain(effect.metric)}: {effect.reference:.5g} in the recorded order")
         say(f"  {sigma_line(effect)}")

@@ -13,9 +13,9 @@ from orderscope.cli.options import noted_run, seed_option, set_threads, threads_
 from orderscope.cli.progress import progress_bars
 from orderscope.cli.tasks import Spec, load_task, remember_task, task_file
 from orderscope.cli.text import json_option, plain, print_json, say, size
+from orderscope.costs import answer_words, part_runs, recording_seconds, training_seconds
 from orderscope.store import RunStore
 
-COORDS = 1 << 17  # that of `osc.record`, which cannot be asked here: that would import torch
 jobs_option = click.option(
     "--jobs",
     type=click.IntRange(min=1),
@@ -28,7 +28,7 @@ jobs_option = click.option(
 @click.option("--out", type=click.Path(path_type=Path), required=True, callback=noted_run, help="Directory of the run.")
 @click.option(
     "--anchors",
-    type=click.IntRange(min=2),
+    type=click.IntRange(min=1),
     help=f"States of the reference run at which gradients are taken; each costs a run. Default: {DEFAULT.anchors}.",
 )
 @click.option(
@@ -46,9 +46,7 @@ jobs_option = click.option(
 @click.option(
     "--coords",
     type=click.IntRange(min=1),
-    default=COORDS,
-    show_default=True,
-    help="Most weights to carry; all of a smaller model.",
+    help="Most weights to carry; all of a smaller model. Default: 16,384, or one in 256 of a large model's.",
 )
 @click.option("--sketch/--no-sketch", default=True, help="Whether to sketch too; `orderscope sketch` does it later.")
 @jobs_option
@@ -56,7 +54,7 @@ jobs_option = click.option(
 @threads_option
 @json_option
 def record(
-    spec: str, out: Path, anchors: int | None, probes: int | None, budget: float | None, coords: int, sketch: bool,
+    spec: str, out: Path, anchors: int | None, probes: int | None, budget: float | None, coords: int | None, sketch: bool,
     jobs: int | None, seed: int, threads: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Train TASK once, and the probes, and keep what predictions need in the directory --out.
@@ -92,6 +90,9 @@ def tell(run: Path, seconds: float, as_json: bool) -> None:
     if facts["cost"]:
         parts = ", ".join(f"{name} {value:.3g}" for name, value in facts["cost"].items())
         say(f"  cost in runs: {sum(facts['cost'].values()):.3g} ({parts})")
+    told = facts["seconds_of"]
+    if told["answer"] is not None and (words := answer_words(**told)):
+        say(f"  {words}")
     for name, value in facts["metrics"].items():
         say(f"  {plain(name)} of the reference order: {value:.5g}")
     if not facts["mapped"]:
@@ -105,7 +106,6 @@ def tell(run: Path, seconds: float, as_json: bool) -> None:
 
 def summary(path: Path) -> dict[str, Any]:
     """A finished recording as JSON values."""
-    from orderscope.costs import part_runs
     from orderscope.names import PLAN, REFERENCE, TASK_SHARD
     from orderscope.record import load_run, true_runs
     from orderscope.sketch import SketchPlan, missing_units
@@ -123,5 +123,22 @@ def summary(path: Path) -> dict[str, Any]:
         "mapped": store.attrs(TASK_SHARD).get("mapped", True),
         "probes": [probes, plan.probes if plan is not None else 0],
         "cost": part_runs(store),
+        "seconds_of": {
+            "answer": _answer_seconds(path) if sketched else None,
+            "run": training_seconds(store),
+            "recording": recording_seconds(store),
+        },
         "bytes": sum(shard.size for shard in store.describe()),
     }
+
+
+def _answer_seconds(path: Path) -> float | None:
+    """CPU seconds of a first answer once the run is open; None where no loss is told without the model."""
+    from orderscope.simulator import Simulator
+
+    sim = Simulator(path)
+    began = time.process_time()
+    if not sim.losses:
+        return None
+    sim.predict(sim.order[::-1])
+    return time.process_time() - began

@@ -60,7 +60,7 @@ def sketch(
     run: Path, spec: str | None, jobs: int | None, worker: tuple[int, int] | None, show: bool, threads: int,
     as_json: bool,
 ) -> None:  # fmt: skip
-    """Compute what is missing of a recorded run's sketch: gradients at the anchors, curvature, the metrics.
+    """Compute what is missing of a recorded run's sketch: gradients at the anchors, curvature, held-out losses.
 
     `record` does this too; call it after `record --no-sketch`, or to go on after an interruption.
     """
@@ -89,10 +89,11 @@ def sketch(
 
 def tell_plan(store: RunStore, as_json: bool) -> None:
     """Print what a sketch is made of. Raises: IncompleteRun where nothing was planned yet."""
-    from orderscope.sketch import SketchPlan
+    from orderscope.sketch import SketchPlan, missing_units
 
     plan = SketchPlan.read(store)
-    units = [{"unit": unit, "done": unit in store or store.is_left(unit)} for unit in plan.units()]
+    missing = set(missing_units(store, plan))
+    units = [{"unit": unit, "done": unit not in missing or store.is_left(unit)} for unit in plan.units()]
     script = SCRIPT.format(run=shlex.quote(str(store.path)), last=min(len(units), 64) - 1)
     if as_json:
         print_json({"units": units, "cost": plan.cost(), "script": script})

@@ -213,10 +213,10 @@ def _id(store: RunStore) -> str:
     return run_id(store.attrs(TASK_SHARD)["fingerprint"])
 
 
-def need_task(task: Task | None, told: str) -> Task:
+def need_task(task: Task | None, told: str, why: str = "to train it again") -> Task:
     """Raises: OrderscopeError where there is none."""
     if task is None:
-        raise OrderscopeError(f"task {told}", "the recorded task, to train it again", "pass --task file.py:name")
+        raise OrderscopeError(f"task {told}", f"the recorded task, {why}", "pass --task file.py:name")
     return task
 
 

@@ -10,12 +10,15 @@ the left-out runs' residuals r,
 k_qp the cosine between the displacements of q and p, sigma the spread of the true values, far the length of what the
 anchors do not span over its mean on the left-out runs, lambda the one that predicts each run best from the others, gain
 the share of their squared residuals that this explains: nothing is shifted where it explains none. What is left grows
-with the effect up to sigma only, and its mean size on the left-out runs makes the error:
+with the effect up to sigma only. An interval that held nine in ten left-out runs is the error, split conformal
+prediction with residuals in units u:
 
-    error = quantile * residual * u,    u = (min(|value - reference|, sigma) + 3/4 sigma) * far.
+    error = r_(k) * u,    k = ceil(0.9 (n + 1)),    u = (min(|value - reference|, sigma) + 3/4 sigma) * far,
 
-The mean size, not its root mean square, which one run can rule: the one whose own anchors alone lie where it leads.
-Source of the leave-one-out residuals: Craven and Wahba, "Smoothing noisy data with spline functions", 1979.
+r_(k) the k-th smallest of the n sizes |residual| / u. With fewer than nine runs k is n + 1, for which the largest, (n +
+1) / n times it, stands in.
+Source of the leave-one-out residuals: Craven and Wahba, "Smoothing noisy data with spline functions", 1979. Of the
+interval: Lei et al., "Distribution-free predictive inference for regression", 2018.
 """
 
 from __future__ import annotations
@@ -24,8 +27,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from scipy import special
 from torch import Tensor
+
+from orderscope.student import two_sided
 
 COVERAGE = 0.9
 SHIFTED, BOUND = 1 / 3, 3 / 4  # effects, in sigma, that shifts and errors take no effect at all for
@@ -69,8 +73,8 @@ class Calibration:
         reference: recorded value of the reference order, where the raw value is exact.
         sigma: standard deviation of the true values of reference and left-out runs.
         shift: what the runs' directions add to values, per unit s, [runs].
-        residual: mean size of what is left on the runs, each shifted by the others, per unit u.
-        quantile: multiplier for a 90 % interval with as few runs as there were.
+        residual: what nine in ten of the runs are left with at most, each shifted by the others, per unit u.
+        quantile: of Student's t, for a 90 % interval of who knows the true values alone.
         typical, farthest: mean and largest `outside` of the runs.
         skilled: whether the residuals on the runs are smaller than those of a constant.
         rounding: how far two values that ought to be the same may differ by arithmetic alone; no error is smaller.
@@ -101,7 +105,7 @@ class Calibration:
         return raw + at.alike @ self.shift * free, self._error(bound)
 
     def _error(self, bound: np.ndarray) -> np.ndarray:
-        return np.maximum(self.quantile * self.residual * bound, self.rounding)
+        return np.maximum(self.residual * bound, self.rounding)
 
 
 def fit_calibration(
@@ -132,8 +136,8 @@ def fit_calibration(
         reference=reference,
         sigma=sigma,
         shift=shift,
-        residual=float(np.abs(left / bound).mean()),
-        quantile=float(special.stdtrit(count, 0.5 + COVERAGE / 2)),
+        residual=conformal(np.abs(left / bound)),
+        quantile=two_sided(count, COVERAGE),
         typical=typical,
         farthest=float(at.outside.max()),
         skilled=bool(np.abs(left).mean() < constant.mean()),
@@ -143,6 +147,20 @@ def fit_calibration(
         true=true,
     )
     return replace(fitted, error=fitted._error(bound))
+
+
+def conformal(sizes: np.ndarray) -> float:
+    """The size that nine in ten others stay below, from sizes [n] of the same kind.
+
+    Example:
+        >>> conformal(np.arange(1.0, 11.0))
+        10.0
+        >>> conformal(np.array([1.0, 2.0, 3.0, 4.0]))
+        5.0
+    """
+    count, ordered = len(sizes), np.sort(sizes)
+    place = int(np.ceil(COVERAGE * (count + 1)))
+    return float(ordered[place - 1]) if place <= count else float(ordered[-1] * (count + 1) / count)
 
 
 def _regressed(residuals: np.ndarray, alike: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

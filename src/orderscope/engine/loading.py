@@ -30,7 +30,7 @@ from orderscope.record.segments import segment_name
 from orderscope.sketch import SketchPlan, from_bfloat16, missing_units
 from orderscope.store import RunStore
 
-ENERGY, MIXED_ENERGY = 0.8, 0.95  # of the curvature's trace that is kept; more where batches mix groups
+ENERGY, MIXED_ENERGY = 0.8, 0.85  # of the curvature's trace that is kept; more where batches mix groups
 EXACT_BYTES = 1 << 25  # tables up to this size keep the states' own type, so that recorded runs replay to the bit
 CHUNK = 1 << 20  # coordinates at once
 
@@ -300,7 +300,7 @@ def raw_held_out(store: RunStore, window: Window, before: HeldOut | None) -> Hel
     count = len(runs)
     gram = torch.zeros(count, count, dtype=torch.float64)
     along = torch.zeros(len(names), count, count, dtype=torch.float64)
-    rows = None if before is not None else _held_out_rows(store, plan)
+    rows = None if before is not None else _held_out_rows(store, plan, names)
     full = rows is not None and rows[0].shape[1] == size
     crossed = torch.zeros(0 if rows is None else len(rows[0]), count, dtype=torch.float64)
     take = slice(None) if indices is None else indices
@@ -371,13 +371,14 @@ def _slopes(store: RunStore, run: str, name: str) -> Tensor:
     return found.view(torch.bfloat16) if found.dtype == torch.uint16 else found
 
 
-def _held_out_rows(store: RunStore, plan: SketchPlan) -> tuple[Tensor, Tensor]:
-    """Pseudo-gradients of held-out rows, [n, P or m], and what each counts in each loss, [names, n]."""
+def _held_out_rows(store: RunStore, plan: SketchPlan, names: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Pseudo-gradients of held-out rows, [n, P or m], and what each counts in each of these losses, [names, n]."""
     rows, counts = [], []
     for block, name in enumerate(plan.held_out_units()):
         part = from_bfloat16(store.map(name, "rows"))
         rows.append(part)
-        each = torch.from_numpy(store.read(name, ["counts"])["counts"]).float()
+        places = [store.attrs(name)["names"].index(loss) for loss in names]
+        each = torch.from_numpy(store.read(name, ["counts"])["counts"][places]).float()
         counts.append(each.repeat_interleave(len(part) // len(plan.held_out_ids[block]), dim=1))
     shares = torch.cat(counts, dim=1)
     return torch.cat(rows), shares / shares.sum(1, keepdim=True).clamp_min(1)
@@ -388,11 +389,11 @@ def _factors(store: RunStore, plan: SketchPlan, weight: float, energy: float, gr
     blocks: list[list[Tensor]] = [[] for _ in range(groups)]
     for block in range(len(plan.curvature_ids)):
         name = f"sketch/curvature/b{block:03d}"
-        blocks[store.attrs(name)["group"]].append(from_bfloat16(store.map(name, "rows")).float())
+        blocks[store.attrs(name)["group"]].append(from_bfloat16(store.map(name, "rows")))
     found = []
     for parts in blocks:
-        rows = torch.cat(parts) if parts else torch.zeros(0, plan.carried)
-        found.append(compress(rows * (weight / max(1, len(rows))) ** 0.5, energy))
+        rows = torch.cat(parts) if parts else torch.zeros(0, plan.carried, dtype=torch.bfloat16)
+        found.append(compress(rows, energy).float() * (weight / max(1, len(rows))) ** 0.5)
     return found
 
 

@@ -15,6 +15,7 @@ u the recorded batch of sample i, a the shared anchors, and s_i the share of gro
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -64,6 +65,7 @@ def replay(
     snapshots: Sequence[int] = (),
     curvature: bool = True,
     homes: int | None = HOMES,
+    more: bool = False,
 ) -> Replayed:
     """Replay orders side by side.
 
@@ -74,6 +76,7 @@ def replay(
         snapshots: positions after which weights are kept; 0 is the start.
         curvature: whether to use it; without, the gradient is only interpolated.
         homes: of how many of a regrouped batch's samples the recorded batches weigh in, evenly spaced; None for all.
+        more: many more are replayed after these, so that the quickest kernels are worth loading.
     """
     orders, dynamics, recorded = len(units.index), window.dynamics, window.units
     states = start_states(dynamics, orders)
@@ -82,7 +85,8 @@ def replay(
     allowed = None if allowed is None else allowed.to(device)
     given = None if lr is None else group_rates(lr, dynamics.hyper["lr"], orders)
     rates = None if given is None else torch.from_numpy(np.ascontiguousarray(given)).to(states.theta)
-    kernels = replay_kernels(states.theta, separate=states.taken is not None)
+    work = math.inf if more else states.theta.numel() * window.steps
+    kernels = replay_kernels(states.theta, separate=states.taken is not None, work=work)
     outside = torch.zeros(orders, dtype=torch.float64, device=device)
     kept = {0: states.theta.clone()} if 0 in snapshots else {}
     shares = units.fractions.to(device)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from orderscope.costs import part_runs, part_seconds
+from orderscope.costs import part_runs, part_seconds, training_seconds
 from orderscope.errors import OrderscopeError
 from orderscope.heatmap import Heat
 from orderscope.names import REFERENCE
@@ -88,8 +88,10 @@ class Material:
         metric: the one the page speaks of first.
         metrics: all that are shown, `metric` first.
         facts: the recorded task's description.
-        plan: what the sketch is made of, with its cost in runs by part.
+        carried: how many coordinates.
+        cost: in runs, by part.
         seconds: journal's CPU seconds by part.
+        training: CPU seconds of training the window once, None where the journal does not tell.
         reference: the recorded run's final metrics.
         order: the recorded one, [steps, batch].
         group_codes: index into the groups' names of every sample.
@@ -113,6 +115,7 @@ class Material:
     carried: int
     cost: dict[str, float]
     seconds: dict[str, float]
+    training: float | None
     shards: int
     bytes: int
     reference: dict[str, float]
@@ -183,6 +186,7 @@ def gather(
         carried=sim.plan.carried,
         cost=_cost(sim, checks, made),
         seconds=part_seconds(sim.store),
+        training=training_seconds(sim.store),
         shards=len(sim.store.names()),
         bytes=sum(shard.size for shard in sim.store.describe()),
         reference=sim.reference,

@@ -8,11 +8,13 @@ from orderscope.report.strip import legend, strip
 from orderscope.report.words import count, listed, plain, short
 
 PARTS = {
-    "the reference run": "trained once, in the recorded order",
+    "reference": "trained once, in the recorded order",
     "probes": "trained under other orders: they calibrate predictions and give the error bars",
     "gradients": "of every recorded batch at every kept state",
     "curvature": "pseudo-gradients that say how gradients change off the recorded path",
-    "metrics": "the held-out sets' own gradients and curvature",
+    "held-out losses": "their gradients where runs ended, and their curvature",
+    "table": "all of it put together for predictions, and the probes predicted as if they had not been trained",
+    "other": "starting processes, reading data, checking the task",
     "confirmation": "proposed orders, trained to confirm them",
     "validation": "unseen orders, trained to check the predictions",
 }
@@ -37,6 +39,7 @@ def section(material: Material) -> Section:
             "parts": parts,
             "total": f"{total - later:.3g}",
             "later": f"{later:.3g}" if later else "",
+            "training": "" if material.training is None else f"{material.training:.2g} s",
             "seconds": ", ".join(f"{name} {value:.3g} s" for name, value in material.seconds.items() if value),
             "strip": strip(material.order, material.group_codes, material.group_names, "recorded order"),
             "legend": legend(material.group_names),

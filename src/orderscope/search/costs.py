@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scipy.stats import norm
+from scipy.special import ndtri
 
 from orderscope.costs import recording_seconds, training_seconds
 from orderscope.simulator import Simulator
@@ -31,4 +31,4 @@ def expected_best(count: float) -> float:
         >>> round(expected_best(100), 2)
         2.5
     """
-    return float(norm.ppf((max(1.0, count) - 0.375) / (max(1.0, count) + 0.25)))
+    return float(ndtri((max(1.0, count) - 0.375) / (max(1.0, count) + 0.25)))

@@ -147,7 +147,7 @@ class Ledger:
 
     def _parts(self, picked: list[int], orders: np.ndarray, chunk: int) -> list[list[int]]:
         """Orders that are scored in one call: many of recorded batches, few that are regrouped."""
-        whole = [i for i in picked if not self.steps_of(orders[i]) is not None]
+        whole = [i for i in picked if self.steps_of(orders[i]) is not None]
         rest = sorted(set(picked) - set(whole))
         many = [whole[i : i + WHOLE] for i in range(0, len(whole), WHOLE)]
         return many + [rest[i : i + chunk] for i in range(0, len(rest), chunk)]

@@ -205,7 +205,8 @@ class SketchStage:
         whole = self.plan.size <= WHOLE_SIZE
         rows = self._pseudo(at, lambda some: collate([self.held_out.samples[int(i)] for i in some]), ids,
                             self.plan.held_out_draws, (1 << 20) + block, whole=whole)  # fmt: skip
-        return {"rows": bits(rows.flatten(0, 1)), "counts": self.held_out.counts[:, ids]}, {"bfloat16": ["rows"]}
+        arrays = {"rows": bits(rows.flatten(0, 1)), "counts": self.held_out.counts[:, ids]}
+        return arrays, {"names": list(self.held_out.names), "bfloat16": ["rows"]}
 
     @cached_property
     def held_out(self) -> HeldOutRows:

@@ -1,0 +1,34 @@
+"""Quantiles of Student's t distribution: all that is needed of it, for a tenth of a second less than importing scipy."""
+
+from __future__ import annotations
+
+import math
+
+
+def two_sided(freedom: int, coverage: float) -> float:
+    """The t that a variable with so many degrees of freedom stays within, either side, with this probability.
+
+    Bisection in the angle atan(t / sqrt(freedom)), of which the probability is a finite sum.
+
+    Source: Abramowitz & Stegun, "Handbook of mathematical functions", 1964, 26.7.3 and 26.7.4.
+
+    Example:
+        >>> round(two_sided(8, 0.9), 4)
+        1.8595
+    """
+    low, high = 0.0, math.pi / 2
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _within(freedom, middle) < coverage else (low, middle)
+    return math.tan(low) * math.sqrt(freedom)
+
+
+def _within(freedom: int, angle: float) -> float:
+    sine, square = math.sin(angle), math.cos(angle) ** 2
+    odd = freedom % 2
+    term = math.cos(angle) if odd else 1.0
+    total = term if freedom > 1 else 0.0
+    for k in range(2 + odd, freedom - 1, 2):
+        term *= square * (k - 1) / k
+        total += term
+    return 2 / math.pi * (angle + sine * total) if odd else sine * total
