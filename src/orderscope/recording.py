@@ -18,7 +18,7 @@ from orderscope.engine.loading import build_table, table_number, untold
 from orderscope.errors import OrderscopeError
 from orderscope.names import FURTHER, PLAN, REFERENCE, SPLIT
 from orderscope.orders import mixes_groups, step_groups
-from orderscope.record import load_run, record_run, require_recorded, task_shard, true_runs
+from orderscope.record import has_gradients, load_run, record_run, require_recorded, task_shard, true_runs
 from orderscope.sketch import SketchPlan, SketchStage, draw_coordinates, make_plan, require_probes, write_split
 from orderscope.sketch.held_out import drawn_rows, held_out_rows
 from orderscope.store import RunStore
@@ -116,9 +116,9 @@ def record(
         later = {*plan.known_units(), *plan.held_out_units()} if plan.held_out_ids else set[str]()
         pieces += [piece for piece in sketching(store) if piece.name not in later] if sketch else []
         complete(task, store, pieces, jobs=jobs, executor=executor, progress=_stage(progress, "probes and sketch"))
-        if not built:
-            for i in range(probes):
-                check_reached(store, coordinates, f"probe-{i}")
+        for run in (f"probe-{i}" for i in range(probes)):
+            if has_gradients(store, run):  # not yet in the table
+                check_reached(store, coordinates, run)
         if sketch:
             _finish(task, store, jobs, executor, progress)
         if not built:
