@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import orderscope as osc
+from law_tasks import untabled
 from orderscope.engine.driven import check_loop, check_reached
 from orderscope.record import load_run
 from orderscope.sketch import SketchPlan
@@ -214,7 +215,8 @@ def test_a_small_constraint_in_a_loop_is_told_as_one(tmp_path):
 
 def test_a_plain_loop_is_reached(tmp_path):
     task = loop(tmp_path / "run", adamw, classifier())
-    store = osc.record(task, tmp_path / "run", **QUIET)
+    with untabled():
+        store = osc.record(task, tmp_path / "run", **QUIET)
     check_loop(store)
     for name in ("reference", "probe-0"):
         check_reached(store, SketchPlan.read(store).coordinates, name)

@@ -115,7 +115,11 @@ def test_killed_between_its_writes_it_is_built_again(task, whole, where, tmp_pat
     for found, value in zip(answers(path, orders), expected, strict=True):
         np.testing.assert_array_equal(found, value)
     assert not leftovers(path)
-    assert [name.split("-0")[0] for name in store.names("table/")] == ["table/window", "table/held-out", "table/left-out"]
+    assert [name.split("-0")[0] for name in store.names("table/")] == [
+        "table/window",
+        "table/held-out",
+        "table/left-out",
+    ]
     assert store.verify() == []
     before = digests(path)
     sketch(task, path)
@@ -163,13 +167,9 @@ def test_products_of_added_states_are_those_of_all_weights(task, tmp_path):
     osc.record(task, path, **COUNTS)
     add_runs(task, path, permuted_steps(task.order, 5, 1), "confirmed-")
     known = osc.Simulator(path).held_out
-    torch.testing.assert_close(
-        known.crossed, known.factor.double() @ known.spread.double().T, rtol=1e-4, atol=1e-7
-    )
+    torch.testing.assert_close(known.crossed, known.factor.double() @ known.spread.double().T, rtol=1e-4, atol=1e-7)
     torch.testing.assert_close(known.gram, known.spread.double() @ known.spread.double().T, rtol=1e-4, atol=1e-9)
-    torch.testing.assert_close(
-        known.along[0], known.slopes[0].double() @ known.spread.double().T, rtol=1e-4, atol=1e-9
-    )
+    torch.testing.assert_close(known.along[0], known.slopes[0].double() @ known.spread.double().T, rtol=1e-4, atol=1e-9)
 
 
 @pytest.mark.parametrize("where", ["window", "left-out", "drop"])
