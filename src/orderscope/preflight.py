@@ -56,8 +56,7 @@ class Stage:
         seconds: CPU seconds of one process; not a number for a query, whose time depends on how much is asked.
         memory: peak bytes of a process that does it, everything included.
         disk: bytes it leaves that stay; of the table at most so many, since how much of the curvature is kept shows
-            when
-            it is built.
+            when it is built.
         passing: bytes it leaves that go when the table is built.
     """
 

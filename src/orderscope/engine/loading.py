@@ -31,7 +31,8 @@ from orderscope.sketch import SketchPlan, from_bfloat16, missing_units
 from orderscope.store import RunStore
 
 # Share of the curvature's trace that is kept: more where batches mix groups, and most in long windows, where what is
-# cut off adds up to a drift. 512 steps, 80 and 95 %: 0.33 and 0.03 standard deviations too high; 96 steps: no difference.
+# cut off adds up to a drift. 512 steps, 80 and 95 %: 0.33 and 0.03 standard deviations too high; 96 steps: no
+# difference.
 ENERGY, MIXED_ENERGY, LONG_ENERGY = 0.8, 0.85, 0.95
 LONG = 256  # steps
 EXACT_BYTES = 1 << 25  # tables up to this size keep the states' own type, so that recorded runs replay to the bit
