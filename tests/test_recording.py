@@ -13,6 +13,7 @@ import pytest
 
 import orderscope as osc
 import tasks_tiny
+from orderscope import recording
 from orderscope.cli.inspect import inventory
 from orderscope.orders import step_groups
 from orderscope.recording import probe_orders, sketch, spaced
@@ -57,7 +58,8 @@ def test_a_record_that_stopped_before_its_probes_is_not_made_whole_by_a_sketch(t
 
     with pytest.raises(Stopped):
         osc.record(task, tmp_path / "parts", probes=3, jobs=1, progress=stop)
-    sketch(task, tmp_path / "parts", jobs=1)
+    with pytest.raises(osc.IncompleteRun, match=r"of 3 probes recorded.*`orderscope record` again"):
+        sketch(task, tmp_path / "parts", jobs=1)
     found = inventory(RunStore.open(tmp_path / "parts"))
     assert found["state"] == "incomplete"
     assert any("of 3 probes" in line for line in found["missing"])
@@ -103,16 +105,19 @@ def test_a_budget_is_spent_and_not_exceeded(task: osc.Task, tmp_path: Path) -> N
     probes = sum(name.startswith("record/probe-") and name.endswith("000") for name in store.names())
     assert plan.draws == 2
     assert 1 + probes + len(plan.anchors) + plan.draws == 9
-    with pytest.raises(osc.OrderscopeError, match=r"budget=3 runs.*at least 6"):
+    with pytest.raises(osc.OrderscopeError, match=r"budget=3 runs.*at least 5"):
         osc.record(task, tmp_path / "other", budget=3)
     with pytest.raises(osc.OrderscopeError, match=r"budget= and probes=.*one or the other"):
         osc.record(task, tmp_path / "other", budget=9, probes=3)
 
 
-def test_where_not_all_weights_are_carried_it_buys_probes_rather_than_curvature(task: osc.Task, tmp_path: Path) -> None:
+def test_where_few_of_many_weights_are_carried_it_buys_probes_rather_than_curvature(
+    task: osc.Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bought = []
-    for coords in (task.layout.size, task.layout.size - 1):
-        store = osc.record(task, tmp_path / str(coords), coords=coords, budget=20, sketch=False)
+    for most in (recording.COORDS, task.layout.size // 2 // recording.COORDS_SHARE):
+        monkeypatch.setattr(recording, "COORDS", most)
+        store = osc.record(task, tmp_path / str(most), budget=20, sketch=False)
         probes = sum(name.startswith("record/probe-") and name.endswith("000") for name in store.names())
         bought.append((probes, SketchPlan.read(store).draws))
     (every, drawn), (more, fewer) = bought
@@ -137,7 +142,7 @@ def test_another_task_is_refused_by_the_part_that_differs(task: osc.Task, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("anchors", 1), ("probes", -1), ("coords", 0), ("curvature_rows", 0), ("jobs", 0)]
+    ("option", "value"), [("anchors", 0), ("probes", -1), ("coords", 0), ("curvature_rows", 0), ("jobs", 0)]
 )
 def test_impossible_counts_are_refused(task: osc.Task, tmp_path: Path, option: str, value: int) -> None:
     with pytest.raises(osc.OrderscopeError, match=f"found {option}={value}; expected a whole number from"):
@@ -168,6 +173,7 @@ def test_one_probe_of_a_task_without_groups() -> None:
 
 def test_boundaries_are_unique_where_steps_are_few() -> None:
     assert spaced(2, 8) == [0, 1, 2]
+    assert spaced(1, 1) == [0, 1]
 
 
 def test_every_group_has_curvature_where_not_all_samples_are_used(task: osc.Task, tmp_path: Path) -> None:

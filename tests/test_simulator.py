@@ -44,18 +44,42 @@ def shuffles(sim: osc.Simulator, count: int, seed: int = 0) -> np.ndarray:
 
 
 def test_the_reference_is_told_exactly_with_hardly_any_error(sim: osc.Simulator) -> None:
-    prediction = sim.predict(sim.order)
+    prediction = sim.predict(sim.order, metrics=list(sim.reference))
     for name, value in sim.reference.items():
-        # 2 L - (L + L) / 2 of equal values, so only that rounding is left; the shift is in proportion to `outside`, 0
-        assert prediction.metrics[name] == pytest.approx(value, abs=1e-12)
+        assert prediction.metrics[name] == value
+        assert prediction.error[name] == 0
     assert prediction.outside == 0
     assert not prediction.detectable("eval")[0]
 
 
 def test_recorded_probes_are_told_exactly(sim: osc.Simulator) -> None:
-    """Their states are anchors of their batches."""
-    found = sim.predict(sim.probe_orders, metrics=["eval"]).metrics["eval"]
-    np.testing.assert_allclose(found, sim.truth["eval"], rtol=0, atol=1e-7)
+    """They are known; and their states are anchors of their batches, so that a replay leads where they led."""
+    found = sim.predict(sim.probe_orders, metrics=list(sim.truth))
+    for name, true in sim.truth.items():
+        np.testing.assert_array_equal(found.metrics[name], true)
+        assert not found.error[name].any()
+    assert not found.outside.any()
+    assert found.detectable("eval").all()
+    replayed = sim.replay_of(sim.probe_orders)
+    told = sim.metric_model(replayed.theta, ["eval"], precise=True)["eval"]
+    np.testing.assert_allclose(told, sim.truth["eval"], rtol=0, atol=1e-7)
+
+
+def test_under_other_rates_a_known_order_is_not_told_as_it_was(sim: osc.Simulator) -> None:
+    rates = sim.window.dynamics.hyper["lr"][:, 0] / 2
+    prediction = sim.predict(sim.order, lr=rates)
+    assert prediction.metrics["eval"] != sim.reference["eval"]
+    assert prediction.error["eval"] > 0
+
+
+def test_left_out_runs_are_told_without_themselves(sim: osc.Simulator) -> None:
+    out = sim.left_out
+    assert out.runs == sim.runs == sim.probes
+    assert (out.outside > 0).all()
+    assert (out.values["eval"] != sim.run_truth["eval"]).all()
+    calibration = sim.calibration["eval"]
+    np.testing.assert_array_equal(calibration.true, sim.run_truth["eval"])
+    assert calibration.farthest == out.outside.max()
 
 
 def test_predictions_follow_the_truth(task: osc.Task, sim: osc.Simulator) -> None:
@@ -82,7 +106,6 @@ def test_a_trajectory_begins_at_the_start_and_ends_at_the_prediction(sim: osc.Si
     assert along.steps[0] == 0
     assert along.steps[-1] == len(sim.order)
     assert along.metrics["eval"][0] == pytest.approx(along.reference["eval"][0], abs=1e-9)
-    # The model is run at all three members here, at two of them there: what an expansion of the third leaves out.
     assert along.metrics["eval"][-1] == pytest.approx(sim.predict(order).metrics["eval"][0], abs=1e-6)
 
 
@@ -118,12 +141,16 @@ def test_a_packed_run_answers_the_same(task: osc.Task, run: Path, sim: osc.Simul
     np.testing.assert_array_equal(packed.predict(orders).metrics["eval"], sim.predict(orders).metrics["eval"])
 
 
-def test_without_the_task_stored_metrics_are_answered(run: Path, sim: osc.Simulator) -> None:
+def test_without_the_task_held_out_losses_are_answered(run: Path, sim: osc.Simulator) -> None:
     alone = osc.Simulator(run)
-    assert alone.metric_names == ("eval",)
+    assert alone.metric_names == alone.losses == ("eval",)
     orders = shuffles(sim, 16)
-    found, real = (s.predict(orders, metrics=["eval"]).metrics["eval"] for s in (alone, sim))
+    found, same = (s.predict(orders).metrics["eval"] for s in (alone, sim))
+    np.testing.assert_array_equal(found, same)
+    real = sim.predict(orders, precise=True).metrics["eval"]
     assert np.corrcoef(found, real)[0, 1] > 0.9
+    with pytest.raises(osc.OrderscopeError, match="precise=True without a model that can be run; expected the task"):
+        alone.predict(orders, precise=True)
     with pytest.raises(osc.OrderscopeError, match="metric 'accuracy'; expected one of eval"):
         alone.predict(orders, metrics=["accuracy"])
 
@@ -134,22 +161,24 @@ def test_some_coordinates_are_enough_to_rank(task: osc.Task, sim: osc.Simulator,
     part = osc.Simulator(tmp_path / "run", task)
     assert not part.exact
     orders = shuffles(sim, 16)
-    found = part.predict(orders)
+    found = part.predict(orders, metrics=["eval", "accuracy"])
     true = osc.retrain(task, orders).metrics
     for name in ("eval", "accuracy"):  # accuracy has no expansion: the real model is run between recorded states
         assert np.corrcoef(found.metrics[name], true[name])[0, 1] > 0.5
-    assert part.predict(part.order).metrics == pytest.approx(part.reference, abs=1e-6)
+    precise = part.predict(orders, precise=True).metrics["eval"]  # also between recorded states
+    assert np.corrcoef(precise, true["eval"])[0, 1] > 0.5
     weights = part.parameters(part.order)
     final = osc.retrain(task, part.order, keep_parameters=True).parameters
     assert final is not None
     torch.testing.assert_close(task.layout.flatten(weights), final[0], rtol=0, atol=1e-5)
 
 
-def test_scores_rank_as_predictions_do(sim: osc.Simulator) -> None:
+def test_scores_are_what_predictions_say(sim: osc.Simulator) -> None:
     orders = shuffles(sim, 24)
-    value, error = sim.score(orders, "eval")
-    assert np.corrcoef(value, sim.predict(orders).metrics["eval"])[0, 1] > 0.9
-    assert (error > 0).all()
+    values, errors = sim.scores(orders, ["eval"])
+    told = sim.predict(orders)
+    np.testing.assert_array_equal(values["eval"], told.metrics["eval"])
+    np.testing.assert_array_equal(errors["eval"], told.error["eval"])
 
 
 def test_without_probes_nothing_is_trusted(task: osc.Task, tmp_path: Path) -> None:
@@ -235,9 +264,15 @@ def test_another_task_is_refused(run: Path) -> None:
 
 
 def test_the_calibration_is_kept_in_the_run(task: osc.Task, run: Path, sim: osc.Simulator) -> None:
-    fresh = sim.calibration["eval"]
-    kept = osc.Simulator(run, task)
-    assert f"calibration/evaluated-{len(sim.probes):03d}" in kept.store
-    np.testing.assert_array_equal(kept.calibration["eval"].predicted, fresh.predicted)
-    rougher = osc.Simulator(run, task, energy=0.5)  # other settings: not taken from there
-    assert not np.array_equal(rougher.calibration["eval"].predicted, fresh.predicted)
+    """As the true runs predicted without themselves; without the task too."""
+    fresh, kept = sim.calibration["eval"], osc.Simulator(run).calibration["eval"]
+    np.testing.assert_array_equal(kept.predicted, fresh.predicted)
+    np.testing.assert_array_equal(kept.error, fresh.error)
+    assert "table/left-out-000" in sim.store
+    assert list(sim.calibration) == ["eval"]
+
+
+def test_by_default_held_out_losses_are_told(task: osc.Task, run: Path, sim: osc.Simulator) -> None:
+    """Where there are none, what there is."""
+    assert set(sim.predict(sim.order).metrics) == {"eval"}
+    assert sim.metric_names == tuple(sim.reference)

@@ -1,8 +1,9 @@
 """What recording a task will take, before it is recorded: time, memory and disk of every stage.
 
-A few steps, one block of gradients and one of pseudo-gradients are truly computed at the start of the window, with the
-code that records, in a process like those that will share the work; what they took is scaled by the counts of the plan.
-Disk is the plan's own arithmetic.
+A few steps, one block of gradients, one of pseudo-gradients and the held-out losses' gradients are truly computed at
+the start of the window, with the code that records, in a process like those that will share the work; what they took is
+scaled by the counts of the plan. The table is made of them by products alone: their number is counted, and their rate
+measured. Disk is the plan's own arithmetic.
 """
 
 from __future__ import annotations
@@ -24,13 +25,17 @@ import numpy as np
 import torch
 
 from orderscope import recording
+from orderscope.engine.batches import Batches
 from orderscope.engine.completed import held_bytes
+from orderscope.engine.compress import GRAM_COORDS
+from orderscope.engine.loading import ENERGY, EXACT_BYTES
 from orderscope.errors import OrderscopeError, ended_by_task
 from orderscope.names import REFERENCE
 from orderscope.record import record_run, task_shard
 from orderscope.record.segments import read_state
 from orderscope.record.state import TrainingState
 from orderscope.sketch import SketchPlan, SketchStage, write_split
+from orderscope.sketch.stage import SHORT_SIZE, WHOLE_SIZE
 from orderscope.store import RunStore
 from orderscope.task import Task
 from orderscope.threads import one_thread
@@ -38,7 +43,8 @@ from orderscope.work import available_cores, default_jobs, sendable
 
 STEPS = 5  # trained for the timing, beside one that warms up
 WRITTEN = 1 << 24  # bytes, to see how quick the disk is
-SHARD = 6000  # bytes of a shard beside its arrays
+SHARD = 4600  # bytes of a shard beside its arrays
+PRODUCT_ROWS = 256  # of the product that tells how quick products are
 
 
 @dataclass(frozen=True)
@@ -47,33 +53,42 @@ class Stage:
 
     Args:
         name: as in `orderscope.costs.PARTS`, or "query".
-        seconds: of one process; not a number for a query, whose time depends on how much is asked.
+        seconds: CPU seconds of one process; not a number for a query, whose time depends on how much is asked.
         memory: peak bytes of a process that does it, everything included.
-        disk: bytes it leaves.
+        disk: bytes it leaves that stay; of the table at most so many, since how much of the curvature is kept shows
+            when it is built.
+        passing: bytes it leaves that go when the table is built.
     """
 
     name: str
     seconds: float
     memory: float
     disk: float
+    passing: float = 0.0
 
 
 @dataclass(frozen=True)
 class Preflight:
-    """All stages, and how many processes share all but the first."""
+    """All stages, and how many processes share all but the first and the table."""
 
     stages: tuple[Stage, ...]
     jobs: int
 
     @property
     def seconds(self) -> float:
-        """Wall time of recording: the reference, then everything else on `jobs` processes."""
-        first, *others = (s.seconds for s in self.stages if s.name != "query")
-        return first + sum(others) / self.jobs
+        """Wall time of recording: the reference, then everything else on `jobs` processes, then the table."""
+        alone = sum(s.seconds for s in self.stages if s.name in ("reference", "table"))
+        return alone + sum(s.seconds for s in self.stages if s.name not in ("reference", "table", "query")) / self.jobs
 
     @property
     def disk(self) -> float:
+        """Bytes of the finished run."""
         return sum(stage.disk for stage in self.stages)
+
+    @property
+    def most_disk(self) -> float:
+        """The most bytes there are at once, when the table was built and what it is made of is still there."""
+        return self.disk + sum(stage.passing for stage in self.stages)
 
 
 def preflight(
@@ -98,7 +113,7 @@ def preflight(
         OrderscopeError: recording would fail at its start.
     """
     coords = recording.coordinates_of(task) if coords is None else coords
-    anchors, probes, rows = recording.allotted(task, anchors, probes, curvature_rows, budget, coords)
+    anchors, probes, rows = recording.allotted(task, anchors, probes, curvature_rows, budget)
     ends = recording.spaced(task.steps, anchors)
     plan = recording.sketch_plan(task, ends, sample_anchors, coords, rows, seed, probes)
     with tempfile.TemporaryDirectory(dir=where, prefix=".orderscope-preflight-") as folder:
@@ -154,11 +169,11 @@ def _tried(task: Task, store: RunStore, plan: SketchPlan, probes: int) -> Prefli
     _restart_peak()
     record_run(short, store, REFERENCE, short.order, sorted({0, 1, steps}), coords=plan.coordinates.indices)
     ran = [event for event in store.journal() if event.get("event") == "segment"][-1]
-    step, ending = ran["train_seconds"] / ran["steps"], ran["seconds"] - ran["train_seconds"]
+    step, ending = ran["train_cpu"] / ran["steps"], ran["cpu"] - ran["train_cpu"]
     first, last = read_state(store, REFERENCE, 0), read_state(store, REFERENCE, 1)
     peaks = [_peak_anew()]
 
-    near = replace(plan, anchors=[replace(a, segment=min(a.segment, 1)) for a in plan.anchors])
+    near = replace(plan, anchors=[replace(a, segment=1, step=1) for a in plan.anchors])
     stage = SketchStage(task, store, near)
     write_split(store, stage.split())
     batches = max(1, stage.micro_batch // plan.batch)
@@ -177,11 +192,24 @@ def _tried(task: Task, store: RunStore, plan: SketchPlan, probes: int) -> Prefli
     at = _with_plan(stage, curvature_ids=[ids])
     curvature = drawn / len(ids) * _timed(at, "sketch/curvature/b000")
     peaks.append(_peak_anew())
-    metrics = sum(_timed(stage, f"sketch/metric/{name}") for name in plan.metrics)
-    found = _stages(task, plan, probes, first, last, step, ending, rows, curvature, metrics, [*peaks, _peak()])
+    ends = len(plan.anchors) + 1 + probes
+    held_out = ends / len({0, 1, steps}) * _timed(stage, f"sketch/known/{REFERENCE}") if plan.metrics else 0.0
+    rows_of = sum(map(len, plan.held_out_ids))
+    if rows_of:
+        some = plan.held_out_ids[0][: max(1, stage.micro_batch // plan.held_out_draws)]
+        at = _with_plan(stage, held_out_ids=[some], held_out_draws=plan.held_out_draws)
+        held_out += rows_of / len(some) * _timed(at, "sketch/held-out/b000")
+    peaks.append(_peak_anew())
+    taken = {"reference": plan.steps * step + ending * (len(plan.anchors) + 1),
+             "probes": probes * (plan.steps * step + ending), "gradients": rows, "curvature": curvature,
+             "held-out losses": held_out,
+             "table": _table_products(task, plan, probes) * _product_seconds(plan)}  # fmt: skip
+    found = _stages(task, plan, probes, first, last, taken, peaks)
     byte = _write_seconds(store) / WRITTEN
-    sketched = ("gradients", "curvature", "metrics")  # what ends a run has been timed with its writing
-    found = tuple(replace(s, seconds=s.seconds + s.disk * byte) if s.name in sketched else s for s in found)
+    sketched = ("gradients", "curvature", "held-out losses", "table")  # what ends a run has been timed with its writing
+    found = tuple(
+        replace(s, seconds=s.seconds + (s.disk + s.passing) * byte) if s.name in sketched else s for s in found
+    )
     return Preflight(found, min(default_jobs(store), available_cores()))
 
 
@@ -192,51 +220,99 @@ def _with_plan(stage: SketchStage, **changes: Any) -> SketchStage:
 
 def _write_seconds(store: RunStore) -> float:
     numbers = np.random.default_rng(0).integers(0, 256, WRITTEN, np.uint8)
-    began = time.perf_counter()
+    began = time.process_time()
     store.write("written", {"x": numbers})
-    return time.perf_counter() - began
+    return time.process_time() - began
 
 
 def _timed(stage: SketchStage, unit: str) -> float:
-    """Seconds of a unit once it is warm."""
+    """CPU seconds of a unit once it is warm."""
     stage.compute(unit)
-    began = time.perf_counter()
+    began = time.process_time()
     stage.compute(unit)
-    return time.perf_counter() - began
+    return time.process_time() - began
+
+
+def _product_seconds(plan: SketchPlan) -> float:
+    """CPU seconds of a multiplication and addition in a product of matrices as the table is made by."""
+    rows = torch.ones(PRODUCT_ROWS, min(plan.carried, 1 << 14))
+    torch.mm(rows, rows.T)
+    began = time.process_time()
+    torch.mm(rows, rows.T)
+    return (time.process_time() - began) / (PRODUCT_ROWS * rows.numel())
+
+
+def _own_anchors(task: Task, probes: int) -> int:
+    """Anchors of a unit's own: each time that a run trains on it."""
+    units = Batches(np.asarray(task.order)).index(np.asarray(task.order)[None])[0][0]
+    return (1 + probes) * int(np.bincount(units).max())
+
+
+def _table_products(task: Task, plan: SketchPlan, probes: int) -> float:
+    """Multiplications and additions of building the table, the largest terms."""
+    m, anchors, own = plan.carried, len(plan.anchors), _own_anchors(task, probes)
+    groups = np.bincount([int(task.group_codes[ids[0]]) for ids in plan.curvature_ids for _ in ids]) * plan.draws
+    compressed = sum(n * n * (min(m, GRAM_COORDS) + 4 * n) + ENERGY * n * n * m for n in map(float, groups))
+    rank, spread = ENERGY * float(groups.sum()), anchors + plan.steps * own
+    products = plan.steps * float(anchors + own) ** 2 * m + spread * rank * m
+    replays = probes * plan.steps * m * float(2 * (anchors + own) + 2 * rank / len(groups) + 20)
+    drawn, known = sum(map(len, plan.held_out_ids)) * plan.held_out_draws, (1 + probes) * len(plan.metrics)
+    return compressed + products + replays + plan.size * float(known) * (1 + probes) + drawn * (1 + probes) * float(m)
 
 
 def _stages(
-    task: Task, plan: SketchPlan, probes: int, first: TrainingState, last: TrainingState, step: float, ending: float,
-    rows: float, curvature: float, metrics: float, peaks: Sequence[float],
+    task: Task, plan: SketchPlan, probes: int, first: TrainingState, last: TrainingState, taken: dict[str, float],
+    peaks: Sequence[float],
 ) -> tuple[Stage, ...]:  # fmt: skip
+    """The stages, with CPU seconds `taken` and the peaks of what was tried: a run, gradients, curvature, losses."""
     item, m, steps = task.layout.dtype.itemsize, plan.carried, plan.steps
     used, kept = len(np.unique(task.order)), sum(a.samples for a in plan.anchors)
-    drawn = sum(map(len, plan.curvature_ids)) * plan.draws
     losses = sum(4 * len(x) for x in task.metrics.values() if not callable(x))
-    of_steps = steps * (m * item + plan.batch * 12 + len(task.layout) + 8 * 16)
-    ends = len(plan.anchors)
+    of_steps = steps * (plan.batch * 12 + len(task.layout) + 8 * 16)
+    ends = len(plan.anchors) + 1
     starting, ended = (_state_bytes(s) for s in (first, last))
     random = sum(x.nbytes for x in first.rng.values())
     block = plan.blocks[0][1] - plan.blocks[0][0]
-    base, of_rows, of_curvature, of_metrics = peaks
-    run = steps * step
-    reference = of_steps + starting + (ends - 1) * ended + ends * (random + losses + SHARD)
-    probe = of_steps + starting + ended + losses + 2 * SHARD
-    own = steps * (1 + probes) * m * item
-    table = steps * len(plan.anchors) * m * item
-    samples = kept * used * m * 2
-    known = held_bytes(ends + probes, plan.size, item) if m < plan.size else 0
+    base, of_rows, of_curvature, of_losses = peaks
+    run = steps * m * item  # gradients of a run's steps
+
+    drawn = sum(map(len, plan.curvature_ids)) * plan.draws
+    pseudo = sum(map(len, plan.held_out_ids)) * plan.held_out_draws
+    long = plan.size if plan.size <= WHOLE_SIZE else m
+    short = 2 if plan.size > SHORT_SIZE and task.layout.dtype == torch.float32 else item
+    slopes = len(plan.metrics) * (ends + probes) * plan.size * short
+    gradients = steps * (ends - 1) * m * item + kept * used * (2 * m + 8)
+
+    own = _own_anchors(task, probes)
+    anchors, known = ends - 1 + own, (1 + probes) * len(plan.metrics)
+    rows = steps * anchors * m
+    exact = item == 8 or 4 * (2 * rows + kept * used * m) <= EXACT_BYTES
+    entry, spread = (item if exact else 2), ends - 1 + steps * own
+    window = (rows + kept * used * m + spread * m) * entry + drawn * (m * (8 if item == 8 else 2) + spread * item)
+    table = (
+        window + steps * anchors**2 * 8 + (1 + probes) * 2 * m * item + known * m * item
+        + pseudo * (m * (8 if item == 8 else 2) + len(plan.metrics) * 4 + (1 + probes) * 8) + 3 * SHARD
+    )  # fmt: skip
+    whole = held_bytes(ends + probes, plan.size, item) if m < plan.size else 0
     return (
-        Stage("reference", run + ends * ending, base + of_steps / max(1, ends - 1) + ended, reference),
-        Stage("probes", probes * (run + ending), base + of_steps + ended, probes * probe),
-        Stage("gradients", rows, of_rows + block * m * (item + plan.batch * 2 * bool(kept)),
-              table + samples + kept * used * 8 + len(plan.anchors) * len(plan.blocks) * SHARD),
-        Stage("curvature", curvature, of_curvature + max(map(len, plan.curvature_ids)) * plan.draws * m * 2,
-              drawn * m * 2 + len(plan.curvature_ids) * SHARD),
-        Stage("metrics", metrics, of_metrics, sum(m * (item + 2 * n) + SHARD for n in plan.metrics.values())),
-        # Own states, as they are and from the start, and gradients, alone and in the table; the curvature twice.
-        # States of all weights are read one by one and put together.
-        Stage("query", float("nan"), base + 4 * own + 2 * table + samples + 2 * drawn * m * item + 2 * known, 0.0),
+        Stage("reference", taken["reference"], base + (of_steps + run) / max(1, ends - 1) + ended,
+              of_steps + starting + (ends - 1) * ended + ends * (random + losses + SHARD),
+              run + (ends - 1) * SHARD / 2),
+        Stage("probes", taken["probes"], base + of_steps + run + ended,
+              probes * (of_steps + starting + ended + losses + 2 * SHARD), probes * (run + SHARD / 2)),
+        Stage("gradients", taken["gradients"], of_rows + block * m * (item + plan.batch * 2 * bool(kept)), 0.0,
+              gradients + len(plan.anchors) * len(plan.blocks) * SHARD),
+        Stage("curvature", taken["curvature"], of_curvature + max(map(len, plan.curvature_ids)) * plan.draws * m * 2,
+              0.0, drawn * m * 2 + len(plan.curvature_ids) * SHARD),
+        Stage("held-out losses", taken["held-out losses"], of_losses,
+              slopes + (1 + probes) * SHARD / 2 * bool(plan.metrics),
+              pseudo * (2 * long) + len(plan.held_out_ids) * SHARD),
+        # States and gradients of all runs, as they were and by unit, then with those at the anchors; the curvature; and
+        # what they are read from.
+        Stage("table", taken["table"],
+              base + 5 * steps * own * m * item + 2 * rows * item + window + gradients + drawn * m * 6, table),
+        # Mapped into memory. States of all weights are read one by one and put together.
+        Stage("query", float("nan"), base + table + 2 * whole, 0.0),
     )  # fmt: skip
 
 

@@ -18,8 +18,8 @@ from orderscope.engine.loading import build_table, table_number, untold
 from orderscope.errors import OrderscopeError
 from orderscope.names import FURTHER, PLAN, REFERENCE, SPLIT
 from orderscope.orders import mixes_groups, step_groups
-from orderscope.record import load_run, record_run, require_recorded, task_shard, true_runs
-from orderscope.sketch import SketchPlan, SketchStage, draw_coordinates, make_plan, write_split
+from orderscope.record import has_gradients, load_run, record_run, require_recorded, task_shard, true_runs
+from orderscope.sketch import SketchPlan, SketchStage, draw_coordinates, make_plan, require_probes, write_split
 from orderscope.sketch.held_out import drawn_rows, held_out_rows
 from orderscope.store import RunStore
 from orderscope.task import Task
@@ -89,7 +89,7 @@ def record(
     """
     began = cpu_seconds()
     coords = coordinates_of(task) if coords is None else coords
-    anchors, probes, curvature_rows = allotted(task, anchors, probes, curvature_rows, budget, coords)
+    anchors, probes, curvature_rows = allotted(task, anchors, probes, curvature_rows, budget)
     _check_counts(anchors=(anchors, 1), probes=(probes, 0), sample_anchors=(sample_anchors, 0), coords=(coords, 1),
                   curvature_rows=(curvature_rows, 1), jobs=(jobs, 1))  # fmt: skip
     _check_precision(task)
@@ -116,9 +116,9 @@ def record(
         later = {*plan.known_units(), *plan.held_out_units()} if plan.held_out_ids else set[str]()
         pieces += [piece for piece in sketching(store) if piece.name not in later] if sketch else []
         complete(task, store, pieces, jobs=jobs, executor=executor, progress=_stage(progress, "probes and sketch"))
-        if not built:
-            for i in range(probes):
-                check_reached(store, coordinates, f"probe-{i}")
+        for run in (f"probe-{i}" for i in range(probes)):
+            if has_gradients(store, run):  # not yet in the table
+                check_reached(store, coordinates, run)
         if sketch:
             _finish(task, store, jobs, executor, progress)
         if not built:
@@ -163,9 +163,14 @@ def sketch(
     executor: Executor | None = None,
     progress: Progress | None = None,
 ) -> RunStore:
-    """Compute what is missing of a recorded run's sketch. Raises as `record`."""
+    """Compute what is missing of a recorded run's sketch, and build its table. Raises as `record`, and:
+
+    Raises:
+        IncompleteRun: probes are missing, whose ends are part of it.
+    """
     with RunStore.create(path) as store:
         task_shard(task, store)
+        require_probes(store, SketchPlan.read(store))
         _finish(task, store, jobs, executor, progress)
     return RunStore.open(path)
 
@@ -184,11 +189,13 @@ def sketch_share(
 
     Raises:
         OrderscopeError: another task was recorded there, or no such worker.
+        IncompleteRun: probes are missing.
     """
     if not 0 <= worker < workers:
         raise OrderscopeError(f"worker {worker} of {workers}", f"a number from 0 to {workers - 1}", "correct it")
     store = RunStore.open(path)
     require_recorded(task, store)
+    require_probes(store, SketchPlan.read(store))
     share(task, store, worker, workers, _stage(progress, f"sketch, share {worker} of {workers}"))
 
 
@@ -318,7 +325,6 @@ def allotted(
     probes: int | None,
     curvature_rows: int | None,
     budget: float | None,
-    coords: int | None,
 ) -> tuple[int, int, int]:
     """Anchors, probes and pseudo-gradients, by default or out of a budget."""
     used = len(np.unique(task.order))

@@ -11,7 +11,7 @@ import orderscope as osc
 from law_tasks import permuted_steps, simulated
 from orderscope.engine import Window
 from orderscope.search.objective import Objective
-from orderscope.search.scoring import leading, precise_score
+from orderscope.search.scoring import score_of
 from orderscope_kernels.replay import OVERRIDE
 from tasks_tiny import char
 
@@ -30,15 +30,15 @@ def recorded(tmp_path_factory):
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
-@pytest.mark.parametrize("asked", ["score", "predict"])
+@pytest.mark.parametrize("asked", ["scores", "predict"])
 def test_tritons_kernels_answer_as_the_reference_does(recorded, asked, monkeypatch):
     sim, task, orders = recorded
     found = {}
     for name in ("reference", "triton"):
         monkeypatch.setenv(OVERRIDE, name)
         fresh = osc.Simulator(sim.path, task, device=DEVICE if name == "triton" else None)
-        if asked == "score":
-            found[name] = fresh.score(orders, "eval")
+        if asked == "scores":
+            found[name] = tuple(told["eval"] for told in fresh.scores(orders, ["eval"]))
         else:
             told = fresh.predict(orders, metrics=["eval"])
             found[name] = told.metrics["eval"], told.error["eval"]
@@ -51,23 +51,23 @@ def test_tritons_kernels_answer_as_the_reference_does(recorded, asked, monkeypat
 def test_a_window_moved_is_the_same_window(recorded):
     window = recorded[0].window
     moved = window.to(torch.device("meta"))
-    tensors = [moved.table, moved.final, moved.norms, moved.anchors.spread, moved.anchors.gram, *moved.factors[0],
+    tensors = [moved.table, moved.final, moved.norms, moved.anchors.spread, moved.anchors.gram, *moved.factors,
                moved.dynamics.start.theta, *moved.dynamics.start.moments.values()]  # fmt: skip
     assert {x.device.type for x in tensors} == {"meta"}
     assert moved.table.shape == window.table.shape
     assert window.anchors.spread.device.type == "cpu"
 
 
-def test_positions_and_precise_scores_are_replayed_there(recorded, monkeypatch):
+def test_positions_and_scores_are_replayed_there(recorded, monkeypatch):
     """A device that is not there stands in: what is moved to it stays on the CPU, but is seen."""
     sim, task, orders = recorded
     there, moved = osc.Simulator(sim.path, task), []
     there.device = torch.device("meta")
     monkeypatch.setattr(Window, "to", lambda window, device: moved.append(device) or window)
     objective = Objective({"eval": 1.0})
-    expected = precise_score(sim, leading(sim.window), objective)(orders)
+    expected = score_of(sim, objective)(orders)
     assert not moved
-    found = precise_score(there, leading(there.window), objective)(orders)
+    found = score_of(there, objective)(orders)
     assert moved
     np.testing.assert_allclose(found[0], expected[0])
     expected = osc.positions(sim, [1], places=[0, 2])

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import orderscope as osc
+from law_tasks import untabled
 from orderscope.engine.driven import check_loop, check_reached
 from orderscope.record import load_run
 from orderscope.sketch import SketchPlan
@@ -66,7 +67,7 @@ AROUND = [
 @pytest.mark.parametrize("make", [adamw, lambda p: sgd(p, momentum=0.9)])
 def test_step_hooks_that_change_something_are_refused(register, action, make, tmp_path):
     task = osc.Task(**classifier() | {"optimizer": with_hook(register, action, make)})
-    with pytest.raises(osc.OrderscopeError, match=r"after step 0 it leads elsewhere .* after step 5.*hooks") as caught:
+    with pytest.raises(osc.OrderscopeError, match=r"after step 0 it leads elsewhere .* after step 2.*hooks") as caught:
         osc.record(task, tmp_path / "run", **QUIET)
     assert "\n" not in str(caught.value)
 
@@ -214,7 +215,8 @@ def test_a_small_constraint_in_a_loop_is_told_as_one(tmp_path):
 
 def test_a_plain_loop_is_reached(tmp_path):
     task = loop(tmp_path / "run", adamw, classifier())
-    store = osc.record(task, tmp_path / "run", **QUIET)
+    with untabled():
+        store = osc.record(task, tmp_path / "run", **QUIET)
     check_loop(store)
     for name in ("reference", "probe-0"):
         check_reached(store, SketchPlan.read(store).coordinates, name)

@@ -120,7 +120,7 @@ def test_other_learning_rates_are_answered_to_first_order(tmp_path):
 def test_regrouped_orders_and_metrics_without_a_gradient(tmp_path):
     sim, task = simulated(classifier(), tmp_path, anchors=3, probes=0, sample_anchors=2)
     order = np.random.default_rng(0).permutation(task.order.reshape(-1)).reshape(task.order.shape)
-    predicted = sim.predict(order, estimator="replay")
+    predicted = sim.predict(order, estimator="replay", metrics=["eval", "accuracy"])
     assert np.isfinite(predicted.metrics["eval"]).all()
     assert np.isnan(predicted.metrics["accuracy"]).all()
     with pytest.raises(osc.OrderscopeError, match=r"no stored gradient of accuracy.*: eval.*ask for one of these"):

@@ -81,16 +81,16 @@ def _tell_preflight(spec: str, where: Path, as_json: bool) -> None:
     free = shutil.disk_usage(where).free
     if as_json:
         stages = [asdict(stage) for stage in found.stages]
-        print_json({"ok": found.disk < free, "stages": stages, "seconds": found.seconds, "jobs": found.jobs,
-                    "disk": found.disk, "free": free})  # fmt: skip
+        print_json({"ok": found.most_disk < free, "stages": stages, "seconds": found.seconds, "jobs": found.jobs,
+                    "disk": found.disk, "most_disk": found.most_disk, "free": free})  # fmt: skip
     else:
-        rows = [["stage", "seconds of one process", "peak memory", "disk"]]
-        rows += [[s.name, "" if math.isnan(s.seconds) else f"{s.seconds:.3g}", size(s.memory), size(s.disk)]
-                 for s in found.stages]  # fmt: skip
+        rows = [["stage", "CPU seconds", "peak memory", "disk", "until the table is built"]]
+        rows += [[s.name, "" if math.isnan(s.seconds) else f"{s.seconds:.3g}", size(s.memory), size(s.disk),
+                  size(s.passing)] for s in found.stages]  # fmt: skip
         say(columns(rows, ""))
-        say(f"recording: about {found.seconds:.3g} s with {found.jobs} processes, {size(found.disk)} of "
-                   f"{size(free)} free")  # fmt: skip
-    click.get_current_context().exit(int(found.disk >= free))
+        say(f"recording: about {found.seconds:.3g} s with {found.jobs} processes, {size(found.most_disk)} of "
+            f"{size(free)} free, of which at most {size(found.disk)} stay")  # fmt: skip
+    click.get_current_context().exit(int(found.most_disk >= free))
 
 
 def _packages() -> Iterator[Finding]:

@@ -203,6 +203,7 @@ def load_run(store: RunStore, name: str, *, gradients: bool = True) -> RecordedR
 
     kept = range(1, done) if gradients and has_gradients(store, name) else ()
     rows = [torch.from_numpy(np.array(step_gradients(store, name, k))) for k in kept]
+    rows = [row.view(torch.bfloat16) if row.dtype == torch.uint16 else row for row in rows]
     return RecordedRun(
         store=store,
         name=name,
