@@ -82,7 +82,8 @@ def replay(
     allowed = None if allowed is None else allowed.to(device)
     given = None if lr is None else group_rates(lr, dynamics.hyper["lr"], orders)
     rates = None if given is None else torch.from_numpy(np.ascontiguousarray(given)).to(states.theta)
-    kernels = replay_kernels(states.theta, separate=states.taken is not None)
+    work = orders * window.steps * window.anchors.count * window.coords
+    kernels = replay_kernels(states.theta, separate=states.taken is not None, work=work)
     outside = torch.zeros(orders, dtype=torch.float64, device=device)
     kept = {0: states.theta.clone()} if 0 in snapshots else {}
     shares = units.fractions.to(device)
