@@ -25,7 +25,7 @@ from orderscope.record import load_run, record_run, require_recorded, task_shard
 from orderscope.reuse import reused_orders, take_over, with_reused
 from orderscope.sketch import SketchPlan, SketchStage, draw_coordinates, make_plan, next_plan, write_split
 from orderscope.sketch.held_out import drawn_rows, held_out_rows
-from orderscope.spending import KEPT_THIRD, LEAST_PROBES, Purse, bought, told_least
+from orderscope.spending import HELD_OUT_DRAWN, KEPT_THIRD, LEAST_PROBES, Purse, bought, told_least
 from orderscope.store import RunStore
 from orderscope.task import Task
 from orderscope.work import Piece, Sketching, Training, complete, further, share, sketching
@@ -129,7 +129,8 @@ def record(
         if PLAN not in store:
             if measuring:
                 least = max(LEAST_PROBES, len(given))
-                plan = sketch_plan(task, ends, sample_anchors, coords, LEAST_ROWS, seed, least, anchors_used=1)
+                plan = sketch_plan(task, ends, sample_anchors, coords, LEAST_ROWS, seed, least, anchors_used=1,
+                                   held_out=HELD_OUT_DRAWN)  # fmt: skip
                 plan = replace(plan, grows=True, settled=False)
             else:
                 probes = max(probes or 0, len(given))
@@ -137,7 +138,11 @@ def record(
             store.write(PLAN, {}, plan.attrs())
         plan = SketchPlan.read(store)
         for i, (order, source) in enumerate(zip(given, reused.sources, strict=True)):
-            if source is not None and not built and not take_over(store, source, f"probe-{i}", order, coordinates.indices):
+            if (
+                source is not None
+                and not built
+                and not take_over(store, source, f"probe-{i}", order, coordinates.indices)
+            ):
                 store.log({"event": "trained again", "run": f"probe-{i}", "from": str(source.path)})
         if not measuring:
             probes = max(probes or 0, plan.probes)  # those that were planned belong to the recording
@@ -160,14 +165,14 @@ def record(
             if plan.settled or built:
                 break
             complete(task, store, sketching(store), jobs=jobs, executor=executor, progress=_stage(progress, "sketch"))
-            plan = bought(store, plan, purse, len(np.unique(task.order)), MIXED_ROWS)
+            plan = bought(store, plan, purse, len(np.unique(task.order)), MIXED_ROWS, mixed=_mixed(task))
             store.write(next_plan(store), {}, plan.attrs())
         if sketch:
             _finish(task, store, jobs, executor, progress)
         if not built:
             store.log({"event": "recorded", "cpu": cpu_seconds() - began})
-            if measuring and plan.measured["spent"] + plan.measured["reserve"] > (budget or math.inf):
-                warnings.warn(told_least(plan), stacklevel=2)
+            if budget is not None and (line := told_least(plan)) is not None:
+                warnings.warn(line, stacklevel=2)
     return RunStore.open(path)
 
 
@@ -353,16 +358,17 @@ def sketch_plan(
     probes: int,
     *,
     anchors_used: int | None = None,
+    held_out: int | None = None,
 ) -> SketchPlan:
     """The plan of a sketch whose reference keeps its states at `boundaries`, of which the first `anchors_used` become
-    anchors, all if not given; the rest is as given to `record`."""
+    anchors, all if not given, with so many pseudo-gradients of held-out rows; the rest is as given to `record`."""
     used = len(np.unique(task.order))
     carried = min(coords, task.layout.size)
     if sample_anchors is None:
         fit = SAMPLE_BYTES // (2 * used * carried)
         sample_anchors = min(2, fit) or int(2 * used * carried <= 8 * SAMPLE_BYTES)
     rows = held_out_rows(task)
-    wanted = int(np.clip(HELD_OUT_PASSES * task.order.size, LEAST_HELD_OUT, MOST_HELD_OUT))
+    wanted = held_out or int(np.clip(HELD_OUT_PASSES * task.order.size, LEAST_HELD_OUT, MOST_HELD_OUT))
     chosen = drawn_rows(rows, wanted) if rows.samples else np.zeros(0, dtype=np.int64)
     return make_plan(
         boundaries,
@@ -392,20 +398,25 @@ def allotted(
 ) -> tuple[int, int, int]:
     """Anchors, probes and pseudo-gradients, by default or out of a budget."""
     used = len(np.unique(task.order))
-    mixed = task.groups is None or mixes_groups(np.asarray(task.order), task.groups)
-    bought = shares(mixed=mixed, partial=task.layout.size > COORDS_SHARE * COORDS)
+    mixed = _mixed(task)
+    fixed = shares(mixed=mixed, partial=task.layout.size > COORDS_SHARE * COORDS)
     if budget is not None:
         given = {"anchors": anchors, "probes": probes, "curvature_rows": curvature_rows}
         if both := [name for name, value in given.items() if value is not None]:
             raise OrderscopeError(f"budget= and {both[0]}=", "one or the other", f"leave out budget= or {both[0]}=")
-        bought = allot(budget, bought, most_passes=max(1, MOST_ROWS // used))
+        fixed = allot(budget, fixed, most_passes=max(1, MOST_ROWS // used))
     least = LEAST_ROWS if budget is None else 1
-    rows = int(np.clip(bought.passes * used, least, MIXED_ROWS if mixed else MOST_ROWS))
+    rows = int(np.clip(fixed.passes * used, least, MIXED_ROWS if mixed else MOST_ROWS))
     return (
-        bought.anchors if anchors is None else anchors,
-        bought.probes if probes is None else probes,
+        fixed.anchors if anchors is None else anchors,
+        fixed.probes if probes is None else probes,
         rows if curvature_rows is None else curvature_rows,
     )
+
+
+def _mixed(task: Task) -> bool:
+    """Whether batches mix groups."""
+    return task.groups is None or mixes_groups(np.asarray(task.order), task.groups)
 
 
 def _check_precision(task: Task) -> None:

@@ -147,6 +147,4 @@ def _checked(task: Task, order: Any, where: str) -> np.ndarray:
     try:
         return check_order(order, task.order, samples=task.samples)
     except OrderscopeError as error:
-        raise OrderscopeError(
-            f"reuse= of {where}: {error.found}", error.expected, error.todo
-        ) from error
+        raise OrderscopeError(f"reuse= of {where}: {error.found}", error.expected, error.todo) from error

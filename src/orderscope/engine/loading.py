@@ -316,9 +316,7 @@ def _runs_with_anchors(store: RunStore, batches: Batches, names: Sequence[str]) 
     return [run for run in runs if (batches.index(run.order[None])[0] < len(batches.order)).any()]
 
 
-def raw_held_out(
-    store: RunStore, window: Window, before: HeldOut | None, count: int | None = None
-) -> HeldOut | None:
+def raw_held_out(store: RunStore, window: Window, before: HeldOut | None, count: int | None = None) -> HeldOut | None:
     """What held-out losses are told by, from the known states and the pseudo-gradients of held-out rows.
 
     Args:
@@ -423,9 +421,7 @@ def _held_out_rows(store: RunStore, plan: SketchPlan) -> tuple[Tensor, Tensor]:
     return torch.cat(rows), shares / shares.sum(1, keepdim=True).clamp_min(1)
 
 
-def _factors(
-    store: RunStore, plan: SketchPlan, some: Some, energy: float, groups: int, every: int = 1
-) -> list[Tensor]:
+def _factors(store: RunStore, plan: SketchPlan, some: Some, energy: float, groups: int, every: int = 1) -> list[Tensor]:
     """The curvature of each group, [rank, m], of every so many rows."""
     blocks: list[list[Tensor]] = [[] for _ in range(groups)]
     for block in range(len(plan.curvature_ids)):
