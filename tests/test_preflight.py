@@ -8,8 +8,8 @@ import pytest
 from click.testing import CliRunner
 
 import orderscope as osc
-from orderscope.cli.main import main
 from law_tasks import untabled
+from orderscope.cli.main import main
 from orderscope.costs import PARTS, part_seconds
 from orderscope.preflight import preflight
 from tasks_tiny import char
