@@ -37,7 +37,7 @@ def test_losses_at_the_start_are_the_models(sim: osc.Simulator) -> None:
 
 def test_a_run_remembers_what_it_was_trained_on(sim: osc.Simulator) -> None:
     found = memory(sim)
-    np.testing.assert_array_equal(found.steps, [0, 4, 8, 12])
+    np.testing.assert_array_equal(found.steps, [0, 2, 5, 9, 12])
     assert np.isnan(found.seen[0])
     assert np.isnan(found.unseen[-1])
     assert found.seen[-1] < 0

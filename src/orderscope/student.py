@@ -1,4 +1,4 @@
-"""Quantiles of Student's t distribution: all that is needed of it, for a tenth of a second less than importing scipy."""
+"""Quantiles of Student's t distribution: all that is needed of it. Importing scipy for it takes 0.2 s."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import shutil
 from pathlib import Path
@@ -33,6 +34,9 @@ number = 3
 
 def broken():
     return {}["no such key"]
+
+def classifier():
+    return tasks_tiny.classifier(steps=6)
 
 def mixed():
     kw = tasks_tiny.classifier(steps=20, batch=8)
@@ -73,16 +77,20 @@ def test_record(recorded: tuple[Path, dict], tasks: Path) -> None:
 
 def test_a_budget_is_what_is_spent(tasks: Path, tmp_path: Path) -> None:
     facts = answer("record", f"{tasks}:char", "--out", tmp_path / "run", "--budget", 9, "--no-sketch")
-    assert len(facts["runs"]) == 1 + 4  # besides two anchors and two passes
+    assert len(facts["runs"]) == 1 + 5  # besides an anchor and two passes
     result = call("record", f"{tasks}:char", "--out", tmp_path / "other", "--budget", 9, "--probes", 3)
     assert result.exit_code == 1
     assert "budget= and probes=" in result.stderr
 
 
 def test_defaults_are_those_of_the_library() -> None:
-    ours = {option.name: option.default for option in record.params}
-    for name, parameter in inspect.signature(osc.record).parameters.items():
-        assert name not in ours or name == "task" or ours[name] == parameter.default, name
+    parameters, shared = inspect.signature(osc.record).parameters, 0
+    without = record.make_context("record", ["tasks.py:task", "--out", "nowhere"]).params
+    for option in record.params:
+        if option.name in parameters and not option.required:
+            assert without[option.name] == parameters[option.name].default, option.name
+            shared += 1
+    assert shared > 5
 
 
 def test_record_again_changes_nothing(run: Path, tasks: Path) -> None:
@@ -127,6 +135,65 @@ def test_query(run: Path) -> None:
     assert rows[1]["detectable"] == (abs(rows[1]["difference"]) > rows[1]["error"])
 
 
+@pytest.fixture(scope="module")
+def modelled(tasks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With a metric that is a function of the model."""
+    run = tmp_path_factory.mktemp("modelled") / "run"
+    answer("record", f"{tasks}:classifier", "--out", run, "--anchors", 2, "--probes", 3)
+    return run
+
+
+def test_held_out_losses_need_no_task(modelled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orderscope.cli.options.find_task", None)
+    result = call("query", modelled, "--order", "reverse", "--json")
+    facts = json.loads(result.stdout)
+    assert result.exit_code in (0, 3)
+    assert facts["task"] == "not needed for held-out losses"
+    assert facts["metrics"].keys() == {"eval"}
+    assert facts["model_run_for"] == []
+    assert facts["seconds"]["answer"] > 0
+    assert facts["seconds"]["training"] > 0
+
+
+@pytest.mark.parametrize(
+    ("words", "names", "why"),
+    [
+        (["--metric", "accuracy"], {"accuracy"}, ["accuracy"]),
+        (["--metric", "accuracy", "--metric", "eval"], {"accuracy", "eval"}, ["accuracy"]),
+        (["--precise"], {"eval"}, ["held-out losses"]),
+        (["--precise", "--metric", "eval"], {"eval"}, ["eval"]),
+    ],
+    ids=str,
+)
+def test_what_runs_the_model_says_so(modelled: Path, words: list[str], names: set[str], why: list[str]) -> None:
+    facts = json.loads(call("query", modelled, "--order", "reverse", *words, "--json").stdout)
+    assert facts["task"].endswith(":classifier, as recorded")
+    assert facts["metrics"].keys() == names
+    assert facts["model_run_for"] == why
+    text = call("query", modelled, "--order", "reverse", *words).stdout
+    assert f"the model was run at the estimated weights for {', '.join(why)}" in text
+
+
+def test_without_its_task_no_model_is_run(modelled: Path, tasks: Path) -> None:
+    moved = tasks.rename(tasks.with_name("away.py"))
+    try:
+        for words, what in ((["--metric", "accuracy"], "accuracy"), (["--precise"], "held-out losses")):
+            result = call("query", modelled, "--order", "reverse", *words)
+            assert result.exit_code == 1
+            assert f"expected the recorded task, to run the model for {what}" in result.stderr
+    finally:
+        moved.rename(tasks)
+
+
+def test_what_an_answer_costs_is_told_beside_a_training(recorded: tuple[Path, dict], run: Path) -> None:
+    seconds = recorded[1]["seconds_of"]
+    assert 0 < seconds["run"] < seconds["recording"]
+    assert sum(recorded[1]["cost"].values()) == pytest.approx(seconds["recording"] / seconds["run"])
+    assert answer("inspect", run)["cost"] == pytest.approx(recorded[1]["cost"])
+    told = call("query", run, "--order", "reverse").stdout.splitlines()[-1]
+    assert "of a training" in told or "this window trains in" in told
+
+
 def test_query_for_a_person(run: Path) -> None:
     result = call("query", run, "--order", "reference", "--order", "late:a|swap:1,2")
     assert result.exit_code == 0
@@ -139,6 +206,7 @@ def test_query_for_a_person(run: Path) -> None:
     assert lines[6].startswith("reference  ")
     assert "no detectable effect" in lines[6]
     assert lines[7].startswith("late:a|swap:1,2  ")
+    assert lines[0].endswith("task: not needed for held-out losses")
 
 
 def test_query_and_train(run: Path, tasks: Path) -> None:
@@ -218,7 +286,7 @@ def test_untrusted_is_printed_and_is_exit_code_3(run: Path, monkeypatch: pytest.
     monkeypatch.setattr(Simulator, "_inside", lambda self, outside: np.zeros(len(outside), dtype=bool))
     result = call("query", run, "--order", "reverse")
     assert result.exit_code == 3
-    assert result.stdout.splitlines()[-1].startswith("not trusted: outside")
+    assert any(line.startswith("not trusted: outside") for line in result.stdout.splitlines())
     assert not answer("query", run, "--order", "reverse", code=3)["orders"][0]["metrics"]["eval"]["trusted"]
 
 
@@ -236,7 +304,6 @@ def test_without_its_task_a_run_answers_from_what_is_stored(run: Path, tasks: Pa
     moved = tasks.rename(tasks.with_name("gone.py"))
     try:
         facts = answer("query", run, "--order", "reverse")
-        assert "cannot be used (no file" in facts["task"]
         assert facts["orders"][0]["metrics"]["eval"]["value"] > 0
         result = call("sketch", run)
         assert result.exit_code == 1
@@ -248,14 +315,17 @@ def test_without_its_task_a_run_answers_from_what_is_stored(run: Path, tasks: Pa
 def test_a_packed_run_names_no_task_to_import(run: Path) -> None:
     assert call("pack", run, "--out", run.parent / "run.h5").exit_code == 0
     facts = answer("query", run.parent / "run.h5", "--order", "reverse")
-    assert facts["task"].startswith("not given")
+    assert facts["task"] == "not needed for held-out losses"
+    result = call("query", run.parent / "run.h5", "--order", "reverse", "--precise")
+    assert "task not given" in result.stderr
 
 
 def test_a_task_that_lies_inside_the_run_is_not_imported(run: Path, tmp_path: Path) -> None:
     (run / "evil.py").write_text(f"open({str(tmp_path / 'was-here')!r}, 'w')")
     with osc.RunStore.create(run) as store:
         store.log({"event": "task", "spec": f"{run / 'evil.py'}:task"})
-    assert "it lies inside the run" in answer("query", run, "--order", "reverse")["task"]
+    assert answer("query", run, "--order", "reverse")["orders"]
+    assert "it lies inside the run" in call("query", run, "--order", "reverse", "--precise").stderr
     assert not (tmp_path / "was-here").exists()
 
 

@@ -84,7 +84,8 @@ def test_a_complete_run(run: Path) -> None:
         "metrics      accuracy (a function), eval (32 rows)",
         "sketch       4,096 coordinates, 3 anchors, 192 curvature rows, seed 0",
         "recorded on  threads 1, torch 2.13.0",
-        "time         reference 1.5 s, probes 1.5 s, gradients 0.24 s, curvature 0 s, held-out losses 0.12 s, table 0 s",
+        "time         reference 1.5 s, probes 1.5 s, gradients 0.24 s, curvature 0 s, held-out losses 0.12 s, "
+        "table 0 s",
         "cost         2.8 runs (reference 1.25, probes 1.25, gradients 0.2, curvature 0, held-out losses 0.1, table 0)",
         "run        anchors at steps  metrics",
         "reference  0 12 24           eval 0.5",
@@ -134,12 +135,7 @@ def test_a_half_made_sketch(tmp_path: Path, run: Path) -> None:
     whole = RunStore.open(run)
     with RunStore.create(tmp_path / "half") as store:
         for name in whole.names():
-            if name not in (
-                "sketch/rows/a01-b001",
-                "sketch/rows/a02-b000",
-                "sketch/known/probe-0",
-                "sketch/held-out/b001",
-            ):
+            if name.removeprefix("sketch/") not in ("rows/a01-b001", "rows/a02-b000", "known/probe-0", "held-out/b001"):
                 store.write(name, whole.read(name), whole.attrs(name))
     result = call("inspect", tmp_path / "half")
     assert result.exit_code == 5

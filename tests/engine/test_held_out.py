@@ -161,7 +161,7 @@ def test_a_quadratic_task_is_exact_everywhere(probes, tmp_path):
 
 
 def test_another_loss_is_right_to_first_order(tmp_path):
-    """Its curvature is a sample, its gradient exact: what is left falls as the displacement's square."""
+    """Its curvature is a sample, its gradient exact: what is left falls with the square of the displacement."""
     sim, task = simulated(logistic(), tmp_path, anchors=1, probes=0)
     direction = normal(task.layout.size, seed=2)
     sizes = np.array([0.2, 0.1, 0.05])

@@ -52,8 +52,8 @@ MOVED = 0.005  # shown with two digits
     "--metric",
     "metrics",
     multiple=True,
-    help="Only this metric; may be given several times. Default: the held-out losses. Any other runs the model, once an "
-    "order and true run, and needs the task.",
+    help="Only this metric; may be given several times. Default: the held-out losses. Any other runs the model, once "
+    "an order and true run, and needs the task.",
 )
 @click.option("--precise", is_flag=True, help="Tell held-out losses by running the model too; needs the task.")
 @click.option("--estimator", default="carried", show_default=True, help="carried, or a baseline: replay, fut, fut2.")

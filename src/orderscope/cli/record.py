@@ -54,8 +54,8 @@ jobs_option = click.option(
 @threads_option
 @json_option
 def record(
-    spec: str, out: Path, anchors: int | None, probes: int | None, budget: float | None, coords: int | None, sketch: bool,
-    jobs: int | None, seed: int, threads: int, as_json: bool,
+    spec: str, out: Path, anchors: int | None, probes: int | None, budget: float | None, coords: int | None,
+    sketch: bool, jobs: int | None, seed: int, threads: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Train TASK once, and the probes, and keep what predictions need in the directory --out.
 
