@@ -4,7 +4,7 @@ Blocks of a page are run in their order, in one directory and one Python session
 
     ```python     is executed; a ```text block right after it is what it prints, but for the figures
     ```console    lines that begin with "$ orderscope" are run; what is shown under one are lines of its output, by
-                  their first word
+                  their first word, and headings of tables as a whole but for figures
     <!-- needs: NAME -->    before a block: it is run only where that module can be imported
     ```bash, ```{code-block} and others are not run
 """
@@ -36,6 +36,7 @@ FENCE = re.compile(
     r"(?:^<!-- needs: (?P<needs>\S+) -->\n\s*)?^(?P<fence>`{3,})(?P<language>\w+)\n(?P<text>.*?)^(?P=fence)$",
     re.MULTILINE | re.DOTALL,
 )
+HEADINGS = ("batch", "metric", "order", "part")  # how the first lines of tables begin
 UNTRUSTED = 3  # exit code of a command whose answer is printed but not to be trusted
 
 
@@ -97,6 +98,8 @@ def run_commands(page: Path, block: Block) -> None:
         assert result.exit_code in (0, UNTRUSTED), f"{page.name}, line {block.line}: {command}\n{result.output}"
         words = {first_word(line) for line in result.stdout.splitlines()}
         missing = [line for line in shown.splitlines() if first_word(line) not in words | {"", "#", "…"}]
+        whole = {masked(line) for line in result.stdout.splitlines()}
+        missing += [line for line in shown.splitlines() if first_word(line) in HEADINGS and masked(line) not in whole]
         assert not missing, f"{page.name}, {command}: no longer prints\n{missing}\nbut\n{result.stdout}"
 
 

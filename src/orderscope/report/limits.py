@@ -40,8 +40,8 @@ def _lines(material: Material) -> list[str]:
         )
     if material.carried < material.facts["size"]:
         lines.append(
-            f"{material.carried:,} of {material.facts['size']:,} weights are carried; metrics are estimated by a "
-            "second-order expansion around the end of the recorded run."
+            f"{material.carried:,} of {material.facts['size']:,} weights are carried; what recorded runs do not span is "
+            "estimated from these."
         )
     lines.append(
         "Orders far from everything recorded lie outside what can be estimated. Each prediction knows how far outside "
