@@ -139,7 +139,7 @@ class Simulator:
 
     @cached_property
     def runs(self) -> tuple[str, ...]:
-        """Names of the true runs under other orders: the probes, and what was trained since."""
+        """Names of the true runs under other orders, the probes and what was trained since."""
         if table_number(self.store) is None:
             return tuple(run for run in true_runs(self.store) if run != REFERENCE)
         return self.left_out.runs
@@ -176,7 +176,7 @@ class Simulator:
 
     @property
     def losses(self) -> tuple[str, ...]:
-        """Metrics that are held-out losses: told without the model."""
+        """Metrics that are held-out losses, told without the model."""
         return () if self.held_out is None else self.held_out.names
 
     @property
