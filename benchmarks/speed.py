@@ -94,7 +94,7 @@ def window(name: str, many: bool) -> list[str]:
         sim = osc.Simulator(f"{folder}/run", task)
         some = orders if sim.exact else orders[:FEW]  # the real model, run twice an order, is most of the time there
         predicted = [len(some) * r for r in ratios(train, lambda: sim.predict(some, metrics=[metric]), 2)]
-        scored = [ORDERS * r for r in ratios(train, lambda: sim.score(orders, metric))]
+        scored = [ORDERS * r for r in ratios(train, lambda: sim.scores(orders, (metric,)))]
         carried = f"{sim.plan.carried} of {sim.plan.size} weights carried"
         goal = ">= 50 at T=96" if sim.exact else ">= 2000"
         lines = [
@@ -105,7 +105,7 @@ def window(name: str, many: bool) -> list[str]:
         lines += remembered(name, expected, folder)
         if many:
             asked = shuffles(task, MANY)
-            spent = cpu_seconds(lambda: sim.score(asked, metric))
+            spent = cpu_seconds(lambda: sim.scores(asked, (metric,)))
             lines.append(f"| {name}: `score`, {MANY} orders, one core | {spent:.0f} s of CPU | < 60 s on two |")
     return lines
 
@@ -214,7 +214,7 @@ def larger() -> list[str]:
             task = sized(12, width)
             osc.record(task, f"{folder}/w{width}", anchors=2, probes=2, sample_anchors=0, coords=COORDS, jobs=1)
             sim, orders = osc.Simulator(f"{folder}/w{width}", task), shuffles(task, ORDERS)
-            sim.score(orders, "eval")
+            sim.scores(orders, ("eval",))
             queries.append((task.layout.size, min(cpu_seconds(partial(sim.score, orders, "eval")) for _ in range(5))))
         for steps in (12, 24, 48):
             task = sized(steps, 32)

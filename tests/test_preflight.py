@@ -73,6 +73,8 @@ def test_the_doctor_tells_it(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     told = json.loads(result.stdout)
     assert [s["name"] for s in told["stages"]] == [*PARTS, "query"]
+    assert list(told["cost"]) == list(PARTS)
+    assert told["cost"]["probes"] == pytest.approx(told["stages"][1]["seconds"] / told["run"])
     assert told["disk"] == sum(s["disk"] for s in told["stages"])
     assert told["most_disk"] == told["disk"] + sum(s["passing"] for s in told["stages"])
     text = CliRunner().invoke(main, ["doctor", f"{tmp_path / 'mine.py'}:task", "--dir", str(tmp_path)]).stdout

@@ -69,10 +69,16 @@ class Stage:
 
 @dataclass(frozen=True)
 class Preflight:
-    """All stages, and how many processes share all but the first and the table."""
+    """All stages, how many processes share all but the first and the table, and CPU seconds of a run."""
 
     stages: tuple[Stage, ...]
     jobs: int
+    run: float
+
+    @property
+    def cost(self) -> dict[str, float]:
+        """Recording in runs, by part, as `orderscope.costs.part_runs` tells it afterwards."""
+        return {stage.name: stage.seconds / self.run for stage in self.stages if stage.name != "query"}
 
     @property
     def seconds(self) -> float:
@@ -210,7 +216,7 @@ def _tried(task: Task, store: RunStore, plan: SketchPlan, probes: int) -> Prefli
     found = tuple(
         replace(s, seconds=s.seconds + (s.disk + s.passing) * byte) if s.name in sketched else s for s in found
     )
-    return Preflight(found, min(default_jobs(store), available_cores()))
+    return Preflight(found, min(default_jobs(store), available_cores()), max(plan.steps * step, 1e-9))
 
 
 def _with_plan(stage: SketchStage, **changes: Any) -> SketchStage:

@@ -16,7 +16,7 @@ from commands import answer, call
 from made_up import IMAGE
 from orderscope.cli.record import record
 from orderscope.cli.tasks import load_task, remembered_task
-from orderscope.costs import PARTS
+from orderscope.costs import PARTS, answer_words
 
 TASKS = """
 import numpy as np
@@ -183,6 +183,14 @@ def test_without_its_task_no_model_is_run(modelled: Path, tasks: Path) -> None:
             assert f"expected the recorded task, to run the model for {what}" in result.stderr
     finally:
         moved.rename(tasks)
+
+
+def test_words_of_what_an_answer_costs() -> None:
+    assert answer_words(0.1, None) == ""
+    assert answer_words(0.1, 2.0) == "an answer costs 1/20 of a training (0.1 s of 2 s)"
+    assert answer_words(0.1, 2.0, 39.0).endswith("; recording pays from 21 answers on")
+    assert answer_words(0.2, 0.3).startswith("this window trains in 0.3 s: an answer, 0.2 s, is as dear as training")
+    assert "is dearer than training the order. Asking pays where" in answer_words(0.5, 0.3, 9.0)
 
 
 def test_what_an_answer_costs_is_told_beside_a_training(recorded: tuple[Path, dict], run: Path) -> None:

@@ -82,12 +82,15 @@ def _tell_preflight(spec: str, where: Path, as_json: bool) -> None:
     if as_json:
         stages = [asdict(stage) for stage in found.stages]
         print_json({"ok": found.most_disk < free, "stages": stages, "seconds": found.seconds, "jobs": found.jobs,
-                    "disk": found.disk, "most_disk": found.most_disk, "free": free})  # fmt: skip
+                    "run": found.run, "cost": found.cost, "disk": found.disk, "most_disk": found.most_disk,
+                    "free": free})  # fmt: skip
     else:
         rows = [["stage", "CPU seconds", "peak memory", "disk", "until the table is built"]]
         rows += [[s.name, "" if math.isnan(s.seconds) else f"{s.seconds:.3g}", size(s.memory), size(s.disk),
                   size(s.passing)] for s in found.stages]  # fmt: skip
         say(columns(rows, ""))
+        parts = ", ".join(f"{part} {runs:.3g}" for part, runs in found.cost.items())
+        say(f"cost in runs of {found.run:.2g} CPU seconds: about {sum(found.cost.values()):.3g} ({parts})")
         say(f"recording: about {found.seconds:.3g} s with {found.jobs} processes, {size(found.most_disk)} of "
             f"{size(free)} free, of which at most {size(found.disk)} stay")  # fmt: skip
     click.get_current_context().exit(int(found.most_disk >= free))
