@@ -3,7 +3,8 @@
     python benchmarks/pareto.py [--windows text_24 text_96] [--orders 32]
 
 Each row is a recording of its own, with one choice changed. Accuracy is what `Simulator.predict` reaches against true
-retraining; speed is orders answered in the CPU time of one training measured right before. Writes its section of docs/benchmarks.md.
+retraining; speed is orders answered in the CPU time of one training measured right before. Writes its
+section of docs/benchmarks.md.
 """
 
 from __future__ import annotations
