@@ -125,9 +125,13 @@ def record(
         task_shard(task, store)
         reused = reused_orders(task, store, reuse)
         given = reused.orders
+        if PLAN in store:  # how it was begun it is gone on with
+            before = SketchPlan.read(store)
+            budget = before.measured.get("asked") if before.grows else budget
+            if measuring and not before.grows:
+                anchors, probes, curvature_rows = allotted(task, None, None, None, None, coords)
+            measuring = before.grows
         purse = Purse(store, began, budget)
-        if PLAN in store:
-            measuring = SketchPlan.read(store).grows
         ends = least_boundaries(task.steps, budget) if measuring else spaced(task.steps, anchors or 1)
         record_run(task, store, REFERENCE, task.order, ends, coords=coordinates.indices,
                    progress=_stage(progress, "train the reference"))  # fmt: skip
@@ -140,7 +144,8 @@ def record(
                 least = max(LEAST_PROBES, len(given))
                 plan = sketch_plan(task, ends, sample_anchors, coords, LEAST_ROWS, seed, least, anchors_used=1,
                                    held_out=HELD_OUT_DRAWN)  # fmt: skip
-                plan = replace(plan, grows=True, settled=False)
+                asked = {} if budget is None else {"asked": float(budget)}
+                plan = replace(plan, grows=True, settled=False, measured=asked)
             else:
                 probes = max(probes or 0, len(given))
                 plan = sketch_plan(task, ends, sample_anchors, coords, curvature_rows or 1, seed, probes)

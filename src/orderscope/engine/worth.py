@@ -74,7 +74,6 @@ def worth(store: RunStore, coords: int | None = COORDS) -> Worth | None:
         if sigma > 0:
             errors += np.abs(values[name].reshape(4, -1) - truth).mean(1) / sigma
     errors /= len(held_out.names)
-    parts: tuple[str, ...] = (PROBES, ANCHORS, CURVATURE)
-    growth: dict[str, float] = dict(zip(parts, (errors[1:] - errors[0]).tolist(), strict=True))
+    growth = {part: float(e - errors[0]) for part, e in zip((PROBES, ANCHORS, CURVATURE), errors[1:], strict=True)}
     left = float(np.mean([len(w) - 1 for w in without[len(names) : 2 * len(names)]]))
     return Worth(float(errors[0]), growth, len(names), left)
