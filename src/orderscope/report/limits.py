@@ -40,8 +40,8 @@ def _lines(material: Material) -> list[str]:
         )
     if material.carried < material.facts["size"]:
         lines.append(
-            f"{material.carried:,} of {material.facts['size']:,} weights are carried; what recorded runs do not span is "
-            "estimated from these."
+            f"{material.carried:,} of {material.facts['size']:,} weights are carried; what recorded runs do not span "
+            "is estimated from these."
         )
     lines.append(
         "Orders far from everything recorded lie outside what can be estimated. Each prediction knows how far outside "
