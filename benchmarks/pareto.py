@@ -3,8 +3,8 @@
     python benchmarks/pareto.py [--windows text_24 text_96] [--orders 32]
 
 Each row is a recording of its own, with one choice changed. Accuracy is what `Simulator.predict` reaches against true
-retraining; speed is orders answered in the CPU time of one training measured right before; cost is the recording's, in
-trainings. Writes its section of docs/benchmarks.md.
+retraining; speed is orders answered in the CPU time of one training measured right before. Writes its
+section of docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from fidelity import compare, load, unseen_orders
 from speed import cpu_seconds, write_section
 
 import orderscope as osc
-from orderscope.costs import part_runs
 from orderscope.engine import loading
 
 COORDS = (4096, 16384, 1 << 20)
@@ -57,7 +56,7 @@ def rows(name: str, orders: int) -> list[str]:
         lines.append(
             f"| {name} | {sim.window.coords} | {energy} | {len(sim.window.factor)} | {told['spearman']:.3f} |"
             f" {told['mae_ratio']:.2f} | {statistics.median(ratios):.1f} ({min(ratios):.1f} to {max(ratios):.1f}) |"
-            f" {sum(part_runs(store).values()):.0f} | {size:.0f} |"
+            f" {size:.0f} |"
         )
         print(lines[-1], flush=True)
     return lines
@@ -74,8 +73,8 @@ def main() -> None:
         f"`python benchmarks/pareto.py`: what may be left out. {options.orders} unseen orders against true retraining,",
         "one choice changed at a time; rank is that of all groups' curvature together.",
         "",
-        "| window | coordinates | energy | rank | Spearman | mae_ratio | answers a training | cost in runs | MB |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| window | coordinates | energy | rank | Spearman | mae_ratio | answers a training | MB |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name in options.windows:
         lines += rows(name, options.orders)

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 REFERENCE = "reference"  # the recorded run
 FURTHER = ("validated-", "confirmed-")  # how names of runs begin that were trained after recording
 TASK_SHARD = "record/task"
 TABLE = "table/"  # what a simulator reads, built of all the rest
 PLAN = "sketch/plan"
 SPLIT = "sketch/split"
+REUSED = "sketch/reused"  # orders that were given as probes
+
+
+def latest_plan(names: Iterable[str]) -> str:
+    """The plan that counts, among names of shards: a plan that grew is written anew, `sketch/plan-001` and so on."""
+    return max(name for name in names if name == PLAN or name.startswith(f"{PLAN}-"))

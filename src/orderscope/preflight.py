@@ -1,6 +1,6 @@
 """What recording a task will take, before it is recorded: time, memory and disk of every stage.
 
-A few steps, one block of gradients, one of pseudo-gradients and the held-out losses' gradients are truly computed at
+A few steps, one block of gradients, one of pseudo-gradients and gradients of the held-out losses are truly computed at
 the start of the window, with the code that records, in a process like those that will share the work; what they took is
 scaled by the counts of the plan. The table is made of them by products alone: their number is counted, and their rate
 measured. Disk is the plan's own arithmetic.
@@ -55,7 +55,7 @@ class Stage:
         name: as in `orderscope.costs.PARTS`, or "query".
         seconds: CPU seconds of one process; not a number for a query, whose time depends on how much is asked.
         memory: peak bytes of a process that does it, everything included.
-        disk: bytes it leaves that stay; of the table at most so many, since how much of the curvature is kept shows
+        disk: bytes it leaves that stay; of the table at most so many, since how much of the curvature is kept is found
             when it is built.
         passing: bytes it leaves that go when the table is built.
     """
@@ -206,10 +206,10 @@ def _tried(task: Task, store: RunStore, plan: SketchPlan, probes: int) -> Prefli
         at = _with_plan(stage, held_out_ids=[some], held_out_draws=plan.held_out_draws)
         held_out += rows_of / len(some) * _timed(at, "sketch/held-out/b000")
     peaks.append(_peak_anew())
+    building = _table_products(task, plan, probes) * _product_seconds(plan)
     taken = {"reference": plan.steps * step + ending * (len(plan.anchors) + 1),
              "probes": probes * (plan.steps * step + ending), "gradients": rows, "curvature": curvature,
-             "held-out losses": held_out,
-             "table": _table_products(task, plan, probes) * _product_seconds(plan)}  # fmt: skip
+             "held-out losses": held_out, "table": building}  # fmt: skip
     found = _stages(task, plan, probes, first, last, taken, peaks)
     byte = _write_seconds(store) / WRITTEN
     sketched = ("gradients", "curvature", "held-out losses", "table")  # what ends a run has been timed with its writing
@@ -280,7 +280,7 @@ def _stages(
     random = sum(x.nbytes for x in first.rng.values())
     block = plan.blocks[0][1] - plan.blocks[0][0]
     base, of_rows, of_curvature, of_losses = peaks
-    run = steps * m * item  # gradients of a run's steps
+    run, small = steps * m * item, SHARD / 2  # gradients of a run's steps; a shard of one array
 
     drawn = sum(map(len, plan.curvature_ids)) * plan.draws
     pseudo = sum(map(len, plan.held_out_ids)) * plan.held_out_draws
@@ -302,16 +302,15 @@ def _stages(
     whole = held_bytes(ends + probes, plan.size, item) if m < plan.size else 0
     return (
         Stage("reference", taken["reference"], base + (of_steps + run) / max(1, ends - 1) + ended,
-              of_steps + starting + (ends - 1) * ended + ends * (random + losses + SHARD),
-              run + (ends - 1) * SHARD / 2),
+              of_steps + starting + (ends - 1) * ended + ends * (random + losses + SHARD), run + (ends - 1) * small),
         Stage("probes", taken["probes"], base + of_steps + run + ended,
-              probes * (of_steps + starting + ended + losses + 2 * SHARD), probes * (run + SHARD / 2)),
+              probes * (of_steps + starting + ended + losses + 2 * SHARD), probes * (run + small)),
         Stage("gradients", taken["gradients"], of_rows + block * m * (item + plan.batch * 2 * bool(kept)), 0.0,
               gradients + len(plan.anchors) * len(plan.blocks) * SHARD),
         Stage("curvature", taken["curvature"], of_curvature + max(map(len, plan.curvature_ids)) * plan.draws * m * 2,
               0.0, drawn * m * 2 + len(plan.curvature_ids) * SHARD),
         Stage("held-out losses", taken["held-out losses"], of_losses,
-              slopes + (1 + probes) * SHARD / 2 * bool(plan.metrics),
+              slopes + (1 + probes) * small * bool(plan.metrics),
               pseudo * (2 * long) + len(plan.held_out_ids) * SHARD),
         # States and gradients of all runs, as they were and by unit, then with those at the anchors; the curvature; and
         # what they are read from.

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,8 +22,18 @@ from orderscope.errors import OrderscopeError
 from orderscope.names import FURTHER, PLAN, REFERENCE, SPLIT
 from orderscope.orders import mixes_groups, step_groups
 from orderscope.record import has_gradients, load_run, record_run, require_recorded, task_shard, true_runs
-from orderscope.sketch import SketchPlan, SketchStage, draw_coordinates, make_plan, require_probes, write_split
+from orderscope.reuse import reused_orders, take_over, with_reused
+from orderscope.sketch import (
+    SketchPlan,
+    SketchStage,
+    draw_coordinates,
+    make_plan,
+    next_plan,
+    require_probes,
+    write_split,
+)
 from orderscope.sketch.held_out import drawn_rows, held_out_rows
+from orderscope.spending import HELD_OUT_DRAWN, KEPT_THIRD, LEAST_PROBES, Purse, bought, told_least
 from orderscope.store import RunStore
 from orderscope.task import Task
 from orderscope.work import Piece, Sketching, Training, complete, further, share, sketching
@@ -32,6 +45,7 @@ LEAST_ROWS, MOST_ROWS = 512, 4096  # pseudo-gradients of training samples
 MIXED_ROWS = 4608  # the most where batches mix groups
 HELD_OUT_PASSES, LEAST_HELD_OUT, MOST_HELD_OUT = 1.5, 512, 1152  # pseudo-gradients of held-out rows
 SAMPLE_BYTES = 1 << 27  # of single samples' gradients in all
+BY_MEASURING = False  # whether what is bought is decided by measurement where nothing is asked
 IN_PROCESS = 0.4  # seconds of training below which starting processes costs more than they save
 Progress = Callable[[str, int, int], None]
 
@@ -51,6 +65,7 @@ def record(
     jobs: int | None = None,
     executor: Executor | None = None,
     progress: Progress | None = None,
+    reuse: Sequence[Any] = (),
 ) -> RunStore:
     """Train the reference order and the probe orders, then sketch them. Resumable: what is finished is not done again.
 
@@ -63,8 +78,11 @@ def record(
             many weights are carried. A batch's gradient where a run trained on it is one more anchor, free and where
             queries go; held-out losses are told by what they are where probes end; and every prediction is calibrated
             on them.
-        budget: runs that all of it may cost in gradient evaluations, shared out as the defaults are, instead of
-            `anchors`, `probes` and `curvature_rows`; see `orderscope.budget`.
+        budget: honest runs that all of it may cost, up to and including the first answer: seconds of CPU of all
+            processes over those of training the window once. Instead of `anchors`, `probes` and `curvature_rows`: what
+            is bought is what narrows the error of left-out runs most, as measured on the way; see `orderscope.budget`.
+            Where the least recording costs more, that is what is done. With `sketch=False` nothing can be measured:
+            then gradient evaluations in runs, shared out as the defaults are.
         sample_anchors: at how many anchors single samples' gradients are kept, for orders that regroup samples; by
             default as many as fit in 128 MiB, two at most, one at least where it fits in a gigabyte.
         coords: most coordinates to carry; by default 16,384, twice as many where batches mix groups, or one in 256 of
@@ -80,6 +98,10 @@ def record(
         executor: any `concurrent.futures.Executor` that does that instead, of dask, submitit, mpi4py, ...; its workers
             must see `path`. The bytes are the same.
         progress: called as `progress(stage, done, total)`.
+        reuse: orders that were trained anyway or are of interest, which become the first probes: arrays [steps, batch],
+            .npy files, or directories of `record` or `Recorder`, of the same task under other orders. Runs of `record`
+            whose steps' gradients are still there (`sketch=False`) are taken over and cost nothing; of others the order
+            is trained again.
 
     Returns:
         The finished run, open for reading.
@@ -89,14 +111,24 @@ def record(
     """
     began = cpu_seconds()
     coords = coordinates_of(task) if coords is None else coords
-    anchors, probes, curvature_rows = allotted(task, anchors, probes, curvature_rows, budget)
+    counts = {"anchors": anchors, "probes": probes, "curvature_rows": curvature_rows}
+    measuring = sketch and (budget is not None or BY_MEASURING) and all(n is None for n in counts.values())
+    if measuring:
+        _check_budget(budget)
+    else:
+        anchors, probes, curvature_rows = allotted(task, anchors, probes, curvature_rows, budget)
     _check_counts(anchors=(anchors, 1), probes=(probes, 0), sample_anchors=(sample_anchors, 0), coords=(coords, 1),
                   curvature_rows=(curvature_rows, 1), jobs=(jobs, 1))  # fmt: skip
     _check_precision(task)
     coordinates = draw_coordinates(task.layout.size, coords, seed)
     with RunStore.create(path) as store:
         task_shard(task, store)
-        ends = spaced(task.steps, anchors)
+        reused = reused_orders(task, store, reuse)
+        given = reused.orders
+        purse = Purse(store, began, budget)
+        if PLAN in store:
+            measuring = SketchPlan.read(store).grows
+        ends = least_boundaries(task.steps, budget) if measuring else spaced(task.steps, anchors or 1)
         record_run(task, store, REFERENCE, task.order, ends, coords=coordinates.indices,
                    progress=_stage(progress, "train the reference"))  # fmt: skip
         built = table_number(store) is not None
@@ -104,26 +136,63 @@ def record(
             check_loop(store)
             check_reached(store, coordinates)
         if PLAN not in store:
-            plan = sketch_plan(task, ends, sample_anchors, coords, curvature_rows, seed, probes)
+            if measuring:
+                least = max(LEAST_PROBES, len(given))
+                plan = sketch_plan(task, ends, sample_anchors, coords, LEAST_ROWS, seed, least, anchors_used=1,
+                                   held_out=HELD_OUT_DRAWN)  # fmt: skip
+                plan = replace(plan, grows=True, settled=False)
+            else:
+                probes = max(probes or 0, len(given))
+                plan = sketch_plan(task, ends, sample_anchors, coords, curvature_rows or 1, seed, probes)
             store.write(PLAN, {}, plan.attrs())
         plan = SketchPlan.read(store)
-        probes = max(probes, plan.probes)  # those that were planned belong to the recording
+        for i, (order, source) in enumerate(zip(given, reused.sources, strict=True)):
+            if (
+                source is not None
+                and not built
+                and not take_over(store, source, f"probe-{i}", order, coordinates.indices)
+            ):
+                store.log({"event": "trained again", "run": f"probe-{i}", "from": str(source.path)})
+        if not measuring:
+            probes = max(probes or 0, plan.probes)  # those that were planned belong to the recording
         if SPLIT not in store:
             write_split(store, SketchStage(task, store, plan).split())
         jobs = _few_jobs(store) if jobs is None and executor is None else jobs
-        runs = enumerate(probe_orders(task, probes, seed))
-        pieces: list[Piece] = [Training(f"probe-{i}", order, (0, task.steps)) for i, order in runs]
-        later = {*plan.known_units(), *plan.held_out_units()} if plan.held_out_ids else set[str]()
-        pieces += [piece for piece in sketching(store) if piece.name not in later] if sketch else []
-        complete(task, store, pieces, jobs=jobs, executor=executor, progress=_stage(progress, "probes and sketch"))
-        for run in (f"probe-{i}" for i in range(probes)):
-            if has_gradients(store, run):  # not yet in the table
-                check_reached(store, coordinates, run)
+        while True:
+            wanted = plan.probes if measuring else probes or 0
+            drawn = growing_orders(task, wanted, seed) if measuring else probe_orders(task, wanted, seed)
+            orders = with_reused(given, drawn, growing=measuring)
+            pieces: list[Piece] = [Training(f"probe-{i}", x, (0, task.steps)) for i, x in enumerate(orders)]
+            later = {*plan.known_units(), *plan.held_out_units()} if plan.held_out_ids else set[str]()
+            pieces += [piece for piece in sketching(store) if piece.name not in later] if sketch else []
+            complete(task, store, pieces, jobs=jobs, executor=executor, progress=_stage(progress, "probes and sketch"))
+            for run in (f"probe-{i}" for i in range(wanted)):
+                if has_gradients(store, run):  # not yet in the table
+                    check_reached(store, coordinates, run)
+            if plan.settled or built:
+                break
+            complete(task, store, sketching(store), jobs=jobs, executor=executor, progress=_stage(progress, "sketch"))
+            plan = bought(store, plan, purse, len(np.unique(task.order)), MIXED_ROWS, mixed=_mixed(task))
+            store.write(next_plan(store), {}, plan.attrs())
         if sketch:
             _finish(task, store, jobs, executor, progress)
         if not built:
             store.log({"event": "recorded", "cpu": cpu_seconds() - began})
+            if budget is not None and (line := told_least(plan)) is not None:
+                warnings.warn(line, stacklevel=2)
     return RunStore.open(path)
+
+
+def least_boundaries(steps: int, budget: float | None) -> list[int]:
+    """Steps after which the reference's states are kept where anchors are bought by measurement: the first is an anchor
+    from the beginning, the others may become some."""
+    third = max(1, round(steps / 3))
+    return sorted({0, third, steps, *([max(1, round(2 * steps / 3))] if (budget or 0) >= KEPT_THIRD else [])})
+
+
+def _check_budget(budget: float | None) -> None:
+    if budget is not None and not 1 <= budget < math.inf:
+        raise OrderscopeError(f"budget={budget!r} runs", "at least 1", "raise budget=, or leave it out")
 
 
 def _finish(
@@ -284,6 +353,24 @@ def probe_orders(task: Task, count: int, seed: int) -> list[np.ndarray]:
     return orders
 
 
+def growing_orders(task: Task, count: int, seed: int) -> list[np.ndarray]:
+    """As `probe_orders`, but the first are the same however many there are: two in blocks and one shuffle, and on with
+    three in blocks to each shuffle, as long as there are blocks."""
+    order = np.asarray(task.order)
+    labels = step_groups(order, task.groups) if task.groups is not None else [""] * len(order)
+    names = np.random.default_rng(seed).permutation(sorted(set(labels))).tolist()
+    blocks = [names[i:] + names[:i] for i in range(len(names))] if len(names) > 1 else []
+    blocks += [rotation[::-1] for rotation in blocks] if len(names) > 2 else []
+    orders = []
+    for i in range(count):
+        steps = np.random.default_rng([seed, i]).permutation(len(order))
+        if i % 4 != 2 and blocks:
+            place = blocks.pop(0)
+            steps = steps[np.argsort([place.index(labels[s]) for s in steps], kind="stable")]
+        orders.append(order[steps])
+    return orders
+
+
 def sketch_plan(
     task: Task,
     boundaries: Sequence[int],
@@ -292,15 +379,19 @@ def sketch_plan(
     curvature_rows: int,
     seed: int,
     probes: int,
+    *,
+    anchors_used: int | None = None,
+    held_out: int | None = None,
 ) -> SketchPlan:
-    """The plan of a sketch whose reference keeps its states at `boundaries`; the rest is as given to `record`."""
+    """The plan of a sketch whose reference keeps its states at `boundaries`, of which the first `anchors_used` become
+    anchors, all if not given, with so many pseudo-gradients of held-out rows; the rest is as given to `record`."""
     used = len(np.unique(task.order))
     carried = min(coords, task.layout.size)
     if sample_anchors is None:
         fit = SAMPLE_BYTES // (2 * used * carried)
         sample_anchors = min(2, fit) or int(2 * used * carried <= 8 * SAMPLE_BYTES)
     rows = held_out_rows(task)
-    wanted = int(np.clip(HELD_OUT_PASSES * task.order.size, LEAST_HELD_OUT, MOST_HELD_OUT))
+    wanted = held_out or int(np.clip(HELD_OUT_PASSES * task.order.size, LEAST_HELD_OUT, MOST_HELD_OUT))
     chosen = drawn_rows(rows, wanted) if rows.samples else np.zeros(0, dtype=np.int64)
     return make_plan(
         boundaries,
@@ -316,6 +407,7 @@ def sketch_plan(
         held_out=chosen.tolist(),
         held_out_draws=max(1, round(wanted / max(1, len(chosen)))),
         probes=probes,
+        anchors_used=anchors_used,
     )
 
 
@@ -329,17 +421,17 @@ def allotted(
     """Anchors, probes and pseudo-gradients, by default or out of a budget."""
     used = len(np.unique(task.order))
     mixed = _mixed(task)
-    bought = shares(mixed=mixed, partial=task.layout.size > COORDS_SHARE * COORDS)
+    fixed = shares(mixed=mixed, partial=task.layout.size > COORDS_SHARE * COORDS)
     if budget is not None:
         given = {"anchors": anchors, "probes": probes, "curvature_rows": curvature_rows}
         if both := [name for name, value in given.items() if value is not None]:
             raise OrderscopeError(f"budget= and {both[0]}=", "one or the other", f"leave out budget= or {both[0]}=")
-        bought = allot(budget, bought, most_passes=max(1, MOST_ROWS // used))
+        fixed = allot(budget, fixed, most_passes=max(1, MOST_ROWS // used))
     least = LEAST_ROWS if budget is None else 1
-    rows = int(np.clip(bought.passes * used, least, MIXED_ROWS if mixed else MOST_ROWS))
+    rows = int(np.clip(fixed.passes * used, least, MIXED_ROWS if mixed else MOST_ROWS))
     return (
-        bought.anchors if anchors is None else anchors,
-        bought.probes if probes is None else probes,
+        fixed.anchors if anchors is None else anchors,
+        fixed.probes if probes is None else probes,
         rows if curvature_rows is None else curvature_rows,
     )
 

@@ -14,7 +14,7 @@ from orderscope.cli.options import run_argument
 from orderscope.cli.text import columns, json_option, plain, print_json, say, size
 from orderscope.costs import part_runs, part_seconds
 from orderscope.errors import DamagedRun, IncompleteRun, OrderscopeError
-from orderscope.names import FURTHER, PLAN, SPLIT, TABLE, TASK_SHARD
+from orderscope.names import FURTHER, PLAN, SPLIT, TABLE, TASK_SHARD, latest_plan
 from orderscope.store import SCHEMA, RunStore
 
 SEGMENT = re.compile(r"record/([^/]+)/segment-\d+")
@@ -60,6 +60,8 @@ def inventory(store: RunStore) -> dict[str, Any]:
     damage = store.verify()
     shards = store.describe()
     attrs = {info.name: _attrs_or_none(store, info.name) for info in shards}
+    if PLAN in attrs:
+        attrs[PLAN] = attrs[latest_plan(attrs)]
     task = attrs.get(TASK_SHARD)
     runs = _runs(attrs)
     parts = _parts({info.name: info.size for info in shards})
@@ -142,6 +144,9 @@ def _missing(attrs: dict[str, dict[str, Any] | None], runs: list[dict[str, Any]]
     missing += [f"{wanted - found} of {wanted} units of {part}" for part, (found, wanted) in _units(attrs).items()]
     planned = (attrs.get(PLAN) or {}).get("probes", 0)
     probes = sum(run["name"].startswith("probe-") and run["finished"] for run in runs)
+    built = any(name.startswith(f"{TABLE}left-out-") for name in attrs)
+    if not built and not (attrs.get(PLAN) or {}).get("settled", True):
+        missing.append("what else is bought")
     if probes < planned:
         missing.append(f"{planned - probes} of {planned} probes")
     for run in runs:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
 import click
 
-from orderscope.budget import DEFAULT, LEAST, MIXED, PARTIAL
+from orderscope.budget import DEFAULT, MIXED, PARTIAL
 from orderscope.cli.options import noted_run, seed_option, set_threads, threads_option
 from orderscope.cli.progress import progress_bars
 from orderscope.cli.tasks import Spec, load_task, remember_task, task_file
@@ -40,8 +41,16 @@ jobs_option = click.option(
 )
 @click.option(
     "--budget",
-    type=click.FloatRange(min=LEAST),
-    help="Runs that recording may cost in gradient evaluations, shared out over anchors, probes and curvature.",
+    type=click.FloatRange(min=1),
+    help="Honest runs that recording may cost up to the first answer: CPU time over that of training the window once."
+    " What is bought is what narrows the error of left-out runs most.",
+)
+@click.option(
+    "--reuse",
+    multiple=True,
+    type=click.Path(exists=True, path_type=Path),
+    help="A .npy file of an order, or the directory of a recording of the same task under another order: taken as a"
+    " probe. Repeatable.",
 )
 @click.option(
     "--coords",
@@ -54,8 +63,8 @@ jobs_option = click.option(
 @threads_option
 @json_option
 def record(
-    spec: str, out: Path, anchors: int | None, probes: int | None, budget: float | None, coords: int | None,
-    sketch: bool, jobs: int | None, seed: int, threads: int, as_json: bool,
+    spec: str, out: Path, anchors: int | None, probes: int | None, budget: float | None, reuse: tuple[Path, ...],
+    coords: int | None, sketch: bool, jobs: int | None, seed: int, threads: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Train TASK once, and the probes, and keep what predictions need in the directory --out.
 
@@ -71,10 +80,11 @@ def record(
     task = load_task(spec, out)
     remember_task(out, spec, task)
     began = time.monotonic()
-    with progress_bars(quiet=as_json) as progress:
+    with progress_bars(quiet=as_json) as progress, warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # it is told below
         recording.record(
             task, out, anchors=anchors, probes=probes, budget=budget, coords=coords, seed=seed, sketch=sketch,
-            jobs=jobs, progress=progress,
+            jobs=jobs, progress=progress, reuse=reuse,
         )  # fmt: skip
     tell(out, time.monotonic() - began, as_json)
 
@@ -90,6 +100,10 @@ def tell(run: Path, seconds: float, as_json: bool) -> None:
     if facts["cost"]:
         parts = ", ".join(f"{name} {value:.3g}" for name, value in facts["cost"].items())
         say(f"  cost in runs: {sum(facts['cost'].values()):.3g} ({parts})")
+    if facts["budget"] is not None:
+        say(f"  {facts['budget']}")
+    for again in facts["trained_again"]:
+        say(f"  {plain(again)}: its steps' gradients are gone, so its order was trained again")
     told = facts["seconds_of"]
     if told["answer"] is not None and (words := answer_words(**told)):
         say(f"  {words}")
@@ -109,6 +123,7 @@ def summary(path: Path) -> dict[str, Any]:
     from orderscope.names import PLAN, REFERENCE, TASK_SHARD
     from orderscope.record import load_run, true_runs
     from orderscope.sketch import SketchPlan, missing_units
+    from orderscope.spending import told_least
 
     store = RunStore.open(path)
     runs = true_runs(store)
@@ -128,6 +143,8 @@ def summary(path: Path) -> dict[str, Any]:
             "run": training_seconds(store),
             "recording": recording_seconds(store),
         },
+        "budget": told_least(plan) if plan is not None else None,
+        "trained_again": [str(e["from"]) for e in store.journal() if e.get("event") == "trained again"],
         "bytes": sum(shard.size for shard in store.describe()),
     }
 

@@ -17,7 +17,7 @@ the known states leave of theta is estimated from those, times P / m.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -29,6 +29,7 @@ from orderscope.engine.anchors import RIDGE
 from orderscope_kernels.reference import affine_weights
 
 NEAREST = 0.5
+Without = str | None | Collection[str]
 PRIOR = 0.3  # weight of a factor of one beside what the known states say of the curvature's
 
 
@@ -94,14 +95,14 @@ class HeldOut:
         return self.factor.to(self.center.dtype)
 
     def __call__(
-        self, theta: Tensor, names: Sequence[str], without: Sequence[str | None] | None = None
+        self, theta: Tensor, names: Sequence[str], without: Sequence[Without] | None = None
     ) -> dict[str, np.ndarray]:
         """Losses at weights.
 
         Args:
             theta: [rows, m].
             names: which.
-            without: for each row a run whose last state is not to be used.
+            without: for each row a run whose last state is not to be used, or several.
 
         Returns:
             name -> float64 [rows].
@@ -127,11 +128,12 @@ class HeldOut:
             factor=self._factor[used] * (self.weight * self.shares[i][used].sqrt()[:, None]),
         )
 
-    def _placed(self, theta: Tensor, without: Sequence[str | None] | None) -> _Placed:
+    def _placed(self, theta: Tensor, without: Sequence[Without] | None) -> _Placed:
         d, count = theta - self.center, len(self.runs)
         allowed = torch.ones(len(theta), count, dtype=torch.bool)
-        for row, run in enumerate(without or ()):
-            allowed[row] = torch.tensor([name != run for name in self.runs])
+        for row, runs in enumerate(without or ()):
+            left = {runs} if isinstance(runs, str) or runs is None else runs
+            allowed[row] = torch.tensor([name not in left for name in self.runs])
         square, along = (d * d).sum(1).double() * self.weight, (d @ self.spread.T).double() * self.weight
         scale = float(self.gram.diagonal().sum()) / max(1, count - 1) or float(square.mean()) or 1.0
         unit = torch.zeros(len(theta), dtype=torch.int64)

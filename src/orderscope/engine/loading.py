@@ -8,7 +8,7 @@ written again, under the next number, when true runs are added; what they were m
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,8 @@ from orderscope.errors import IncompleteRun
 from orderscope.names import REFERENCE, TABLE, TASK_SHARD
 from orderscope.record import load_run, true_runs
 from orderscope.record.segments import segment_name
-from orderscope.sketch import SketchPlan, from_bfloat16, missing_units
+from orderscope.sketch import SketchPlan, draw_coordinates, from_bfloat16, missing_units
+from orderscope.sketch.coordinates import Coordinates
 from orderscope.store import RunStore
 
 # Share of the curvature's trace that is kept: more where batches mix groups, and most in long windows, where what is
@@ -205,8 +206,39 @@ def _window(store: RunStore, attrs: dict[str, Any], read: _Mapped) -> Window:
     )
 
 
-def raw_window(store: RunStore) -> Window:
-    """The window from the shards of the recording and the sketch. Raises as `load_window`."""
+@dataclass(frozen=True)
+class Some:
+    """Some of the carried coordinates, for what only has to be about right.
+
+    Args:
+        coordinates: which of all weights these are.
+        places: which of the carried ones, int64, or None for all.
+    """
+
+    coordinates: Coordinates
+    places: Tensor | None
+
+    @classmethod
+    def of(cls, plan: SketchPlan, count: int | None) -> Some:
+        """About `count` of a plan's coordinates, all if not given."""
+        own = plan.coordinates
+        if count is None or count >= own.carried:
+            return cls(own, None)
+        places = draw_coordinates(own.carried, count, plan.seed + 1).indices
+        assert places is not None
+        return cls(Coordinates(places if own.indices is None else own.indices[places], own.size), places)
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """[..., carried] -> [..., some]."""
+        return rows if self.places is None else rows[..., self.places]
+
+
+def raw_window(store: RunStore, count: int | None = None) -> Window:
+    """The window from the shards of the recording and the sketch. Raises as `load_window`.
+
+    Args:
+        count: on how many of the carried coordinates, then without single samples; all if not given.
+    """
     plan = SketchPlan.read(store)
     missing = missing_units(store, plan)
     if missing:
@@ -217,11 +249,15 @@ def raw_window(store: RunStore) -> Window:
         )
     task = store.read(TASK_SHARD)
     order, codes = task["order"], task["group_codes"]
-    dynamics, batches, coordinates = recorded_dynamics(store, plan.coordinates), Batches(order), plan.coordinates
-    own = own_anchors(dynamics, batches, _runs_with_anchors(store, batches, true_runs(store)))
+    some = Some.of(plan, count)
+    coordinates = some.coordinates
+    dynamics, batches = recorded_dynamics(store, coordinates), Batches(order)
+    runs = _runs_with_anchors(store, batches, true_runs(store))
+    own = own_anchors(dynamics, batches, [replace(run, gradient=some(run.gradient)) for run in runs])
     shared = _anchor_states(store, plan, coordinates.indices)
-    rows = torch.cat([_table(store, plan), own.gradients], dim=1)
-    samples, place = _sample_rows(store, plan)
+    rows = torch.cat([some(_table(store, plan)), own.gradients], dim=1)
+    sampled = tuple(i for i, a in enumerate(plan.anchors) if a.samples and some.places is None)
+    samples, place = _sample_rows(store, plan) if sampled else (rows.new_zeros(0, rows.shape[2]), np.zeros(0, int))
     theta = dynamics.start.theta
     exact = theta.dtype == torch.float64 or 4 * (2 * rows.numel() + samples.numel()) <= EXACT_BYTES
     kept = theta.dtype if exact else torch.bfloat16
@@ -229,7 +265,7 @@ def raw_window(store: RunStore) -> Window:
     fractions = group_fractions(order, codes, len(store.attrs(TASK_SHARD)["group_names"]))
     mixed = bool(((fractions > 0).sum(1) > 1).any())
     energy = LONG_ENERGY if len(order) > LONG else MIXED_ENERGY if mixed else ENERGY
-    factors = _factors(store, plan, coordinates.weight, energy, fractions.shape[1])
+    factors = _factors(store, plan, some, energy, fractions.shape[1])
     factor = torch.cat(factors).to(theta.dtype)
     crossed = torch.cat([part.to(theta.dtype) @ factor.T for part in anchors.spread.split(4096)])
     return Window(
@@ -239,7 +275,7 @@ def raw_window(store: RunStore) -> Window:
         stands=stands_for(own.gradients, own.norms, own.known, coordinates.weight),
         known=torch.cat([torch.ones(len(order), len(shared), dtype=torch.bool), own.known], dim=1),
         entries=torch.cat([samples.to(kept), rows.flatten(0, 1).to(kept)]),
-        sample_anchors=tuple(i for i, a in enumerate(plan.anchors) if a.samples),
+        sample_anchors=sampled,
         sample_place=place,
         fractions=fractions,
         has_grad=load_run(store, REFERENCE, gradients=False).has_grad if dynamics.masked else None,
@@ -251,6 +287,18 @@ def raw_window(store: RunStore) -> Window:
         anchor_runs=(*(a.run for a in plan.anchors), *own.runs),
         final=coordinates.take(load_run(store, REFERENCE, gradients=False).theta()[-1]),
     )
+
+
+def halved(store: RunStore, window: Window, count: int | None) -> Window:
+    """A raw window on as many coordinates with half of the curvature's rows."""
+    plan = SketchPlan.read(store)
+    mixed = bool(((window.fractions > 0).sum(1) > 1).any())
+    some = Some.of(plan, count)
+    factors = _factors(store, plan, some, MIXED_ENERGY if mixed else ENERGY, window.fractions.shape[1], every=2)
+    factor = torch.cat(factors).to(window.dtype)
+    crossed = torch.cat([part.to(window.dtype) @ factor.T for part in window.anchors.spread.split(4096)])
+    kept = factor if window.dtype == torch.float64 else factor.bfloat16()
+    return replace(window, factor=kept, sizes=tuple(map(len, factors)), crossed=crossed)
 
 
 def extended(store: RunStore, window: Window, runs: Sequence[str]) -> Window:
@@ -285,31 +333,33 @@ def _runs_with_anchors(store: RunStore, batches: Batches, names: Sequence[str]) 
     return [run for run in runs if (batches.index(run.order[None])[0] < len(batches.order)).any()]
 
 
-def raw_held_out(store: RunStore, window: Window, before: HeldOut | None) -> HeldOut | None:
+def raw_held_out(store: RunStore, window: Window, before: HeldOut | None, count: int | None = None) -> HeldOut | None:
     """What held-out losses are told by, from the known states and the pseudo-gradients of held-out rows.
 
     Args:
         before: as it was, where the pseudo-gradients' products with earlier states are known; those with later states
             are estimated from the carried coordinates, as far as earlier states do not span them.
+        count: on how many of the carried coordinates; as the window.
     """
     plan = SketchPlan.read(store)
+    some = Some.of(plan, count)
     if not plan.metrics:
         return None
     if not plan.held_out_ids and before is None:
         return _single_expansion(store, window, plan)
     runs = [run for run in true_runs(store) if f"sketch/known/{run}" in store]
-    names, indices = tuple(plan.metrics), plan.coordinates.indices
-    size, weight = plan.size, plan.coordinates.weight
+    names, indices = tuple(plan.metrics), some.coordinates.indices
+    size, weight = plan.size, some.coordinates.weight
     states = [_last_state(store, run) for run in runs]
     slopes = [[_slopes(store, run, name) for name in names] for run in runs]
-    count = len(runs)
-    gram = torch.zeros(count, count, dtype=torch.float64)
-    along = torch.zeros(len(names), count, count, dtype=torch.float64)
+    known = len(runs)
+    gram = torch.zeros(known, known, dtype=torch.float64)
+    along = torch.zeros(len(names), known, known, dtype=torch.float64)
     rows = None if before is not None else _held_out_rows(store, plan, names)
     full = rows is not None and rows[0].shape[1] == size
-    crossed = torch.zeros(0 if rows is None else len(rows[0]), count, dtype=torch.float64)
+    crossed = torch.zeros(0 if rows is None else len(rows[0]), known, dtype=torch.float64)
     take = slice(None) if indices is None else indices
-    spread = torch.empty(count, plan.carried, dtype=window.dtype)
+    spread = torch.empty(known, some.coordinates.carried, dtype=window.dtype)
     for k, state in enumerate(states):
         spread[k] = torch.from_numpy(np.asarray(state[take] - states[0][take]))
     for low in range(0, size, CHUNK):
@@ -326,15 +376,15 @@ def raw_held_out(store: RunStore, window: Window, before: HeldOut | None) -> Hel
     if before is not None:
         factor, shares = before.factor, before.shares
         old = [runs.index(run) for run in before.runs]
-        crossed = torch.zeros(len(factor), count, dtype=torch.float64)
+        crossed = torch.zeros(len(factor), known, dtype=torch.float64)
         crossed[:, old] = before.crossed
-        new = [k for k in range(count) if k not in old]
+        new = [k for k in range(known) if k not in old]
         if new:
             place = before._placed(before.center + spread[new], None)
             crossed[:, new] = (place.weights @ before.crossed.T + place.bent).T
     else:
         assert rows is not None
-        factor, shares = rows[0] if not full else rows[0][:, take], rows[1]
+        factor, shares = rows[0][:, take] if full else some(rows[0]), rows[1]
         if not full:
             crossed = (factor.to(window.dtype) @ spread.T).double() * weight
     kept = factor if window.dtype == torch.float64 else factor.to(torch.bfloat16)
@@ -389,15 +439,15 @@ def _held_out_rows(store: RunStore, plan: SketchPlan, names: Sequence[str]) -> t
     return torch.cat(rows), shares / shares.sum(1, keepdim=True).clamp_min(1)
 
 
-def _factors(store: RunStore, plan: SketchPlan, weight: float, energy: float, groups: int) -> list[Tensor]:
-    """The curvature of each group, [rank, m]."""
+def _factors(store: RunStore, plan: SketchPlan, some: Some, energy: float, groups: int, every: int = 1) -> list[Tensor]:
+    """The curvature of each group, [rank, m], of every so many rows."""
     blocks: list[list[Tensor]] = [[] for _ in range(groups)]
     for block in range(len(plan.curvature_ids)):
         name = f"sketch/curvature/b{block:03d}"
-        blocks[store.attrs(name)["group"]].append(from_bfloat16(store.map(name, "rows")))
-    found = []
+        blocks[store.attrs(name)["group"]].append(some(from_bfloat16(store.map(name, "rows"))[::every]))
+    found, weight = [], some.coordinates.weight
     for parts in blocks:
-        rows = torch.cat(parts) if parts else torch.zeros(0, plan.carried, dtype=torch.bfloat16)
+        rows = torch.cat(parts) if parts else torch.zeros(0, some.coordinates.carried, dtype=torch.bfloat16)
         found.append(compress(rows, energy).float() * (weight / max(1, len(rows))) ** 0.5)
     return found
 

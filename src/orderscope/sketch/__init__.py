@@ -1,7 +1,14 @@
 """What is computed once a run, as a list of independent units: gradients at the anchors, curvature, metrics."""
 
 from orderscope.sketch.coordinates import Coordinates, draw_coordinates
-from orderscope.sketch.plan import Anchor, SketchPlan, make_plan, missing_units, require_probes
+from orderscope.sketch.plan import (
+    Anchor,
+    SketchPlan,
+    make_plan,
+    missing_units,
+    next_plan,
+    require_probes,
+)
 from orderscope.sketch.stage import SketchStage, from_bfloat16, stored_split, write_split
 
 __all__ = [
@@ -13,6 +20,7 @@ __all__ = [
     "from_bfloat16",
     "make_plan",
     "missing_units",
+    "next_plan",
     "require_probes",
     "stored_split",
     "write_split",

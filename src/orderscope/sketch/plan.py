@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from orderscope.errors import IncompleteRun
-from orderscope.names import PLAN, REFERENCE, TABLE
+from orderscope.names import PLAN, REFERENCE, TABLE, latest_plan
 from orderscope.sketch.coordinates import Coordinates, draw_coordinates
 from orderscope.store import RunStore
 
@@ -50,6 +50,9 @@ class SketchPlan:
         held_out_ids: distinct held-out rows that pseudo-gradients are drawn for, in blocks; see
             `orderscope.sketch.held_out`. Runs of earlier versions have none: there a unit is drawn for each metric.
         held_out_draws: pseudo-gradients a row.
+        grows: whether what is bought was or is decided by measurement; see `orderscope.spending`.
+        settled: whether nothing more is bought.
+        measured: what the decision for this plan rests on.
         batch: samples a step, steps: T.
         probes: true runs under other orders that belong to the recording.
     """
@@ -68,6 +71,9 @@ class SketchPlan:
     probes: int = 0
     held_out_ids: list[list[int]] = field(default_factory=list)
     held_out_draws: int = 1
+    grows: bool = False
+    settled: bool = True
+    measured: dict[str, float] = field(default_factory=dict)
 
     @property
     def coordinates(self) -> Coordinates:
@@ -106,10 +112,15 @@ class SketchPlan:
         """Raises: IncompleteRun where nothing was planned yet."""
         if PLAN not in store:
             raise IncompleteRun("a run without a sketch", "a sketched run", "run `orderscope sketch` on it")
-        attrs = store.attrs(PLAN)
+        attrs = store.attrs(latest_plan(store.names(PLAN)))
         attrs["anchors"] = [Anchor(**a) for a in attrs["anchors"]]
         attrs["blocks"] = [(int(a), int(b)) for a, b in attrs["blocks"]]
         return cls(**attrs)
+
+
+def next_plan(store: RunStore) -> str:
+    """Name of the plan that will supersede the one that counts."""
+    return f"{PLAN}-{len(store.names(PLAN)):03d}"
 
 
 def missing_units(store: RunStore, plan: SketchPlan) -> list[str]:
@@ -144,6 +155,7 @@ def make_plan(
     held_out: Sequence[int] = (),
     held_out_draws: int = 1,
     probes: int = 0,
+    anchors_used: int | None = None,
 ) -> SketchPlan:
     """Decide a sketch for what was recorded.
 
@@ -156,9 +168,10 @@ def make_plan(
         metrics: held-out sets and their rows.
         held_out: distinct held-out rows to draw pseudo-gradients for, `held_out_draws` each.
         probes: true runs under other orders.
+        anchors_used: how many of the boundaries become anchors, from the first; all if not given.
     """
     carried = min(coords, size)
-    anchors = [Anchor(REFERENCE, k, int(step), False) for k, step in enumerate(boundaries) if k]
+    anchors = [Anchor(REFERENCE, k, int(step), False) for k, step in enumerate(boundaries) if k][:anchors_used]
     own = list(range(len(anchors)))
     kept = (
         {own[round(i)] for i in np.linspace(0, len(own) - 1, min(sample_anchors, len(own)))} if sample_anchors else {}
