@@ -36,8 +36,8 @@ jobs_option = click.option(
     "--probes",
     type=click.IntRange(min=0),
     help="True runs under other orders. They give every prediction its error bar."
-    f" Default: {DEFAULT.probes}; {MIXED.probes} where batches mix groups, {PARTIAL.probes} where not all weights are"
-    " carried.",
+    f" Default: {DEFAULT.probes}; {MIXED.probes} where batches mix groups, {PARTIAL.probes} where few of many weights"
+    " are carried.",
 )
 @click.option(
     "--budget",
