@@ -129,7 +129,7 @@ def record(
             before = SketchPlan.read(store)
             budget = before.measured.get("asked") if before.grows else budget
             if measuring and not before.grows:
-                anchors, probes, curvature_rows = allotted(task, None, None, None, None, coords)
+                anchors, probes, curvature_rows = allotted(task, None, None, None, None)
             measuring = before.grows
         purse = Purse(store, began, budget)
         ends = least_boundaries(task.steps, budget) if measuring else spaced(task.steps, anchors or 1)
