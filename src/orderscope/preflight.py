@@ -25,6 +25,7 @@ import numpy as np
 import torch
 
 from orderscope import recording
+from orderscope.budget import LEAST
 from orderscope.engine.batches import Batches
 from orderscope.engine.completed import held_bytes
 from orderscope.engine.compress import GRAM_COORDS
@@ -119,6 +120,7 @@ def preflight(
         OrderscopeError: recording would fail at its start.
     """
     coords = recording.coordinates_of(task) if coords is None else coords
+    budget = None if budget is None else max(budget, LEAST)  # the least is done all the same
     anchors, probes, rows = recording.allotted(task, anchors, probes, curvature_rows, budget)
     ends = recording.spaced(task.steps, anchors)
     plan = recording.sketch_plan(task, ends, sample_anchors, coords, rows, seed, probes)

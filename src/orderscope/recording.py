@@ -33,7 +33,16 @@ from orderscope.sketch import (
     write_split,
 )
 from orderscope.sketch.held_out import drawn_rows, held_out_rows
-from orderscope.spending import HELD_OUT_DRAWN, KEPT_THIRD, LEAST_PROBES, Purse, bought, told_least
+from orderscope.spending import (
+    HELD_OUT_DRAWN,
+    KEPT_THIRD,
+    LEAST_ANCHORS,
+    LEAST_PROBES,
+    MOST_AT_ONCE,
+    Purse,
+    bought,
+    told_least,
+)
 from orderscope.store import RunStore
 from orderscope.task import Task
 from orderscope.work import Piece, Sketching, Training, complete, further, share, sketching
@@ -141,8 +150,9 @@ def record(
             check_reached(store, coordinates)
         if PLAN not in store:
             if measuring:
-                least = max(LEAST_PROBES, len(given))
-                plan = sketch_plan(task, ends, sample_anchors, coords, LEAST_ROWS, seed, least, anchors_used=1,
+                least, rows = max(LEAST_PROBES, len(given)), len(np.unique(task.order))
+                rows = int(np.clip(rows, LEAST_ROWS, MOST_AT_ONCE))
+                plan = sketch_plan(task, ends, sample_anchors, coords, rows, seed, least, anchors_used=LEAST_ANCHORS,
                                    held_out=HELD_OUT_DRAWN)  # fmt: skip
                 asked = {} if budget is None else {"asked": float(budget)}
                 plan = replace(plan, grows=True, settled=False, measured=asked)
@@ -177,7 +187,7 @@ def record(
             if plan.settled or built:
                 break
             complete(task, store, sketching(store), jobs=jobs, executor=executor, progress=_stage(progress, "sketch"))
-            plan = bought(store, plan, purse, len(np.unique(task.order)), MIXED_ROWS, mixed=_mixed(task))
+            plan = bought(store, plan, purse, len(np.unique(task.order)), MIXED_ROWS)
             store.write(next_plan(store), {}, plan.attrs())
         if sketch:
             _finish(task, store, jobs, executor, progress)
@@ -395,6 +405,7 @@ def sketch_plan(
     if sample_anchors is None:
         fit = SAMPLE_BYTES // (2 * used * carried)
         sample_anchors = min(2, fit) or int(2 * used * carried <= 8 * SAMPLE_BYTES)
+        sample_anchors = sample_anchors if anchors_used is None else min(1, sample_anchors)
     rows = held_out_rows(task)
     wanted = held_out or int(np.clip(HELD_OUT_PASSES * task.order.size, LEAST_HELD_OUT, MOST_HELD_OUT))
     chosen = drawn_rows(rows, wanted) if rows.samples else np.zeros(0, dtype=np.int64)

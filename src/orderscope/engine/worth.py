@@ -1,8 +1,8 @@
 """What each ingredient of a recording is worth, measured on the true runs before more of it is bought.
 
 The true runs are predicted, each without its own anchors and last state, with all there is; then without half of the
-other runs, without one of the shared anchors, and with half of the curvature's rows. How much the error grows is what
-the missing part was worth.
+other runs, and with half of the curvature's rows. How much the error grows is what the missing part was worth.
+Shared anchors cannot be judged so, see `orderscope.budget.falling`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from orderscope.store import RunStore
 from orderscope.threads import one_thread
 
 COORDS = 4096  # text_24 (34,528 weights): 0.15 s of CPU instead of 0.6 s, and the growths are of the same size
-PROBES, ANCHORS, CURVATURE = "probes", "anchors", "curvature"
+PROBES, CURVATURE = "probes", "curvature"
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Worth:
 
     Args:
         error: with all there is.
-        growth: by how much more without half of the other probes, one of the anchors, half of the curvature.
+        growth: by how much more without half of the other probes, and without half of the curvature.
         runs: how many runs were predicted.
         left: how many of the other probes were left out of how many, the mean over the runs.
     """
@@ -50,30 +50,27 @@ def worth(store: RunStore, coords: int | None = COORDS) -> Worth | None:
     if held_out is None or len(names) < 2:
         return None
     true = [load_run(store, run, gradients=False) for run in names]
-    anchors, count = np.array(window.anchor_runs), window.anchors.shared
+    anchors = np.array(window.anchor_runs)
     without: list[frozenset[str]] = [frozenset({run}) for run in names]
     for i, run in enumerate(names):
         others = [other for other in names if other != run]
         without.append(frozenset({run, *others[i % 2 :: 2]}))
-    without += without[: len(names)]
     allowed = torch.from_numpy(np.stack([~np.isin(anchors, list(left)) for left in without]))
-    # The reference's name is that of the shared anchors too, which nothing above leaves out.
-    allowed[2 * len(names) :, count - 1] = False
     orders = np.array([run.order for run in true])
     with one_thread():
-        units = units_of(window, Batches(window.order), np.concatenate([orders] * 3))
+        units = units_of(window, Batches(window.order), np.concatenate([orders] * 2))
         found = replay(window, units, allowed=allowed).theta
         units = units_of(window, Batches(window.order), orders)
         half = replay(halved(store, window, coords), units, allowed=allowed[: len(names)]).theta
         values = held_out(torch.cat([found, half]), held_out.names, [*without, *without[: len(names)]])
-    errors = np.zeros(4)
+    errors = np.zeros(3)
     for name in held_out.names:
         truth = np.array([run.metrics[-1][name] for run in true])
         reference = load_run(store, REFERENCE, gradients=False).metrics[-1][name]
         sigma = np.append(truth, reference).std(ddof=1)
         if sigma > 0:
-            errors += np.abs(values[name].reshape(4, -1) - truth).mean(1) / sigma
+            errors += np.abs(values[name].reshape(3, -1) - truth).mean(1) / sigma
     errors /= len(held_out.names)
-    growth = {part: float(e - errors[0]) for part, e in zip((PROBES, ANCHORS, CURVATURE), errors[1:], strict=True)}
-    left = float(np.mean([len(w) - 1 for w in without[len(names) : 2 * len(names)]]))
+    growth = {part: float(e - errors[0]) for part, e in zip((PROBES, CURVATURE), errors[1:], strict=True)}
+    left = float(np.mean([len(w) - 1 for w in without[len(names) :]]))
     return Worth(float(errors[0]), growth, len(names), left)
