@@ -106,7 +106,9 @@ def test_a_budget_is_spent_and_not_exceeded(task: osc.Task, tmp_path: Path) -> N
     assert plan.draws == 2
     assert 1 + probes + len(plan.anchors) + plan.draws == 9
     with pytest.raises(osc.OrderscopeError, match=r"budget=3 runs.*at least 5"):
-        osc.record(task, tmp_path / "other", budget=3)
+        osc.record(task, tmp_path / "other", budget=3, sketch=False)  # where nothing can be measured
+    with pytest.warns(UserWarning, match=r"the least recording costs about .* runs, more than a budget of 3"):
+        osc.record(task, tmp_path / "least", budget=3)
     with pytest.raises(osc.OrderscopeError, match=r"budget= and probes=.*one or the other"):
         osc.record(task, tmp_path / "other", budget=9, probes=3)
 
