@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from orderscope import spending
 from orderscope.budget import allot, shares
 from orderscope.costs import cpu_seconds, training_seconds
 from orderscope.engine.driven import check_loop, check_reached
@@ -26,7 +27,6 @@ from orderscope.reuse import reused_orders, take_over, with_reused
 from orderscope.sketch import SketchPlan, SketchStage, draw_coordinates, make_plan, next_plan, write_split
 from orderscope.sketch.held_out import drawn_rows, held_out_rows
 from orderscope.spending import (
-    HELD_OUT_DRAWN,
     KEPT_THIRD,
     LEAST_ANCHORS,
     LEAST_PROBES,
@@ -143,8 +143,10 @@ def record(
             if measuring:
                 least, rows = max(LEAST_PROBES, len(given)), len(np.unique(task.order))
                 rows = int(np.clip(rows, LEAST_ROWS, MOST_AT_ONCE))
+                drawn = int(np.clip(spending.HELD_OUT_PASSES * task.order.size, spending.LEAST_HELD_OUT,
+                                    spending.MOST_HELD_OUT))  # fmt: skip
                 plan = sketch_plan(task, ends, sample_anchors, coords, rows, seed, least, anchors_used=LEAST_ANCHORS,
-                                   held_out=HELD_OUT_DRAWN)  # fmt: skip
+                                   held_out=drawn)  # fmt: skip
                 asked = {} if budget is None else {"asked": float(budget)}
                 plan = replace(plan, grows=True, settled=False, measured=asked)
             else:
@@ -167,8 +169,8 @@ def record(
         checked = 0
         while True:
             wanted = plan.probes if measuring else probes or 0
-            drawn = growing_orders(task, wanted, seed) if measuring else probe_orders(task, wanted, seed)
-            orders = with_reused(given, drawn, growing=measuring)
+            fresh = growing_orders(task, wanted, seed) if measuring else probe_orders(task, wanted, seed)
+            orders = with_reused(given, fresh, growing=measuring)
             pieces: list[Piece] = [Training(f"probe-{i}", x, (0, task.steps)) for i, x in enumerate(orders)]
             later = {*plan.known_units(), *plan.held_out_units()} if plan.held_out_ids else set[str]()
             pieces += [piece for piece in sketching(store) if piece.name not in later] if sketch else []
