@@ -12,7 +12,7 @@ import pytest
 import orderscope as osc
 import tasks_tiny
 from orderscope import recording, spending
-from orderscope.budget import Held, falling, purchase
+from orderscope.budget import Held, affordable, falling, purchase
 from orderscope.costs import cpu_seconds
 from orderscope.engine.worth import worth
 from orderscope.record import has_gradients, load_run, true_runs
@@ -20,37 +20,37 @@ from orderscope.recording import growing_orders
 from orderscope.sketch import SketchPlan
 from orderscope.store import RunStore
 
-MOST = {"probes": 100, "anchors": 2, "curvature": 9}
-
 
 @pytest.fixture(scope="module")
 def task() -> osc.Task:
     return osc.Task(**tasks_tiny.char())
 
 
+RUN = 0.1
+
+
 @pytest.fixture
-def a_run_of_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+def a_longer_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tiny task costs little beside what cannot be avoided, so that a budget would buy the least only."""
-    monkeypatch.setattr(spending, "training_seconds", lambda store: 1.0)
+    monkeypatch.setattr(spending, "training_seconds", lambda store: RUN)
 
 
 def test_the_greediest_purchase_minimises_what_the_law_foretells() -> None:
-    prices = {"probes": 1.0, "anchors": 1.0, "curvature": 1.0}
-    falls = {"probes": 2.0, "anchors": 0.0, "curvature": 1.0}
-    found = purchase(1.0, falls, Held(1, 1, 1), prices, 6.0, most=MOST)
+    prices = {"probes": 1.0, "curvature": 1.0}
+    falls = {"probes": 2.0, "curvature": 1.0}
+    found = purchase(1.0, falls, Held(1, 1), prices, 6.0, most_curvature=9)
 
     def foretold(probes: int, passes: int) -> float:
         return falls["probes"] / (probes + 1) + falls["curvature"] / passes
 
     every = {(p, 8 - p): foretold(p, 8 - p) for p in range(1, 8)}
     assert (found.probes, found.curvature) == min(every, key=lambda key: every[key])
-    assert found.anchors == 1
 
 
 def test_it_stops_where_another_run_narrows_the_error_by_less_than_it_adds_to_the_cost() -> None:
-    prices = {"probes": 1.0, "anchors": math.inf, "curvature": math.inf}
-    falls = {"probes": 4.0, "anchors": 0.0, "curvature": 0.0}
-    held = purchase(2.0, falls, Held(3, 1, 1), prices, 90.0, most=MOST, spent=20.0)
+    prices = {"probes": 1.0, "curvature": math.inf}
+    falls = {"probes": 4.0, "curvature": 0.0}
+    held = purchase(2.0, falls, Held(3, 1), prices, 90.0, most_curvature=9, spent=20.0)
     rest = 2.0 - falls["probes"] / 4  # what probes do not touch
 
     def product(probes: int) -> float:
@@ -62,7 +62,7 @@ def test_it_stops_where_another_run_narrows_the_error_by_less_than_it_adds_to_th
 
 def test_what_was_measured_outweighs_the_prior_as_runs_are_added() -> None:
     growth = {"probes": 0.0, "curvature": 0.5}
-    few, many = (falling(1.0, growth, Held(n, 1, 2)) for n in (3, 30))
+    few, many = (falling(1.0, growth, Held(n, 2)) for n in (3, 30))
     assert many["curvature"] > few["curvature"]
     assert many["probes"] / 31 < few["probes"] / 4
 
@@ -73,22 +73,34 @@ def test_orders_stay_the_same_however_many_there_are(task: osc.Task) -> None:
     assert len({order.tobytes() for order in many}) == 9
 
 
-@pytest.mark.usefixtures("a_run_of_a_second")
+@pytest.mark.parametrize("budget", [22.0, 30.0, 45.0])
+@pytest.mark.parametrize("mixed", [False, True])
+def test_what_is_affordable_costs_no_more_and_nearly_as_much(budget: float, mixed: bool) -> None:
+    held = affordable(budget, 0.5, mixed=mixed, partial=False, most_passes=9)
+    assert budget - 4 < held.cost(0.5, mixed=mixed) <= budget
+    partial = affordable(budget, 0.5, mixed=mixed, partial=True, most_passes=9)
+    assert partial.curvature == 1
+    assert partial.probes > held.probes
+
+
+@pytest.mark.usefixtures("a_longer_run")
 def test_a_budget_is_honoured(task: osc.Task, tmp_path: Path) -> None:
-    spent, probes = [], []
-    for budget in (3, 6):
+    spent, plans = [], []
+    for budget in (25, 60):
         began = cpu_seconds()
         store = osc.record(task, tmp_path / str(budget), budget=budget, jobs=1)
         osc.Simulator(store.path).predict(task.order[None])
-        spent.append(cpu_seconds() - began)
+        spent.append((cpu_seconds() - began) / RUN)
         plan = SketchPlan.read(store)
-        probes.append(plan.probes)
+        plans.append(plan)
         assert plan.settled
         assert f"probe-{plan.probes - 1}" in true_runs(store)
         assert f"probe-{plan.probes}" not in true_runs(store)
-    assert spent[0] < 3 + 2
-    assert spent[1] < 6 + 2
-    assert probes[0] < probes[1]
+    assert spent[0] < 25 + 5
+    assert spent[1] < 60 + 10
+    assert "error" not in plans[0].measured  # too little for measuring
+    assert plans[1].measured["error"] > 0
+    assert plans[1].probes > plans[0].probes
 
 
 def test_a_budget_below_the_least_buys_the_least_and_says_so(task: osc.Task, tmp_path: Path) -> None:
@@ -106,7 +118,7 @@ class Stopped(BaseException):
     pass
 
 
-@pytest.mark.usefixtures("a_run_of_a_second")
+@pytest.mark.usefixtures("a_longer_run")
 def test_a_stopped_recording_goes_on_with_what_was_decided(
     task: osc.Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -116,7 +128,7 @@ def test_a_stopped_recording_goes_on_with_what_was_decided(
     with monkeypatch.context() as patch:
         patch.setattr(recording, "build_table", stop)
         with pytest.raises(Stopped):
-            osc.record(task, tmp_path / "run", budget=4, jobs=1)
+            osc.record(task, tmp_path / "run", budget=60, jobs=1)
     before = SketchPlan.read(RunStore.open(tmp_path / "run"))
     assert before.settled
 
@@ -124,12 +136,12 @@ def test_a_stopped_recording_goes_on_with_what_was_decided(
         raise AssertionError("decided twice")
 
     monkeypatch.setattr(recording, "bought", never)
-    store = osc.record(task, tmp_path / "run", budget=4, jobs=1)
+    store = osc.record(task, tmp_path / "run", budget=60, jobs=1)
     assert SketchPlan.read(store) == before
     osc.Simulator(store.path).predict(task.order[None])
 
 
-@pytest.mark.usefixtures("a_run_of_a_second")
+@pytest.mark.usefixtures("a_longer_run")
 def test_stopped_in_the_least_it_decides_and_goes_on(
     task: osc.Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,9 +151,9 @@ def test_stopped_in_the_least_it_decides_and_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr(recording, "bought", stop)
         with pytest.raises(Stopped):
-            osc.record(task, tmp_path / "run", budget=4, jobs=1)
+            osc.record(task, tmp_path / "run", budget=60, jobs=1)
     assert not SketchPlan.read(RunStore.open(tmp_path / "run")).settled
-    assert SketchPlan.read(osc.record(task, tmp_path / "run", budget=4, jobs=1)).settled
+    assert SketchPlan.read(osc.record(task, tmp_path / "run", budget=60, jobs=1)).settled
 
 
 def test_worth_is_measured_on_what_there_is(task: osc.Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,7 +238,7 @@ def test_by_default_it_stops_by_itself(task: osc.Task, tmp_path: Path, monkeypat
     assert osc.Simulator(store.path).predict(task.order[None]).metrics["eval"].shape == (1,)
 
 
-@pytest.mark.usefixtures("a_run_of_a_second")
+@pytest.mark.usefixtures("a_longer_run")
 def test_it_goes_on_as_it_was_begun(task: osc.Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever a later call says of budgets and counts."""
 
@@ -236,11 +248,11 @@ def test_it_goes_on_as_it_was_begun(task: osc.Task, tmp_path: Path, monkeypatch:
     with monkeypatch.context() as patch:
         patch.setattr(recording, "bought", stop)
         with pytest.raises(Stopped):
-            osc.record(task, tmp_path / "budget", budget=40, jobs=1)
+            osc.record(task, tmp_path / "budget", budget=62, jobs=1)
     with monkeypatch.context() as patch:
         patch.setattr(spending, "purchase", lambda error, falls, held, *args, **keywords: held)
         store = osc.record(task, tmp_path / "budget", jobs=1)
-    assert SketchPlan.read(store).measured["budget"] == 40
+    assert SketchPlan.read(store).measured["budget"] == 62
     counts = osc.record(task, tmp_path / "counts", sketch=False, jobs=1)
     plan = SketchPlan.read(counts)
     assert SketchPlan.read(osc.record(task, tmp_path / "counts", budget=5, jobs=1)) == plan

@@ -33,16 +33,7 @@ from orderscope.sketch import (
     write_split,
 )
 from orderscope.sketch.held_out import drawn_rows, held_out_rows
-from orderscope.spending import (
-    HELD_OUT_DRAWN,
-    KEPT_THIRD,
-    LEAST_ANCHORS,
-    LEAST_PROBES,
-    MOST_AT_ONCE,
-    Purse,
-    bought,
-    told_least,
-)
+from orderscope.spending import Purse, bought, told_least
 from orderscope.store import RunStore
 from orderscope.task import Task
 from orderscope.work import Piece, Sketching, Training, complete, further, share, sketching
@@ -54,7 +45,8 @@ LEAST_ROWS, MOST_ROWS = 512, 4096  # pseudo-gradients of training samples
 MIXED_ROWS = 4608  # the most where batches mix groups
 HELD_OUT_PASSES, LEAST_HELD_OUT, MOST_HELD_OUT = 1.5, 512, 1152  # pseudo-gradients of held-out rows
 SAMPLE_BYTES = 1 << 27  # of single samples' gradients in all
-BY_MEASURING = False  # whether what is bought is decided by measurement where nothing is asked
+ANCHORS = 2  # shared ones of a budget: see `orderscope.budget`
+BY_MEASURING = False  # whether a budget is kept to where none is given
 IN_PROCESS = 0.4  # seconds of training below which starting processes costs more than they save
 Progress = Callable[[str, int, int], None]
 
@@ -141,7 +133,7 @@ def record(
                 anchors, probes, curvature_rows = allotted(task, None, None, None, None)
             measuring = before.grows
         purse = Purse(store, began, budget)
-        ends = least_boundaries(task.steps, budget) if measuring else spaced(task.steps, anchors or 1)
+        ends = spaced(task.steps, ANCHORS if measuring else anchors or 1)
         record_run(task, store, REFERENCE, task.order, ends, coords=coordinates.indices,
                    progress=_stage(progress, "train the reference"))  # fmt: skip
         built = table_number(store) is not None
@@ -150,12 +142,13 @@ def record(
             check_reached(store, coordinates)
         if PLAN not in store:
             if measuring:
-                least, rows = max(LEAST_PROBES, len(given)), len(np.unique(task.order))
-                rows = int(np.clip(rows, LEAST_ROWS, MOST_AT_ONCE))
-                plan = sketch_plan(task, ends, sample_anchors, coords, rows, seed, least, anchors_used=LEAST_ANCHORS,
-                                   held_out=HELD_OUT_DRAWN)  # fmt: skip
-                asked = {} if budget is None else {"asked": float(budget)}
-                plan = replace(plan, grows=True, settled=False, measured=asked)
+                used = len(np.unique(task.order))
+                most = max(1, (MIXED_ROWS if _mixed(task) else MOST_ROWS) // used)
+                held, rests, settled = purse.first(mixed=_mixed(task), partial=_partial(task), most_passes=most)
+                rows = int(np.clip(held.curvature * used, LEAST_ROWS, MIXED_ROWS if _mixed(task) else MOST_ROWS))
+                plan = sketch_plan(task, ends, sample_anchors, coords, rows, seed, max(held.probes, len(given)))
+                settled = settled or not plan.metrics  # nothing tells errors apart without the model
+                plan = replace(plan, grows=True, settled=settled, measured=rests)
             else:
                 probes = max(probes or 0, len(given))
                 plan = sketch_plan(task, ends, sample_anchors, coords, curvature_rows or 1, seed, probes)
@@ -175,8 +168,8 @@ def record(
         jobs = _few_jobs(store) if jobs is None and executor is None else jobs
         while True:
             wanted = plan.probes if measuring else probes or 0
-            drawn = growing_orders(task, wanted, seed) if measuring else probe_orders(task, wanted, seed)
-            orders = with_reused(given, drawn, growing=measuring)
+            fresh = growing_orders(task, wanted, seed) if measuring else probe_orders(task, wanted, seed)
+            orders = with_reused(given, fresh, growing=measuring)
             pieces: list[Piece] = [Training(f"probe-{i}", x, (0, task.steps)) for i, x in enumerate(orders)]
             later = {*plan.known_units(), *plan.held_out_units()} if plan.held_out_ids else set[str]()
             pieces += [piece for piece in sketching(store) if piece.name not in later] if sketch else []
@@ -187,7 +180,7 @@ def record(
             if plan.settled or built:
                 break
             complete(task, store, sketching(store), jobs=jobs, executor=executor, progress=_stage(progress, "sketch"))
-            plan = bought(store, plan, purse, len(np.unique(task.order)), MIXED_ROWS)
+            plan = bought(store, plan, purse, MIXED_ROWS)
             store.write(next_plan(store), {}, plan.attrs())
         if sketch:
             _finish(task, store, jobs, executor, progress)
@@ -196,13 +189,6 @@ def record(
             if budget is not None and (line := told_least(plan)) is not None:
                 warnings.warn(line, stacklevel=2)
     return RunStore.open(path)
-
-
-def least_boundaries(steps: int, budget: float | None) -> list[int]:
-    """Steps after which the reference's states are kept where anchors are bought by measurement: the first is an anchor
-    from the beginning, the others may become some."""
-    third = max(1, round(steps / 3))
-    return sorted({0, third, steps, *([max(1, round(2 * steps / 3))] if (budget or 0) >= KEPT_THIRD else [])})
 
 
 def _check_budget(budget: float | None) -> None:
@@ -394,20 +380,15 @@ def sketch_plan(
     curvature_rows: int,
     seed: int,
     probes: int,
-    *,
-    anchors_used: int | None = None,
-    held_out: int | None = None,
 ) -> SketchPlan:
-    """The plan of a sketch whose reference keeps its states at `boundaries`, of which the first `anchors_used` become
-    anchors, all if not given, with so many pseudo-gradients of held-out rows; the rest is as given to `record`."""
+    """The plan of a sketch whose reference keeps its states at `boundaries`; the rest is as given to `record`."""
     used = len(np.unique(task.order))
     carried = min(coords, task.layout.size)
     if sample_anchors is None:
         fit = SAMPLE_BYTES // (2 * used * carried)
         sample_anchors = min(2, fit) or int(2 * used * carried <= 8 * SAMPLE_BYTES)
-        sample_anchors = sample_anchors if anchors_used is None else min(1, sample_anchors)
     rows = held_out_rows(task)
-    wanted = held_out or int(np.clip(HELD_OUT_PASSES * task.order.size, LEAST_HELD_OUT, MOST_HELD_OUT))
+    wanted = int(np.clip(HELD_OUT_PASSES * task.order.size, LEAST_HELD_OUT, MOST_HELD_OUT))
     chosen = drawn_rows(rows, wanted) if rows.samples else np.zeros(0, dtype=np.int64)
     return make_plan(
         boundaries,
@@ -423,7 +404,6 @@ def sketch_plan(
         held_out=chosen.tolist(),
         held_out_draws=max(1, round(wanted / max(1, len(chosen)))),
         probes=probes,
-        anchors_used=anchors_used,
     )
 
 
@@ -437,7 +417,7 @@ def allotted(
     """Anchors, probes and pseudo-gradients, by default or out of a budget."""
     used = len(np.unique(task.order))
     mixed = _mixed(task)
-    fixed = shares(mixed=mixed, partial=task.layout.size > COORDS_SHARE * COORDS)
+    fixed = shares(mixed=mixed, partial=_partial(task))
     if budget is not None:
         given = {"anchors": anchors, "probes": probes, "curvature_rows": curvature_rows}
         if both := [name for name, value in given.items() if value is not None]:
@@ -455,6 +435,11 @@ def allotted(
 def _mixed(task: Task) -> bool:
     """Whether batches mix groups."""
     return task.groups is None or mixes_groups(np.asarray(task.order), task.groups)
+
+
+def _partial(task: Task) -> bool:
+    """Whether only few of many weights are carried."""
+    return task.layout.size > COORDS_SHARE * COORDS
 
 
 def _check_precision(task: Task) -> None:

@@ -1,4 +1,4 @@
-"""Buy a recording by measurement: a least one first, then what narrows the error of left-out runs most for its cost."""
+"""Spend a budget of honest runs: fixed shares first, then what narrows the error of left-out runs most for its cost."""
 
 from __future__ import annotations
 
@@ -8,32 +8,21 @@ from dataclasses import replace
 
 import numpy as np
 
-from orderscope.budget import QUICK, RUNS, RUNS_OF_QUICK, Held, falling, purchase
+from orderscope.budget import QUICK, RUNS, RUNS_OF_QUICK, Held, affordable, falling, purchase
 from orderscope.costs import cpu_seconds, recording_seconds, training_seconds
 from orderscope.engine.worth import worth
 from orderscope.names import REFERENCE
-from orderscope.sketch import Anchor, SketchPlan
+from orderscope.sketch import SketchPlan
 from orderscope.store import RunStore
 
-# The second, at the end, costs 1.3 runs and takes text_96 from 0.35 to 0.27, digits from 0.59 to 0.56 (three probes).
-LEAST_ANCHORS = 2
-MOST_AT_ONCE = 2048  # curvature rows of a pass
-LEAST_PROBES = 3  # two in blocks and one shuffle: fewer calibrate nothing
-KEPT_THIRD = 30.0  # honest runs from which the reference keeps a third state: on less, two anchors are the most
-MOST_PASSES = 12
+FIRST = 0.65  # of a budget is spent in fixed shares before anything is measured, all of it where little would be left
+WORTH_IT = 4.0  # times what measuring costs must be left for it
+# What measuring costs: 2.3 runs on text_24 (0.19 s of CPU a run), 2.5 on text_mixed (0.42 s), 7 on digits (0.05 s).
+MEASURING_RUNS, MEASURING_SECONDS = 2.0, 0.2
 # CPU of building the table and of the first answer over that of measuring, for each run and anchor in the table, and
 # how many times that a pass adds: 2.1 runs on text_24 with one pass, 4.1 with three and one probe more; 4.5 on
 # text_mixed with three passes, 8.4 with six and two probes more.
 TABLE, PASS_TABLE = 0.2, 1.5
-AT_ONCE = 0.5  # of what is left is spent before measuring anew
-WORTH_IT = 4.0  # times what measuring costs must be left for it; on less the law's priors decide
-# What measuring costs, before it was done once: 2.3 runs on text_24 (0.19 s of CPU a run), 2.5 on text_mixed (0.42 s),
-# 7 on digits (0.05 s).
-MEASURING_RUNS, MEASURING_SECONDS = 2.0, 0.2
-# Pseudo-gradients of held-out rows. With 1,152, 512, 256 and 128, one anchor, five probes and one pass, two seeds, mae
-# is on text_24 0.163, 0.189, 0.175, 0.194 and 0.122, 0.141, 0.137, 0.161; on text_mixed 0.272, 0.304, 0.308, 0.260 and
-# 0.534, 0.519, 0.483, 0.668; on digits within 0.006. 256 cost 2 to 3 runs less than 512 do, with the table.
-HELD_OUT_DRAWN = 256
 
 
 class Purse:
@@ -68,73 +57,57 @@ class Purse:
     def asked(self) -> bool:
         return self._asked is not None
 
+    @property
+    def measuring(self) -> float:
+        """Honest runs that measuring costs."""
+        return MEASURING_RUNS + MEASURING_SECONDS / self.run
 
-def bought(store: RunStore, plan: SketchPlan, purse: Purse, used: int, most_rows: int) -> SketchPlan:
+    def first(self, *, mixed: bool, partial: bool, most_passes: int) -> tuple[Held, dict[str, float], bool]:
+        """What is bought before anything is measured, what that rests on, and whether it is all. To be asked once the
+        reference is recorded."""
+        settled = (1 - FIRST) * self.budget < WORTH_IT * self.measuring
+        spend = self.budget * (1 if settled else FIRST)
+        held = affordable(spend, self.run, mixed=mixed, partial=partial, most_passes=most_passes)
+        cost = held.cost(self.run, mixed=mixed)
+        rests = {"budget": self.budget, "run": self.run, "cost": cost}
+        if self._asked is not None:
+            rests["asked"] = self._asked
+        if cost > self.budget:
+            rests["short"] = 1.0
+        return held, rests, settled
+
+
+def bought(store: RunStore, plan: SketchPlan, purse: Purse, most_rows: int) -> SketchPlan:
     """The plan that comes after one whose units are all computed.
 
     Args:
-        used: samples of the order.
         most_rows: pseudo-gradients that may be drawn in all.
     """
     began = time.process_time()
     passes = _passes(plan)
-    held = Held(plan.probes, len(plan.anchors), len(passes))
+    held, rows = Held(plan.probes, len(passes)), sum(map(len, passes[0])) * plan.draws
+    table = TABLE * purse.measuring
     prices = _prices(store, plan, purse.run)
-    measuring = MEASURING_RUNS + MEASURING_SECONDS / purse.run
-    table = TABLE * measuring
-    prices |= {"probes": prices["probes"] + table, "anchors": prices["anchors"] + table,
-               "curvature": prices["curvature"] + PASS_TABLE * table}  # fmt: skip
-    reserve = table * (held.probes + 1 + held.anchors)
-    found = worth(store) if plan.metrics and purse.budget - purse.spent - reserve > WORTH_IT * measuring else None
-    left = purse.budget - purse.spent - reserve
-    parts = ("probes", "anchors", "curvature")
+    prices = {"probes": prices["probes"] + table,
+              "curvature": prices["curvature"] + PASS_TABLE * table * plan.draws}  # fmt: skip
+    reserve = table * (held.probes + 1 + len(plan.anchors)) + PASS_TABLE * table * (plan.draws - 1)
+    found = worth(store)
+    measured = {**plan.measured, "spent": purse.spent, "reserve": reserve}
+    wanted = held
     if found is not None:
-        error, falls = found.error, falling(found.error, found.growth, held, found.left)
-    elif "error" in plan.measured:  # what was found before still holds
-        error, falls = plan.measured["error"], {part: plan.measured[f"falls:{part}"] for part in parts}
-    else:
-        error, falls = 1.0, falling(1.0, None, held)
-    known = found is not None or "error" in plan.measured
-    # By the priors alone nobody can tell when to stop: text_mixed, seed 1, would with three probes, 0.415 and coverage
-    # 0.25, where twenty runs give 0.256 and 0.88.
-    stops = known and not purse.asked
-    again = found is not None and left * (1 - AT_ONCE) > WORTH_IT * measuring
-    kept = len(store.attrs(f"record/{REFERENCE}/segment-000")["boundaries"]) - 1
-    most = {"probes": 1 << 20, "anchors": kept, "curvature": min(MOST_PASSES, max(1, most_rows // max(1, used)))}
-    wanted = purchase(error, falls, held, prices, max(0.0, left * (AT_ONCE if again else 1)), most=most,
-                      spent=purse.spent + reserve if stops else None)  # fmt: skip
-    first = "budget" not in plan.measured
-    measured = {key: value for key, value in plan.measured.items() if key in ("asked", "short")}
-    measured |= {"budget": purse.budget, "spent": purse.spent, "reserve": reserve}
-    measured |= {"error": error} if known else {}
-    measured |= {f"falls:{part}": value for part, value in falls.items()}
-    if first and left <= 0:
-        measured["short"] = 1.0
-    measured |= {f"price:{part}": value for part, value in prices.items()}
+        falls = falling(found.error, found.growth, held, found.left)
+        wanted = purchase(found.error, falls, held, prices, purse.budget - purse.spent - reserve,
+                          most_curvature=max(1, most_rows // max(1, rows)),
+                          spent=None if purse.asked else purse.spent + reserve)  # fmt: skip
+        measured |= {"error": found.error} | {f"growth:{part}": value for part, value in found.growth.items()}
+        measured |= {f"price:{part}": value for part, value in prices.items()}
     store.log({"event": "bought", "cpu": time.process_time() - began, **measured})
-    return grown(store, plan, wanted, settled=not again or wanted == held, measured=measured)
-
-
-def grown(store: RunStore, plan: SketchPlan, wanted: Held, *, settled: bool, measured: dict[str, float]) -> SketchPlan:
-    """The plan with more of it; what there is keeps its place."""
-    boundaries = store.attrs(f"record/{REFERENCE}/segment-000")["boundaries"]
-    taken = {a.segment for a in plan.anchors}
-    # The end first: what leads there is least known.
-    free = [k for k in reversed(range(1, len(boundaries))) if k not in taken]
-    more = [Anchor(REFERENCE, k, int(boundaries[k]), False) for k in free[: wanted.anchors - len(plan.anchors)]]
-    passes = _passes(plan)
-    return replace(
-        plan,
-        probes=wanted.probes,
-        anchors=[*plan.anchors, *more],
-        curvature_ids=passes[0] * wanted.curvature,
-        settled=settled,
-        measured=measured,
-    )
+    more = passes[0] * wanted.curvature
+    return replace(plan, probes=wanted.probes, curvature_ids=more, settled=True, measured=measured)
 
 
 def _passes(plan: SketchPlan) -> list[list[list[int]]]:
-    """The curvature's blocks, one list for each pass over the same samples; each draws numbers of its own."""
+    """The curvature's blocks, one list for each time that the same samples come; each draws numbers of its own."""
     first = plan.curvature_ids[0]
     count = plan.curvature_ids.count(first)
     size = len(plan.curvature_ids) // count
@@ -142,8 +115,8 @@ def _passes(plan: SketchPlan) -> list[list[list[int]]]:
 
 
 def _prices(store: RunStore, plan: SketchPlan, run: float) -> dict[str, float]:
-    """Of one more probe, anchor and pass, in honest runs, by what the last ones have cost."""
-    seconds: dict[str, list[float]] = {"probe": [], "known": [], "rows": [], "curvature": []}
+    """Of one more probe and of once more the curvature, in honest runs, by what the last ones have cost."""
+    seconds: dict[str, list[float]] = {"probe": [], "known": [], "curvature": []}
     segments: dict[str, float] = {}
     for event in store.journal():
         if event.get("event") == "segment" and str(event["run"]).startswith("probe-"):
@@ -157,7 +130,6 @@ def _prices(store: RunStore, plan: SketchPlan, run: float) -> dict[str, float]:
     per_pass = len(plan.curvature_ids) / len(_passes(plan))
     return {
         "probes": (middle["probe"] + middle["known"]) / run,
-        "anchors": middle["rows"] * len(plan.blocks) / run,
         "curvature": middle["curvature"] * per_pass / run,
     }
 
@@ -166,5 +138,5 @@ def told_least(plan: SketchPlan) -> str | None:
     """One line for a budget below what the least recording costs; None where it was enough."""
     if not plan.measured.get("short"):
         return None
-    cost, budget = plan.measured["spent"] + plan.measured["reserve"], plan.measured["budget"]
+    cost, budget = plan.measured["cost"], plan.measured["budget"]
     return f"the least recording costs about {cost:.1f} runs, more than a budget of {budget:g}"

@@ -155,7 +155,6 @@ def make_plan(
     held_out: Sequence[int] = (),
     held_out_draws: int = 1,
     probes: int = 0,
-    anchors_used: int | None = None,
 ) -> SketchPlan:
     """Decide a sketch for what was recorded.
 
@@ -168,10 +167,9 @@ def make_plan(
         metrics: held-out sets and their rows.
         held_out: distinct held-out rows to draw pseudo-gradients for, `held_out_draws` each.
         probes: true runs under other orders.
-        anchors_used: how many of the boundaries become anchors, from the first; all if not given.
     """
     carried = min(coords, size)
-    anchors = [Anchor(REFERENCE, k, int(step), False) for k, step in enumerate(boundaries) if k][:anchors_used]
+    anchors = [Anchor(REFERENCE, k, int(step), False) for k, step in enumerate(boundaries) if k]
     own = list(range(len(anchors)))
     kept = (
         {own[round(i)] for i in np.linspace(0, len(own) - 1, min(sample_anchors, len(own)))} if sample_anchors else {}
