@@ -12,9 +12,11 @@ import torch
 import orderscope as osc
 import tasks_tiny
 from law_tasks import simulated
-from orderscope.search import STRATEGIES, curricula, epochs, mixtures, objective, signals, sorts, texts
+from orderscope.search import STRATEGIES, objective, texts
+from orderscope.search import step_signals as signals
 from orderscope.search.crowd import rasch
-from orderscope.search.samples import Samples, angle_concentration
+from orderscope.search.sample_signals import Samples, angle_concentration
+from orderscope.search.strategies import curricula, epochs, mixtures, sorts
 from searching import setting, yielded
 
 

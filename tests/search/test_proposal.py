@@ -13,9 +13,9 @@ import pytest
 import orderscope as osc
 import tasks_tiny
 from law_tasks import permuted_steps, simulated
-from orderscope.costs import training_seconds
+from orderscope.recording.costs import training_seconds
 from orderscope.search import STRATEGIES, Proposal, Strategy, costs, notes, register
-from orderscope.search.costs import expected_best, spent_runs
+from orderscope.search.equal_cost import expected_best, spent_runs
 
 
 @pytest.fixture(scope="module")

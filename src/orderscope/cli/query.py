@@ -24,13 +24,13 @@ from orderscope.cli.progress import progress_bars
 from orderscope.cli.table import print_table
 from orderscope.cli.tasks import need_task
 from orderscope.cli.text import figures, json_option, plain, print_json, say, signed
-from orderscope.costs import answer_words, training_seconds
 from orderscope.errors import OrderscopeError
 from orderscope.orders.npy import load_array
+from orderscope.recording.costs import answer_words, training_seconds
 
 if TYPE_CHECKING:
-    from orderscope.report.effect import Effect
-    from orderscope.simulator import Prediction, Simulator
+    from orderscope.answers.effect import Effect
+    from orderscope.simulation.simulator import Prediction, Simulator
 
 UNTRUSTED = 3
 NO_EFFECT = "no detectable effect"
@@ -95,9 +95,9 @@ def query(
         need_task(sim.task, told)
     if modelled:
         need_task(sim.task, told, f"to run the model for {', '.join(modelled)}")
-    from orderscope.report.asked import group_positions, remember_orders, resolve_order
-    from orderscope.report.effect import effects
-    from orderscope.report.known import train_orders
+    from orderscope.answers.asked import group_positions, remember_orders, resolve_order
+    from orderscope.answers.effect import effects
+    from orderscope.answers.known import train_orders
 
     orders = np.stack([resolve_order(sim, text) for text in texts])
     loaded = time.process_time()
@@ -179,7 +179,7 @@ def learning_rates(sim: Simulator, asked: Rates | None) -> np.ndarray | None:
     """Rates that `Simulator.predict` takes; None stays None."""
     if asked is None:
         return None
-    from orderscope.hyper import leading_rates
+    from orderscope.task.hyper import leading_rates
 
     recorded = leading_rates(sim.window.dynamics.hyper["lr"])
     if asked.times:
