@@ -89,7 +89,7 @@ def test_the_predicted_change_is_right_to_first_order(tmp_path):
         sim, task = simulated(kw, tmp_path / str(i), anchors=7, probes=0)
         orders = permuted_steps(task.order, 1, 6)
         truth = osc.retrain(task, orders).metrics["eval"]
-        predicted = sim.predict(orders, estimator="replay")
+        predicted = sim.predict(orders, estimator="impulse")
         missed.append(np.abs(predicted.metrics["eval"] - truth).mean())
     assert 1.7 < slope(rates, missed) < 2.6
     change = np.abs(truth - sim.reference["eval"]).mean()
@@ -98,11 +98,11 @@ def test_the_predicted_change_is_right_to_first_order(tmp_path):
 
 def test_the_reference_order_gives_the_recorded_value(tmp_path):
     sim, task = simulated(classifier() | {"max_grad_norm": 0.5}, tmp_path, anchors=3, probes=1)
-    predicted = sim.predict(task.order, estimator="replay", metrics=["eval"])
+    predicted = sim.predict(task.order, estimator="impulse", metrics=["eval"])
     assert predicted.metrics["eval"][0] == sim.reference["eval"]
     assert predicted.cost == 0
     assert not predicted.trusted.any()
-    same = sim.predict(task.order, estimator="replay", metrics=["eval"], lr=sim.window.dynamics.hyper["lr"][:, 0])
+    same = sim.predict(task.order, estimator="impulse", metrics=["eval"], lr=sim.window.dynamics.hyper["lr"][:, 0])
     assert same.metrics["eval"][0] == pytest.approx(sim.reference["eval"], abs=1e-6)
 
 
@@ -113,15 +113,15 @@ def test_other_learning_rates_are_answered_to_first_order(tmp_path):
     lr = np.linspace(0.022, 0.018, 6)
     other = osc.Task(**kw | {"scheduler": lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda t: [*lr, 0][t] / 0.02)})
     true = osc.retrain(other, task.order).metrics["eval"] - sim.reference["eval"]
-    mine = sim.predict(task.order, estimator="replay", lr=lr).metrics["eval"] - sim.reference["eval"]
+    mine = sim.predict(task.order, estimator="impulse", lr=lr).metrics["eval"] - sim.reference["eval"]
     assert mine[0] == pytest.approx(true[0], rel=0.15)
 
 
 def test_regrouped_orders_and_metrics_without_a_gradient(tmp_path):
     sim, task = simulated(classifier(), tmp_path, anchors=3, probes=0, sample_anchors=2)
     order = np.random.default_rng(0).permutation(task.order.reshape(-1)).reshape(task.order.shape)
-    predicted = sim.predict(order, estimator="replay", metrics=["eval", "accuracy"])
+    predicted = sim.predict(order, estimator="impulse", metrics=["eval", "accuracy"])
     assert np.isfinite(predicted.metrics["eval"]).all()
     assert np.isnan(predicted.metrics["accuracy"]).all()
     with pytest.raises(osc.OrderscopeError, match=r"no stored gradient of accuracy.*: eval.*ask for one of these"):
-        sim.predict(order, estimator="replay", metrics=["accuracy"])
+        sim.predict(order, estimator="impulse", metrics=["accuracy"])

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from orderscope.safe import files
 
 from commands import answer, call
+from orderscope import files
 from orderscope.errors import OrderscopeError
 from orderscope.report.page import write_report
 from orderscope.store import RunStore

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from orderscope.safe import files
 
 from commands import call
+from orderscope import files
 from orderscope.errors import DamagedRun, OrderscopeError
 from orderscope.store import RunStore, pack
 

@@ -75,7 +75,7 @@ def test_predicted_rates_are_those_of_the_task_that_has_them(recorded, other, tm
         assert np.abs(predicted - true).mean() < 0.25 * moved
         np.testing.assert_allclose(osc.retrain(task, orders, lr=lr).metrics["eval"], true, rtol=1e-6)
         np.testing.assert_allclose(osc.retrain(with_rates(task, lead / 2), orders).metrics["eval"], true, rtol=1e-6)
-    for estimator in ("replay", "fut2"):
+    for estimator in ("impulse", "replay", "fut2"):
         one, many = (
             sim.predict(orders, estimator, lr=lr, metrics=["eval"]).metrics["eval"] for lr in (lead / 2, of_groups)
         )

@@ -1,7 +1,7 @@
 """Baseline estimators behind `Simulator.predict(orders, estimator=...)`, to be compared with the carried one.
 
-replay    first-order impulse weights on the stored sketch (`engine.impulse`); free
-fut       the seed method's first-order expansion (`engine.seed`); about as many runs as there are steps
+impulse   first-order impulse weights on the stored sketch (`baselines.impulse`); free; "replay" is its former name
+fut       the seed method's first-order expansion (`baselines.fut`); about as many runs as there are steps
 fut2      its second-order expansion; the same
 """
 
@@ -44,7 +44,7 @@ class Recorded(Protocol):
     def held_out(self) -> HeldOut | None: ...
 
 
-def replay(sim: Recorded, orders: np.ndarray, names: tuple[str, ...], rates: np.ndarray | None) -> Answer:
+def impulse(sim: Recorded, orders: np.ndarray, names: tuple[str, ...], rates: np.ndarray | None) -> Answer:
     """First-order impulse weights, from the stored sketch alone.
 
     Args:
@@ -62,7 +62,7 @@ def replay(sim: Recorded, orders: np.ndarray, names: tuple[str, ...], rates: np.
     stored = [name for name in names if held_out is not None and name in held_out.names]
     if not stored:
         raise OrderscopeError(
-            f"no stored gradient of {', '.join(names) or 'any metric'}, which the estimator 'replay' needs",
+            f"no stored gradient of {', '.join(names) or 'any metric'}, which the estimator 'impulse' needs",
             "a metric that is a held-out set: " + (", ".join(sim.plan.metrics) or "none was recorded"),
             "ask for one of these, or use another estimator",
         )
@@ -78,7 +78,7 @@ def replay(sim: Recorded, orders: np.ndarray, names: tuple[str, ...], rates: np.
 def seed_estimate(
     sim: Recorded, orders: np.ndarray, names: tuple[str, ...], rates: np.ndarray | None, options: SeedOptions
 ) -> Answer:
-    """The seed method with any choices; arguments and result as `replay`.
+    """The seed method with any choices; arguments and result as `impulse`.
 
     The reference run is trained again and the table made on first use, and kept as long as the Simulator is. The cost
     of an answer includes the table it rests on.
@@ -106,17 +106,18 @@ def seed_estimate(
 
 
 def fut(sim: Recorded, orders: np.ndarray, names: tuple[str, ...], rates: np.ndarray | None) -> Answer:
-    """The seed method's first-order expansion, as the paper has it; arguments and result as `replay`."""
+    """The seed method's first-order expansion, as the paper has it; arguments and result as `impulse`."""
     return seed_estimate(sim, orders, names, rates, SeedOptions(order=1))
 
 
 def fut2(sim: Recorded, orders: np.ndarray, names: tuple[str, ...], rates: np.ndarray | None) -> Answer:
-    """The seed method's second-order expansion, as the paper has it; arguments and result as `replay`."""
+    """The seed method's second-order expansion, as the paper has it; arguments and result as `impulse`."""
     return seed_estimate(sim, orders, names, rates, SeedOptions(order=2))
 
 
 ESTIMATORS: dict[str, Callable[[Recorded, np.ndarray, tuple[str, ...], np.ndarray | None], Answer]] = {
-    "replay": replay,
+    "impulse": impulse,
+    "replay": impulse,
     "fut": fut,
     "fut2": fut2,
 }

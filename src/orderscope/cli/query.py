@@ -30,7 +30,8 @@ from orderscope.recording.costs import answer_words, training_seconds
 
 if TYPE_CHECKING:
     from orderscope.answers.effect import Effect
-    from orderscope.simulation.simulator import Prediction, Simulator
+    from orderscope.simulation.prediction import Prediction
+    from orderscope.simulation.simulator import Simulator
 
 UNTRUSTED = 3
 NO_EFFECT = "no detectable effect"
@@ -56,7 +57,7 @@ MOVED = 0.005  # shown with two digits
     "an order and true run, and needs the task.",
 )
 @click.option("--precise", is_flag=True, help="Tell held-out losses by running the model too; needs the task.")
-@click.option("--estimator", default="carried", show_default=True, help="carried, or a baseline: replay, fut, fut2.")
+@click.option("--estimator", default="carried", show_default=True, help="carried, or a baseline: impulse, fut, fut2.")
 @click.option(
     "--lr",
     metavar="RATES",
@@ -89,7 +90,7 @@ def query(
     rates = None if lr is None else read_rates(lr)
     modelled = [] if estimator != "carried" else list(metrics) or ["held-out losses"] if precise else []
     modelled = modelled or model_run_for(run, metrics)
-    with_task = bool(modelled) or train or estimator not in ("carried", "replay")
+    with_task = bool(modelled) or train or estimator not in ("carried", "impulse", "replay")
     sim, told = open_simulator(run, spec, threads, with_task=with_task)
     if train:
         need_task(sim.task, told)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -21,6 +21,7 @@ from orderscope.engine.metrics import MetricModel, evaluated
 from orderscope.engine.threads import one_thread
 from orderscope.errors import OrderscopeError
 from orderscope.orders.checks import check_order, check_orders
+from orderscope.simulation.prediction import Prediction, Trajectory
 from orderscope.sketching import SketchPlan, require_probes
 from orderscope.store import RunStore
 from orderscope.store.names import FURTHER, REFERENCE, TASK_SHARD
@@ -31,56 +32,6 @@ from orderscope.training import load_run, require_recorded, true_runs
 BLOCK_BYTES = 1 << 28
 FARTHER = 1.5  # orders are trusted up to so many times as far outside the anchors' span as the farthest left-out run
 REPLACED = 0.1  # largest share of the samples that an order may replace and still be trusted: left-out runs have none
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What n orders would have led to.
-
-    Args:
-        metrics: name -> estimated value, float64 [n].
-        error: name -> half-width of a 90 % interval around it, [n].
-        trusted: whether the order lies where the estimate was found to hold, has the recorded samples but for a tenth,
-            and its interval says more than a guess would, bool [n].
-        reference: name -> the recorded value of the reference order.
-        sigma_order: name -> standard deviation of the true values of reference and probes: how much order matters here.
-        skilled: name -> whether the estimate is better than a constant on the probes.
-        outside: how far each order's states lay outside the anchors' span, [n]; not a number for other estimators.
-        estimator: which one answered.
-        cost: gradient evaluations spent on this answer beside the recording, in runs.
-    """
-
-    metrics: dict[str, np.ndarray]
-    error: dict[str, np.ndarray]
-    trusted: np.ndarray
-    reference: dict[str, float]
-    sigma_order: dict[str, float]
-    skilled: dict[str, bool]
-    outside: np.ndarray
-    estimator: str
-    cost: float = 0.0
-
-    def detectable(self, metric: str) -> np.ndarray:
-        """Whether the difference to the reference is larger than its error, bool [n]. One that is predicted, not known,
-        counts for nothing where estimates are no better than a constant."""
-        error = self.error[metric]
-        told = (error == 0) | self.skilled[metric]
-        return told & (np.abs(self.metrics[metric] - self.reference[metric]) > error)
-
-
-@dataclass(frozen=True)
-class Trajectory:
-    """Estimated metrics along an order.
-
-    Args:
-        steps: positions, [k].
-        metrics: name -> [k].
-        reference: name -> the recorded run's own values there, [k].
-    """
-
-    steps: np.ndarray
-    metrics: dict[str, np.ndarray]
-    reference: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 class Simulator:
@@ -283,7 +234,7 @@ class Simulator:
 
         Args:
             orders: sample ids, [n, steps, batch] or one order [steps, batch].
-            estimator: "carried", or the baselines "replay", "fut", "fut2".
+            estimator: "carried", or the baselines "impulse", "fut", "fut2".
             lr: learning rates to use instead of the recorded ones. [steps] or [n, steps]: of the first parameter group
                 whose recorded rate is above 0 at that step; the other groups keep their ratio to it, and a group at 0
                 stays at 0. [steps, groups] or [n, steps, groups]: of every group; see
