@@ -19,8 +19,8 @@ import torch
 from fidelity import compare, load, unseen_orders
 
 import orderscope as osc
-from orderscope.costs import cpu_seconds, training_seconds
-from orderscope.sketch import SketchPlan
+from orderscope.recording.costs import cpu_seconds, training_seconds
+from orderscope.sketching import SketchPlan
 
 EIGHTH = 8
 HEAD = ("window", "budget", "spent", "probes", "anchors", "passes", "Spearman", "mae_ratio", "coverage")

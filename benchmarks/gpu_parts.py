@@ -336,7 +336,7 @@ class LanguageModel(nn.Module):
                 nn.init.normal_(parameter, std=0.02)
 
     def forward(self, ids: Tensor) -> Tensor:
-        # A layer's weight that is used beside the layer would have all gradients formed: see orderscope.sketch.taps.
+        # A layer's weight that is used beside the layer would have all gradients formed: see orderscope.sketching.taps.
         places = self.place(torch.arange(ids.shape[-1], device=ids.device))
         return self.score(self.last(self.layers(self.token(ids) + places)))
 

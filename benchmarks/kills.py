@@ -23,15 +23,16 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["torch._dynamo", "h5py", "orderscope.record"])
+CONTEXT.set_forkserver_preload(["torch._dynamo", "h5py", "orderscope.recording.runs"])
 
 
 def job(path: Path, stage: str, ready: Event) -> None:
     import torch
 
     import orderscope as osc
-    from orderscope.record import record_run, task_shard
+    from orderscope.recording.runs import record_run
     from orderscope.store import RunStore
+    from orderscope.training import task_shard
     from tasks_tiny import char
 
     torch.set_num_threads(1)

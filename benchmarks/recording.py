@@ -82,9 +82,9 @@ def inside(made: Callable[[], tuple[Any, Callable[[Any], Any]]], steps: int, rou
 
 def main() -> None:
     import orderscope as osc
-    from orderscope.record import record_run
-    from orderscope.record.loop import start, train
+    from orderscope.recording.runs import record_run
     from orderscope.store import RunStore
+    from orderscope.training.loop import start, train
     from tasks_tiny import char
 
     torch.set_num_threads(1)

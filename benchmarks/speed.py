@@ -30,13 +30,13 @@ from fidelity import load
 from windows import characters
 
 import orderscope as osc
-from orderscope import work
-from orderscope.costs import PARTS, part_seconds
-from orderscope.preflight import Preflight, preflight
-from orderscope.record.loop import start, train
-from orderscope.sketch import SketchPlan, SketchStage
+from orderscope.recording import work
+from orderscope.recording.costs import PARTS, part_seconds
+from orderscope.recording.preflight import Preflight, preflight
+from orderscope.recording.work import Piece, Sketching, Training
+from orderscope.sketching import SketchPlan, SketchStage
 from orderscope.store import RunStore
-from orderscope.work import Piece, Sketching, Training
+from orderscope.training.loop import start, train
 from orderscope_kernels.reference import Part, Terms
 from orderscope_kernels.replay import named, replay_kernels
 

@@ -20,14 +20,14 @@ sys.path.insert(0, str(Path(__file__).parent))
 import characters
 
 import orderscope as osc
+from orderscope.answers.asked import remember_orders, resolve_order
+from orderscope.answers.effect import effects
+from orderscope.answers.known import train_orders
+from orderscope.answers.stored import keep_heat, keep_proposal
 from orderscope.cli.progress import progress_bars
 from orderscope.cli.table import print_table
 from orderscope.cli.tasks import remember_task
-from orderscope.report.asked import remember_orders, resolve_order
-from orderscope.report.effect import effects
-from orderscope.report.known import train_orders
 from orderscope.report.page import write_report
-from orderscope.report.stored import keep_heat, keep_proposal
 from orderscope.report.words import figures, signed, two
 
 METRIC = "eval"

@@ -6,8 +6,9 @@ from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import orderscope as osc
-from orderscope.record import record_run, task_shard
+from orderscope.recording.runs import record_run
 from orderscope.store import RunStore
+from orderscope.training import task_shard
 from tasks_tiny import char
 
 

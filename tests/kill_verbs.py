@@ -13,7 +13,9 @@ from orderscope.store import RunStore
 from run_bytes import digests
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["torch._dynamo", "orderscope.report.page", "orderscope.search", "orderscope.validate"])
+CONTEXT.set_forkserver_preload(
+    ["torch._dynamo", "orderscope.report.page", "orderscope.search", "orderscope.studies.validation"]
+)
 TASKS = "import tasks_tiny\n\ndef char():\n    return tasks_tiny.char()\n"
 VERBS = ("record", "sketch", "validate", "propose", "pack", "report")
 LOOKING = ("pack", "report")  # change nothing in the run

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from orderscope.engine.optimizers import Dynamics, Start, slices
-from orderscope.hyper import hyper_parameters
+from orderscope.task.hyper import hyper_parameters
 from tasks_tiny import sgd
 
 

@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import orderscope as osc
-from orderscope import recording
 from orderscope.engine import loading
+from orderscope.recording import record as recording
 from tasks_tiny import Rows, cross_entropy, generator, sgd
 
 

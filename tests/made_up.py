@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 
 import orderscope as osc
-from orderscope.heatmap import Heat
+from orderscope.studies.heatmap import Heat
 
 SCRIPT = "<script>alert('é')</script>"
 IMAGE = '"><img src=x onerror=alert(1)>'

@@ -8,7 +8,7 @@ import orderscope as osc
 from orderscope.search import STRATEGIES, Setting
 from orderscope.search.ledger import Ledger
 from orderscope.search.objective import Objective
-from orderscope.search.scoring import score_of
+from orderscope.search.scores import score_of
 
 
 def setting(sim: osc.Simulator, *, metric: str = "eval", sign: float = 1.0, regroup: bool = True) -> Setting:

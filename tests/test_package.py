@@ -1,3 +1,4 @@
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,14 +15,11 @@ def test_importing_the_package_does_not_import_torch():
     assert out.stdout.strip() == "set()"
 
 
-def test_functions_keep_their_names_when_modules_of_that_name_are_imported():
-    import orderscope.record
-    import orderscope.record.loop
-    import orderscope.retrain
-
-    assert callable(osc.retrain)
-    assert osc.retrain.__name__ == "retrain"
-    assert orderscope.retrain is osc.retrain
+def test_no_module_hides_a_public_function():
+    for name in osc.__all__:
+        getattr(osc, name)
+    modules = {module.name for module in pkgutil.iter_modules(osc.__path__)}
+    assert not modules & set(osc.__all__)
 
 
 def test_unknown_names():

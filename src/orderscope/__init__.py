@@ -14,55 +14,55 @@ if TYPE_CHECKING:
     from orderscope.errors import DamagedRun as DamagedRun
     from orderscope.errors import IncompleteRun as IncompleteRun
     from orderscope.errors import OrderscopeError as OrderscopeError
-    from orderscope.layout import ParameterLayout as ParameterLayout
-    from orderscope.memory import memory as memory
+    from orderscope.loops import Recorded as Recorded
+    from orderscope.loops import Recorder as Recorder
+    from orderscope.loops import recorded as recorded
+    from orderscope.loops.adapters import LightningRecorder as LightningRecorder
+    from orderscope.loops.adapters import TrainerRecorder as TrainerRecorder
+    from orderscope.loops.adapters import play as play
+    from orderscope.loops.adapters import with_ids as with_ids
     from orderscope.orders import OrderSampler as OrderSampler
-    from orderscope.positions import positions as positions
-    from orderscope.record import Recorded as Recorded
-    from orderscope.record import Recorder as Recorder
-    from orderscope.record import recorded as recorded
-    from orderscope.record.adapters import LightningRecorder as LightningRecorder
-    from orderscope.record.adapters import TrainerRecorder as TrainerRecorder
-    from orderscope.record.adapters import play as play
-    from orderscope.record.adapters import with_ids as with_ids
-    from orderscope.recording import record as record
-    from orderscope.recording import sketch as sketch
-    from orderscope.retrain import Truth as Truth
-    from orderscope.retrain import retrain as retrain
+    from orderscope.recording.record import record as record
+    from orderscope.recording.record import sketch as sketch
     from orderscope.search import propose as propose
     from orderscope.search.rates import propose_rates as propose_rates
-    from orderscope.simulator import Simulator as Simulator
+    from orderscope.simulation.simulator import Simulator as Simulator
     from orderscope.store import RunStore as RunStore
+    from orderscope.studies.memory import memory as memory
+    from orderscope.studies.positions import positions as positions
+    from orderscope.studies.validation import validate as validate
     from orderscope.task import Task as Task
-    from orderscope.validate import validate as validate
+    from orderscope.task.layout import ParameterLayout as ParameterLayout
+    from orderscope.training.retrain import Truth as Truth
+    from orderscope.training.retrain import retrain as retrain
 
 __version__ = "0.1.0"
 
 _HOME = {
     "DamagedRun": "orderscope.errors",
     "IncompleteRun": "orderscope.errors",
-    "LightningRecorder": "orderscope.record.adapters",
+    "LightningRecorder": "orderscope.loops.adapters",
     "OrderscopeError": "orderscope.errors",
     "OrderSampler": "orderscope.orders",
-    "ParameterLayout": "orderscope.layout",
-    "Recorded": "orderscope.record",
-    "Recorder": "orderscope.record",
+    "ParameterLayout": "orderscope.task.layout",
+    "Recorded": "orderscope.loops",
+    "Recorder": "orderscope.loops",
     "RunStore": "orderscope.store",
-    "Simulator": "orderscope.simulator",
+    "Simulator": "orderscope.simulation.simulator",
     "Task": "orderscope.task",
-    "TrainerRecorder": "orderscope.record.adapters",
-    "Truth": "orderscope.retrain",
-    "play": "orderscope.record.adapters",
-    "positions": "orderscope.positions",
-    "memory": "orderscope.memory",
+    "TrainerRecorder": "orderscope.loops.adapters",
+    "Truth": "orderscope.training.retrain",
+    "play": "orderscope.loops.adapters",
+    "positions": "orderscope.studies.positions",
+    "memory": "orderscope.studies.memory",
     "propose": "orderscope.search",
     "propose_rates": "orderscope.search.rates",
-    "record": "orderscope.recording",
-    "recorded": "orderscope.record",
-    "retrain": "orderscope.retrain",
-    "sketch": "orderscope.recording",
-    "validate": "orderscope.validate",
-    "with_ids": "orderscope.record.adapters",
+    "record": "orderscope.recording.record",
+    "recorded": "orderscope.loops",
+    "retrain": "orderscope.training.retrain",
+    "sketch": "orderscope.recording.record",
+    "validate": "orderscope.studies.validation",
+    "with_ids": "orderscope.loops.adapters",
 }
 
 __all__ = [
@@ -107,18 +107,9 @@ def __dir__() -> list[str]:
 
 
 class _Package(ModuleType):
-    """Keeps `osc.record`, `osc.retrain`, ... the functions, whatever was imported before.
-
-    Importing the submodule `orderscope.record` makes the import system bind it to the package under that name, which
-    would hide the function. `from orderscope.record import ...` does not need that binding.
-    """
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _HOME and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
+    """A task of which a function speaks of `osc` can be sent to a worker."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A task of which a function speaks of `osc` can be sent to a worker."""
         return importlib.import_module, (__name__,)
 
 

@@ -16,7 +16,7 @@ from commands import answer, call
 from made_up import IMAGE
 from orderscope.cli.record import record
 from orderscope.cli.tasks import load_task, remembered_task
-from orderscope.costs import PARTS, answer_words
+from orderscope.recording.costs import PARTS, answer_words
 
 TASKS = """
 import numpy as np
@@ -262,7 +262,7 @@ def test_the_recorded_rates_change_nothing(run: Path, lr: str) -> None:
 
 
 def load_rates(run: Path) -> np.ndarray:
-    from orderscope.record import load_run
+    from orderscope.training import load_run
 
     return load_run(osc.RunStore.open(run), "reference").hyper["lr"][:, 0].numpy()
 
@@ -289,7 +289,7 @@ def test_wrong_questions(run: Path, args: list[str], code: int, words: str) -> N
 
 
 def test_untrusted_is_printed_and_is_exit_code_3(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from orderscope.simulator import Simulator
+    from orderscope.simulation.simulator import Simulator
 
     monkeypatch.setattr(Simulator, "_inside", lambda self, outside: np.zeros(len(outside), dtype=bool))
     result = call("query", run, "--order", "reverse")

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from orderscope.cli.main import main
-from orderscope.sketch.plan import Anchor, SketchPlan
+from orderscope.sketching.plan import Anchor, SketchPlan
 from orderscope.store import RunStore
 
 TASK = {

@@ -4,7 +4,7 @@ import torch
 
 import orderscope as osc
 from orderscope.engine.completed import KnownStates, completed, known_states
-from orderscope.record import load_run
+from orderscope.training import load_run
 from tasks_tiny import classifier, generator
 
 G = generator(0)

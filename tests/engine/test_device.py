@@ -11,7 +11,7 @@ import orderscope as osc
 from law_tasks import permuted_steps, simulated
 from orderscope.engine import Window
 from orderscope.search.objective import Objective
-from orderscope.search.scoring import score_of
+from orderscope.search.scores import score_of
 from orderscope_kernels.replay import OVERRIDE
 from tasks_tiny import char
 

@@ -7,8 +7,8 @@ import torch
 import orderscope as osc
 from law_tasks import untabled
 from orderscope.engine.driven import check_loop, check_reached
-from orderscope.record import load_run
-from orderscope.sketch import SketchPlan
+from orderscope.sketching import SketchPlan
+from orderscope.training import load_run
 from tasks_tiny import adamw, char, classifier, linear, sgd
 
 QUIET = {"probes": 1, "anchors": 3, "jobs": 1}

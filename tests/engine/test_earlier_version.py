@@ -8,7 +8,7 @@ import pytest
 
 import orderscope as osc
 from law_tasks import permuted_steps
-from orderscope.recording import add_runs, sketch
+from orderscope.recording.record import add_runs, sketch
 from orderscope.store import RunStore
 from orderscope.store.manifest import file_name
 from tasks_tiny import classifier

@@ -10,7 +10,7 @@ from law_tasks import logistic, quadratic, simulated, slope
 from orderscope.engine import Expansion, HeldOut
 from orderscope.engine.held_out import scaled_as_known
 from orderscope.engine.metrics import evaluated
-from orderscope.sketch import draw_coordinates
+from orderscope.sketching import draw_coordinates
 from tasks_tiny import char, classifier, generator
 
 SIZE = 30

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from law_optimizers import FACTORS, MAKE, SHAPES, SIZES, STEPS, dynamics, parameters
 from orderscope.engine.optimizers import clip, slices, start_states, step
-from orderscope.hyper import group_rates
+from orderscope.task.hyper import group_rates
 from tasks_tiny import generator
 
 

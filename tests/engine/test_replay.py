@@ -23,11 +23,11 @@ from law_tasks import (
 )
 from orderscope.engine import Batches, replay, units_of
 from orderscope.engine.units import regrouped_gradients
-from orderscope.record.loop import start
-from orderscope.record.state import capture
-from orderscope.sketch import draw_coordinates, stored_split
-from orderscope.sketch.curvature import gauss_newton_matrix
-from orderscope.sketch.gradients import point
+from orderscope.sketching import draw_coordinates, stored_split
+from orderscope.sketching.gradients import point
+from orderscope.sketching.pseudo_gradients import gauss_newton_matrix
+from orderscope.training.loop import start
+from orderscope.training.state import capture
 from tasks_tiny import char, classifier, cosine, linear, sgd
 
 

@@ -9,9 +9,9 @@ import torch
 import orderscope as osc
 from law_tasks import permuted_steps, untabled
 from orderscope.engine import loading
-from orderscope.record import has_gradients, load_run
-from orderscope.recording import add_runs, sketch
+from orderscope.recording.record import add_runs, sketch
 from orderscope.store import RunStore, pack
+from orderscope.training import has_gradients, load_run
 from run_bytes import digests
 from tasks_tiny import char, classifier
 

@@ -12,9 +12,9 @@ import pytest
 import orderscope as osc
 from commands import answer, call
 from orderscope.cli.tasks import load_task
+from orderscope.recording.work import complete, further
 from orderscope.store import RunStore
-from orderscope.validate import unseen_orders
-from orderscope.work import complete, further
+from orderscope.studies.validation import unseen_orders
 from torture_cases import contents
 
 

@@ -13,7 +13,7 @@ import orderscope as osc
 import tasks_tiny
 from commands import call
 from made_up import heat, proposal
-from orderscope.report.stored import keep_heat, keep_proposal
+from orderscope.answers.stored import keep_heat, keep_proposal
 from orderscope.store import RunStore
 from orderscope.text import plain_lines
 

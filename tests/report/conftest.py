@@ -8,7 +8,7 @@ import torch
 
 import orderscope as osc
 from made_up import DOLLARS, ESCAPE, IMAGE, SCRIPT, heat, proposal
-from orderscope.report.stored import keep_heat, keep_proposal
+from orderscope.answers.stored import keep_heat, keep_proposal
 from orderscope.store import RunStore
 from tasks_tiny import GROUPS, char
 

@@ -10,11 +10,11 @@ import pytest
 
 import orderscope as osc
 from made_up import IMAGE, SCRIPT, heat, proposal
-from orderscope.report.asked import asked_orders, remember_orders, resolve_order
-from orderscope.report.effect import Effect, effects, held_out_noise
+from orderscope.answers.asked import asked_orders, remember_orders, resolve_order
+from orderscope.answers.effect import Effect, effects, held_out_noise
+from orderscope.answers.stored import heats, keep_heat, keep_proposal, proposals
 from orderscope.report.figure import COLORS, drawing
 from orderscope.report.material import Pairs
-from orderscope.report.stored import heats, keep_heat, keep_proposal, proposals
 from orderscope.report.strip import legend, strip
 from orderscope.report.truth import agreement
 from orderscope.report.words import count, figures, listed, plain, short, signed, two

@@ -12,13 +12,14 @@ import torch
 import orderscope as osc
 import tasks_tiny
 from law_tasks import simulated
-from orderscope.search import STRATEGIES, curricula, epochs, mixtures, objective, signals, sorts, texts
+from orderscope.search import STRATEGIES, objective, step_signals, texts
 from orderscope.search.crowd import rasch
-from orderscope.search.samples import Samples, angle_concentration
+from orderscope.search.sample_signals import Samples, angle_concentration
+from orderscope.search.strategies import curricula, epochs, mixtures, sorts
 from searching import setting, yielded
 
 
-@pytest.mark.parametrize("module", [curricula, epochs, mixtures, objective, signals, sorts, texts])
+@pytest.mark.parametrize("module", [curricula, epochs, mixtures, objective, step_signals, sorts, texts])
 def test_examples(module) -> None:
     assert doctest.testmod(module).failed == 0
 
@@ -127,7 +128,7 @@ def test_annealed_weights_favour_the_easy_at_first() -> None:
 def test_brackets_are_what_two_steps_in_either_sequence_differ_by(char: osc.Simulator) -> None:
     window, at = char.window, setting(char)
     assert at.expansion is not None
-    duels = signals.brackets(window, at.expansion)
+    duels = step_signals.brackets(window, at.expansion)
     np.testing.assert_allclose(duels, -duels.T, atol=1e-9)
     g = window.table[:, : window.anchors.shared].mean(1).double()
     scale = 1 / (g.pow(2).mean(0).sqrt() + 1e-8)
@@ -148,7 +149,7 @@ def test_brackets_are_what_two_steps_in_either_sequence_differ_by(char: osc.Simu
 def test_bracket_tournament_puts_winners_first(char: osc.Simulator) -> None:
     at = setting(char)
     assert at.expansion is not None
-    wins = signals.borda(signals.brackets(char.window, at.expansion))
+    wins = step_signals.borda(step_signals.brackets(char.window, at.expansion))
     steps, groups = recorded_steps("bracket tournament", char)
     assert (np.diff(wins[steps]) <= 0).all()
     labels = [at.labels[s] for s in groups]
@@ -158,7 +159,7 @@ def test_bracket_tournament_puts_winners_first(char: osc.Simulator) -> None:
 def test_influence_sort_ends_with_the_most_helpful(char: osc.Simulator) -> None:
     at = setting(char)
     assert at.expansion is not None
-    influence = signals.influences(char.window, at.expansion)
+    influence = step_signals.influences(char.window, at.expansion)
     last, first = recorded_steps("influence sort", char)
     assert last[-1] == first[0] == influence.argmin()
     assert (np.diff(influence[last]) <= 0).all()
@@ -185,7 +186,7 @@ def test_two_stages_keep_a_share_for_the_second() -> None:
 def test_best_data_last(char: osc.Simulator) -> None:
     at = setting(char)
     assert at.expansion is not None
-    influence = signals.influences(char.window, at.expansion)
+    influence = step_signals.influences(char.window, at.expansion)
     for steps, kept in zip(recorded_steps("best data last", char), (1, 2, 4), strict=True):
         np.testing.assert_array_equal(steps[-kept:][::-1], np.argsort(influence)[:kept])
         assert (np.diff(steps[:-kept]) > 0).all()

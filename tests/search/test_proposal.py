@@ -13,9 +13,9 @@ import pytest
 import orderscope as osc
 import tasks_tiny
 from law_tasks import permuted_steps, simulated
-from orderscope.costs import training_seconds
-from orderscope.search import STRATEGIES, Proposal, Strategy, costs, notes, register
-from orderscope.search.costs import expected_best, spent_runs
+from orderscope.recording.costs import training_seconds
+from orderscope.search import STRATEGIES, Proposal, Strategy, equal_cost, notes, register
+from orderscope.search.equal_cost import expected_best, spent_runs
 
 
 @pytest.fixture(scope="module")
@@ -274,11 +274,11 @@ def test_costs_are_told_in_runs(char: osc.Simulator, monkeypatch: pytest.MonkeyP
     run = training_seconds(char.store)
     assert run is not None
     assert spent_runs(char, 5 * run, 3) == pytest.approx(spent_runs(char, 0.0, 0) + 8)
-    monkeypatch.setattr(costs, "training_seconds", lambda store: None)
+    monkeypatch.setattr(equal_cost, "training_seconds", lambda store: None)
     assert spent_runs(char, 5.0, 3) == pytest.approx(1 + len(char.probes) + sum(char.plan.cost().values()) + 3)
 
 
-@pytest.mark.parametrize("module", [costs, notes])
+@pytest.mark.parametrize("module", [equal_cost, notes])
 def test_examples(module) -> None:
     assert doctest.testmod(module).failed == 0
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import orderscope as osc
-from orderscope.engine.impulse import impulse_weights
+from orderscope.baselines.impulse import impulse_weights
 from orderscope.search import STRATEGIES, Scores
-from orderscope.search.samples import Samples
+from orderscope.search.sample_signals import Samples
 from searching import setting, yielded
 
 # What needs several passes, samples of different lengths, strings, or leave to repeat samples: tested by itself.

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import orderscope as osc
-from orderscope.fingerprint import compare, digest
+from orderscope.task.fingerprint import compare, digest
 from tasks_tiny import Rows, adamw, classifier, cosine, cross_entropy, permuted, sgd
 
 

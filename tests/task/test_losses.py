@@ -60,10 +60,10 @@ def test_a_sample_alone_is_averaged_over_its_own_tokens() -> None:
 
 
 def test_the_split_is_softmax_with_ignored_labels_smoothing_and_weights(tmp_path: Any) -> None:
-    from orderscope.record.loop import start
-    from orderscope.record.state import capture
-    from orderscope.sketch.gradients import point
-    from orderscope.sketch.outputs import find_split
+    from orderscope.sketching.gradients import point
+    from orderscope.sketching.outputs import find_split
+    from orderscope.training.loop import start
+    from orderscope.training.state import capture
 
     class Plain(Scores):
         def forward(self, input_ids: torch.Tensor) -> Any:

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch.func import grad
 
-from orderscope.per_sample import each_sample
+from orderscope.task.per_sample import each_sample
 
 X = torch.tensor([[1.0, 2.0], [-1.0, 0.5], [3.0, 0.0], [-2.0, -2.0], [1.0, 2.0]])
 W = torch.tensor([0.5, -1.0])

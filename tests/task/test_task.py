@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import orderscope as osc
-from orderscope.functional import StandIn, frozen_and_buffers, functional_loss
-from orderscope.task import CHUNK, ONE_BATCH
+from orderscope.task.functional import StandIn, frozen_and_buffers, functional_loss
+from orderscope.task.task import CHUNK, ONE_BATCH
 from tasks_tiny import Rows, char, classifier, linear
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 import orderscope as osc
-from orderscope.record import load_run
+from orderscope.training import load_run
 from tasks_tiny import classifier
 
 HELD = classifier()["metrics"]["eval"]

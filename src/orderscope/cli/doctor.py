@@ -75,7 +75,7 @@ def _tell_preflight(spec: str, where: Path, as_json: bool) -> None:
     import torch
 
     torch.set_num_threads(1)
-    from orderscope.preflight import preflight
+    from orderscope.recording.preflight import preflight
 
     found = preflight(load_task(spec), where)
     free = shutil.disk_usage(where).free

@@ -12,10 +12,10 @@ import click
 
 from orderscope.cli.options import run_argument
 from orderscope.cli.text import columns, json_option, plain, print_json, say, size
-from orderscope.costs import part_runs, part_seconds
 from orderscope.errors import DamagedRun, IncompleteRun, OrderscopeError
-from orderscope.names import FURTHER, PLAN, SPLIT, TABLE, TASK_SHARD, latest_plan
+from orderscope.recording.costs import part_runs, part_seconds
 from orderscope.store import SCHEMA, RunStore
+from orderscope.store.names import FURTHER, PLAN, SPLIT, TABLE, TASK_SHARD, latest_plan
 
 SEGMENT = re.compile(r"record/([^/]+)/segment-\d+")
 STAGES = {

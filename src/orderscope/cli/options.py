@@ -12,11 +12,11 @@ from orderscope.cli import RUN
 from orderscope.cli.tasks import Spec, find_task, shun, task_file
 from orderscope.errors import OrderscopeError
 from orderscope.files import check_output
-from orderscope.names import TASK_SHARD
 from orderscope.store import RunStore
+from orderscope.store.names import TASK_SHARD
 
 if TYPE_CHECKING:
-    from orderscope.simulator import Simulator
+    from orderscope.simulation.simulator import Simulator
 
 NOT_NEEDED = "not needed for held-out losses"
 
@@ -65,7 +65,7 @@ def check_question(
         OrderscopeError: an order, a metric or the file of the task is wrong.
         IncompleteRun: nothing was recorded yet.
     """
-    from orderscope.report.asked import check_order_text
+    from orderscope.answers.asked import check_order_text
 
     store = RunStore.open(run)
     if spec is not None:
@@ -90,7 +90,7 @@ def open_simulator(run: Path, spec: str | None, threads: int, *, with_task: bool
     """
     RunStore.open(run)  # a path that holds no run is told before torch is loaded
     set_threads(threads)
-    from orderscope.simulator import Simulator
+    from orderscope.simulation.simulator import Simulator
 
     task, told = find_task(run, spec) if with_task or spec is not None else (None, NOT_NEEDED)
     return Simulator(run, task), told

@@ -68,20 +68,20 @@ def positions(
     import orderscope
 
     with progress_bars(quiet=as_json) as progress:
-        heat = orderscope.positions(
+        heat = orderscope.studies.positions(
             sim,
             spread(len(sim.order), units),
             places=spread(len(sim.order), places),
             verify=verify,
             progress=progress,
         )
-    from orderscope.report.stored import keep_heat
+    from orderscope.answers.stored import keep_heat
 
     kept = keep(run, lambda store: keep_heat(store, heat))
     failed = try_writing(out, lambda path: write_heat(path, heat))
     out = None if failed else out
     if as_json:
-        from orderscope.report.stored import json_value
+        from orderscope.answers.stored import json_value
 
         arrays = {key: json_value(values) for key, values in heat.arrays().items()} | {"metric": heat.metric}
         print_json({"run": str(run), "task": told, "kept": kept, "out": None if out is None else str(out), **arrays})

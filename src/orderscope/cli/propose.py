@@ -101,7 +101,7 @@ def propose(
     check_question(run, spec, metrics=[asked] if isinstance(asked, str) else list(asked or ()))
     sim, told = open_simulator(run, spec, threads)
     import orderscope
-    from orderscope.report.effect import metric_names
+    from orderscope.answers.effect import metric_names
 
     asked = asked or metric_names(sim)[0]
     with progress_bars(quiet=as_json) as progress:
@@ -118,7 +118,7 @@ def propose(
             progress=progress,
         )
         rates = best_rates(sim, proposal, verify, maximize, progress) if schedules else None
-    from orderscope.report.stored import keep_proposal, proposal_facts
+    from orderscope.answers.stored import keep_proposal, proposal_facts
 
     kept = keep(run, lambda store: keep_proposal(store, proposal))
     failed = try_writing(out, lambda path: write_order(path, proposal.order))
@@ -167,7 +167,7 @@ def best_rates(sim: Any, proposal: Any, verify: int, maximize: bool, progress: A
     Raises:
         OrderscopeError: the proposal is for several metrics.
     """
-    from orderscope.report.stored import json_value
+    from orderscope.answers.stored import json_value
     from orderscope.search.rates import propose_rates
 
     orders = np.unique(np.stack([sim.order, proposal.order]), axis=0)

@@ -24,13 +24,14 @@ from orderscope.cli.progress import progress_bars
 from orderscope.cli.table import print_table
 from orderscope.cli.tasks import need_task
 from orderscope.cli.text import figures, json_option, plain, print_json, say, signed
-from orderscope.costs import answer_words, training_seconds
 from orderscope.errors import OrderscopeError
 from orderscope.orders.npy import load_array
+from orderscope.recording.costs import answer_words, training_seconds
 
 if TYPE_CHECKING:
-    from orderscope.report.effect import Effect
-    from orderscope.simulator import Prediction, Simulator
+    from orderscope.answers.effect import Effect
+    from orderscope.simulation.prediction import Prediction
+    from orderscope.simulation.simulator import Simulator
 
 UNTRUSTED = 3
 NO_EFFECT = "no detectable effect"
@@ -56,7 +57,7 @@ MOVED = 0.005  # shown with two digits
     "an order and true run, and needs the task.",
 )
 @click.option("--precise", is_flag=True, help="Tell held-out losses by running the model too; needs the task.")
-@click.option("--estimator", default="carried", show_default=True, help="carried, or a baseline: replay, fut, fut2.")
+@click.option("--estimator", default="carried", show_default=True, help="carried, or a baseline: impulse, fut, fut2.")
 @click.option(
     "--lr",
     metavar="RATES",
@@ -89,15 +90,15 @@ def query(
     rates = None if lr is None else read_rates(lr)
     modelled = [] if estimator != "carried" else list(metrics) or ["held-out losses"] if precise else []
     modelled = modelled or model_run_for(run, metrics)
-    with_task = bool(modelled) or train or estimator not in ("carried", "replay")
+    with_task = bool(modelled) or train or estimator not in ("carried", "impulse", "replay")
     sim, told = open_simulator(run, spec, threads, with_task=with_task)
     if train:
         need_task(sim.task, told)
     if modelled:
         need_task(sim.task, told, f"to run the model for {', '.join(modelled)}")
-    from orderscope.report.asked import group_positions, remember_orders, resolve_order
-    from orderscope.report.effect import effects
-    from orderscope.report.known import train_orders
+    from orderscope.answers.asked import group_positions, remember_orders, resolve_order
+    from orderscope.answers.effect import effects
+    from orderscope.answers.known import train_orders
 
     orders = np.stack([resolve_order(sim, text) for text in texts])
     loaded = time.process_time()
@@ -179,7 +180,7 @@ def learning_rates(sim: Simulator, asked: Rates | None) -> np.ndarray | None:
     """Rates that `Simulator.predict` takes; None stays None."""
     if asked is None:
         return None
-    from orderscope.hyper import leading_rates
+    from orderscope.task.hyper import leading_rates
 
     recorded = leading_rates(sim.window.dynamics.hyper["lr"])
     if asked.times:

@@ -9,12 +9,12 @@ from typing import Any
 
 import click
 
-from orderscope.budget import DEFAULT, MIXED, PARTIAL
 from orderscope.cli.options import noted_run, seed_option, set_threads, threads_option
 from orderscope.cli.progress import progress_bars
 from orderscope.cli.tasks import Spec, load_task, remember_task, task_file
 from orderscope.cli.text import json_option, plain, print_json, say, size
-from orderscope.costs import answer_words, part_runs, recording_seconds, training_seconds
+from orderscope.recording.budget import DEFAULT, MIXED, PARTIAL
+from orderscope.recording.costs import answer_words, part_runs, recording_seconds, training_seconds
 from orderscope.store import RunStore
 
 jobs_option = click.option(
@@ -75,7 +75,7 @@ def record(
     RunStore.check_creatable(out)
     task_file(spec, out)
     set_threads(threads)
-    from orderscope import recording
+    from orderscope.recording import record as recording
 
     task = load_task(spec, out)
     remember_task(out, spec, task)
@@ -120,10 +120,10 @@ def tell(run: Path, seconds: float, as_json: bool) -> None:
 
 def summary(path: Path) -> dict[str, Any]:
     """A finished recording as JSON values."""
-    from orderscope.names import PLAN, REFERENCE, TASK_SHARD
-    from orderscope.record import load_run, true_runs
-    from orderscope.sketch import SketchPlan, missing_units
-    from orderscope.spending import told_least
+    from orderscope.recording.spending import told_least
+    from orderscope.sketching import SketchPlan, missing_units
+    from orderscope.store.names import PLAN, REFERENCE, TASK_SHARD
+    from orderscope.training import load_run, true_runs
 
     store = RunStore.open(path)
     runs = true_runs(store)
@@ -151,7 +151,7 @@ def summary(path: Path) -> dict[str, Any]:
 
 def _answer_seconds(path: Path) -> float | None:
     """CPU seconds of a first answer once the run is open; None where no loss is told without the model."""
-    from orderscope.simulator import Simulator
+    from orderscope.simulation.simulator import Simulator
 
     sim = Simulator(path)
     began = time.process_time()

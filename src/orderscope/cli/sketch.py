@@ -70,7 +70,7 @@ def sketch(
         return
     check_question(run, spec)
     set_threads(threads)
-    from orderscope import recording
+    from orderscope.recording import record as recording
 
     task = need_task(*find_task(run, spec))
     began = time.monotonic()
@@ -89,7 +89,7 @@ def sketch(
 
 def tell_plan(store: RunStore, as_json: bool) -> None:
     """Print what a sketch is made of. Raises: IncompleteRun where nothing was planned yet."""
-    from orderscope.sketch import SketchPlan, missing_units
+    from orderscope.sketching import SketchPlan, missing_units
 
     plan = SketchPlan.read(store)
     missing = set(missing_units(store, plan))

@@ -23,8 +23,8 @@ from orderscope.cli.text import say
 from orderscope.cli.trust import ran, run_id, trust, trusted
 from orderscope.errors import OrderscopeError, ended_by_task
 from orderscope.files import inside
-from orderscope.names import TASK_SHARD
 from orderscope.store import RunStore
+from orderscope.store.names import TASK_SHARD
 
 if TYPE_CHECKING:
     from orderscope.task import Task
@@ -135,7 +135,7 @@ def remember_task(path: Path, spec: str, task: Task) -> None:
     """Note in the run's journal where its task was, so that later commands find it, and that this user recorded it.
 
     Raises as `osc.record`."""
-    from orderscope.record import require_recorded
+    from orderscope.training import require_recorded
 
     file = task_file(spec, path)
     place, _, name = spec.rpartition(":")
@@ -183,7 +183,7 @@ def find_task(run: Path, spec: str | None) -> tuple[Task | None, str]:
     if remembered is None or TASK_SHARD not in store:
         return None, "not given: stored metrics only (--task file.py:name names it)"
     spec, file = remembered
-    from orderscope.record import require_recorded
+    from orderscope.training import require_recorded
 
     try:
         if inside(file, run):

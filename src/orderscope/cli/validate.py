@@ -56,8 +56,8 @@ def validate(
 
     wanted: Any = list(metrics) or None
     with progress_bars(quiet=as_json) as progress:
-        found = orderscope.validate(sim, orders=orders, seed=seed, metric=wanted, progress=progress)
-    from orderscope.report.stored import json_value
+        found = orderscope.studies.validation(sim, orders=orders, seed=seed, metric=wanted, progress=progress)
+    from orderscope.answers.stored import json_value
 
     names = list(found.true)
     facts = {"run": str(run), "task": told, "orders": len(found.orders), "cost": json_value(found.cost)} | {

@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from orderscope.student import two_sided
+from orderscope.engine.student_t import two_sided
 
 COVERAGE = 0.9
 SHIFTED, BOUND = 1 / 3, 3 / 4  # effects, in sigma, that shifts and errors take no effect at all for

@@ -21,12 +21,12 @@ from torch import Tensor
 
 from orderscope.engine.held_out import HeldOut
 from orderscope.engine.metrics import MetricModel
-from orderscope.names import REFERENCE
-from orderscope.record import load_run, true_runs
-from orderscope.sketch import SketchPlan
-from orderscope.sketch.gradients import set_parameters
+from orderscope.sketching import SketchPlan
+from orderscope.sketching.gradients import set_parameters
 from orderscope.store import RunStore
+from orderscope.store.names import REFERENCE
 from orderscope.task import Task
+from orderscope.training import load_run, true_runs
 
 RIDGE = 0.1  # of the states' mean squared distance
 KNOWN_BYTES = 1 << 33

@@ -12,14 +12,15 @@ import torch
 
 from orderscope.engine.optimizers import Dynamics, Start, States, clip, slices, start_states, step
 from orderscope.errors import OrderscopeError
-from orderscope.names import REFERENCE, TASK_SHARD
-from orderscope.record import load_run, recorded
-from orderscope.record.legs import has_loop, load_state
-from orderscope.record.reproduction import window_start
-from orderscope.record.segments import read_state, step_gradients
-from orderscope.record.state import TrainingState
-from orderscope.sketch.coordinates import Coordinates
+from orderscope.loops import recorded
+from orderscope.loops.legs import has_loop, load_state
+from orderscope.loops.reproduction import window_start
+from orderscope.sketching.coordinates import Coordinates
 from orderscope.store import RunStore
+from orderscope.store.names import REFERENCE, TASK_SHARD
+from orderscope.training import load_run
+from orderscope.training.segments import read_state, step_gradients
+from orderscope.training.state import TrainingState
 
 ROUNDED = 4  # epsilons of the weights that a step may be off by rounding
 

@@ -12,9 +12,9 @@ from torch import Tensor
 from orderscope.engine.batches import Batches
 from orderscope.engine.held_out import HeldOut
 from orderscope.engine.replay import replay
+from orderscope.engine.threads import one_thread
 from orderscope.engine.units import units_of
 from orderscope.engine.window import Window
-from orderscope.threads import one_thread
 
 
 @dataclass(frozen=True)

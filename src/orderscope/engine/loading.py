@@ -24,12 +24,12 @@ from orderscope.engine.left_out import LeftOut, left_out
 from orderscope.engine.own import OwnAnchors, own_anchors
 from orderscope.engine.window import Window, group_fractions, stands_for
 from orderscope.errors import IncompleteRun
-from orderscope.names import REFERENCE, TABLE, TASK_SHARD
-from orderscope.record import load_run, true_runs
-from orderscope.record.segments import segment_name
-from orderscope.sketch import SketchPlan, draw_coordinates, from_bfloat16, missing_units
-from orderscope.sketch.coordinates import Coordinates
+from orderscope.sketching import SketchPlan, draw_coordinates, from_bfloat16, missing_units
+from orderscope.sketching.coordinates import Coordinates
 from orderscope.store import RunStore
+from orderscope.store.names import REFERENCE, TABLE, TASK_SHARD
+from orderscope.training import load_run, true_runs
+from orderscope.training.segments import segment_name
 
 # Share of the curvature's trace that is kept: more where batches mix groups, and most in long windows, where what is
 # cut off adds up to a drift. 512 steps, 80 and 95 %: 0.33 and 0.03 standard deviations too high; 96 steps: no

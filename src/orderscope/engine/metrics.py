@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 from torch import Tensor
 
-from orderscope.sketch.gradients import set_parameters
+from orderscope.sketching.gradients import set_parameters
 from orderscope.task import Task
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -187,3 +187,35 @@ def slices(
         elif high > low:
             slices.append(new)
     return tuple(slices)
+
+
+def adam_back(
+    h: Mapping[str, float], weights: Tensor, moment: Tensor, preconditioner: Tensor, count: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Adjoint of one step of Adam or AdamW whose preconditioner D is frozen.
+
+    Args:
+        h: hyper-parameters of the step.
+        weights, moment: adjoints of the weights and the first moment after the step, [..., coords].
+        preconditioner: D, [coords].
+        count: number of the step, from 1.
+
+    Returns:
+        adjoints of the gradient, of the weights before and of the first moment before.
+    """
+    moment = moment - h["lr"] / (1 - h["beta1"] ** count) * preconditioner * weights
+    gradient = (1 - h["beta1"]) * moment
+    weights = weights * (1 - h["lr"] * h["weight_decay"]) if h["decoupled"] else weights + h["weight_decay"] * gradient
+    return gradient, weights, h["beta1"] * moment
+
+
+def sgd_back(h: Mapping[str, float], weights: Tensor, moment: Tensor, *, first: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Adjoint of one step of SGD; as `adam_back`. `first`: the step makes the momentum buffer."""
+    step = -h["lr"] * weights
+    if not h["momentum"]:
+        gradient, before = step, torch.zeros_like(moment)
+    else:
+        moment = moment + (h["momentum"] * step if h["nesterov"] else step)
+        gradient = moment * (1.0 if first else 1 - h["dampening"]) + (step if h["nesterov"] else 0.0)
+        before = torch.zeros_like(moment) if first else h["momentum"] * moment
+    return gradient, weights + h["weight_decay"] * gradient, before

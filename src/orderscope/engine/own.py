@@ -11,7 +11,7 @@ from torch import Tensor
 
 from orderscope.engine.batches import Batches
 from orderscope.engine.optimizers import Dynamics, clip, start_states, step
-from orderscope.record import RecordedRun
+from orderscope.training import RecordedRun
 
 
 @dataclass(frozen=True)

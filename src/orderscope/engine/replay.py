@@ -28,7 +28,7 @@ from orderscope.engine.optimizers import States, start_states, step_parts
 from orderscope.engine.tables import factor_ranges
 from orderscope.engine.units import Units
 from orderscope.engine.window import Window
-from orderscope.hyper import group_rates
+from orderscope.task.hyper import group_rates
 from orderscope_kernels import reference
 from orderscope_kernels.reference import Clip, Terms
 from orderscope_kernels.replay import ReplayKernels, replay_kernels
@@ -72,7 +72,7 @@ def replay(
     Args:
         units: what they train on, see `units_of`.
         allowed: bool [orders, anchors], anchors that may be used; all if not given.
-        lr: learning rates instead of the recorded ones, as `orderscope.hyper.group_rates` reads them.
+        lr: learning rates instead of the recorded ones, as `orderscope.task.hyper.group_rates` reads them.
         snapshots: positions after which weights are kept; 0 is the start.
         curvature: whether to use it; without, the gradient is only interpolated.
         homes: of how many of a regrouped batch's samples the recorded batches weigh in, evenly spaced; None for all.

@@ -12,7 +12,7 @@ from torch import Tensor
 from orderscope.engine.anchors import AnchorSpace
 from orderscope.engine.optimizers import Dynamics, Start
 from orderscope.engine.tables import ReplayTables, replay_tables
-from orderscope.sketch.stage import first_use
+from orderscope.sketching.stage import first_use
 
 
 @dataclass(frozen=True)

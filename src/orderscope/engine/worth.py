@@ -2,7 +2,7 @@
 
 The true runs are predicted, each without its own anchors and last state, with all there is; then without half of the
 other runs, and with half of the curvature's rows. How much the error grows is what the missing part was worth.
-Shared anchors cannot be judged so, see `orderscope.budget.falling`.
+Shared anchors cannot be judged so, see `orderscope.recording.budget.falling`.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import torch
 from orderscope.engine.batches import Batches
 from orderscope.engine.loading import halved, raw_held_out, raw_window
 from orderscope.engine.replay import replay
+from orderscope.engine.threads import one_thread
 from orderscope.engine.units import units_of
-from orderscope.names import REFERENCE
-from orderscope.record import load_run, true_runs
 from orderscope.store import RunStore
-from orderscope.threads import one_thread
+from orderscope.store.names import REFERENCE
+from orderscope.training import load_run, true_runs
 
 COORDS = 4096  # text_24 (34,528 weights): 0.15 s of CPU instead of 0.6 s, and the growths are of the same size
 PROBES, CURVATURE = "probes", "curvature"

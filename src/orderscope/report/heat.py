@@ -7,11 +7,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch
 from matplotlib.path import Path
 
-from orderscope.heatmap import Heat
 from orderscope.report.figure import ACCENT, COLORS, GRID, HEAT, INK, MUTED, bare, drawing
 from orderscope.report.material import Material
 from orderscope.report.section import Section
 from orderscope.report.words import count, short, two
+from orderscope.studies.heatmap import Heat
 
 
 def section(material: Material) -> Section:

@@ -9,27 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from orderscope.costs import part_runs, part_seconds, training_seconds
+from orderscope.answers.asked import asked_orders, group_codes, resolve_order, sample_groups
+from orderscope.answers.effect import Effect, effects, metric_names
+from orderscope.answers.known import known_truth
+from orderscope.answers.stored import StoredProposal, StoredValidation, heats, proposals, validations
 from orderscope.errors import OrderscopeError
-from orderscope.heatmap import Heat
-from orderscope.names import REFERENCE
 from orderscope.orders import step_groups
-from orderscope.record import load_run
-from orderscope.report.asked import asked_orders, group_codes, resolve_order, sample_groups
-from orderscope.report.effect import Effect, effects, metric_names
-from orderscope.report.known import known_truth
-from orderscope.report.stored import (
-    StoredProposal,
-    StoredValidation,
-    heats,
-    proposals,
-    validations,
-)
+from orderscope.recording.costs import part_runs, part_seconds, training_seconds
 from orderscope.report.words import short
+from orderscope.store.names import REFERENCE
+from orderscope.studies.heatmap import Heat
+from orderscope.training import load_run
 
 if TYPE_CHECKING:
-    from orderscope.memory import Memory
-    from orderscope.simulator import Simulator
+    from orderscope.simulation.simulator import Simulator
+    from orderscope.studies.memory import Memory
 
 CURVES, METRICS, UNITS, PLACES = 6, 6, 12, 12
 PROPOSED = "proposal"
@@ -285,7 +279,7 @@ def _pairs(sim: Simulator, metric: str, checks: list[StoredValidation]) -> list[
 
 
 def _cost(sim: Simulator, checks: list[StoredValidation], made: list[StoredProposal]) -> dict[str, float]:
-    """Runs spent, by part, counted as `orderscope.costs` counts them."""
+    """Runs spent, by part, counted as `orderscope.recording.costs` counts them."""
     cost = part_runs(sim.store) or {"reference": 1.0, "probes": float(len(sim.probes))} | sim.plan.cost()
     if checks:
         cost["validation"] = float(sum(len(check.orders) for check in checks))
@@ -306,12 +300,12 @@ def _heat(sim: Simulator, progress: Progress | None) -> Heat | None:
     units, places = (
         np.unique(np.linspace(0, steps - 1, min(count, steps)).round().astype(int)) for count in (UNITS, PLACES)
     )
-    return orderscope.positions(sim, units, places=places, progress=progress)
+    return orderscope.studies.positions(sim, units, places=places, progress=progress)
 
 
 def _memory(sim: Simulator, metric: str) -> Memory | None:
     if sim.task is None:
         return None
-    from orderscope.memory import memory
+    from orderscope.studies.memory import memory
 
     return memory(sim, metric)

@@ -7,7 +7,7 @@ import math
 import numpy as np
 from matplotlib.figure import Figure
 
-from orderscope.report.effect import Effect
+from orderscope.answers.effect import Effect
 from orderscope.report.figure import ACCENT, GRID, INK, MUTED, SURFACE, bare, drawing
 from orderscope.report.material import Material
 from orderscope.report.section import Section

@@ -17,7 +17,7 @@ from orderscope.report.section import Section
 from orderscope.text import plain, plain_lines
 
 if TYPE_CHECKING:
-    from orderscope.simulator import Simulator
+    from orderscope.simulation.simulator import Simulator
 
 SECTIONS: tuple[Callable[[Material], Section], ...] = (
     matters.section,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from orderscope.engine import Expansion, HeldOut
-from orderscope.search.adjoint import Slope
+from orderscope.engine.adjoint import Slope
 
 
 @dataclass(frozen=True)

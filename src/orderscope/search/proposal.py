@@ -12,20 +12,20 @@ from pathlib import Path
 import numpy as np
 
 from orderscope.errors import OrderscopeError
-from orderscope.foretold import foretell
-from orderscope.recording import add_runs
-from orderscope.retrain import retrain
+from orderscope.recording.record import add_runs
 from orderscope.search.constraints import Constraint
-from orderscope.search.costs import expected_best, spent_runs
+from orderscope.search.equal_cost import expected_best, spent_runs
 from orderscope.search.ledger import Entry, Ledger
 from orderscope.search.objective import Objective, front
 from orderscope.search.portfolio import Found, Portfolio, Progress
-from orderscope.search.question import Metric, Question, question
-from orderscope.search.scoring import score_of
+from orderscope.search.request import Metric, Question, question
+from orderscope.search.scores import score_of
 from orderscope.search.setting import Setting
 from orderscope.search.strategy import STRATEGIES, Scores
-from orderscope.simulator import Simulator
+from orderscope.simulation.foretold import foretell
+from orderscope.simulation.simulator import Simulator
 from orderscope.task import Task
+from orderscope.training.retrain import retrain
 
 OWN, BY, FEW = "reference", "random", 8
 CONFIRMED = "confirmed-"

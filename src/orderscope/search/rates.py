@@ -8,20 +8,20 @@ from typing import Any
 
 import numpy as np
 
-from orderscope.annealing import AnnealingLaw, fit_annealing_law
+from orderscope.baselines.annealing import AnnealingLaw, fit_annealing_law
 from orderscope.engine import Batches
 from orderscope.errors import OrderscopeError
-from orderscope.hyper import group_rates, leading_rates
-from orderscope.names import REFERENCE
 from orderscope.orders.checks import check_orders
-from orderscope.record import load_run, true_runs
-from orderscope.record.setup import RecordedSchedule
-from orderscope.retrain import own_hyper, retrain
 from orderscope.schedules import SCHEDULES, refined, rewarm
 from orderscope.search.portfolio import Progress
 from orderscope.search.strategy import CAUTION
-from orderscope.simulator import Simulator
+from orderscope.simulation.simulator import Simulator
+from orderscope.store.names import REFERENCE
 from orderscope.task import Task
+from orderscope.task.hyper import group_rates, leading_rates
+from orderscope.training import load_run, true_runs
+from orderscope.training.retrain import own_hyper, retrain
+from orderscope.training.setup import RecordedSchedule
 
 PEAKS = (0.5, 0.7, 1.0, 1.4, 2.0)
 WARMUPS = (0.0, 0.1, 0.25)
@@ -224,7 +224,7 @@ def with_rates(task: Task, rates: Any) -> Task:
 
 
 def recorded_rates(sim: Simulator) -> np.ndarray:
-    """Of the leading parameter group, [steps]; see `orderscope.hyper.leading_rates`."""
+    """Of the leading parameter group, [steps]; see `orderscope.task.hyper.leading_rates`."""
     return leading_rates(sim.window.dynamics.hyper["lr"])
 
 

@@ -8,16 +8,16 @@ from functools import cached_property
 import numpy as np
 
 from orderscope.engine import Expansion
+from orderscope.engine.adjoint import Sensitivity, sample_effects, sensitivity, step_effects
+from orderscope.engine.threads import one_thread
 from orderscope.orders import step_groups
-from orderscope.search.adjoint import Sensitivity, sample_effects, sensitivity, step_effects
 from orderscope.search.constraints import Rules
 from orderscope.search.ledger import Ledger
 from orderscope.search.linear import Effects
 from orderscope.search.objective import Objective
-from orderscope.search.samples import Samples
-from orderscope.search.signals import influences
-from orderscope.simulator import Simulator
-from orderscope.threads import one_thread
+from orderscope.search.sample_signals import Samples
+from orderscope.search.step_signals import influences
+from orderscope.simulation.simulator import Simulator
 
 
 @dataclass

@@ -1,0 +1,95 @@
+"""Orders somebody asked about: from text to array, and remembered in the run's journal for the report."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from orderscope.errors import OrderscopeError
+from orderscope.orders import resolve
+from orderscope.store import RunStore
+from orderscope.store.names import REFERENCE, TASK_SHARD
+
+if TYPE_CHECKING:
+    from orderscope.simulation.simulator import Simulator
+
+EVENT = "query"
+
+
+def sample_groups(sim: Simulator) -> list[str]:
+    """The group label of every sample, as recorded."""
+    return _groups(sim.store)
+
+
+def group_codes(sim: Simulator) -> np.ndarray:
+    """Index into the recorded group names of every sample, int64 [samples]."""
+    return sim.store.read(TASK_SHARD, ["group_codes"])["group_codes"]
+
+
+def resolve_order(sim: Simulator, text: str) -> np.ndarray:
+    """The order an expression or a .npy file stands for in this run, int64 [steps, batch].
+
+    The signal `loss` is what a sample's loss was when the reference run trained on it, the mean where it did so again.
+
+    Raises:
+        OrderscopeError: see `orderscope.orders.resolve`; or the run cannot tell of samples in other batches.
+    """
+    from orderscope.engine import Batches, units_of
+    from orderscope.training import load_run
+
+    signals = {}
+    if "sort:" in text:
+        recorded = load_run(sim.store, REFERENCE)
+        ids, losses = recorded.order.ravel(), recorded.loss.double().numpy().ravel()
+        samples = sim.description["samples"]
+        seen = np.maximum(np.bincount(ids, minlength=samples), 1)
+        signals["loss"] = np.bincount(ids, weights=losses, minlength=samples) / seen
+    order = resolve(text, sim.order, sample_groups(sim), signals)
+    units_of(
+        sim.window, Batches(sim.order), order[None]
+    )  # told here what a run without samples' gradients cannot answer
+    return order
+
+
+def group_positions(sim: Simulator, order: np.ndarray) -> dict[str, float]:
+    """Mean position of each group's samples, from 0 (the beginning) to 1."""
+    names, codes = sim.description["group_names"], group_codes(sim)[order]
+    at = np.repeat((np.arange(len(order)) + 0.5) / len(order), order.shape[1]).reshape(order.shape)
+    return {name: float(at[codes == code].mean()) for code, name in enumerate(names) if (codes == code).any()}
+
+
+def check_order_text(store: RunStore, text: str) -> None:
+    """See that an expression stands for an order of a run, without the simulator. Raises as `resolve_order`."""
+    samples = store.attrs(TASK_SHARD)["samples"]
+    resolve(text, store.read(TASK_SHARD, ["order"])["order"], _groups(store), {"loss": np.zeros(samples)})
+
+
+def _groups(store: RunStore) -> list[str]:
+    names = store.attrs(TASK_SHARD)["group_names"]
+    return [names[code] for code in store.read(TASK_SHARD, ["group_codes"])["group_codes"]]
+
+
+def remember_orders(run: Path, texts: Sequence[str]) -> None:
+    """Note what was asked, where the run can be written to and nobody else does."""
+    if not run.is_dir():
+        return
+    kept = [str(Path(text).resolve()) if _is_file(text) else text for text in texts]
+    with contextlib.suppress(OrderscopeError, OSError), RunStore.create(run) as store:
+        new = [text for text in kept if text not in asked_orders(store)]
+        if new:
+            store.log({"event": EVENT, "orders": new})
+
+
+def asked_orders(store: RunStore) -> list[str]:
+    """What was asked of a run, oldest first, each once."""
+    found = [event.get("orders") for event in store.journal() if event.get("event") == EVENT]
+    texts = [text for orders in found if isinstance(orders, list) for text in orders if isinstance(text, str)]
+    return list(dict.fromkeys(texts))
+
+
+def _is_file(text: str) -> bool:
+    return text.endswith(".npy") and "|" not in text

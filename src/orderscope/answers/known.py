@@ -1,0 +1,83 @@
+"""Orders whose true metrics are known: recorded, trained to check or to confirm, or trained now."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from orderscope.answers.stored import VALIDATIONS, json_value, proposals, validations
+from orderscope.errors import OrderscopeError
+from orderscope.store import RunStore
+
+if TYPE_CHECKING:
+    from orderscope.simulation.foretold import Foretold
+    from orderscope.simulation.simulator import Simulator
+
+Truth = dict[bytes, dict[str, float]]
+
+
+def known_truth(sim: Simulator) -> Truth:
+    """Bytes of an order -> metric -> true value. A confirmed proposal is known in the metric it was made for."""
+    found: Truth = {sim.order.tobytes(): dict(sim.reference)}
+    for i, order in enumerate(sim.run_orders if sim.runs else ()):
+        found[order.tobytes()] = {name: float(values[i]) for name, values in sim.run_truth.items()}
+    for proposal in proposals(sim.store):
+        if proposal.facts["confirmed"] is not None:
+            own = {proposal.facts["metric"]: proposal.facts["confirmed"]}
+            found.setdefault(proposal.order.tobytes(), {}).update(proposal.facts.get("true") or own)
+    for check in validations(sim.store):
+        for i, order in enumerate(check.orders):
+            found.setdefault(order.tobytes(), {}).update({n: float(v[i]) for n, v in check.true.items()})
+    return found
+
+
+def train_orders(
+    sim: Simulator,
+    orders: np.ndarray,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> dict[str, np.ndarray]:
+    """True metrics of orders, name -> [n]: those not known in all metrics are trained, and kept in the run beside what
+    was predicted, where it can be written to.
+
+    Raises:
+        OrderscopeError: without the task.
+    """
+    from orderscope.simulation.foretold import foretell
+    from orderscope.training.retrain import retrain
+
+    if sim.task is None:
+        raise OrderscopeError("a simulator without its task", "the task, to train it", "pass --task file.py:name")
+    known = known_truth(sim)
+    names = list(sim.task.metrics)
+    new = [i for i, order in enumerate(orders) if known.get(order.tobytes(), {}).keys() < set(names)]
+    new = list({orders[i].tobytes(): i for i in new}.values())
+    if new:
+
+        def report(done: int, total: int) -> None:
+            if progress is not None:
+                progress("train", done, total)
+
+        told = foretell(sim, list(orders[new]))  # before anything is trained
+        true = retrain(sim.task, orders[new], progress=report).metrics
+        _keep(sim, orders[new], true, told)
+        known |= {orders[i].tobytes(): {n: float(v[k]) for n, v in true.items()} for k, i in enumerate(new)}
+    return {name: np.array([known[order.tobytes()][name] for order in orders]) for name in names}
+
+
+def _keep(sim: Simulator, orders: np.ndarray, true: dict[str, Any], told: Foretold) -> None:
+    attrs = {
+        "metrics": list(true),
+        "true": json_value(dict(true)),
+        "predicted": json_value(told.predicted),
+        "error": json_value(told.error),
+        "noise_floor": {},
+    }
+    if not sim.store.path.is_dir():
+        return
+    try:
+        with RunStore.create(sim.store.path) as store:
+            store.write(store.next_name(VALIDATIONS), {"order": orders}, attrs)
+    except (OrderscopeError, OSError):
+        return

@@ -1,0 +1,115 @@
+"""Answers kept in a run: validations, proposals and position maps, each an immutable shard of its own."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from orderscope.store import RunStore
+from orderscope.studies.heatmap import Heat
+
+VALIDATIONS, PROPOSALS, POSITIONS = "validation/", "proposal/", "positions/"
+
+
+@dataclass(frozen=True)
+class StoredValidation:
+    """Unseen orders that were truly trained; see `orderscope.studies.validation`.
+
+    Args:
+        orders: int64 [n, steps, batch].
+        predicted, error, true: metric -> [n].
+        noise_floor: metric -> spread with the order of steps unchanged; metrics without one are left out.
+    """
+
+    orders: np.ndarray
+    predicted: dict[str, np.ndarray]
+    error: dict[str, np.ndarray]
+    true: dict[str, np.ndarray]
+    noise_floor: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StoredProposal:
+    """A proposal as it was made; see `orderscope.propose`. `facts` holds its numbers by name, `table` its rows."""
+
+    order: np.ndarray
+    facts: dict[str, Any]
+    table: list[dict[str, Any]]
+
+
+def validations(store: RunStore) -> list[StoredValidation]:
+    """All validations of a run, oldest first."""
+    found = []
+    for name in store.names(VALIDATIONS):
+        attrs = store.attrs(name)
+        found.append(
+            StoredValidation(
+                orders=store.read(name, ["order"])["order"],
+                predicted=_arrays(attrs.get("predicted")),
+                error=_arrays(attrs.get("error")),
+                true=_arrays(attrs.get("true")),
+                noise_floor={k: v for k, v in (attrs.get("noise_floor") or {}).items() if v is not None},
+            )
+        )
+    return found
+
+
+def keep_proposal(store: RunStore, proposal: Any) -> str:
+    """Write a `Proposal` and return the name of its shard."""
+    name = store.next_name(PROPOSALS)
+    store.write(name, {"order": np.asarray(proposal.order)}, proposal_facts(proposal))
+    return name
+
+
+def proposal_facts(proposal: Any) -> dict[str, Any]:
+    """A `Proposal` as JSON values, without its orders."""
+    names = (
+        "metric", "maximize", "predicted", "error", "confirmed", "reference", "random", "gain_sigma", "scored", "cost",
+        "best_of_n", "undetectable", "true", "notes",
+    )  # fmt: skip
+    row, point = ("name", "source", "predicted", "error", "confirmed"), ("name", "metrics", "true")
+    return {name: json_value(getattr(proposal, name)) for name in names} | {
+        "table": [{key: json_value(getattr(entry, key)) for key in row} for entry in proposal.table],
+        "front": [{key: json_value(getattr(entry, key)) for key in point} for entry in proposal.front],
+    }
+
+
+def proposals(store: RunStore) -> list[StoredProposal]:
+    """All proposals of a run, oldest first."""
+    found = []
+    for name in store.names(PROPOSALS):
+        facts = store.attrs(name)
+        table = facts.pop("table")
+        found.append(StoredProposal(store.read(name, ["order"])["order"], facts, table))
+    return found
+
+
+def keep_heat(store: RunStore, heat: Heat) -> str:
+    """Write a `Heat` and return the name of its shard."""
+    name = store.next_name(POSITIONS)
+    store.write(name, heat.arrays(), {"metric": heat.metric})
+    return name
+
+
+def heats(store: RunStore) -> list[Heat]:
+    """All position maps of a run, oldest first."""
+    names = store.names(POSITIONS)
+    return [Heat(**store.read(name), metric=store.attrs(name).get("metric", "")) for name in names]
+
+
+def json_value(value: Any) -> Any:
+    """A number, text, list or mapping as JSON has it: arrays become lists, what is not finite becomes None."""
+    if isinstance(value, dict):
+        return {str(key): json_value(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray | list | tuple):
+        return [json_value(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _arrays(values: dict[str, Any] | None) -> dict[str, np.ndarray]:
+    return {name: np.array(column, dtype=np.float64) for name, column in (values or {}).items()}

@@ -1,0 +1,1 @@
+"""Other estimators than the carried replay, to compare with."""

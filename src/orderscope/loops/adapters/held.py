@@ -1,0 +1,58 @@
+"""What every adapter offers once its library has trained."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+import torch
+
+from orderscope.errors import OrderscopeError
+from orderscope.loops.recorded import Recorded
+from orderscope.loops.recorder import Recorder
+from orderscope.task import Task
+
+
+class HeldRecorder:
+    """A recorder that is made when the library begins to train.
+
+    Args:
+        path, options: as for `Recorder`.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], **options: Any) -> None:
+        self._path, self._options = path, options
+        self._recorder: Recorder | None = None
+
+    def begin(self, model: Any, optimizer: Any, *, steps: int | None, step: int) -> None:
+        """Start to record; `step` are the library's own steps so far, for optimizers that do not count theirs."""
+        optimizer = getattr(optimizer, "optimizer", optimizer)
+        counted = not isinstance(optimizer, torch.optim.SGD)
+        options: dict[str, Any] = {"steps": steps, "step": None if counted else step} | self._options
+        self._recorder = Recorder(self._path, model, optimizer, **options)
+
+    @property
+    def recorder(self) -> Recorder:
+        if self._recorder is None:
+            raise OrderscopeError("a run that has not begun", "a finished training", "train first, then ask")
+        return self._recorder
+
+    @property
+    def recorded(self) -> Recorded:
+        """What was recorded, after the end."""
+        return self.recorder.recorded
+
+    @property
+    def order(self) -> np.ndarray:
+        """The order that was trained, int64 [steps, batch]. Raises as `Recorded.order`."""
+        return self.recorder.order
+
+    @property
+    def batches(self) -> list[np.ndarray]:
+        """Sample ids of each step, of whatever length."""
+        return self.recorder.batches
+
+    def task(self, **parts: Any) -> Task:
+        """The recorded run as an `osc.Task`, see `Recorded.task`."""
+        return self.recorder.task(**parts)

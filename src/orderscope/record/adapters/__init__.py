@@ -1,7 +1,0 @@
-"""The recorder in other people's training loops. None of these modules imports the library it is for before it must."""
-
-from orderscope.record.adapters.ids import with_ids
-from orderscope.record.adapters.lightning import LightningRecorder
-from orderscope.record.adapters.trainer import TrainerRecorder, play
-
-__all__ = ["LightningRecorder", "TrainerRecorder", "play", "with_ids"]

@@ -1,0 +1,98 @@
+"""What a run has cost, by its journal: CPU seconds of all processes, and runs of them.
+
+A run is the cost of training the window once, in the same seconds. A recording's cost is that of everything up to and
+including the first answer.
+"""
+
+from __future__ import annotations
+
+import math
+import resource
+from typing import Any
+
+from orderscope.store import RunStore
+from orderscope.store.names import FURTHER, REFERENCE
+
+PARTS = ("reference", "probes", "gradients", "curvature", "held-out losses", "table")
+_KINDS = {"rows": "gradients", "curvature": "curvature", "metric": "held-out losses", "known": "held-out losses",
+          "held-out": "held-out losses"}  # fmt: skip
+DEAR = 0.5  # of a training, from which an answer is called dear
+OTHER = "other"  # starting processes, reading data, checking the task
+
+
+def cpu_seconds() -> float:
+    """CPU time of this process and of its children that have ended."""
+    both = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in both)
+
+
+def part_seconds(store: RunStore) -> dict[str, float]:
+    """CPU seconds of each part of recording, whoever did it and however many worked at once; what was trained since is
+    not of it. Runs of earlier versions tell seconds by the clock."""
+    seconds: dict[str, float] = dict.fromkeys(PARTS, 0.0)
+    whole = 0.0
+    for event in store.journal():
+        kind, taken = event.get("event"), _number(event, "cpu", "seconds")
+        if kind == "recorded":
+            whole += taken
+        elif kind == "table":
+            seconds["table"] += taken
+        elif kind == "segment" and not str(event.get("run")).startswith(FURTHER):
+            seconds["reference" if event.get("run") == REFERENCE else "probes"] += taken
+        elif kind == "sketched" and not str(event.get("unit")).split("/")[-1].startswith(FURTHER):
+            part = _KINDS.get("".join(str(event.get("unit")).split("/")[1:2]))
+            if part is not None:
+                seconds[part] += taken
+    rest = whole - sum(seconds.values())
+    return seconds | ({OTHER: rest} if rest > 0 else {})
+
+
+def recording_seconds(store: RunStore) -> float:
+    """CPU seconds of recording and sketching; zero where the journal tells nothing."""
+    return sum(part_seconds(store).values())
+
+
+def training_seconds(store: RunStore) -> float | None:
+    """CPU seconds of training the window once, None where the journal does not tell: of the quickest run, since others
+    are trained with more looked at."""
+    runs: dict[str, dict[int, float]] = {}
+    for e in store.journal():
+        if e.get("event") == "segment" and "train_seconds" in e and isinstance(e.get("index"), int):
+            runs.setdefault(str(e.get("run")), {})[e["index"]] = _number(e, "train_cpu", "train_seconds")
+    last = max((max(parts) for parts in runs.values()), default=0)
+    whole = [sum(parts.values()) for run, parts in runs.items() if run != REFERENCE or len(parts) == last + 1]
+    return min((seconds for seconds in whole if seconds > 0), default=None)
+
+
+def _number(event: dict[str, Any], key: str, older: str) -> float:
+    """A journal may come from anybody: what is no number of seconds counts for nothing."""
+    value = event.get(key, event.get(older))
+    return float(value) if isinstance(value, int | float) and 0 <= value < 1e12 else 0.0
+
+
+def answer_words(answer: float, run: float | None, recording: float = 0.0) -> str:
+    """What an answer costs beside a training, in words; empty where it is not known what a training costs.
+
+    Args:
+        answer, run, recording: CPU seconds of an answer, of a training, and of what was recorded to have answers.
+
+    Example:
+        >>> answer_words(0.1, 2.0, 38.0)
+        'an answer costs 1/20 of a training (0.1 s of 2 s); recording pays from 20 answers on'
+    """
+    if run is None:
+        return ""
+    if answer >= DEAR * run:
+        dear = "dearer than" if answer > run else "as dear as"
+        return (
+            f"this window trains in {run:.2g} s: an answer, {answer:.2g} s, is {dear} training the order. Asking pays "
+            "where training takes long: a longer window, larger batches, a larger model"
+        )
+    pays = f"; recording pays from {math.ceil(recording / (run - answer))} answers on" if recording else ""
+    return f"an answer costs 1/{run / answer:.0f} of a training ({answer:.2g} s of {run:.2g} s){pays}"
+
+
+def part_runs(store: RunStore) -> dict[str, float]:
+    """`part_seconds` in runs; empty where the journal does not tell."""
+    run = training_seconds(store)
+    return {part: taken / run for part, taken in part_seconds(store).items()} if run else {}

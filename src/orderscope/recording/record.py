@@ -1,0 +1,468 @@
+"""Record a task: train the reference order and the probes, then sketch."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from orderscope.engine.driven import check_loop, check_reached
+from orderscope.engine.loading import build_table, table_number, untold
+from orderscope.errors import OrderscopeError
+from orderscope.orders import mixes_groups, step_groups
+from orderscope.recording.budget import allot, shares
+from orderscope.recording.costs import cpu_seconds, training_seconds
+from orderscope.recording.reuse import reused_orders, take_over, with_reused
+from orderscope.recording.runs import record_run
+from orderscope.recording.spending import Purse, bought, told_least
+from orderscope.recording.work import Piece, Sketching, Training, complete, further, share, sketching
+from orderscope.sketching import (
+    SketchPlan,
+    SketchStage,
+    draw_coordinates,
+    make_plan,
+    next_plan,
+    require_probes,
+    write_split,
+)
+from orderscope.sketching.held_out import drawn_rows, held_out_rows
+from orderscope.store import RunStore
+from orderscope.store.names import FURTHER, PLAN, REFERENCE, SPLIT
+from orderscope.task import Task
+from orderscope.training import has_gradients, load_run, require_recorded, task_shard, true_runs
+
+COORDS, LEAST_COORDS, MOST_COORDS = 1 << 14, 1 << 13, 1 << 17
+MIXED_COORDS = 1 << 15  # where batches mix groups effects are small: twice as many rank by 0.87 what half rank by 0.80
+COORDS_SHARE = 256  # of a large model's weights one in so many is carried
+LEAST_ROWS, MOST_ROWS = 512, 4096  # pseudo-gradients of training samples
+MIXED_ROWS = 4608  # the most where batches mix groups
+HELD_OUT_PASSES, LEAST_HELD_OUT, MOST_HELD_OUT = 1.5, 512, 1152  # pseudo-gradients of held-out rows
+SAMPLE_BYTES = 1 << 27  # of single samples' gradients in all
+ANCHORS = 2  # shared ones of a budget: see `orderscope.recording.budget`
+BY_MEASURING = False  # whether a budget is kept to where none is given
+IN_PROCESS = 0.4  # seconds of training below which starting processes costs more than they save
+Progress = Callable[[str, int, int], None]
+
+
+def record(
+    task: Task,
+    path: str | os.PathLike[str],
+    *,
+    anchors: int | None = None,
+    probes: int | None = None,
+    budget: float | None = None,
+    sample_anchors: int | None = None,
+    coords: int | None = None,
+    curvature_rows: int | None = None,
+    seed: int = 0,
+    sketch: bool = True,
+    jobs: int | None = None,
+    executor: Executor | None = None,
+    progress: Progress | None = None,
+    reuse: Sequence[Any] = (),
+) -> RunStore:
+    """Train the reference order and the probe orders, then sketch them. Resumable: what is finished is not done again.
+
+    Args:
+        task: what is trained.
+        path: directory of the run.
+        anchors: states of the reference run, the last among them, at which every batch's gradient is taken; two by
+            default, after a third of the steps and at the end. One costs a run.
+        probes: true runs under other orders; by default eight, or six where batches mix groups, or twelve where few of
+            many weights are carried. A batch's gradient where a run trained on it is one more anchor, free and where
+            queries go; held-out losses are told by what they are where probes end; and every prediction is calibrated
+            on them.
+        budget: honest runs that all of it may cost, up to and including the first answer: seconds of CPU of all
+            processes over those of training the window once. Instead of `anchors`, `probes` and `curvature_rows`: what
+            is bought is what narrows the error of left-out runs most, as measured on the way; see
+            `orderscope.recording.budget`.
+            Where the least recording costs more, that is what is done. With `sketch=False` nothing can be measured:
+            then gradient evaluations in runs, shared out as the defaults are.
+        sample_anchors: at how many anchors single samples' gradients are kept, for orders that regroup samples; by
+            default as many as fit in 128 MiB, two at most, one at least where it fits in a gigabyte.
+        coords: most coordinates to carry; by default 16,384, twice as many where batches mix groups, or one in 256 of
+            the weights where that is more, 131,072 at most; fewer, 8,192 at least, where single samples' gradients
+            would take more than 128 MiB. All P where the model is smaller.
+        curvature_rows: pseudo-gradients to draw; by default four passes over the samples, or six where batches mix
+            groups (the spectrum is broad there), or one where few of many weights are carried; 512 at least, and 4,096
+            at most, or 4,608 where batches mix groups.
+        seed: of probes, coordinates and curvature.
+        sketch: whether to sketch too; `osc.sketch` does it later.
+        jobs: processes that train probes and sketch, one thread each; by default one a core and one more on CPUs.
+            The bytes are the same for any.
+        executor: any `concurrent.futures.Executor` that does that instead, of dask, submitit, mpi4py, ...; its workers
+            must see `path`. The bytes are the same.
+        progress: called as `progress(stage, done, total)`.
+        reuse: orders that were trained anyway or are of interest, which become the first probes: arrays [steps, batch],
+            .npy files, or directories of `record` or `Recorder`, of the same task under other orders. Runs of `record`
+            whose steps' gradients are still there (`sketch=False`) are taken over and cost nothing; of others the order
+            is trained again.
+
+    Returns:
+        The finished run, open for reading.
+
+    Raises:
+        OrderscopeError: another task was recorded there, or training or sketching cannot go on; nothing is lost.
+    """
+    began = cpu_seconds()
+    coords = coordinates_of(task) if coords is None else coords
+    counts = {"anchors": anchors, "probes": probes, "curvature_rows": curvature_rows}
+    measuring = sketch and (budget is not None or BY_MEASURING) and all(n is None for n in counts.values())
+    if measuring:
+        _check_budget(budget)
+    else:
+        anchors, probes, curvature_rows = allotted(task, anchors, probes, curvature_rows, budget)
+    _check_counts(anchors=(anchors, 1), probes=(probes, 0), sample_anchors=(sample_anchors, 0), coords=(coords, 1),
+                  curvature_rows=(curvature_rows, 1), jobs=(jobs, 1))  # fmt: skip
+    _check_precision(task)
+    coordinates = draw_coordinates(task.layout.size, coords, seed)
+    with RunStore.create(path) as store:
+        task_shard(task, store)
+        reused = reused_orders(task, store, reuse)
+        given = reused.orders
+        if PLAN in store:  # how it was begun it is gone on with
+            before = SketchPlan.read(store)
+            budget = before.measured.get("asked") if before.grows else budget
+            if measuring and not before.grows:
+                anchors, probes, curvature_rows = allotted(task, None, None, None, None)
+            measuring = before.grows
+        purse = Purse(store, began, budget)
+        ends = spaced(task.steps, ANCHORS if measuring else anchors or 1)
+        record_run(task, store, REFERENCE, task.order, ends, coords=coordinates.indices,
+                   progress=_stage(progress, "train the reference"))  # fmt: skip
+        built = table_number(store) is not None
+        if not built:
+            check_loop(store)
+            check_reached(store, coordinates)
+        if PLAN not in store:
+            if measuring:
+                used = len(np.unique(task.order))
+                most = max(1, (MIXED_ROWS if _mixed(task) else MOST_ROWS) // used)
+                held, rests, settled = purse.first(mixed=_mixed(task), partial=_partial(task), most_passes=most)
+                rows = int(np.clip(held.curvature * used, LEAST_ROWS, MIXED_ROWS if _mixed(task) else MOST_ROWS))
+                plan = sketch_plan(task, ends, sample_anchors, coords, rows, seed, max(held.probes, len(given)))
+                settled = settled or not plan.metrics  # nothing tells errors apart without the model
+                plan = replace(plan, grows=True, settled=settled, measured=rests)
+            else:
+                probes = max(probes or 0, len(given))
+                plan = sketch_plan(task, ends, sample_anchors, coords, curvature_rows or 1, seed, probes)
+            store.write(PLAN, {}, plan.attrs())
+        plan = SketchPlan.read(store)
+        for i, (order, source) in enumerate(zip(given, reused.sources, strict=True)):
+            if (
+                source is not None
+                and not built
+                and not take_over(store, source, f"probe-{i}", order, coordinates.indices)
+            ):
+                store.log({"event": "trained again", "run": f"probe-{i}", "from": str(source.path)})
+        if not measuring:
+            probes = max(probes or 0, plan.probes)  # those that were planned belong to the recording
+        if SPLIT not in store:
+            write_split(store, SketchStage(task, store, plan).split())
+        jobs = _few_jobs(store) if jobs is None and executor is None else jobs
+        while True:
+            wanted = plan.probes if measuring else probes or 0
+            fresh = growing_orders(task, wanted, seed) if measuring else probe_orders(task, wanted, seed)
+            orders = with_reused(given, fresh, growing=measuring)
+            pieces: list[Piece] = [Training(f"probe-{i}", x, (0, task.steps)) for i, x in enumerate(orders)]
+            later = {*plan.known_units(), *plan.held_out_units()} if plan.held_out_ids else set[str]()
+            pieces += [piece for piece in sketching(store) if piece.name not in later] if sketch else []
+            complete(task, store, pieces, jobs=jobs, executor=executor, progress=_stage(progress, "probes and sketch"))
+            for run in (f"probe-{i}" for i in range(wanted)):
+                if has_gradients(store, run):  # not yet in the table
+                    check_reached(store, coordinates, run)
+            if plan.settled or built:
+                break
+            complete(task, store, sketching(store), jobs=jobs, executor=executor, progress=_stage(progress, "sketch"))
+            plan = bought(store, plan, purse, MIXED_ROWS)
+            store.write(next_plan(store), {}, plan.attrs())
+        if sketch:
+            _finish(task, store, jobs, executor, progress)
+        if not built:
+            store.log({"event": "recorded", "cpu": cpu_seconds() - began})
+            if budget is not None and (line := told_least(plan)) is not None:
+                warnings.warn(line, stacklevel=2)
+    return RunStore.open(path)
+
+
+def _check_budget(budget: float | None) -> None:
+    if budget is not None and not 1 <= budget < math.inf:
+        raise OrderscopeError(f"budget={budget!r} runs", "at least 1", "raise budget=, or leave it out")
+
+
+def _finish(
+    task: Task, store: RunStore, jobs: int | None, executor: Executor | None, progress: Progress | None
+) -> None:
+    """What is missing of the sketch, then the table, with every true run that is there."""
+    complete(task, store, sketching(store), jobs=jobs, executor=executor, progress=_stage(progress, "sketch"))
+    began, cpu = time.perf_counter(), time.process_time()
+    if table_number(store) is None:
+        build_table(store)
+        store.log({"event": "table", "seconds": time.perf_counter() - began, "cpu": time.process_time() - cpu})
+    else:
+        _extend(task, store)
+
+
+def _extend(task: Task, store: RunStore) -> None:
+    """Put the true runs that the table lacks into it. Of a run by an earlier version also the ends of its first runs
+    become known states then."""
+    if untold(store) and SketchPlan.read(store).metrics:
+        units = [f"sketch/known/{run}" for run in true_runs(store)]
+        known = [Sketching(unit) for unit in units if unit not in store]
+        complete(task, store, known, jobs=1, event="known states finished")
+    build_table(store)
+
+
+def _few_jobs(store: RunStore) -> int | None:
+    """One process where a run trains so quickly that starting others would cost more than it saves."""
+    run = training_seconds(store)
+    return 1 if run is not None and run < IN_PROCESS else None
+
+
+def sketch(
+    task: Task,
+    path: str | os.PathLike[str],
+    *,
+    jobs: int | None = None,
+    executor: Executor | None = None,
+    progress: Progress | None = None,
+) -> RunStore:
+    """Compute what is missing of a recorded run's sketch, and build its table. Raises as `record`, and:
+
+    Raises:
+        IncompleteRun: probes are missing, whose ends are part of it.
+    """
+    with RunStore.create(path) as store:
+        task_shard(task, store)
+        require_probes(store, SketchPlan.read(store))
+        _finish(task, store, jobs, executor, progress)
+    return RunStore.open(path)
+
+
+def sketch_share(
+    task: Task, path: str | os.PathLike[str], worker: int, workers: int, *, progress: Progress | None = None
+) -> None:
+    """One worker's share of a sketch: every `workers`-th unit, from number `worker`.
+
+    Any number of such processes work side by side, on any machines that see `path`: they take no lock and need not know
+    of each other. `osc.sketch` then makes what they left part of the run, and computes what they did not.
+
+    Args:
+        worker: which one, from 0.
+        workers: how many there are.
+
+    Raises:
+        OrderscopeError: another task was recorded there, or no such worker.
+        IncompleteRun: probes are missing.
+    """
+    if not 0 <= worker < workers:
+        raise OrderscopeError(f"worker {worker} of {workers}", f"a number from 0 to {workers - 1}", "correct it")
+    store = RunStore.open(path)
+    require_recorded(task, store)
+    require_probes(store, SketchPlan.read(store))
+    share(task, store, worker, workers, _stage(progress, f"sketch, share {worker} of {workers}"))
+
+
+def add_runs(
+    task: Task,
+    path: str | os.PathLike[str],
+    orders: Sequence[np.ndarray],
+    prefix: str,
+    *,
+    jobs: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, np.ndarray]:
+    """Train further orders and make them part of a recorded run: a simulator that is opened then answers for them as
+    they were, has their states as anchors of their batches, and is calibrated on them too.
+
+    Args:
+        orders: [n, steps, batch]. One that is recorded already is not trained again.
+        prefix: "validated-" or "confirmed-"; a number makes the name.
+        jobs: processes; the bytes are the same for any.
+        progress: called as `progress(done, new)`.
+
+    Returns:
+        True final metrics, name -> float64 [n].
+
+    Raises:
+        OrderscopeError: another task was recorded there, the run is being written to, or an order diverges.
+    """
+    if prefix not in FURTHER:
+        raise OrderscopeError(f"prefix {prefix!r}", "one of " + ", ".join(FURTHER), "correct it")
+    with RunStore.create(path) as store:
+        task_shard(task, store)
+        known = {load_run(store, run).order.tobytes(): run for run in true_runs(store)}
+        new = {order.tobytes(): order for order in orders if order.tobytes() not in known}
+        pieces = further(store, prefix, list(new.values()))
+        complete(task, store, pieces, jobs=jobs, progress=progress, event="further runs finished")
+        if table_number(store) is not None:
+            _extend(task, store)
+        known |= {key: piece.name for key, piece in zip(new, pieces, strict=True)}
+        found = [load_run(store, known[order.tobytes()]).metrics[-1] for order in orders]
+    return {name: np.array([m[name] for m in found], dtype=np.float64) for name in task.metrics}
+
+
+def spaced(steps: int, count: int) -> list[int]:
+    """0 and `count` boundaries up to `steps`, fewer where there are fewer steps: odd multiples of `steps` / (2 count -
+    1). What leads there is then known as well as what leads on, and the start, where nothing is trained yet, is none of
+    them.
+
+    Example:
+        >>> spaced(24, 2)
+        [0, 8, 24]
+        >>> spaced(24, 1)
+        [0, 24]
+    """
+    return sorted({0, *(max(1, round((2 * i + 1) * steps / (2 * count - 1))) for i in range(count))})
+
+
+def coordinates_of(task: Task) -> int:
+    """How many coordinates are carried by default."""
+    least = MIXED_COORDS if _mixed(task) else COORDS
+    wanted = int(np.clip(task.layout.size // COORDS_SHARE, least, MOST_COORDS))
+    fit = SAMPLE_BYTES // (2 * len(np.unique(task.order)))  # of single samples at one anchor
+    return max(LEAST_COORDS, min(wanted, fit))
+
+
+def probe_orders(task: Task, count: int, seed: int) -> list[np.ndarray]:
+    """Orders for the probes, spread over where queries go: the groups in blocks, and shuffled steps.
+
+    Block orders are the farthest from a mixed reference, and what happens between two shuffles is easier to tell. They
+    are rotations of one random sequence of the groups, then of the reversed sequence, so that with as many probes as
+    groups each group is once in every place. A quarter of the probes, one at least, is kept for shuffles.
+    """
+    rng = np.random.default_rng(seed)
+    order = np.asarray(task.order)
+    labels = step_groups(order, task.groups) if task.groups is not None else [""] * len(order)
+    names = rng.permutation(sorted(set(labels))).tolist()
+    rotations = [names[i:] + names[:i] for i in range(len(names))]
+    if len(names) > 2:
+        rotations += [rotation[::-1] for rotation in rotations]
+    blocks = rotations[: max(0, count - max(1, count // 4))] if len(names) > 1 else []
+    orders = []
+    for i in range(count):
+        steps = rng.permutation(len(order))
+        if i < len(blocks):
+            steps = steps[np.argsort([blocks[i].index(labels[s]) for s in steps], kind="stable")]
+        orders.append(order[steps])
+    return orders
+
+
+def growing_orders(task: Task, count: int, seed: int) -> list[np.ndarray]:
+    """As `probe_orders`, but the first are the same however many there are: two in blocks and one shuffle, and on with
+    three in blocks to each shuffle, as long as there are blocks."""
+    order = np.asarray(task.order)
+    labels = step_groups(order, task.groups) if task.groups is not None else [""] * len(order)
+    names = np.random.default_rng(seed).permutation(sorted(set(labels))).tolist()
+    blocks = [names[i:] + names[:i] for i in range(len(names))] if len(names) > 1 else []
+    blocks += [rotation[::-1] for rotation in blocks] if len(names) > 2 else []
+    orders = []
+    for i in range(count):
+        steps = np.random.default_rng([seed, i]).permutation(len(order))
+        if i % 4 != 2 and blocks:
+            place = blocks.pop(0)
+            steps = steps[np.argsort([place.index(labels[s]) for s in steps], kind="stable")]
+        orders.append(order[steps])
+    return orders
+
+
+def sketch_plan(
+    task: Task,
+    boundaries: Sequence[int],
+    sample_anchors: int | None,
+    coords: int,
+    curvature_rows: int,
+    seed: int,
+    probes: int,
+) -> SketchPlan:
+    """The plan of a sketch whose reference keeps its states at `boundaries`; the rest is as given to `record`."""
+    used = len(np.unique(task.order))
+    carried = min(coords, task.layout.size)
+    if sample_anchors is None:
+        fit = SAMPLE_BYTES // (2 * used * carried)
+        sample_anchors = min(2, fit) or int(2 * used * carried <= 8 * SAMPLE_BYTES)
+    rows = held_out_rows(task)
+    wanted = int(np.clip(HELD_OUT_PASSES * task.order.size, LEAST_HELD_OUT, MOST_HELD_OUT))
+    chosen = drawn_rows(rows, wanted) if rows.samples else np.zeros(0, dtype=np.int64)
+    return make_plan(
+        boundaries,
+        coords=coords,
+        seed=seed,
+        curvature_rows=curvature_rows,
+        sample_anchors=sample_anchors,
+        group_codes=task.group_codes,
+        order=np.asarray(task.order),
+        size=task.layout.size,
+        item_size=task.layout.dtype.itemsize,
+        metrics={name: len(task.metrics[name]) for name in rows.names},
+        held_out=chosen.tolist(),
+        held_out_draws=max(1, round(wanted / max(1, len(chosen)))),
+        probes=probes,
+    )
+
+
+def allotted(
+    task: Task,
+    anchors: int | None,
+    probes: int | None,
+    curvature_rows: int | None,
+    budget: float | None,
+) -> tuple[int, int, int]:
+    """Anchors, probes and pseudo-gradients, by default or out of a budget."""
+    used = len(np.unique(task.order))
+    mixed = _mixed(task)
+    fixed = shares(mixed=mixed, partial=_partial(task))
+    if budget is not None:
+        given = {"anchors": anchors, "probes": probes, "curvature_rows": curvature_rows}
+        if both := [name for name, value in given.items() if value is not None]:
+            raise OrderscopeError(f"budget= and {both[0]}=", "one or the other", f"leave out budget= or {both[0]}=")
+        fixed = allot(budget, fixed, most_passes=max(1, MOST_ROWS // used))
+    least = LEAST_ROWS if budget is None else 1
+    rows = int(np.clip(fixed.passes * used, least, MIXED_ROWS if mixed else MOST_ROWS))
+    return (
+        fixed.anchors if anchors is None else anchors,
+        fixed.probes if probes is None else probes,
+        rows if curvature_rows is None else curvature_rows,
+    )
+
+
+def _mixed(task: Task) -> bool:
+    """Whether batches mix groups."""
+    return task.groups is None or mixes_groups(np.asarray(task.order), task.groups)
+
+
+def _partial(task: Task) -> bool:
+    """Whether only few of many weights are carried."""
+    return task.layout.size > COORDS_SHARE * COORDS
+
+
+def _check_precision(task: Task) -> None:
+    if task.layout.dtype not in (torch.float32, torch.float64):
+        raise OrderscopeError(
+            f"weights of dtype {task.layout.dtype}",
+            "float32 or float64 master weights",
+            "keep the weights in float32 and compute in lower precision inside the loss (torch.autocast)",
+        )
+
+
+def _check_counts(**counts: tuple[int | None, int]) -> None:
+    for name, (value, least) in counts.items():
+        if value is None:
+            continue
+        if int(value) != value or value < least:
+            raise OrderscopeError(f"{name}={value!r}", f"a whole number from {least}", f"change {name}=")
+
+
+def _stage(progress: Progress | None, stage: str) -> Callable[[int, int], None] | None:
+    if progress is None:
+        return None
+    told: Any = progress
+    return lambda done, total: told(stage, done, total)

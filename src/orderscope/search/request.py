@@ -1,0 +1,101 @@
+"""What `propose` was asked, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from orderscope.errors import OrderscopeError
+from orderscope.search.constraints import Constraint, Rules, read_constraints
+from orderscope.search.objective import Objective
+from orderscope.search.strategy import Strategy, chosen
+from orderscope.simulation.simulator import Simulator
+
+Metric = str | Sequence[str] | Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Question:
+    """A search, or several for a Pareto front.
+
+    Args:
+        objectives: one a search; of several the first weighs all metrics alike, in units of their `sigma_order`.
+        strategies: what is tried.
+        rules: constraints on orders, or None.
+        regroup: whether samples may leave their recorded batches.
+    """
+
+    objectives: list[Objective]
+    strategies: list[Strategy]
+    rules: Rules | None
+    regroup: bool
+
+    @property
+    def objective(self) -> Objective:
+        return self.objectives[0]
+
+
+def question(
+    sim: Simulator,
+    metric: Metric,
+    maximize: bool | Collection[str],
+    strategies: Sequence[str] | None,
+    constraints: Iterable[Constraint | str],
+    regroup: bool | None,
+    numbers: Mapping[str, tuple[float, int]],
+    seconds: float | None,
+) -> Question:
+    """Check what was asked.
+
+    Args:
+        numbers: option -> (value, least).
+
+    Raises:
+        OrderscopeError: for a metric, strategy, number or constraint that is not there or cannot be.
+    """
+    for name, (value, least) in numbers.items():
+        if int(value) != value or value < least:
+            raise OrderscopeError(f"{name}={value!r}", f"a whole number from {least}", f"change {name}=")
+    if seconds is not None and not seconds > 0:
+        raise OrderscopeError(f"seconds={seconds!r}", "more than none", "change seconds=, or leave it out")
+    if regroup and not sim.window.sample_anchors:
+        raise OrderscopeError(
+            "regroup=True for a run without single samples' gradients",
+            "a run recorded with sample_anchors=2 or more",
+            "record again, or keep the batches together with regroup=False",
+        )
+    if strategies is not None and not len(strategies):
+        raise OrderscopeError("no strategies", "one at least", "name some, or leave out strategies=")
+    regroup = bool(sim.window.sample_anchors) if regroup is None else regroup
+    kept = read_constraints(constraints)
+    rules = Rules(kept, sim.order, sim.window.group_codes, sim.description["group_names"], regroup) if kept else None
+    picked = chosen(None if strategies is None else list(strategies))
+    return Question(_objectives(sim, metric, maximize), picked, rules, regroup)
+
+
+def _objectives(sim: Simulator, metric: Metric, maximize: bool | Collection[str]) -> list[Objective]:
+    given = {metric: 1.0} if isinstance(metric, str) else metric
+    names = list(given)
+    for name in names or ["none"]:
+        if name not in sim.metric_names:
+            raise OrderscopeError(
+                f"metric {name!r}", "one of " + (", ".join(sim.metric_names) or "none"), "name a recorded metric"
+            )
+    raised = names if maximize is True else list(maximize or ())
+    for name in raised:
+        if name not in names:
+            raise OrderscopeError(f"maximize={name!r}", "one of " + ", ".join(names), "name a metric of the search")
+    sign = {name: -1.0 if name in raised else 1.0 for name in names}
+    if isinstance(given, Mapping):
+        weights = np.array(list(given.values()), dtype=np.float64)
+        if not np.isfinite(weights).all() or not weights.any():
+            raise OrderscopeError(f"weights {dict(given)}", "finite weights, not all zero", "change metric=")
+        return [Objective({name: sign[name] * float(weight) for name, weight in given.items() if weight})]
+    if len(set(names)) < len(names):
+        raise OrderscopeError(f"metrics {names}", "each once", "name it once")
+    unit = {name: sign[name] / (sim.sigma_order(name) or 1.0) for name in names}
+    if len(names) == 1:
+        return [Objective(sign)]
+    return [Objective(unit), *(Objective({n: unit[n] * (1.0 if n == name else 0.05) for n in names}) for name in names)]

@@ -1,0 +1,1 @@
+"""Strategies that yield candidate orders, one module each."""

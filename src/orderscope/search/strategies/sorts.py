@@ -1,0 +1,189 @@
+"""Curricula that sort by a number about samples.
+
+Each yields the recorded batches sorted by their samples' mean, and where samples may leave their batches the samples
+themselves sorted, too.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+
+from orderscope.search import step_signals
+from orderscope.search.setting import Setting
+from orderscope.search.strategy import Orders, Strategy, register
+
+FOLDS = (1, 2, 4)
+
+
+class Sort(Strategy):
+    """Sorted by a number about samples.
+
+    Attributes:
+        signal: its name, a method of `Samples`.
+        falling: from the largest to the smallest.
+        both: yield the other direction as well.
+    """
+
+    signal: ClassVar[str]
+    falling: ClassVar[bool] = False
+    both: ClassVar[bool] = False
+
+    def orders(self, setting: Setting) -> Orders:
+        values = setting.signal(self.signal, self.name)
+        if values is not None:
+            ways = (self.falling, not self.falling) if self.both else (self.falling,)
+            yield np.concatenate([sorted_by(setting, -values if falling else values) for falling in ways])
+
+
+def sorted_by(setting: Setting, values: np.ndarray, *, folds: int = 1) -> np.ndarray:
+    """The reference order with its steps sorted by their samples' mean value, and where samples may be regrouped a
+    second one with the samples sorted, [1 or 2, steps, batch].
+
+    Args:
+        values: [samples].
+        folds: how often to go from small to large, each time through every `folds`-th of them.
+    """
+    found = [setting.order[folded(np.argsort(values[setting.order].mean(1), kind="stable"), folds)]]
+    if setting.regroup:
+        flat = setting.order.reshape(-1)
+        found.append(flat[folded(np.argsort(values[flat], kind="stable"), folds)].reshape(setting.order.shape))
+    return np.stack(found)
+
+
+def folded(ranked: np.ndarray, folds: int) -> np.ndarray:
+    """Every `folds`-th entry from the first on, then from the second on, and so forth.
+
+    Example:
+        >>> folded(np.arange(6), 2)
+        array([0, 2, 4, 1, 3, 5])
+    """
+    return np.concatenate([ranked[start::folds] for start in range(folds)])
+
+
+@register
+class ShortFirst(Sort):
+    name, source = "short first", "length in tokens, rising; sequence-length warmup, arXiv 2108.06084"
+    signal = "length"
+
+
+@register
+class Compressible(Sort):
+    name, source = "compression ratio", "zlib ratio, rising and falling; entropy law, arXiv 2407.06645"
+    signal, both = "compression_ratio", True
+
+
+@register
+class LexicalDiversity(Sort):
+    name, source = "lexical diversity", "type-token ratio, rising and falling"
+    signal, both = "lexical_diversity", True
+
+
+@register
+class Readable(Sort):
+    name, source = "readability", "automated readability index, rising and falling"
+    signal, both = "readability", True
+
+
+@register
+class EasyFirst(Sort):
+    """Perplexity sorts the same way: it is the exponential of the loss."""
+
+    name, source = "easy first", "loss (perplexity) on the starting weights, rising"
+    signal = "loss"
+
+
+@register
+class HardFirst(Sort):
+    name, source = "hard first", "loss (perplexity) on the starting weights, falling"
+    signal, falling = "loss", True
+
+
+@register
+class WeakMinusStrong(Sort):
+    name, source = "weak minus strong", "loss at the second anchor less that at the end, falling and rising"
+    signal, falling, both = "weak_minus_strong", True, True
+
+
+@register
+class UnsureFirst(Sort):
+    name, source = "unsure first", "closeness to even odds half way through; prompt curriculum, arXiv 2510.01135"
+    signal = "unsureness"
+
+
+@register
+class ConcentratedFirst(Sort):
+    name, source = "concentrated first", "angle concentration of hidden states, falling; GAIN-RL, arXiv 2506.02281"
+    signal, falling = "concentration", True
+
+
+@register
+class Learnability(Strategy):
+    """Sorted by what training takes off a sample's loss, in one sweep from little to much, in two, and in four."""
+
+    name, source = "learnability", "loss at the start less that at the end, folded; DELT, arXiv 2506.21545"
+
+    def orders(self, setting: Setting) -> Orders:
+        values = setting.signal("learnability", self.name)
+        if values is not None:
+            yield np.concatenate([sorted_by(setting, values, folds=folds) for folds in FOLDS])
+
+
+@register
+class SmallGradientsFirst(Strategy):
+    name, source = "small gradients first", "gradient norm at the first anchor, rising"
+
+    def orders(self, setting: Setting) -> Orders:
+        yield setting.order[np.argsort(step_signals.gradient_norms(setting.sim.window), kind="stable")][None]
+
+
+@register
+class LargeGradientsFirst(Strategy):
+    name, source = "large gradients first", "gradient norm at the first anchor, falling"
+
+    def orders(self, setting: Setting) -> Orders:
+        yield setting.order[np.argsort(-step_signals.gradient_norms(setting.sim.window), kind="stable")][None]
+
+
+@register
+class InfluenceSort(Strategy):
+    """The most helpful last, and first."""
+
+    name, source = "influence sort", "alignment with the metric's gradient; TracIn, arXiv 2002.08484"
+
+    def orders(self, setting: Setting) -> Orders:
+        if setting.influence is not None:
+            steps = np.argsort(-setting.influence, kind="stable")
+            yield setting.order[np.stack([steps, steps[::-1]])]
+
+
+@register
+class ImpulseSort(Strategy):
+    """The best order to first order in the learning rate, curvature left out: a sort."""
+
+    name, source = "impulse sort", "influence against the optimizer's impulse weight of each position"
+
+    def orders(self, setting: Setting) -> Orders:
+        if setting.expansion is not None:
+            steps = step_signals.impulse_order(setting.sim.window, setting.expansion)
+            yield setting.order[steps if setting.sign > 0 else steps[::-1]][None]
+
+
+@register
+class BracketBorda(Strategy):
+    """Duels of all pairs of steps, and of groups in blocks: the bracket of two gradients says who should come first."""
+
+    name, source = "bracket tournament", "Borda count of Lie brackets, arXiv 2606.24993"
+
+    def orders(self, setting: Setting) -> Orders:
+        if setting.expansion is None:
+            return
+        duels = setting.sign * step_signals.brackets(setting.sim.window, setting.expansion)
+        found = [np.argsort(-step_signals.borda(duels), kind="stable")]
+        names, codes = np.unique(setting.labels, return_inverse=True)
+        if len(names) > 1:
+            member = codes[None] == np.arange(len(names))[:, None]
+            share = member / member.sum(1, keepdims=True)
+            found.append(np.argsort(-step_signals.borda(share @ duels @ share.T)[codes], kind="stable"))
+        yield setting.order[np.stack(found)]

@@ -1,0 +1,114 @@
+"""Predictions that are written into the run before what they predict is trained.
+
+Once an order was trained and is part of a run, the run knows the answer. A process that is killed between the training
+and the comparison would otherwise compare the truth with itself the next time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from orderscope.errors import OrderscopeError
+from orderscope.simulation.simulator import Simulator
+from orderscope.store import RunStore
+from orderscope.store.names import FURTHER
+
+PREFIX = "foretold/"
+BLOCK = 8
+
+
+@dataclass(frozen=True)
+class Foretold:
+    """What was predicted for orders before they were trained.
+
+    Args:
+        predicted, error: name -> [n].
+        kept: whether all of it lies in the run. Where it does not, what is trained must not become part of it either.
+    """
+
+    predicted: dict[str, np.ndarray]
+    error: dict[str, np.ndarray]
+    kept: bool
+
+
+def foretell(
+    sim: Simulator,
+    orders: Sequence[np.ndarray],
+    *,
+    allow_other_samples: bool = False,
+    keep: bool = True,
+    progress: Callable[[int, int], None] | None = None,
+) -> Foretold:
+    """Predict all metrics of orders that are about to be trained, and keep that in the run, where it can be written to.
+
+    What was foretold once is told again. For an order that is part of the run already, with nothing foretold, it is
+    what the calibration says of it: a prediction without the run's own states.
+
+    Args:
+        keep: whether to write it down; not needed where nothing will be trained.
+        progress: called as `progress(done, total)`.
+    """
+    names = [name for name in sim.description["metric_names"] if name in sim.metric_names]
+    with RunStore.open(sim.path) as store:
+        known = stored(store)
+    new = [order for order in orders if set(names) - set(known.get(order.tobytes(), {}))]
+    new = list({order.tobytes(): order for order in new}.values())
+    found: dict[bytes, dict[str, tuple[float, float]]] = {}
+    for start in range(0, len(new), BLOCK):
+        part = new[start : start + BLOCK]
+        told = sim.predict(np.stack(part), metrics=names, allow_other_samples=allow_other_samples)
+        for i, order in enumerate(part):
+            values = {name: (float(told.metrics[name][i]), float(told.error[name][i])) for name in names}
+            found[order.tobytes()] = _left_out(sim, order, names) or values
+        if progress is not None:
+            progress(min(start + BLOCK, len(new)), len(new))
+    kept = not new or (keep and _keep(sim, new, found, names))
+    known |= {key: found[key] | known.get(key, {}) for key in found}
+    rows = [known[order.tobytes()] for order in orders]
+    return Foretold(*({n: np.array([row[n][k] for row in rows]) for n in names} for k in (0, 1)), kept=kept)
+
+
+def stored(store: RunStore) -> dict[bytes, dict[str, tuple[float, float]]]:
+    """What a run foretold: bytes of an order -> name -> (predicted, error); of several the first."""
+    found: dict[bytes, dict[str, tuple[float, float]]] = {}
+    for shard in store.names(PREFIX):
+        attrs = store.attrs(shard)
+        for i, order in enumerate(store.read(shard, ["order"])["order"]):
+            row = {n: (_number(attrs["predicted"][n][i]), _number(attrs["error"][n][i])) for n in attrs["predicted"]}
+            found[order.tobytes()] = row | found.get(order.tobytes(), {})
+    return found
+
+
+def _left_out(sim: Simulator, order: np.ndarray, names: Sequence[str]) -> dict[str, tuple[float, float]] | None:
+    """What the calibration predicted for an order that was trained after recording, None for others."""
+    for i, run in enumerate(sim.runs):
+        if run.startswith(FURTHER) and np.array_equal(sim.run_orders[i], order):
+            fitted = sim.calibration
+            return {name: (float(fitted[name].predicted[i]), float(fitted[name].error[i])) for name in names}
+    return None
+
+
+def _keep(
+    sim: Simulator, orders: list[np.ndarray], found: dict[bytes, dict[str, tuple[float, float]]], names: Sequence[str]
+) -> bool:
+    if not Path(sim.path).is_dir():
+        return False
+    rows = [found[order.tobytes()] for order in orders]
+    parts = {
+        part: {name: [row[name][k] if np.isfinite(row[name][k]) else None for row in rows] for name in names}
+        for k, part in enumerate(("predicted", "error"))
+    }
+    try:
+        with RunStore.create(sim.path) as store:
+            store.write(f"{PREFIX}{len(store.names(PREFIX)):03d}", {"order": np.stack(orders)}, parts)
+    except (OrderscopeError, OSError):  # being written, not to be written, or full
+        return False
+    return True
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else float(value)

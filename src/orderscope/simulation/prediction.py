@@ -1,0 +1,57 @@
+"""What a simulator answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What n orders would have led to.
+
+    Args:
+        metrics: name -> estimated value, float64 [n].
+        error: name -> half-width of a 90 % interval around it, [n].
+        trusted: whether the order lies where the estimate was found to hold, has the recorded samples but for a tenth,
+            and its interval says more than a guess would, bool [n].
+        reference: name -> the recorded value of the reference order.
+        sigma_order: name -> standard deviation of the true values of reference and probes: how much order matters here.
+        skilled: name -> whether the estimate is better than a constant on the probes.
+        outside: how far each order's states lay outside the anchors' span, [n]; not a number for other estimators.
+        estimator: which one answered.
+        cost: gradient evaluations spent on this answer beside the recording, in runs.
+    """
+
+    metrics: dict[str, np.ndarray]
+    error: dict[str, np.ndarray]
+    trusted: np.ndarray
+    reference: dict[str, float]
+    sigma_order: dict[str, float]
+    skilled: dict[str, bool]
+    outside: np.ndarray
+    estimator: str
+    cost: float = 0.0
+
+    def detectable(self, metric: str) -> np.ndarray:
+        """Whether the difference to the reference is larger than its error, bool [n]. One that is predicted, not known,
+        counts for nothing where estimates are no better than a constant."""
+        error = self.error[metric]
+        told = (error == 0) | self.skilled[metric]
+        return told & (np.abs(self.metrics[metric] - self.reference[metric]) > error)
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """Estimated metrics along an order.
+
+    Args:
+        steps: positions, [k].
+        metrics: name -> [k].
+        reference: name -> the recorded run's own values there, [k].
+    """
+
+    steps: np.ndarray
+    metrics: dict[str, np.ndarray]
+    reference: dict[str, np.ndarray] = field(default_factory=dict)

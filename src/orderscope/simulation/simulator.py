@@ -1,0 +1,496 @@
+"""Ask a recorded run: what would the final model have been under another order?"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from orderscope.engine import Batches, HeldOut, Replayed, Window, replay, units_of
+from orderscope.engine.calibration import Bearing, Calibration, bearing, directions, fit_calibration
+from orderscope.engine.completed import KnownStates, completed, held_bytes, known_states
+from orderscope.engine.left_out import LeftOut
+from orderscope.engine.loading import load_held_out, load_left_out, load_window, table_number
+from orderscope.engine.metrics import MetricModel, evaluated
+from orderscope.engine.threads import one_thread
+from orderscope.errors import OrderscopeError
+from orderscope.orders.checks import check_order, check_orders
+from orderscope.simulation.prediction import Prediction, Trajectory
+from orderscope.sketching import SketchPlan, require_probes
+from orderscope.store import RunStore
+from orderscope.store.names import FURTHER, REFERENCE, TASK_SHARD
+from orderscope.task import Task
+from orderscope.task.hyper import group_rates
+from orderscope.training import load_run, require_recorded, true_runs
+
+BLOCK_BYTES = 1 << 28
+FARTHER = 1.5  # orders are trusted up to so many times as far outside the anchors' span as the farthest left-out run
+REPLACED = 0.1  # largest share of the samples that an order may replace and still be trusted: left-out runs have none
+
+
+class Simulator:
+    """Estimates for any order of a recorded run.
+
+    Args:
+        path: a run, as a directory or packed.
+        task: the recorded task; needed where metrics that are no held-out losses are asked, where held-out losses are
+            asked with `precise`, and to train.
+        device: where orders are replayed, for instance "cuda"; the CPU if not given. Only replays are done there: the
+            metrics and what is asked of the simulator stay where they are.
+
+    Raises:
+        OrderscopeError: the task is not the recorded one; the differing parts are named. Or there is no such device.
+        IncompleteRun: record or sketch is not finished.
+        DamagedRun: a file is not what was written.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        task: Task | None = None,
+        *,
+        device: str | torch.device | None = None,
+    ) -> None:
+        self.store = RunStore.open(path)
+        self.path, self.task, self.device = path, task, _usable_device(device)
+        if task is not None:
+            require_recorded(task, self.store)
+        self.plan = SketchPlan.read(self.store)
+        require_probes(self.store, self.plan)
+        self.window = load_window(self.store)
+        self.description = self.store.attrs(TASK_SHARD)
+        self._batches = Batches(self.window.order)
+        self._reference = load_run(self.store, REFERENCE, gradients=False).metrics[-1]
+
+    @property
+    def order(self) -> np.ndarray:
+        """The reference order, int64 [steps, batch]."""
+        return self.window.order
+
+    @property
+    def reference(self) -> dict[str, float]:
+        """The recorded final metrics of the reference order."""
+        return self._reference
+
+    @cached_property
+    def held_out(self) -> HeldOut | None:
+        """What held-out losses are told by; None where there are none."""
+        return load_held_out(self.store, self.window)
+
+    @cached_property
+    def left_out(self) -> LeftOut:
+        """The true runs under other orders, predicted as if they had not been trained."""
+        return load_left_out(self.store, self.window, self.held_out)
+
+    @cached_property
+    def runs(self) -> tuple[str, ...]:
+        """Names of the true runs under other orders, the probes and what was trained since."""
+        if table_number(self.store) is None:
+            return tuple(run for run in true_runs(self.store) if run != REFERENCE)
+        return self.left_out.runs
+
+    @cached_property
+    def _run_files(self) -> list[Any]:
+        return [load_run(self.store, run, gradients=False) for run in self.runs]
+
+    @cached_property
+    def run_orders(self) -> np.ndarray:
+        """Their orders, [runs, steps, batch]."""
+        return np.array([run.order for run in self._run_files]).reshape(len(self.runs), *self.order.shape)
+
+    @cached_property
+    def run_truth(self) -> dict[str, np.ndarray]:
+        """Their true final metrics, name -> [runs]."""
+        return {n: np.array([run.metrics[-1][n] for run in self._run_files], dtype=np.float64) for n in self.reference}
+
+    @cached_property
+    def probes(self) -> tuple[str, ...]:
+        """Names of the runs under orders that were drawn to be recorded."""
+        return tuple(run for run in self.runs if not run.startswith(FURTHER))
+
+    @cached_property
+    def probe_orders(self) -> np.ndarray:
+        """Their orders, [probes, steps, batch]."""
+        return self.run_orders[[self.runs.index(probe) for probe in self.probes]]
+
+    @cached_property
+    def truth(self) -> dict[str, np.ndarray]:
+        """True final metrics of the probes, name -> [probes]."""
+        rows = [self.runs.index(probe) for probe in self.probes]
+        return {name: values[rows] for name, values in self.run_truth.items()}
+
+    @property
+    def losses(self) -> tuple[str, ...]:
+        """Metrics that are held-out losses, told without the model."""
+        return () if self.held_out is None else self.held_out.names
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """Metrics that can be asked."""
+        return self.losses if self._by is None else tuple(self.reference)
+
+    @property
+    def exact(self) -> bool:
+        """Whether all coordinates are carried, so that the real model can be run at estimated weights."""
+        return self.plan.carried == self.plan.size
+
+    @property
+    def eps(self) -> float:
+        """Machine epsilon of the weights, and so of the metrics."""
+        return torch.finfo(self.window.final.dtype).eps
+
+    @property
+    def _by(self) -> str | None:
+        """How the real model can be run at estimated weights, or near them; None where it cannot."""
+        if self.task is None:
+            return None
+        if self.exact:
+            return "evaluated"
+        states = len(self.plan.anchors) + len(self.runs)
+        return "completed" if held_bytes(states, self.plan.size, self.task.layout.dtype.itemsize) else None
+
+    def _real(self, without: Sequence[str] | None = None) -> MetricModel:
+        """The real model at estimated weights.
+
+        Args:
+            without: for each order a run that is not to be used.
+        """
+        assert self.task is not None
+        if self.exact:
+            return evaluated(self.task)
+        return completed(self.task, self._known, self.held_out, without)
+
+    def metric_model(self, theta: Tensor, names: Sequence[str], *, precise: bool = False) -> dict[str, np.ndarray]:
+        """Metrics at weights on the carried coordinates, before calibration.
+
+        Args:
+            theta: [rows, m].
+            precise: by the real model, also held-out losses.
+
+        Returns:
+            name -> float64 [rows].
+        """
+        return self._measured(theta, names, precise, None)
+
+    def _measured(
+        self, theta: Tensor, names: Sequence[str], precise: bool, without: Sequence[str] | None
+    ) -> dict[str, np.ndarray]:
+        told = [name for name in names if name in self.losses and not precise]
+        found = self.held_out(theta, told, without) if self.held_out is not None and told else {}
+        real = tuple(name for name in names if name not in told)
+        return found | (self._real(without)(theta, real) if real else {})
+
+    @cached_property
+    def _known(self) -> KnownStates:
+        return known_states(self.store, self.plan)
+
+    @cached_property
+    def calibration(self) -> Mapping[str, Calibration]:
+        """By metric, fitted on every true run predicted without its own anchors when it is first asked for."""
+        return _Calibrations(self, precise=False)
+
+    @cached_property
+    def _precise(self) -> Mapping[str, Calibration]:
+        return _Calibrations(self, precise=True)
+
+    def _calibrated(self, name: str, precise: bool) -> Calibration:
+        out = self.left_out
+        if name in out.values and not precise:
+            raw = out.values[name]
+        else:
+            raw = self._measured(out.theta, (name,), precise, out.runs)[name] if out.runs else np.zeros(0)
+        at = self.bearing_of(out.theta, out.outside)
+        return fit_calibration(raw, self.run_truth[name], self.reference[name], at, eps=self.eps)
+
+    @cached_property
+    def _pointing(self) -> Tensor:
+        return directions(self.left_out.theta, self.window.final)
+
+    def bearing(self, replayed: Replayed) -> Bearing:
+        """Where replays led, for a calibration."""
+        return self.bearing_of(replayed.theta, replayed.outside)
+
+    def bearing_of(self, theta: Tensor, outside: Tensor | np.ndarray) -> Bearing:
+        """Of final weights [n, m] whose states lay `outside` [n]."""
+        return bearing(theta, outside, self.window.final, self._pointing)
+
+    def predict(
+        self,
+        orders: Any,
+        estimator: str = "carried",
+        *,
+        lr: Any = None,
+        metrics: Sequence[str] | None = None,
+        allow_other_samples: bool = False,
+        precise: bool = False,
+    ) -> Prediction:
+        """Estimate the final metrics under other orders.
+
+        Args:
+            orders: sample ids, [n, steps, batch] or one order [steps, batch].
+            estimator: "carried", or the baselines "impulse", "fut", "fut2".
+            lr: learning rates to use instead of the recorded ones. [steps] or [n, steps]: of the first parameter group
+                whose recorded rate is above 0 at that step; the other groups keep their ratio to it, and a group at 0
+                stays at 0. [steps, groups] or [n, steps, groups]: of every group; see
+                `orderscope.task.hyper.group_rates`.
+            metrics: names to estimate; by default the held-out losses, which need no model. Another metric runs the
+                real model once an order, and once for each true run when it is first asked for.
+            allow_other_samples: accept orders that are not rearrangements of the recorded samples.
+            precise: tell held-out losses by the real model too; needs the task.
+
+        Raises:
+            OrderscopeError: for orders, learning rates, metrics or an estimator that do not fit.
+        """
+        checked = self._checked(orders, allow_other_samples)
+        names = self._names(metrics)
+        rates = self._rates(lr, len(checked))
+        if estimator != "carried":
+            return self._baseline(estimator, checked, names, rates)
+        calibration = self._precise if precise else self.calibration
+        if precise and self._by is None:
+            raise OrderscopeError(
+                "precise=True without a model that can be run",
+                "the task, and recorded states that fit in memory",
+                "Simulator(path, task), or leave out precise=",
+            )
+        values, errors, outside = self._estimated(checked, names, rates, precise, calibration)
+        if rates is None:
+            self._tell_truth(checked, values, errors, outside)
+        near = self._inside(outside)
+        if allow_other_samples:
+            near &= self._replaced(checked) <= REPLACED
+        skilled = {name: calibration[name].skilled for name in names}
+        finite = np.all([np.isfinite(v) for v in values.values()], axis=0)
+        telling = np.any([skilled[n] & (errors[n] <= calibration[n].guess) for n in names], axis=0)
+        return Prediction(
+            metrics=values,
+            error=errors,
+            trusted=near & finite & telling,
+            reference={name: self.reference[name] for name in names},
+            sigma_order={name: self.sigma_order(name) for name in names},
+            skilled=skilled,
+            outside=outside,
+            estimator=estimator,
+        )
+
+    def _tell_truth(
+        self, orders: np.ndarray, values: dict[str, np.ndarray], errors: dict[str, np.ndarray], outside: np.ndarray
+    ) -> None:
+        """Put in what is known of orders that were truly trained."""
+        known: dict[bytes, dict[str, float]] = {self.order.tobytes(): self.reference}
+        known |= {run.order.tobytes(): run.metrics[-1] for run in self._run_files}
+        for k, order in enumerate(orders):
+            if (true := known.get(order.tobytes())) is not None:
+                outside[k] = 0.0
+                for name in values:
+                    values[name][k], errors[name][k] = true[name], 0.0
+
+    def parameters(self, order: Any, *, lr: Any = None, allow_other_samples: bool = False) -> dict[str, Tensor]:
+        """Estimated final weights of an order by parameter name. Where only some coordinates are carried, the others
+        are interpolated between the recorded runs' final weights. With the task, weights that are not trained are
+        among them, as the model has them.
+        """
+        checked = self._checked(check_order(order, self.order, allow_other_samples=allow_other_samples), True)
+        theta = self.replay_of(checked, lr=self._rates(lr, 1)).theta[0]
+        if not self.exact:
+            carried, (theta, _) = theta, self._known.interpolated(theta)
+            theta[self._known.indices] = carried
+        found, start = {}, 0
+        for parameter in self.description["parameters"]:
+            size = int(np.prod(parameter["shape"]))
+            found[parameter["name"]] = theta[start : start + size].view(parameter["shape"]).clone()
+            start += size
+        if self.task is not None:
+            every = self.task.build_model().named_parameters()
+            found = {name: found.get(name, weights.detach()) for name, weights in every}
+        return found
+
+    def trajectory(self, order: Any, *, lr: Any = None, metrics: Sequence[str] | None = None) -> Trajectory:
+        """Estimated metrics of an order at the steps of the reference run's anchors.
+
+        What calibration adds at the end is added along the way in proportion to the steps taken.
+        """
+        names = self._names(metrics)
+        reference = load_run(self.store, REFERENCE, gradients=False)
+        steps = reference.boundaries
+        checked = self._checked(order, False)
+        replayed = self.replay_of(checked, lr=self._rates(lr, 1), snapshots=steps.tolist())
+        rows = torch.stack([replayed.snapshots[int(s)][0] for s in steps])  # [k, m]
+        raw, at, values = self._along(rows, steps, names), self.bearing(replayed), {}
+        for name, found in raw.items():
+            shift = self.calibration[name].apply(found[-1:], at)[0][0] - found[-1]
+            values[name] = found + shift * steps / steps[-1]
+        return Trajectory(
+            steps=steps,
+            metrics=values,
+            reference={n: np.array([m[n] for m in reference.metrics]) for n in names},
+        )
+
+    def _along(self, rows: Tensor, steps: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """Metrics at weights [k, m] after these steps: held-out losses around the reference run's state there."""
+        found = self.metric_model(rows, names)
+        shard = f"sketch/known/{REFERENCE}"
+        if self.held_out is None or shard not in self.store:
+            return found
+        run, take = load_run(self.store, REFERENCE, gradients=False), self.plan.coordinates.indices
+        theta = run.theta(take)
+        for name in names:
+            if name not in self.losses:
+                continue
+            expansion = self.held_out.expansion(name)
+            slopes = torch.from_numpy(self.store.map(shard, f"slope:{name}"))
+            slopes = (slopes.view(torch.bfloat16) if slopes.dtype == torch.uint16 else slopes).to(rows.dtype)
+            for k in range(len(steps) - 1):
+                own = slopes[k] if take is None else slopes[k][take]
+                there = replace(expansion, center=theta[k], value=run.metrics[k][name],
+                                gradient=own * self.held_out.weight)  # fmt: skip
+                found[name][k] = float(there(rows[k]))
+        return found
+
+    def sigma_order(self, metric: str) -> float:
+        """Standard deviation of the metric over reference and probes: how much order matters here."""
+        values = np.append(self.truth[metric], self.reference[metric]) if self.probes else np.zeros(2)
+        return float(values.std(ddof=1))
+
+    def scores(self, orders: np.ndarray, metrics: Sequence[str]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Values and errors of some of many orders, name -> [n], as `predict` has them, without its checks."""
+        values, errors, _ = self._estimated(orders, tuple(metrics), None, False, self.calibration, more=True)
+        return values, errors
+
+    @cached_property
+    def _replayed_window(self) -> Window:
+        return self.on_device(self.window)
+
+    def on_device(self, window: Window) -> Window:
+        """A window where orders are replayed."""
+        return window if self.device.type == "cpu" else window.to(self.device)
+
+    def replay_of(self, orders: np.ndarray, **options: Any) -> Replayed:
+        """Replays of orders [n, steps, batch] on all carried coordinates, done on the simulator's device and brought
+        back to the CPU.
+
+        Args:
+            options: of `orderscope.engine.replay`.
+        """
+        units = units_of(self.window, self._batches, orders)
+        with one_thread():
+            return replay(self._replayed_window, units, **options).cpu()
+
+    def _estimated(
+        self,
+        orders: np.ndarray,
+        names: tuple[str, ...],
+        rates: np.ndarray | None,
+        precise: bool,
+        calibration: Mapping[str, Calibration],
+        more: bool = False,
+    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], np.ndarray]:
+        """Values and errors by metric, and `outside`, [n] each."""
+        values: dict[str, list[np.ndarray]] = {name: [] for name in names}
+        errors: dict[str, list[np.ndarray]] = {name: [] for name in names}
+        outside: list[np.ndarray] = []
+        for rows in self._blocks(len(orders), self.window.coords):
+            replayed = self.replay_of(orders[rows], lr=None if rates is None else rates[rows], more=more)
+            with one_thread():
+                raw, at = self.metric_model(replayed.theta, names, precise=precise), self.bearing(replayed)
+            for name in names:
+                value, error = calibration[name].apply(raw[name], at)
+                values[name].append(value)
+                errors[name].append(error)
+            outside.append(at.outside)
+        joined = [{n: np.concatenate(parts) for n, parts in told.items()} for told in (values, errors)]
+        return joined[0], joined[1], np.concatenate(outside)
+
+    def _blocks(self, count: int, numbers: int) -> list[slice]:
+        """Orders at once: about six vectors of `numbers` float32 each within `BLOCK_BYTES`."""
+        block = max(1, BLOCK_BYTES // (numbers * 4 * 6))
+        return [slice(start, min(start + block, count)) for start in range(0, count, block)]
+
+    def _inside(self, outside: np.ndarray) -> np.ndarray:
+        seen = [c.farthest for c in self.calibration.values() if c.farthest > 0]
+        return outside <= FARTHER * max(seen) if seen else np.zeros(len(outside), dtype=bool)
+
+    def _replaced(self, orders: np.ndarray) -> np.ndarray:
+        """Share of the recorded samples that others stand in for, [n]."""
+        recorded = self._counts(self.order)
+        return np.array([np.maximum(recorded - self._counts(o), 0).sum() for o in orders]) / self.order.size
+
+    def _counts(self, order: np.ndarray) -> np.ndarray:
+        return np.bincount(order.ravel(), minlength=self.description["samples"])
+
+    def _checked(self, orders: Any, allow_other_samples: bool) -> np.ndarray:
+        samples = self.description["samples"]
+        return check_orders(orders, self.order, samples=samples, allow_other_samples=allow_other_samples)
+
+    def _names(self, metrics: Sequence[str] | None) -> tuple[str, ...]:
+        if metrics is None:
+            return self.losses or self.metric_names
+        for name in metrics:
+            if name not in self.metric_names:
+                raise OrderscopeError(
+                    f"metric {name!r}", "one of " + (", ".join(self.metric_names) or "none"), "name a recorded metric"
+                )
+        return tuple(metrics)
+
+    def _rates(self, lr: Any, count: int) -> np.ndarray | None:
+        return None if lr is None else group_rates(lr, self.window.dynamics.hyper["lr"], count)
+
+    def _baseline(
+        self, estimator: str, orders: np.ndarray, names: tuple[str, ...], rates: np.ndarray | None
+    ) -> Prediction:
+        from orderscope.baselines.estimators import ESTIMATORS
+
+        if estimator not in ESTIMATORS:
+            raise OrderscopeError(
+                f"estimator {estimator!r}", "one of carried, " + ", ".join(ESTIMATORS), "choose one of these"
+            )
+        values, cost = ESTIMATORS[estimator](self, orders, names, rates)
+        unknown = {name: np.full(len(orders), np.nan) for name in names}
+        return Prediction(
+            metrics=values,
+            error=unknown,
+            trusted=np.zeros(len(orders), dtype=bool),
+            reference={name: self.reference[name] for name in names},
+            sigma_order={name: self.sigma_order(name) for name in names},
+            skilled=dict.fromkeys(names, False),
+            outside=np.full(len(orders), np.nan),
+            estimator=estimator,
+            cost=cost,
+        )
+
+
+class _Calibrations(Mapping[str, Calibration]):
+    """Calibrations by metric, each fitted when it is first asked for."""
+
+    def __init__(self, sim: Simulator, *, precise: bool) -> None:
+        self._sim, self._by_precise, self._fitted = sim, precise, dict[str, Calibration]()
+
+    def __getitem__(self, name: str) -> Calibration:
+        if name not in self._fitted:
+            self._fitted[name] = self._sim._calibrated(name, self._by_precise)
+        return self._fitted[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sim.losses or self._sim.metric_names)
+
+    def __len__(self) -> int:
+        return len(self._sim.losses or self._sim.metric_names)
+
+
+def _usable_device(device: str | torch.device | None) -> torch.device:
+    try:
+        found = torch.device(device or "cpu")
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:
+        raise OrderscopeError(
+            f"device {str(device)!r}: {str(error).splitlines()[0]}",
+            "a device that torch can use here, as cpu or cuda",
+            "leave out device=, or run `orderscope doctor` to see what there is",
+        ) from error
+    return found
