@@ -95,7 +95,11 @@ def tiny(seed: int) -> dict[str, Any]:
         classes,
         float(rng.uniform(0.05, 0.8)),
     )
-    each = rng.integers(groups, size=(steps, batch)) if mixed else np.repeat(rng.integers(groups, size=(steps, 1)), batch, 1)
+    each = (
+        rng.integers(groups, size=(steps, batch))
+        if mixed
+        else np.repeat(rng.integers(groups, size=(steps, 1)), batch, 1)
+    )
     labels = each.reshape(-1)
     data = source(labels, generator)
     held_out = source(np.arange(int(rng.integers(60, 241))) % groups, generator)
@@ -127,8 +131,9 @@ def tiny(seed: int) -> dict[str, Any]:
         return made
 
     count = sum(p.numel() for p in start.parameters())
-    title = f"{'classes' if classes else 'regression'}, {count} weights, {kind} {lr:.2g}, {steps} steps of {batch}, " + (
-        "no groups" if groups == 1 else f"{groups} groups{', mixed' if mixed else ''}"
+    title = (
+        f"{'classes' if classes else 'regression'}, {count} weights, {kind} {lr:.2g}, {steps} steps of {batch}, "
+        + ("no groups" if groups == 1 else f"{groups} groups{', mixed' if mixed else ''}")
     )
     return {
         "title": title + (", warm" if warm else ""),

@@ -121,7 +121,10 @@ def test_a_shift_that_is_chosen_by_chance_is_not_made() -> None:
         true = 1 + 0.1 * rng.normal(size=7)
         raw = true + 0.01 * rng.normal(size=7)
         where = Bearing(np.full(7, 0.5), ways @ ways.T, np.zeros(7))
-        ratio.append(fit_calibration(raw, true, 1.0, where).residual / fit_calibration(raw, true, 1.0, at(np.full(7, 0.5))).residual)
+        ratio.append(
+            fit_calibration(raw, true, 1.0, where).residual
+            / fit_calibration(raw, true, 1.0, at(np.full(7, 0.5))).residual
+        )
     assert np.mean(np.array(ratio) == 1) > 0.6
     assert np.mean(np.log(ratio)) > -0.1
 

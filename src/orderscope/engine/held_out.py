@@ -139,9 +139,7 @@ class HeldOut:
         along = torch.stack([slopes @ away.T for slopes in self.slopes]).double() * self.weight
         return Missed(along, (self._factor @ away.T).double() * self.weight)
 
-    def pushed(
-        self, theta: Tensor, name: str, missed: Missed, without: Sequence[Without] | None = None
-    ) -> np.ndarray:
+    def pushed(self, theta: Tensor, name: str, missed: Missed, without: Sequence[Without] | None = None) -> np.ndarray:
         """What the errors of left-out runs' weights would do to a loss at other weights [rows, m], to first order,
         float64 [rows, runs]; not a number for a run whose last state is not known."""
         place, i = self._placed(theta, without), self.names.index(name)

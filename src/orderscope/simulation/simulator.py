@@ -15,9 +15,9 @@ from torch import Tensor
 from orderscope.engine import Batches, HeldOut, Replayed, Window, replay, units_of
 from orderscope.engine.calibration import Bearing, Calibration, directions, fit_calibration
 from orderscope.engine.completed import KnownStates, completed, held_bytes, known_states
+from orderscope.engine.held_out import Missed
 from orderscope.engine.left_out import LeftOut
 from orderscope.engine.loading import load_held_out, load_left_out, load_window, table_number
-from orderscope.engine.held_out import Missed
 from orderscope.engine.metrics import MetricModel, evaluated
 from orderscope.engine.threads import one_thread
 from orderscope.errors import OrderscopeError
