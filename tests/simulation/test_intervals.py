@@ -1,4 +1,4 @@
-"""Do intervals hold on tasks that nothing was tuned on? benchmarks/family.py measures it; here are a few of its tasks."""
+"""Do intervals hold? benchmarks/family.py measures it on many tiny tasks; here are a few of them."""
 
 from __future__ import annotations
 

@@ -43,8 +43,8 @@ from torch import Tensor
 from orderscope.engine.student_t import chi_square, two_sided
 
 COVERAGE = 0.9
-# The constants were chosen on 50 tiny tasks of benchmarks/family.py; figures are of 100, 64 of which are trusted. Scores
-# are interval scores over the spread of the truth, in geometric mean. See the log.
+# The constants were chosen on 50 tiny tasks of benchmarks/family.py; figures are of 100, 64 of which are trusted.
+# Scores are interval scores over the spread of the truth, in geometric mean. See the log.
 # What intervals hold at least, and in which share of recordings. Tasks that hold fewer than 80 % of 40 orders, and the
 # least of a task: 7 and 0.62 with Student's t alone, 6 and 0.65 with 0.9, 4 and 0.76 with 0.95.
 AT_LEAST, SURE = 0.8, 0.95
