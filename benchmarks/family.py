@@ -220,10 +220,11 @@ def main() -> None:
             value, error, sound = told.metrics["eval"], told.error["eval"], np.isfinite(case.true)
             held = np.abs(value - case.true) <= error
             sure = told.trusted & sound
+            width = (error[sure] if sure.any() else error).mean() / case.true[sound].std()
             found = compare(value[sound], error[sound], case.true[sound])
             rows.append((held[sure], held[sound], told.trusted))
             cells = [seed, case.title, f"{found['spearman']:.2f}", f"{found['mae_ratio']:.2f}", _share(held[sure]),
-                     f"{held[sound].mean():.2f}", f"{told.trusted.mean():.2f}", f"{(error[sure] if sure.any() else error).mean() / case.true[sound].std():.2g}",
+                     f"{held[sound].mean():.2f}", f"{told.trusted.mean():.2f}", f"{width:.2g}",
                      f"{case.cost:.0f}"]  # fmt: skip
             print("| " + " | ".join(map(str, cells)) + " |", flush=True)
     trusted, every, share = (np.concatenate(part) for part in zip(*rows, strict=True))
