@@ -24,7 +24,9 @@ tell the scale of normal ones only roughly, and with this k the interval holds 8
 Orders that regroup samples are another kind than recorded batches. Their errors are wider by a factor w, known from
 left-out runs of that kind, n' of them, beside a prior,
 
-    w^2 = (4 * 1.3^2 + sum' (r / u)^2 / mean (r / u)^2) / (4 + n').
+    w^2 = (4 * 1.3^2 + sum' (r / u)^2 / mean (r / u)^2) / (4 + n'),    mean over the others,
+
+and divided by it their residuals count for the scale too.
 
 Source of the leave-one-out residuals: Craven and Wahba, "Smoothing noisy data with spline functions", 1979. Of
 tolerance intervals: Krishnamoorthy and Mathew, "Statistical tolerance regions", 2009.
@@ -196,15 +198,16 @@ def fit_calibration(
     if (~new).sum() < 2:
         new = np.zeros(count, dtype=bool)
     square = (left / bound) ** 2
-    mean = float(square[~new].mean())
-    wider = np.sqrt((PRIOR * REGROUPED**2 + square[new].sum() / max(mean, TINY)) / (PRIOR + new.sum()))
+    mean = max(float(square[~new].mean()), TINY)
+    wider = float(np.sqrt((PRIOR * REGROUPED**2 + square[new].sum() / mean) / (PRIOR + new.sum())))
+    square[new] /= wider**2 if np.isfinite(wider) else 1.0
     fitted = Calibration(
         reference=reference,
         sigma=sigma,
         shift=shift,
-        residual=mean**0.5,
-        wider=float(wider),
-        factor=interval_factor(int((~new).sum())),
+        residual=float(square.mean()) ** 0.5,
+        wider=wider,
+        factor=interval_factor(count),
         quantile=two_sided(count, COVERAGE),
         typical=typical,
         farthest=float(at.outside.max()),
