@@ -41,7 +41,7 @@ def rows(name: str, orders: int) -> list[str]:
     lines = []
     for coords, energy in settings():
         with tempfile.TemporaryDirectory() as folder:
-            with patch.multiple(loading, ENERGY=energy, MIXED_ENERGY=energy, LONG_ENERGY=energy):
+            with patch.object(loading, "ENERGY", energy):
                 store = osc.record(task, f"{folder}/run", coords=coords)
             sim = osc.Simulator(f"{folder}/run")
             found = sim.predict(asked, metrics=[metric])

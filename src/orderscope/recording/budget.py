@@ -62,7 +62,7 @@ class Allotment:
 
 
 DEFAULT = Allotment(anchors=2, probes=8, passes=4)
-MIXED = Allotment(anchors=2, probes=6, passes=6)  # the curvature's spectrum is broad where groups mix in a batch
+MIXED = Allotment(anchors=2, probes=8, passes=6)  # the curvature's spectrum is broad where groups mix in a batch
 # Few directions of the curvature stand out from the noise where few of many weights are carried.
 PARTIAL = Allotment(anchors=2, probes=12, passes=1)
 

@@ -76,7 +76,7 @@ def record(
         path: directory of the run.
         anchors: states of the reference run, the last among them, at which every batch's gradient is taken; two by
             default, after a third of the steps and at the end. One costs a run.
-        probes: true runs under other orders; by default eight, or six where batches mix groups, or twelve where few of
+        probes: true runs under other orders; by default eight, or twelve where few of
             many weights are carried. A batch's gradient where a run trained on it is one more anchor, free and where
             queries go; held-out losses are told by what they are where probes end; and every prediction is calibrated
             on them.
