@@ -138,7 +138,7 @@ def test_the_task_is_needed(run: Path) -> None:
 
 @pytest.mark.parametrize("estimator", ["carried", "impulse"])
 def test_an_effort_is_for_the_proxy(sim: osc.Simulator, estimator: str) -> None:
-    with pytest.raises(osc.OrderscopeError, match="effort=0.5"):
+    with pytest.raises(osc.OrderscopeError, match=r"effort=0\.5"):
         sim.predict(sim.order, estimator, effort=0.5)
 
 

@@ -63,13 +63,14 @@ MOVED = 0.005  # shown with two digits
 @click.option("--precise", is_flag=True, help="Tell held-out losses by running the model too; needs the task.")
 @click.option(
     "--estimator",
-    help="carried; proxy, which trains on a few samples of each batch; auto, the better of the two on the recorded runs; "
-    "or a baseline: impulse, fut, fut2. Default: carried, or auto with --effort.",
+    help="carried; proxy, which trains on a few samples of each batch; auto, the proxy where it errs clearly less on "
+    "the recorded runs; or a baseline: impulse, fut, fut2. Default: carried, or auto with --effort.",
 )
 @click.option(
     "--effort",
     type=float,
-    help="Share of each batch that the proxy trains on, its price in trainings an order. Default: 0.125. Needs the task.",
+    help="Share of each batch that the proxy trains on, its price in trainings an order; 0.125 if not given. Needs the "
+    "task.",
 )
 @click.option(
     "--lr",
@@ -110,7 +111,8 @@ def query(
         need_task(sim.task, told)
     if modelled:
         need_task(sim.task, told, f"to run the model for {', '.join(modelled)}")
-    if estimator in ("proxy", "auto"):
+    proxied = estimator in ("proxy", "auto")
+    if proxied:
         need_task(sim.task, told, "to train on a few samples of each batch")
     from orderscope.answers.asked import group_positions, remember_orders, resolve_order
     from orderscope.answers.effect import effects
@@ -145,10 +147,8 @@ def query(
         )  # fmt: skip
     else:
         _show(run, told, measured, rows, estimator, lr, modelled)
-        if prediction.cost:
-            say(
-                f"\nanswered by {plain(estimator)}; training on a few samples of each batch cost {prediction.cost:.3g} runs"
-            )
+        if proxied:
+            say(f"\nanswered by {plain(estimator)}; {prediction.cost:.3g} runs spent on a few samples of each batch")
         if words := answer_words(seconds["answer"], seconds["training"]):
             say(f"\n{words}")
     trusted = all(values["trusted"] for row in rows for values in row["metrics"].values())

@@ -120,9 +120,12 @@ class ProxyEstimator:
         stored = self._sim.store.names(self._shard)
         if stored:
             attrs, arrays = self._sim.store.attrs(stored[-1]), self._sim.store.read(stored[-1])
-            if set(names) <= set(attrs["names"]):
-                values = dict(zip(attrs["names"], arrays["values"], strict=True))
-                return {name: values[name] for name in names}, torch.from_numpy(arrays["theta"]), attrs["runs"]
+            told, runs = list(attrs.get("names", ())), list(attrs.get("runs", ()))
+            shapes = {"values": (len(told), len(runs)), "theta": (len(runs), self._sim.window.coords)}
+            fits = all(key in arrays and arrays[key].shape == shape for key, shape in shapes.items())
+            if fits and set(names) <= set(told):
+                values = dict(zip(told, arrays["values"], strict=True))
+                return {name: values[name] for name in names}, torch.from_numpy(arrays["theta"]), runs
         return {name: np.zeros(0) for name in names}, self._sim.window.final.new_zeros(0, self._sim.window.coords), []
 
     def _keep(self, values: dict[str, np.ndarray], theta: Tensor, runs: list[str]) -> None:

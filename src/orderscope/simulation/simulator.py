@@ -32,8 +32,8 @@ from orderscope.training import load_run, require_recorded, true_runs
 
 BLOCK_BYTES = 1 << 28
 FARTHER = 1.5  # orders are trusted up to so many times as far outside the anchors' span as the farthest left-out run
-# Largest share of the samples that an order may replace and still be trusted, and of the batches that it may regroup and
-# still be trusted by the proxy: left-out runs have none.
+# Largest share of the samples that an order may replace, and for the proxy of the batches that it may regroup, and
+# still be trusted: left-out runs have none.
 REPLACED = 0.1
 
 
@@ -240,8 +240,8 @@ class Simulator:
         Args:
             orders: sample ids, [n, steps, batch] or one order [steps, batch].
             estimator: "carried"; "proxy", which trains on a few samples of each batch; "auto", the proxy where it
-                clearly errs less on the true runs, left out, else "carried"; or the baselines "impulse", "fut", "fut2". By default
-                "carried", or "auto" where an effort is given.
+                clearly errs less on the true runs, left out, else "carried"; or the baselines "impulse", "fut",
+                "fut2". By default "carried", or "auto" where an effort is given.
             effort: share of each batch's samples that the proxy trains on, its price in trainings an order; an eighth
                 if not given. The recorded runs' proxies are trained too when they are first needed, and kept.
             lr: learning rates to use instead of the recorded ones. [steps] or [n, steps]: of the first parameter group
