@@ -52,6 +52,9 @@ def row(name: str, found: list[dict]) -> str:
     """Mean over the seeds, and from least to most where they differ."""
     cells = []
     for key in COLUMNS:
+        if key not in found[0]:
+            cells.append("")
+            continue
         values = np.array([one[key] for one in found])
         spread = f" ({values.min():.2f} to {values.max():.2f})" if len(values) > 1 else ""
         cells.append(f"{values.mean():.3f}{spread}")
@@ -94,6 +97,8 @@ def main() -> None:
         ]
         others = found[0]["others"]
         keep(row(name, found), *(row(f"{name}, {o}", [one | one["others"][o] for one in found]) for o in others))
+        proxies = [one["proxy"] | {"true_std": one["true_std"]} for one in found]
+        keep(row(f"{name}, proxy on {proxies[0]['effort']:.3g} of each batch", proxies))
     if (options.checks / "fidelity.py").exists():
         keep("", "## Independent checks", "",
              "Another training loop and other tasks, not part of this project; their orders regroup too.", "",

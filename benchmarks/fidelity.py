@@ -83,6 +83,7 @@ def main() -> None:
     parser.add_argument("--orders", type=int, default=32)
     parser.add_argument("--order-seed", type=int, default=101)
     parser.add_argument("--seed", type=int, default=0, help="of probes and sketch")
+    parser.add_argument("--effort", type=float, default=0.125, help="of the proxy that is measured beside; 0 for none")
     parser.add_argument("--record", type=json.loads, default={}, help="JSON keywords for orderscope.record")
     options = parser.parse_args()
 
@@ -102,6 +103,7 @@ def main() -> None:
         began = time.perf_counter()
         prediction = sim.predict(orders)
         seconds = (time.perf_counter() - began) / len(orders)
+        proxy = sim.predict(orders, "proxy", effort=options.effort) if options.effort else None
         weights = sim.parameters(orders[0])
         truth = osc.retrain(task, orders, keep_parameters=True)
     assert truth.parameters is not None
@@ -121,6 +123,9 @@ def main() -> None:
             for other in list(task.metrics)[1:]
         },
     }  # fmt: skip
+    if proxy is not None:
+        measured = compare(proxy.metrics[name], proxy.error[name], truth.metrics[name])
+        result["proxy"] = measured | {"effort": options.effort, "trusted": float(proxy.trusted.mean())}
     print(json.dumps(result))
 
 

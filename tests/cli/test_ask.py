@@ -356,3 +356,19 @@ def test_names_from_a_run_do_not_steer_the_terminal(run: Path) -> None:
     result = call("query", run, "--order", f"late:{IMAGE}\x1b[2J")
     assert result.exit_code == 1
     assert "\x1b" not in result.stderr
+
+
+def test_a_query_by_the_proxy_says_who_answered_and_what_it_spent(
+    recorded: tuple[Path, dict], tasks: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(recorded[0], tmp_path / "run"))
+    asked = ("query", run, "--order", "reverse", "--task", f"{tasks}:char")
+    found = json.loads(call(*asked, "--estimator", "proxy", "--effort", "0.5", "--json").output)
+    assert found["estimator"] == "proxy"
+    assert found["cost"] == pytest.approx(0.5 * 5)  # the order, the reference and three probes
+    assert json.loads(call(*asked, "--effort", "0.5", "--json").output)["estimator"] in ("carried", "proxy")
+    told = call(*asked, "--estimator", "proxy", "--effort", "0.5").output
+    assert "answered by proxy; 0.5 runs spent on a few samples of each batch" in told
+    refused = call(*asked, "--estimator", "carried", "--effort", "0.5")
+    assert refused.exit_code == 1
+    assert "effort=0.5" in refused.output

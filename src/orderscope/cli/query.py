@@ -34,6 +34,10 @@ if TYPE_CHECKING:
     from orderscope.simulation.simulator import Simulator
 
 UNTRUSTED = 3
+UNTRUSTED_SINCE = {
+    "carried": "outside what the recorded runs cover, or no better than a constant on the probes",
+    "proxy": "batches regrouped, of which no recorded run tells, or no better than a constant on the probes",
+}
 NO_EFFECT = "no detectable effect"
 GROUPED = re.compile(r"(^|\|)\s*(early|late|groups|interleave)\b")
 MOVED = 0.005  # shown with two digits
@@ -57,7 +61,17 @@ MOVED = 0.005  # shown with two digits
     "an order and true run, and needs the task.",
 )
 @click.option("--precise", is_flag=True, help="Tell held-out losses by running the model too; needs the task.")
-@click.option("--estimator", default="carried", show_default=True, help="carried, or a baseline: impulse, fut, fut2.")
+@click.option(
+    "--estimator",
+    help="carried; proxy, which trains on a few samples of each batch; auto, the proxy where it errs clearly less on "
+    "the recorded runs; or a baseline: impulse, fut, fut2. Default: carried, or auto with --effort.",
+)
+@click.option(
+    "--effort",
+    type=float,
+    help="Share of each batch that the proxy trains on, its price in trainings an order; 0.125 if not given. Needs the "
+    "task.",
+)
 @click.option(
     "--lr",
     metavar="RATES",
@@ -71,8 +85,8 @@ MOVED = 0.005  # shown with two digits
 @threads_option
 @json_option
 def query(
-    run: Path, texts: Sequence[str], metrics: Sequence[str], precise: bool, estimator: str, lr: str | None, train: bool,
-    spec: str | None, threads: int, as_json: bool,
+    run: Path, texts: Sequence[str], metrics: Sequence[str], precise: bool, estimator: str | None,
+    effort: float | None, lr: str | None, train: bool, spec: str | None, threads: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Predict the final metrics under other orders: value, 90 % error, difference to the reference, trusted or not.
 
@@ -88,6 +102,7 @@ def query(
         raise click.UsageError("--train trains at the recorded learning rates: leave out --lr")
     check_question(run, spec, orders=texts, metrics=metrics)
     rates = None if lr is None else read_rates(lr)
+    estimator = estimator or ("carried" if effort is None else "auto")
     modelled = [] if estimator != "carried" else list(metrics) or ["held-out losses"] if precise else []
     modelled = modelled or model_run_for(run, metrics)
     with_task = bool(modelled) or train or estimator not in ("carried", "impulse", "replay")
@@ -96,6 +111,9 @@ def query(
         need_task(sim.task, told)
     if modelled:
         need_task(sim.task, told, f"to run the model for {', '.join(modelled)}")
+    proxied = estimator in ("proxy", "auto")
+    if proxied:
+        need_task(sim.task, told, "to train on a few samples of each batch")
     from orderscope.answers.asked import group_positions, remember_orders, resolve_order
     from orderscope.answers.effect import effects
     from orderscope.answers.known import train_orders
@@ -103,8 +121,9 @@ def query(
     orders = np.stack([resolve_order(sim, text) for text in texts])
     loaded = time.process_time()
     prediction = sim.predict(
-        orders, estimator, lr=learning_rates(sim, rates), metrics=list(metrics) or None, precise=precise
+        orders, estimator, effort=effort, lr=learning_rates(sim, rates), metrics=list(metrics) or None, precise=precise
     )
+    estimator = prediction.estimator
     seconds = {"answer": (time.process_time() - loaded) / len(orders), "training": training_seconds(sim.store)}
     if lr is None:
         remember_orders(run, texts)
@@ -128,6 +147,8 @@ def query(
         )  # fmt: skip
     else:
         _show(run, told, measured, rows, estimator, lr, modelled)
+        if proxied:
+            say(f"\nanswered by {plain(estimator)}; {prediction.cost:.3g} runs spent on a few samples of each batch")
         if words := answer_words(seconds["answer"], seconds["training"]):
             say(f"\n{words}")
     trusted = all(values["trusted"] for row in rows for values in row["metrics"].values())
@@ -217,12 +238,7 @@ def _show(
             told = ", ".join(f"{plain(name)} {at[0]:.2f} -> {at[1]:.2f}" for name, at in moved.items())
             say(f"\n{plain(row['order'])}: mean position of group {told}")
     if not all(values["trusted"] for row in rows for values in row["metrics"].values()):
-        why = (
-            "not trusted: outside what the recorded runs cover, or no better than a constant on the probes"
-            if estimator == "carried"
-            else f"not trusted: the baseline {plain(estimator)} has no error bar"
-        )
-        say(f"\n{why}")
+        say(f"\nnot trusted: {UNTRUSTED_SINCE.get(estimator, f'the baseline {plain(estimator)} has no error bar')}")
 
 
 def sigma_line(effect: Effect) -> str:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from orderscope.engine import Batches, HeldOut, Replayed, Window, replay, units_of
-from orderscope.engine.calibration import Bearing, Calibration, directions, fit_calibration
+from orderscope.engine.calibration import Bearing, Calibration, directions, errs_less, fit_calibration
 from orderscope.engine.completed import KnownStates, completed, held_bytes, known_states
 from orderscope.engine.held_out import Missed
 from orderscope.engine.left_out import LeftOut
@@ -22,6 +22,7 @@ from orderscope.engine.metrics import MetricModel, evaluated
 from orderscope.engine.threads import one_thread
 from orderscope.errors import OrderscopeError
 from orderscope.orders.checks import check_order, check_orders
+from orderscope.simulation.effort import ProxyEstimator
 from orderscope.simulation.prediction import Prediction, Trajectory
 from orderscope.sketching import SketchPlan, require_probes
 from orderscope.store import RunStore
@@ -32,7 +33,9 @@ from orderscope.training import load_run, require_recorded, true_runs
 
 BLOCK_BYTES = 1 << 28
 FARTHER = 1.5  # orders are trusted up to so many times as far outside the anchors' span as the farthest left-out run
-REPLACED = 0.1  # largest share of the samples that an order may replace and still be trusted: left-out runs have none
+# Largest share of the samples that an order may replace, and for the proxy of the batches that it may regroup, and
+# still be trusted: left-out runs have none.
+REPLACED = 0.1
 
 
 class Simulator:
@@ -67,6 +70,7 @@ class Simulator:
         self.window = load_window(self.store)
         self.description = self.store.attrs(TASK_SHARD)
         self._batches = Batches(self.window.order)
+        self._proxies: dict[int, ProxyEstimator] = {}
         self._reference = load_run(self.store, REFERENCE, gradients=False).metrics[-1]
 
     @property
@@ -243,8 +247,9 @@ class Simulator:
     def predict(
         self,
         orders: Any,
-        estimator: str = "carried",
+        estimator: str | None = None,
         *,
+        effort: float | None = None,
         lr: Any = None,
         metrics: Sequence[str] | None = None,
         allow_other_samples: bool = False,
@@ -254,7 +259,11 @@ class Simulator:
 
         Args:
             orders: sample ids, [n, steps, batch] or one order [steps, batch].
-            estimator: "carried", or the baselines "impulse", "fut", "fut2".
+            estimator: "carried"; "proxy", which trains on a few samples of each batch; "auto", the proxy where it
+                clearly errs less on the true runs, left out, else "carried"; or the baselines "impulse", "fut",
+                "fut2". By default "carried", or "auto" where an effort is given.
+            effort: share of each batch's samples that the proxy trains on, its price in trainings an order; an eighth
+                if not given. The recorded runs' proxies are trained too when they are first needed, and kept.
             lr: learning rates to use instead of the recorded ones. [steps] or [n, steps]: of the first parameter group
                 whose recorded rate is above 0 at that step; the other groups keep their ratio to it, and a group at 0
                 stays at 0. [steps, groups] or [n, steps, groups]: of every group; see
@@ -268,21 +277,34 @@ class Simulator:
             OrderscopeError: for orders, learning rates, metrics or an estimator that do not fit.
         """
         checked = self._checked(orders, allow_other_samples)
-        names = self._names(metrics)
+        estimator = estimator or ("carried" if effort is None else "auto")
+        proxy = self._proxy(effort) if estimator in ("proxy", "auto") else None
+        if proxy is None and effort is not None:
+            raise OrderscopeError(
+                f"effort={effort!r} for the estimator {estimator!r}", "it with proxy or auto", "leave out effort="
+            )
+        names = self._names(metrics, self.metric_names if proxy is None else tuple(self.reference))
         rates = self._rates(lr, len(checked))
-        if estimator != "carried":
+        if estimator not in ("carried", "proxy", "auto"):
             return self._baseline(estimator, checked, names, rates)
-        calibration = self._precise if precise else self.calibration
         if precise and self._by is None:
             raise OrderscopeError(
                 "precise=True without a model that can be run",
                 "the task, and recorded states that fit in memory",
                 "Simulator(path, task), or leave out precise=",
             )
-        values, errors, outside, new = self._estimated(checked, names, rates, precise, calibration)
+        calibration: Mapping[str, Calibration] = self._precise if precise else self.calibration
+        spent = 0.0 if proxy is None else proxy.spent
+        if proxy is not None and (estimator == "proxy" or self._better(proxy, names, calibration)):
+            estimator, calibration = "proxy", {name: proxy.calibration(name) for name in names}
+            values, errors = proxy(checked, names, rates)
+            outside, new = np.full(len(checked), np.nan), np.zeros(len(checked))
+        else:
+            estimator = "carried"
+            values, errors, outside, new = self._estimated(checked, names, rates, precise, calibration)
         if rates is None:
             self._tell_truth(checked, values, errors, outside)
-        near = self._inside(outside)
+        near = self._inside(outside) if estimator == "carried" else self._as_recorded(checked)
         if allow_other_samples:
             near &= self._replaced(checked) <= REPLACED
         skilled = {name: calibration[name].skilled for name in names}
@@ -299,7 +321,19 @@ class Simulator:
             skilled=skilled,
             outside=outside,
             estimator=estimator,
+            cost=0.0 if proxy is None else proxy.spent - spent,
         )
+
+    def _proxy(self, effort: float | None) -> ProxyEstimator:
+        """The proxy at an effort, made once for each number of samples."""
+        made = ProxyEstimator(self, effort)
+        return self._proxies.setdefault(made.count, made)
+
+    def _better(self, proxy: ProxyEstimator, names: tuple[str, ...], calibration: Mapping[str, Calibration]) -> bool:
+        """Whether the proxy is worth its price for these metrics, or they cannot be told without it."""
+        if not set(names) <= set(self.metric_names):
+            return True
+        return errs_less([proxy.calibration(name) for name in names], [calibration[name] for name in names])
 
     def _tell_truth(
         self, orders: np.ndarray, values: dict[str, np.ndarray], errors: dict[str, np.ndarray], outside: np.ndarray
@@ -441,6 +475,11 @@ class Simulator:
         seen = [c.farthest for c in self.calibration.values() if c.farthest > 0]
         return outside <= FARTHER * max(seen) if seen else np.zeros(len(outside), dtype=bool)
 
+    def _as_recorded(self, orders: np.ndarray) -> np.ndarray:
+        """Whether no larger share of an order's batches is regrouped than true runs tell of, bool [n]."""
+        shares = [(self._batches.index(some)[0] >= len(self.order)).mean(1) for some in (orders, self.run_orders)]
+        return shares[0] <= max(REPLACED, *shares[1], 0)
+
     def _replaced(self, orders: np.ndarray) -> np.ndarray:
         """Share of the recorded samples that others stand in for, [n]."""
         recorded = self._counts(self.order)
@@ -453,13 +492,14 @@ class Simulator:
         samples = self.description["samples"]
         return check_orders(orders, self.order, samples=samples, allow_other_samples=allow_other_samples)
 
-    def _names(self, metrics: Sequence[str] | None) -> tuple[str, ...]:
+    def _names(self, metrics: Sequence[str] | None, possible: tuple[str, ...] | None = None) -> tuple[str, ...]:
+        possible = self.metric_names if possible is None else possible
         if metrics is None:
-            return self.losses or self.metric_names
+            return self.losses or possible
         for name in metrics:
-            if name not in self.metric_names:
+            if name not in possible:
                 raise OrderscopeError(
-                    f"metric {name!r}", "one of " + (", ".join(self.metric_names) or "none"), "name a recorded metric"
+                    f"metric {name!r}", "one of " + (", ".join(possible) or "none"), "name a recorded metric"
                 )
         return tuple(metrics)
 
@@ -473,7 +513,9 @@ class Simulator:
 
         if estimator not in ESTIMATORS:
             raise OrderscopeError(
-                f"estimator {estimator!r}", "one of carried, " + ", ".join(ESTIMATORS), "choose one of these"
+                f"estimator {estimator!r}",
+                "one of carried, proxy, auto, " + ", ".join(ESTIMATORS),
+                "choose one of these",
             )
         values, cost = ESTIMATORS[estimator](self, orders, names, rates)
         unknown = {name: np.full(len(orders), np.nan) for name in names}

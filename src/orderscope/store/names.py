@@ -8,6 +8,7 @@ REFERENCE = "reference"  # the recorded run
 FURTHER = ("validated-", "confirmed-")  # how names of runs begin that were trained after recording
 TASK_SHARD = "record/task"
 TABLE = "table/"  # what a simulator reads, built of all the rest
+PROXY = "proxy/"  # true runs trained on a few samples of each batch
 PLAN = "sketch/plan"
 SPLIT = "sketch/split"
 REUSED = "sketch/reused"  # orders that were given as probes

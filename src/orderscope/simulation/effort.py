@@ -1,0 +1,136 @@
+"""The proxy as an estimator: its scale and errors from the recorded runs, whose proxies are trained once and kept."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from orderscope.baselines.proxy import few_of, samples_used, slope, slopes_without_each, train_few
+from orderscope.engine.calibration import Bearing, Calibration, directions, fit_calibration
+from orderscope.engine.driven import recorded_dynamics
+from orderscope.errors import OrderscopeError
+from orderscope.sketching import draw_coordinates
+from orderscope.store import RunStore
+from orderscope.store.names import PROXY, REFERENCE
+
+if TYPE_CHECKING:
+    from orderscope.simulation.simulator import Simulator
+
+
+class ProxyEstimator:
+    """Orders trained on some samples of each batch, of one recorded run.
+
+    Args:
+        sim: has the recorded runs and the task.
+        effort: share of each batch's samples; an eighth if not given.
+
+    Raises:
+        OrderscopeError: the simulator has no task, or the effort is no share.
+    """
+
+    def __init__(self, sim: Simulator, effort: float | None) -> None:
+        if sim.task is None:
+            raise OrderscopeError(
+                "the proxy on a Simulator without its task",
+                "the task, since a few samples of each batch are trained on",
+                "give it: Simulator(path, task)",
+            )
+        self._sim, self._task = sim, sim.task
+        self._batch = sim.order.shape[1]
+        self.count = samples_used(effort, self._batch)
+        self._ranks = np.random.default_rng(sim.plan.seed).permutation(sim.description["samples"])
+        self._calibrations: dict[str, Calibration] = {}
+        self.spent = 0.0
+
+    @property
+    def effort(self) -> float:
+        """Samples used over batch size: the price of an order, in runs."""
+        return self.count / self._batch
+
+    def calibration(self, name: str) -> Calibration:
+        """Fitted on the true runs, each told by a line through the reference order and the other runs."""
+        if name not in self._calibrations:
+            proxy, true = self._deviations(name)
+            raw = self._sim.reference[name] + slopes_without_each(proxy, true) * proxy
+            at = self._bearing(self._runs[1][1:])
+            found = fit_calibration(raw, self._sim.run_truth[name], self._sim.reference[name], at, eps=self._sim.eps)
+            self._calibrations[name] = found
+        return self._calibrations[name]
+
+    def __call__(
+        self, orders: np.ndarray, names: tuple[str, ...], rates: np.ndarray | None
+    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Values and errors by metric, [n] each. `rates`: learning rates instead of the recorded ones,
+        [n, steps, groups]."""
+        values, theta = self._trained(orders, names, rates)
+        at, told, errors = self._bearing(theta), {}, {}
+        for name in names:
+            scale, base = slope(*self._deviations(name)), self._runs[0][name][0]
+            raw = self._sim.reference[name] + scale * (values[name] - base)
+            told[name], errors[name] = self.calibration(name).apply(raw, at)
+        return told, errors
+
+    def _deviations(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """The proxy's and the true metric of the runs, from the reference order's, [runs] each."""
+        proxy = self._runs[0][name]
+        return proxy[1:] - proxy[0], self._sim.run_truth[name] - self._sim.reference[name]
+
+    def _bearing(self, theta: Tensor) -> Bearing:
+        """Where proxies ended, [n, m], all alike far; batches that were not recorded are trained as others are."""
+        runs = self._runs[1]
+        alike = directions(theta, runs[0]) @ directions(runs[1:], runs[0]).T
+        return Bearing(np.ones(len(theta)), alike.double().numpy(), np.zeros(len(theta)))
+
+    def _trained(
+        self, orders: np.ndarray, names: tuple[str, ...], rates: np.ndarray | None = None
+    ) -> tuple[dict[str, np.ndarray], Tensor]:
+        """Metrics [n] and final weights [n, m] on the carried coordinates."""
+        sim, size = self._sim, self._sim.plan.size
+        dynamics = recorded_dynamics(sim.store, draw_coordinates(size, size, sim.plan.seed))
+        found = train_few(self._task, dynamics, few_of(orders, self.count, self._ranks), names, rates)
+        self.spent += len(orders) * self.effort
+        return found.values, sim.plan.coordinates.take(found.theta)
+
+    @cached_property
+    def _runs(self) -> tuple[dict[str, np.ndarray], Tensor]:
+        """The same of the reference, first, and the true runs; read from the run where they were trained before."""
+        sim = self._sim
+        names, runs = tuple(sim.reference), [REFERENCE, *sim.runs]
+        values, theta, kept = self._kept(names)
+        new = [run for run in runs if run not in kept]
+        if new:
+            every = dict(zip(runs, [sim.order, *sim.run_orders], strict=True))
+            fresh, more = self._trained(np.stack([every[run] for run in new]), names)
+            values = {name: np.append(values[name], fresh[name]) for name in names}
+            theta, kept = torch.cat([theta, more]), [*kept, *new]
+            self._keep(values, theta, kept)
+        rows = [kept.index(run) for run in runs]
+        return {name: values[name][rows] for name in names}, theta[rows]
+
+    @property
+    def _shard(self) -> str:
+        return f"{PROXY}{self.count:04d}-"
+
+    def _kept(self, names: tuple[str, ...]) -> tuple[dict[str, np.ndarray], Tensor, list[str]]:
+        """Metrics, weights and names of the runs whose proxies are stored."""
+        stored = self._sim.store.names(self._shard)
+        if stored:
+            attrs, arrays = self._sim.store.attrs(stored[-1]), self._sim.store.read(stored[-1])
+            told, runs = list(attrs.get("names", ())), list(attrs.get("runs", ()))
+            shapes = {"values": (len(told), len(runs)), "theta": (len(runs), self._sim.window.coords)}
+            fits = all(key in arrays and arrays[key].shape == shape for key, shape in shapes.items())
+            if fits and set(names) <= set(told):
+                values = dict(zip(told, arrays["values"], strict=True))
+                return {name: values[name] for name in names}, torch.from_numpy(arrays["theta"]), runs
+        return {name: np.zeros(0) for name in names}, self._sim.window.final.new_zeros(0, self._sim.window.coords), []
+
+    def _keep(self, values: dict[str, np.ndarray], theta: Tensor, runs: list[str]) -> None:
+        """Write them into the run, where it is a directory that can be written to."""
+        arrays = {"values": np.stack(list(values.values())), "theta": theta.numpy()}
+        with suppress(OrderscopeError, OSError), RunStore.create(self._sim.path) as store:
+            store.write(store.next_name(self._shard), arrays, {"names": list(values), "runs": runs})
