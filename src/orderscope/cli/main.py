@@ -26,6 +26,7 @@ VERBS = {
     "report": "orderscope.cli.report:report",
     "inspect": "orderscope.cli.inspect:inspect",
     "pack": "orderscope.cli.pack:pack",
+    "run": "orderscope.cli.run:run",
     "doctor": "orderscope.cli.doctor:doctor",
 }
 INTERRUPTED = 130

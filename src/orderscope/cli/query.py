@@ -88,14 +88,39 @@ def query(
         raise click.UsageError("--train trains at the recorded learning rates: leave out --lr")
     check_question(run, spec, orders=texts, metrics=metrics)
     rates = None if lr is None else read_rates(lr)
-    modelled = [] if estimator != "carried" else list(metrics) or ["held-out losses"] if precise else []
-    modelled = modelled or model_run_for(run, metrics)
+    modelled = models_run(run, metrics, precise=precise, estimator=estimator)
     with_task = bool(modelled) or train or estimator not in ("carried", "impulse", "replay")
     sim, told = open_simulator(run, spec, threads, with_task=with_task)
     if train:
         need_task(sim.task, told)
     if modelled:
         need_task(sim.task, told, f"to run the model for {', '.join(modelled)}")
+    facts = ask(
+        sim, texts, metrics=metrics, precise=precise, estimator=estimator, rates=rates, train=train, quiet=as_json
+    )
+    facts = {"run": str(run), "task": told, "estimator": estimator, "lr": lr, "model_run_for": modelled, **facts}
+    if as_json:
+        print_json(facts)
+    else:
+        say(f"{plain(str(run))}   task: {plain(told)}")
+        show(facts)
+        if words := answer_words(facts["seconds"]["answer"], facts["seconds"]["training"]):
+            say(f"\n{words}")
+    click.get_current_context().exit(0 if is_trusted(facts) else UNTRUSTED)
+
+
+def models_run(run: Path, metrics: Sequence[str], *, precise: bool, estimator: str) -> list[str]:
+    """For which metrics of a question the model is run, and the task needed."""
+    if estimator == "carried" and precise:
+        return list(metrics) or ["held-out losses"]
+    return model_run_for(run, metrics)
+
+
+def ask(
+    sim: Simulator, texts: Sequence[str], *, metrics: Sequence[str], precise: bool, estimator: str,
+    rates: Rates | None, train: bool, quiet: bool,
+) -> dict[str, Any]:  # fmt: skip
+    """Predict orders, and train them where asked to: effects, cost, CPU seconds and one row an order, as JSON values."""
     from orderscope.answers.asked import group_positions, remember_orders, resolve_order
     from orderscope.answers.effect import effects
     from orderscope.answers.known import train_orders
@@ -106,8 +131,8 @@ def query(
         orders, estimator, lr=learning_rates(sim, rates), metrics=list(metrics) or None, precise=precise
     )
     seconds = {"answer": (time.process_time() - loaded) / len(orders), "training": training_seconds(sim.store)}
-    if lr is None:
-        remember_orders(run, texts)
+    if rates is None:
+        remember_orders(Path(sim.path), texts)
     measured = effects(sim, list(prediction.metrics))
     rows = [answer(prediction, i, text) for i, text in enumerate(texts)]
     if len(sim.description["group_names"]) > 1:
@@ -115,23 +140,22 @@ def query(
         for row, order in zip(rows, orders, strict=True):
             row["positions"] = {name: [before[name], at] for name, at in group_positions(sim, order).items()}
     if train:
-        with progress_bars(quiet=as_json) as progress:
+        with progress_bars(quiet=quiet) as progress:
             true = train_orders(sim, orders, progress)
         for i, row in enumerate(rows):
             for name, values in row["metrics"].items():
                 values["true"] = float(true[name][i])
-    if as_json:
-        print_json(
-            {"run": str(run), "task": told, "estimator": estimator, "lr": lr, "cost": prediction.cost,
-             "model_run_for": modelled, "seconds": seconds,
-             "metrics": {effect.metric: effect.as_json() for effect in measured}, "orders": rows}
-        )  # fmt: skip
-    else:
-        _show(run, told, measured, rows, estimator, lr, modelled)
-        if words := answer_words(seconds["answer"], seconds["training"]):
-            say(f"\n{words}")
-    trusted = all(values["trusted"] for row in rows for values in row["metrics"].values())
-    click.get_current_context().exit(0 if trusted else UNTRUSTED)
+    return {
+        "cost": prediction.cost,
+        "seconds": seconds,
+        "metrics": {effect.metric: effect.as_json() for effect in measured},
+        "orders": rows,
+    }
+
+
+def is_trusted(facts: dict[str, Any]) -> bool:
+    """Whether every answer lies inside what can be trusted."""
+    return all(values["trusted"] for row in facts["orders"] for values in row["metrics"].values())
 
 
 def answer(prediction: Prediction, index: int, text: str) -> dict[str, Any]:
@@ -188,21 +212,16 @@ def learning_rates(sim: Simulator, asked: Rates | None) -> np.ndarray | None:
     return np.full(len(recorded), float(asked.values)) if asked.values.ndim == 0 else asked.values
 
 
-def _show(
-    run: Path,
-    told: str,
-    measured: list[Effect],
-    rows: list[dict[str, Any]],
-    estimator: str,
-    lr: str | None,
-    modelled: list[str],
-) -> None:
-    say(f"{plain(str(run))}   task: {plain(told)}")
-    if lr is not None:
-        say(f"learning rates {plain(lr)}; differences are to the recorded order at the recorded rates")
-    if modelled:
-        say(f"the model was run at the estimated weights for {plain(', '.join(modelled))}")
-    for effect in measured:
+def show(facts: dict[str, Any]) -> None:
+    """Print an answer of `ask`, with how it was asked: `estimator`, `lr`, `model_run_for`."""
+    from orderscope.answers.effect import Effect
+
+    rows, estimator = facts["orders"], facts["estimator"]
+    if facts["lr"] is not None:
+        say(f"learning rates {plain(facts['lr'])}; differences are to the recorded order at the recorded rates")
+    if facts["model_run_for"]:
+        say(f"the model was run at the estimated weights for {plain(', '.join(facts['model_run_for']))}")
+    for effect in map(Effect.of_json, facts["metrics"].values()):
         say(f"\n{plain(effect.metric)}: {effect.reference:.5g} in the recorded order")
         say(f"  {sigma_line(effect)}")
         for line in noise_lines(effect):
@@ -216,7 +235,7 @@ def _show(
         if moved and GROUPED.search(row["order"]):
             told = ", ".join(f"{plain(name)} {at[0]:.2f} -> {at[1]:.2f}" for name, at in moved.items())
             say(f"\n{plain(row['order'])}: mean position of group {told}")
-    if not all(values["trusted"] for row in rows for values in row["metrics"].values()):
+    if not is_trusted(facts):
         why = (
             "not trusted: outside what the recorded runs cover, or no better than a constant on the probes"
             if estimator == "carried"
