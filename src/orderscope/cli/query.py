@@ -120,7 +120,7 @@ def ask(
     sim: Simulator, texts: Sequence[str], *, metrics: Sequence[str], precise: bool, estimator: str,
     rates: Rates | None, train: bool, quiet: bool,
 ) -> dict[str, Any]:  # fmt: skip
-    """Predict orders, and train them where asked to: effects, cost, CPU seconds and one row an order, as JSON values."""
+    """Predict orders, and train them where asked to: effects, cost, seconds and one row an order, as JSON values."""
     from orderscope.answers.asked import group_positions, remember_orders, resolve_order
     from orderscope.answers.effect import effects
     from orderscope.answers.known import train_orders

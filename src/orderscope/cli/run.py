@@ -47,8 +47,8 @@ def run(file: Path, dry_run: bool, as_json: bool) -> None:
     STUDY is a .yaml or .toml file. It is checked whole before anything starts, and kept in the run with its defaults
     written out. Paths in it are named from its own folder.
 
-    Interrupted and called again, it goes on where it was; what is done is told again and not repeated. Exit code 3 where
-    an answer is outside what can be trusted.
+    Interrupted and called again, it goes on where it was; what is done is told again and not repeated. Exit code 3
+    where an answer is outside what can be trusted.
     """
     try:
         from orderscope.cli import study as studies
