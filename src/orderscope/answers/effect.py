@@ -58,8 +58,8 @@ class Effect:
     @classmethod
     def of_json(cls, values: Mapping[str, Any]) -> Self:
         """From what `as_json` gave, also where JSON made None of what is not a number."""
-        own: dict[str, Any] = {f.name: values[f.name] for f in fields(cls)}
-        return cls(**{name: math.nan if value is None else value for name, value in own.items()})
+        own: dict[str, Any] = {name: math.nan if value is None else value for name, value in values.items()}
+        return cls(**{f.name: own[f.name] for f in fields(cls)})
 
 
 def effects(sim: Simulator, metrics: Sequence[str]) -> list[Effect]:
