@@ -60,7 +60,7 @@ $(DEMO): pyproject.toml constraints.txt
 	@echo "Setting up .venv, once; this may take some minutes"
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install -qq -c constraints.txt pip setuptools wheel
-	@$(BIN)/python -m pip install -qq -c constraints.txt --no-build-isolation -e '.[numba,rich]'
+	@$(BIN)/python -m pip install -qq -c constraints.txt --no-build-isolation -e '.[numba,rich,study]'
 	@touch $(DEMO)
 
 $(ALL): $(DEMO)

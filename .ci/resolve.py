@@ -18,7 +18,10 @@ from itertools import product
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-SETS = {"demo": ["--extra", "numba", "--extra", "rich"], "test": ["--extra", "test"]}  # as in the Makefile
+SETS = {
+    "demo": ["--extra", "numba", "--extra", "rich", "--extra", "study"],
+    "test": ["--extra", "test"],
+}  # as the Makefile
 PLATFORMS = {
     "linux x86-64": "x86_64-manylinux_2_28",
     "linux arm64": "aarch64-manylinux_2_28",

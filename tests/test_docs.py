@@ -137,7 +137,8 @@ def recorded(run: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def enter(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Work in `folder`, and put back afterwards what commands change: the path, and the module of the task."""
-    shutil.copy(DOCS / "my_run.py", folder)
+    for name in ("my_run.py", "study.yaml"):
+        shutil.copy(DOCS / name, folder)
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "path", [str(folder), *sys.path])
     monkeypatch.delitem(sys.modules, "my_run", raising=False)

@@ -54,6 +54,11 @@ def orderscope(*args: str) -> tuple[int, str, str, bool]:
         (["positions", "run", "--out", "heat.png"], 2),
         (["validate", "run", "--orders", "1"], 2),
         (["report", "run"], 2),
+        (["run", "no-such-study.yaml"], 2),
+        (["run", str(Path(__file__))], 2),
+        (["run", str(Path(__file__).parents[2] / "pyproject.toml")], 1),
+        (["export", "run"], 2),
+        (["export", "no-such-run", "--out", "tables"], 1),
     ],
     ids=str,
 )

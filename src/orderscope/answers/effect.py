@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -54,6 +54,12 @@ class Effect:
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self) | {"noise": self.noise, "verdict": self.verdict}
+
+    @classmethod
+    def of_json(cls, values: Mapping[str, Any]) -> Self:
+        """From what `as_json` gave, also where JSON made None of what is not a number."""
+        own: dict[str, Any] = {name: math.nan if value is None else value for name, value in values.items()}
+        return cls(**{f.name: own[f.name] for f in fields(cls)})
 
 
 def effects(sim: Simulator, metrics: Sequence[str]) -> list[Effect]:

@@ -24,8 +24,10 @@ VERBS = {
     "validate": "orderscope.cli.validate:validate",
     "positions": "orderscope.cli.positions:positions",
     "report": "orderscope.cli.report:report",
+    "export": "orderscope.cli.export:export",
     "inspect": "orderscope.cli.inspect:inspect",
     "pack": "orderscope.cli.pack:pack",
+    "run": "orderscope.cli.run:run",
     "doctor": "orderscope.cli.doctor:doctor",
 }
 INTERRUPTED = 130

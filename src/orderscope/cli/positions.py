@@ -65,19 +65,7 @@ def positions(
     check_question(run, spec)
     sim, told = open_simulator(run, spec, threads)
     need_task(sim.task, told)
-    import orderscope
-
-    with progress_bars(quiet=as_json) as progress:
-        heat = orderscope.positions(
-            sim,
-            spread(len(sim.order), units),
-            places=spread(len(sim.order), places),
-            verify=verify,
-            progress=progress,
-        )
-    from orderscope.answers.stored import keep_heat
-
-    kept = keep(run, lambda store: keep_heat(store, heat))
+    heat, kept = mapped(sim, units=units, places=places, verify=verify, quiet=as_json)
     failed = try_writing(out, lambda path: write_heat(path, heat))
     out = None if failed else out
     if as_json:
@@ -86,8 +74,26 @@ def positions(
         arrays = {key: json_value(values) for key, values in heat.arrays().items()} | {"metric": heat.metric}
         print_json({"run": str(run), "task": told, "kept": kept, "out": None if out is None else str(out), **arrays})
     else:
-        _show(run, heat, out)
+        show(run, heat)
+        if out is not None:
+            say(f"map written to {plain(str(out))}")
     end(failed, 0)
+
+
+def mapped(sim: Any, *, units: int | None, places: int | None, verify: int, quiet: bool) -> tuple[Any, str | None]:
+    """Make a map and keep it in the run: it, and the name of its shard."""
+    import orderscope
+    from orderscope.answers.stored import keep_heat
+
+    with progress_bars(quiet=quiet) as progress:
+        heat = orderscope.positions(
+            sim,
+            spread(len(sim.order), units),
+            places=spread(len(sim.order), places),
+            verify=verify,
+            progress=progress,
+        )
+    return heat, keep(Path(sim.path), lambda store: keep_heat(store, heat))
 
 
 def spread(steps: int, count: int | None) -> list[int] | None:
@@ -134,7 +140,8 @@ def write_heat(out: Path, heat: Any) -> None:
         file.detach()
 
 
-def _show(run: Path, heat: Any, out: Path | None) -> None:
+def show(run: Path, heat: Any) -> None:
+    """Print a map."""
     value, error = np.asarray(heat.value), np.asarray(heat.error)
     say(f"{plain(str(run))}: loss on a batch after training, by where it stood (lowest first)\n")
     moved = value - value.mean(axis=1, keepdims=True)
@@ -156,5 +163,3 @@ def _show(run: Path, heat: Any, out: Path | None) -> None:
         off = np.abs(heat.value[i, j] - heat.true)
         inside = 100 * np.mean(off <= heat.error[i, j])
         say(f"{len(off)} moves truly trained: off by {off.mean():.2g} on average, {inside:.0f} % inside the error")
-    if out is not None:
-        say(f"map written to {plain(str(out))}")

@@ -100,14 +100,34 @@ def propose(
     asked = wanted(metrics)
     check_question(run, spec, metrics=[asked] if isinstance(asked, str) else list(asked or ()))
     sim, told = open_simulator(run, spec, threads)
+    proposal, facts = search(
+        sim, metric=asked, maximize=maximize, constraints=constraints, schedules=schedules, verify=verify,
+        budget=budget, regroup=regroup, seconds=seconds, seed=seed, quiet=as_json,
+    )  # fmt: skip
+    failed = try_writing(out, lambda path: write_order(path, proposal.order))
+    facts = {"run": str(run), "task": told, "out": None if out is None or failed else str(out), **facts}
+    if as_json:
+        print_json(facts | {"order": np.asarray(proposal.order).tolist()})
+    else:
+        say(f"{plain(facts['run'])}   task: {plain(facts['task'])}")
+        show(facts)
+    end(failed, 0 if facts["trusted"] else UNTRUSTED)
+
+
+def search(
+    sim: Any, *, metric: Any, maximize: bool, constraints: Sequence[str], schedules: bool, verify: int, budget: int,
+    regroup: bool | None, seconds: float | None, seed: int, quiet: bool,
+) -> tuple[Any, dict[str, Any]]:  # fmt: skip
+    """Propose, and keep the proposal in the run: it, and what there is to tell about it as JSON values. No metric means
+    the first of the task."""
     import orderscope
     from orderscope.answers.effect import metric_names
+    from orderscope.answers.stored import keep_proposal, proposal_facts
 
-    asked = asked or metric_names(sim)[0]
-    with progress_bars(quiet=as_json) as progress:
+    with progress_bars(quiet=quiet) as progress:
         proposal = orderscope.propose(
             sim,
-            metric=asked,
+            metric=metric or metric_names(sim)[0],
             budget=budget,
             verify=verify,
             maximize=maximize,
@@ -118,25 +138,10 @@ def propose(
             progress=progress,
         )
         rates = best_rates(sim, proposal, verify, maximize, progress) if schedules else None
-    from orderscope.answers.stored import keep_proposal, proposal_facts
-
-    kept = keep(run, lambda store: keep_proposal(store, proposal))
-    failed = try_writing(out, lambda path: write_order(path, proposal.order))
-    facts = {
-        "run": str(run),
-        "task": told,
-        "kept": kept,
-        "out": None if out is None or failed else str(out),
-        **proposal_facts(proposal),
-    }
+    facts = {"kept": keep(Path(sim.path), lambda store: keep_proposal(store, proposal)), **proposal_facts(proposal)}
     if rates is not None:
         facts["schedule"] = rates
-    facts["trusted"] = proposal.confirmed is not None or _trusted(sim, proposal)
-    if as_json:
-        print_json(facts | {"order": np.asarray(proposal.order).tolist()})
-    else:
-        _show(facts)
-    end(failed, 0 if facts["trusted"] else UNTRUSTED)
+    return proposal, facts | {"trusted": proposal.confirmed is not None or _trusted(sim, proposal)}
 
 
 def write_order(out: Path, order: Any) -> None:
@@ -190,9 +195,10 @@ def _trusted(sim: Any, proposal: Any) -> bool:
     return bool(prediction.trusted[0] and prediction.skilled[proposal.metric])
 
 
-def _show(facts: dict[str, Any]) -> None:
+def show(facts: dict[str, Any]) -> None:
+    """Print what `search` found."""
     metric, table = facts["metric"], facts["table"]
-    say(f"{plain(facts['run'])}   task: {plain(facts['task'])}\n")
+    say()
     rows = [_cells(row) for row in table[:SHOWN]]
     print_table(["order", metric, "error", "trained", "found by"], rows, text=(0, 4))
     if len(table) > SHOWN:

@@ -103,17 +103,52 @@ def query(
     check_question(run, spec, orders=texts, metrics=metrics)
     rates = None if lr is None else read_rates(lr)
     estimator = estimator or ("carried" if effort is None else "auto")
-    modelled = [] if estimator != "carried" else list(metrics) or ["held-out losses"] if precise else []
-    modelled = modelled or model_run_for(run, metrics)
+    modelled = models_run(run, metrics, precise=precise, estimator=estimator)
     with_task = bool(modelled) or train or estimator not in ("carried", "impulse", "replay")
     sim, told = open_simulator(run, spec, threads, with_task=with_task)
     if train:
         need_task(sim.task, told)
     if modelled:
         need_task(sim.task, told, f"to run the model for {', '.join(modelled)}")
-    proxied = estimator in ("proxy", "auto")
-    if proxied:
+    if estimator in ("proxy", "auto"):
         need_task(sim.task, told, "to train on a few samples of each batch")
+    facts = ask(
+        sim,
+        texts,
+        metrics=metrics,
+        precise=precise,
+        estimator=estimator,
+        effort=effort,
+        rates=rates,
+        train=train,
+        quiet=as_json,
+    )
+    facts = {"run": str(run), "task": told, "lr": lr, "model_run_for": modelled, **facts}
+    if as_json:
+        print_json(facts)
+    else:
+        say(f"{plain(str(run))}   task: {plain(told)}")
+        show(facts)
+        if estimator in ("proxy", "auto"):
+            spent = f"{facts['cost']:.3g} runs spent on a few samples of each batch"
+            say(f"\nanswered by {plain(facts['estimator'])}; {spent}")
+        if words := answer_words(facts["seconds"]["answer"], facts["seconds"]["training"]):
+            say(f"\n{words}")
+    click.get_current_context().exit(0 if is_trusted(facts) else UNTRUSTED)
+
+
+def models_run(run: Path, metrics: Sequence[str], *, precise: bool, estimator: str) -> list[str]:
+    """For which metrics of a question the model is run, and the task needed."""
+    if estimator == "carried" and precise:
+        return list(metrics) or ["held-out losses"]
+    return model_run_for(run, metrics)
+
+
+def ask(
+    sim: Simulator, texts: Sequence[str], *, metrics: Sequence[str], precise: bool, estimator: str,
+    rates: Rates | None, train: bool, quiet: bool, effort: float | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Predict orders, and train them where asked to: effects, cost, seconds and one row an order, as JSON values."""
     from orderscope.answers.asked import group_positions, remember_orders, resolve_order
     from orderscope.answers.effect import effects
     from orderscope.answers.known import train_orders
@@ -125,8 +160,8 @@ def query(
     )
     estimator = prediction.estimator
     seconds = {"answer": (time.process_time() - loaded) / len(orders), "training": training_seconds(sim.store)}
-    if lr is None:
-        remember_orders(run, texts)
+    if rates is None:
+        remember_orders(Path(sim.path), texts)
     measured = effects(sim, list(prediction.metrics))
     rows = [answer(prediction, i, text) for i, text in enumerate(texts)]
     if len(sim.description["group_names"]) > 1:
@@ -134,25 +169,23 @@ def query(
         for row, order in zip(rows, orders, strict=True):
             row["positions"] = {name: [before[name], at] for name, at in group_positions(sim, order).items()}
     if train:
-        with progress_bars(quiet=as_json) as progress:
+        with progress_bars(quiet=quiet) as progress:
             true = train_orders(sim, orders, progress)
         for i, row in enumerate(rows):
             for name, values in row["metrics"].items():
                 values["true"] = float(true[name][i])
-    if as_json:
-        print_json(
-            {"run": str(run), "task": told, "estimator": estimator, "lr": lr, "cost": prediction.cost,
-             "model_run_for": modelled, "seconds": seconds,
-             "metrics": {effect.metric: effect.as_json() for effect in measured}, "orders": rows}
-        )  # fmt: skip
-    else:
-        _show(run, told, measured, rows, estimator, lr, modelled)
-        if proxied:
-            say(f"\nanswered by {plain(estimator)}; {prediction.cost:.3g} runs spent on a few samples of each batch")
-        if words := answer_words(seconds["answer"], seconds["training"]):
-            say(f"\n{words}")
-    trusted = all(values["trusted"] for row in rows for values in row["metrics"].values())
-    click.get_current_context().exit(0 if trusted else UNTRUSTED)
+    return {
+        "estimator": estimator,
+        "cost": prediction.cost,
+        "seconds": seconds,
+        "metrics": {effect.metric: effect.as_json() for effect in measured},
+        "orders": rows,
+    }
+
+
+def is_trusted(facts: dict[str, Any]) -> bool:
+    """Whether every answer lies inside what can be trusted."""
+    return all(values["trusted"] for row in facts["orders"] for values in row["metrics"].values())
 
 
 def answer(prediction: Prediction, index: int, text: str) -> dict[str, Any]:
@@ -209,21 +242,16 @@ def learning_rates(sim: Simulator, asked: Rates | None) -> np.ndarray | None:
     return np.full(len(recorded), float(asked.values)) if asked.values.ndim == 0 else asked.values
 
 
-def _show(
-    run: Path,
-    told: str,
-    measured: list[Effect],
-    rows: list[dict[str, Any]],
-    estimator: str,
-    lr: str | None,
-    modelled: list[str],
-) -> None:
-    say(f"{plain(str(run))}   task: {plain(told)}")
-    if lr is not None:
-        say(f"learning rates {plain(lr)}; differences are to the recorded order at the recorded rates")
-    if modelled:
-        say(f"the model was run at the estimated weights for {plain(', '.join(modelled))}")
-    for effect in measured:
+def show(facts: dict[str, Any]) -> None:
+    """Print an answer of `ask`, with how it was asked: `estimator`, `lr`, `model_run_for`."""
+    from orderscope.answers.effect import Effect
+
+    rows, estimator = facts["orders"], facts["estimator"]
+    if facts["lr"] is not None:
+        say(f"learning rates {plain(facts['lr'])}; differences are to the recorded order at the recorded rates")
+    if facts["model_run_for"]:
+        say(f"the model was run at the estimated weights for {plain(', '.join(facts['model_run_for']))}")
+    for effect in map(Effect.of_json, facts["metrics"].values()):
         say(f"\n{plain(effect.metric)}: {effect.reference:.5g} in the recorded order")
         say(f"  {sigma_line(effect)}")
         for line in noise_lines(effect):
@@ -237,7 +265,8 @@ def _show(
         if moved and GROUPED.search(row["order"]):
             told = ", ".join(f"{plain(name)} {at[0]:.2f} -> {at[1]:.2f}" for name, at in moved.items())
             say(f"\n{plain(row['order'])}: mean position of group {told}")
-    if not all(values["trusted"] for row in rows for values in row["metrics"].values()):
+    if not is_trusted(facts):
+        estimator = facts["estimator"]
         say(f"\nnot trusted: {UNTRUSTED_SINCE.get(estimator, f'the baseline {plain(estimator)} has no error bar')}")
 
 

@@ -75,18 +75,21 @@ def record(
     RunStore.check_creatable(out)
     task_file(spec, out)
     set_threads(threads)
-    from orderscope.recording import record as recording
-
     task = load_task(spec, out)
     remember_task(out, spec, task)
     began = time.monotonic()
-    with progress_bars(quiet=as_json) as progress, warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # it is told below
-        recording.record(
-            task, out, anchors=anchors, probes=probes, budget=budget, coords=coords, seed=seed, sketch=sketch,
-            jobs=jobs, progress=progress, reuse=reuse,
-        )  # fmt: skip
+    train(task, out, as_json, anchors=anchors, probes=probes, budget=budget, coords=coords, seed=seed, sketch=sketch,
+          jobs=jobs, reuse=reuse)  # fmt: skip
     tell(out, time.monotonic() - began, as_json)
+
+
+def train(task: Any, out: Path, quiet: bool, **options: Any) -> None:
+    """`orderscope.record` with its progress shown."""
+    from orderscope.recording import record as recording
+
+    with progress_bars(quiet=quiet) as progress, warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # it is told afterwards
+        recording.record(task, out, progress=progress, **options)
 
 
 def tell(run: Path, seconds: float, as_json: bool) -> None:
@@ -94,9 +97,14 @@ def tell(run: Path, seconds: float, as_json: bool) -> None:
     facts: dict[str, Any] = {**summary(run), "seconds": seconds}
     if as_json:
         print_json(facts)
-        return
-    runs = facts["runs"]
-    say(f"{plain(str(run))}: {len(runs)} runs trained, {size(facts['bytes'])}, in {seconds:.1f} s")
+    else:
+        show(facts)
+
+
+def show(facts: dict[str, Any]) -> None:
+    """Print a `summary` and the seconds it took."""
+    run, runs = facts["run"], facts["runs"]
+    say(f"{plain(run)}: {len(runs)} runs trained, {size(facts['bytes'])}, in {facts['seconds']:.1f} s")
     if facts["cost"]:
         parts = ", ".join(f"{name} {value:.3g}" for name, value in facts["cost"].items())
         say(f"  cost in runs: {sum(facts['cost'].values()):.3g} ({parts})")
@@ -118,8 +126,12 @@ def tell(run: Path, seconds: float, as_json: bool) -> None:
         say(f"  not sketched yet: orderscope sketch {plain(str(run))}")
 
 
-def summary(path: Path) -> dict[str, Any]:
-    """A finished recording as JSON values."""
+def summary(path: Path, *, timed: bool = True) -> dict[str, Any]:
+    """A finished recording as JSON values.
+
+    Args:
+        timed: time a first answer too.
+    """
     from orderscope.recording.spending import told_least
     from orderscope.sketching import SketchPlan, missing_units
     from orderscope.store.names import PLAN, REFERENCE, TASK_SHARD
@@ -139,7 +151,7 @@ def summary(path: Path) -> dict[str, Any]:
         "probes": [probes, plan.probes if plan is not None else 0],
         "cost": part_runs(store),
         "seconds_of": {
-            "answer": _answer_seconds(path) if sketched else None,
+            "answer": _answer_seconds(path) if sketched and timed else None,
             "run": training_seconds(store),
             "recording": recording_seconds(store),
         },

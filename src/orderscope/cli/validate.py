@@ -52,27 +52,32 @@ def validate(
     check_question(run, spec, metrics=metrics)
     sim, told = open_simulator(run, spec, threads)
     need_task(sim.task, told)
-    import orderscope
+    facts = {"run": str(run), "task": told, **check(sim, orders=orders, metrics=metrics, seed=seed, quiet=as_json)}
+    if as_json:
+        print_json(facts)
+    else:
+        show(facts)
 
-    wanted: Any = list(metrics) or None
-    with progress_bars(quiet=as_json) as progress:
-        found = orderscope.validate(sim, orders=orders, seed=seed, metric=wanted, progress=progress)
+
+def check(sim: Any, *, orders: int, metrics: Sequence[str], seed: int, quiet: bool) -> dict[str, Any]:
+    """Train unseen orders: what they cost and the scores of every metric, as JSON values."""
+    import orderscope
     from orderscope.answers.stored import json_value
 
+    wanted: Any = list(metrics) or None
+    with progress_bars(quiet=quiet) as progress:
+        found = orderscope.validate(sim, orders=orders, seed=seed, metric=wanted, progress=progress)
     names = list(found.true)
-    facts = {"run": str(run), "task": told, "orders": len(found.orders), "cost": json_value(found.cost)} | {
+    return {"orders": len(found.orders), "cost": json_value(found.cost)} | {
         "metrics": {
             name: {key: json_value(getattr(found, key)[name]) for key in (*SCORES, "predicted", "error", "true")}
             for name in names
         }
     }
-    if as_json:
-        print_json(facts)
-    else:
-        _show(facts)
 
 
-def _show(facts: dict[str, Any]) -> None:
+def show(facts: dict[str, Any]) -> None:
+    """Print what `check` found, with the name of the run."""
     say(f"{plain(facts['run'])}: {facts['orders']} unseen orders trained, {facts['cost']:.3g} runs spent\n")
     rows = [
         [name, *("" if scores[key] is None else f"{scores[key]:.2g}" for key in SCORES)]

@@ -31,9 +31,9 @@ from orderscope.store.names import REFERENCE, TABLE, TASK_SHARD
 from orderscope.training import load_run, true_runs
 from orderscope.training.segments import segment_name
 
-# Share of the curvature's trace that is kept. What is cut off is missing from the restoring force and adds up to a drift:
-# with 0.85 text_mixed has a mae_ratio of 0.97 before calibration, with 0.95 0.65, with 0.99 0.59 at twice the rows;
-# text_24 and text_96 change by less than 0.01, 512 steps by 0.3 standard deviations.
+# Share of the curvature's trace that is kept. What is cut off is missing from the restoring force and adds up to a
+# drift: with 0.85 text_mixed has a mae_ratio of 0.97 before calibration, with 0.95 0.65, with 0.99 0.59 at twice the
+# rows; text_24 and text_96 change by less than 0.01, 512 steps by 0.3 standard deviations.
 ENERGY = 0.95
 EXACT_BYTES = 1 << 25  # tables up to this size keep the states' own type, so that recorded runs replay to the bit
 CHUNK = 1 << 20  # coordinates at once
