@@ -13,7 +13,7 @@ from orderscope.errors import OrderscopeError
 from orderscope.search.strategy import Scores
 
 WHOLE = 32
-Score = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
+Score = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]
 
 
 class Spent(Exception):
@@ -22,8 +22,8 @@ class Spent(Exception):
 
 @dataclass(frozen=True)
 class Entry:
-    """One scored order: value, error and bound as in `Scores`, the strategy that found it first, and the metrics that
-    the value is made of, [metrics]."""
+    """One scored order: value, error, spread and bound as in `Scores`, the strategy that found it first, and the
+    metrics that the value is made of, [metrics]."""
 
     order: np.ndarray
     value: float
@@ -31,6 +31,7 @@ class Entry:
     bound: float
     by: str
     metrics: np.ndarray
+    spread: float = 0.0
 
 
 @dataclass
@@ -39,7 +40,7 @@ class Ledger:
 
     Args:
         reference: the recorded order.
-        score: orders [n, steps, batch] -> value [n] (lower is better), error [n], metrics [n, metrics].
+        score: orders [n, steps, batch] -> value [n] (lower is better), error [n], spread [n], metrics [n, metrics].
         budget: how many orders may be scored.
         deadline: `time.perf_counter()` after which nothing more is scored.
         chunk: regrouped orders scored at once: their batches are many.
@@ -86,28 +87,32 @@ class Ledger:
         if new and not picked:
             raise Spent
         for part in self._parts(picked, orders, self.chunk):
-            value, error, metrics = self.score(orders[part])
+            value, error, spread, metrics = self.score(orders[part])
             self.scored += len(part)
             self.finite += int(np.isfinite(value).sum())
-            for i, v, e, row in zip(part, value, np.broadcast_to(error, value.shape), metrics, strict=True):
-                self._add(Entry(orders[i], float(v), float(e), math.inf, by[i], row))
+            columns = (np.broadcast_to(column, value.shape).tolist() for column in (value, error, spread))
+            for i, v, e, s, row in zip(part, *columns, metrics, strict=True):
+                self._add(Entry(orders[i], v, e, math.inf, by[i], row, s))
             if self.late:
                 break
         found = [known.get(key) for key in keys]
         return Scores(
             np.array([np.inf if e is None else e.value for e in found]),
             np.array([0.0 if e is None else e.error for e in found]),
+            np.array([0.0 if e is None else e.spread for e in found]),
         )
 
-    def know(self, order: np.ndarray, value: float, by: str, metrics: np.ndarray | None = None) -> None:
+    def know(
+        self, order: np.ndarray, value: float, by: str, metrics: np.ndarray | None = None, spread: float = 0.0
+    ) -> None:
         """An order whose true value is known."""
         row = np.array([value]) if metrics is None else metrics
-        self._add(Entry(order, value, 0.0, math.inf, by, row))
+        self._add(Entry(order, value, 0.0, math.inf, by, row, spread))
 
     def _add(self, entry: Entry) -> None:
         """Remember a score; an order that diverges is worse than any."""
         value = entry.value if np.isfinite(entry.value) else np.inf
-        bound = float(Scores(np.array(value), np.array(entry.error)).bound)
+        bound = float(Scores(np.array(value), np.array(entry.error), entry.spread).bound)
         self._known[_key(entry.order)] = replace(entry, value=value, bound=bound)
 
     def ranked(self) -> list[Entry]:
