@@ -126,16 +126,14 @@ class Parts:
     Args:
         split: which rows are searched.
         searched, confirming: what is told of either part.
+        confirming_losses: of another data set to confirm on, where the recorded runs ended: name -> [runs, rows], the
+            reference first.
     """
 
     split: Split
     searched: Part
     confirming: Part
-
-    def means(self, name: str, losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Of losses of all rows [n, rows] the means over the searched and over the confirming ones."""
-        mine = self.split.of(name)
-        return losses[:, mine].mean(1), losses[:, ~mine].mean(1)
+    confirming_losses: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 Slopes = dict[str, Tensor]  # run -> gradients of the losses on the searched rows at its end, [names, P]
@@ -150,6 +148,7 @@ def parts_of(sim: Simulator, task: Task, names: Sequence[str], split: Split, kno
     held_out = sim.held_out
     assert held_out is not None
     known = {} if known is None else known
+    apart: dict[str, np.ndarray] = {}
     model = task.build_model()
     rows = _some(split.rows, names, split.searched)
 
@@ -162,12 +161,12 @@ def parts_of(sim: Simulator, task: Task, names: Sequence[str], split: Split, kno
         searched = every
         other = _other_rows(names, split.confirming)
         slopes = {run: held_out_slopes(task, at(run), other) for run in held_out.runs}
-        there = {run: _losses(task, at(run), split.confirming) for run in held_out.runs}
-        confirming = _with_slopes(sim, every, slopes, {n: np.array([there[r][n] for r in held_out.runs]) for n in names})
-        losses = {name: _recorded(sim, name).mean(1) for name in names}
-        left_out = {name: np.array([there[run][name] for run in (REFERENCE, *sim.runs)]) for name in names}
-        counts = {n: (int(rows.counts[i].sum()), len(split.confirming[n])) for i, n in enumerate(names)}
-        true = losses, left_out
+        apart = {name: np.stack([_losses(task, at(run), split.confirming[name]) for run in held_out.runs]) for name in names}
+        means = {name: losses.mean(1) for name, losses in apart.items()}
+        confirming = _with_slopes(sim, every, slopes, means)
+        places = [held_out.runs.index(run) for run in (REFERENCE, *sim.runs)]
+        counts = {n: (len(split.of(n)), len(split.confirming[n])) for n in names}
+        true = ({n: _recorded(sim, n).mean(1) for n in names}, {n: means[n][places] for n in names})
     else:
         for run in held_out.runs:
             if run not in known:
@@ -186,11 +185,11 @@ def parts_of(sim: Simulator, task: Task, names: Sequence[str], split: Split, kno
     spread = _spreads(sim, task, at(REFERENCE), split, names)
     nothing: dict[str, RowSpread] = {}
     made = [
-        Part(scaled_as_known(told), values, _calibrations(sim, scaled_as_known(told), values), apart,
+        Part(scaled_as_known(told), values, _calibrations(sim, scaled_as_known(told), values), over,
              {name: counts[name][k] for name in names})
-        for k, (told, values, apart) in enumerate(zip((searched, confirming), true, (spread, nothing), strict=True))
+        for k, (told, values, over) in enumerate(zip((searched, confirming), true, (spread, nothing), strict=True))
     ]  # fmt: skip
-    return Parts(split, *made)
+    return Parts(split, *made, apart)
 
 
 def _some(rows: HeldOutRows, names: Sequence[str], kept: np.ndarray) -> HeldOutRows:
@@ -209,8 +208,8 @@ def _other_rows(names: Sequence[str], sets: Mapping[str, Any]) -> HeldOutRows:
     return HeldOutRows(samples, tuple(names), counts)
 
 
-def _losses(task: Task, at: Point, sets: Mapping[str, Any]) -> dict[str, float]:
-    return {name: float(task.held_out_losses(at.model, rows).double().mean()) for name, rows in sets.items()}
+def _losses(task: Task, at: Point, rows: Any) -> np.ndarray:
+    return task.held_out_losses(at.model, rows).double().numpy()
 
 
 def _recorded(sim: Simulator, name: str, runs: Sequence[str] | None = None) -> np.ndarray:

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from orderscope.engine import Expansion, HeldOut
-from orderscope.engine.calibration import Calibration
+from orderscope.engine.calibration import Bearing
 from orderscope.engine.row_spread import RowSpread
 from orderscope.engine.threads import one_thread
 from orderscope.search import strategy
+from orderscope.search.ledger import Told
 from orderscope.search.objective import Objective
-from orderscope.search.parts import Part
+from orderscope.search.parts import Part, Parts
 from orderscope.simulation.simulator import Simulator
 
 
@@ -27,36 +28,51 @@ class View:
     Args:
         sim: where orders are replayed.
         objective: what is to be lowered.
-        part: the held-out rows that are looked at; all of them, and no standard error over rows, if not given.
+        parts: held-out rows that the search looks at and others; all of them, and no standard error over rows, if not
+            given.
     """
 
     sim: Simulator
     objective: Objective
-    part: Part | None = None
+    parts: Parts | None = None
 
-    def __call__(self, orders: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Orders [n, steps, batch] -> objective, its error, its standard error over rows, [n] each, and the metrics
-        [n, metrics]."""
+    def __call__(self, orders: np.ndarray) -> Told:
+        """What is told of orders [n, steps, batch]."""
         replayed = self.sim.replay_of(orders, more=True)
-        names, values, errors = self.objective.names, {}, {}
         with one_thread():
-            raw, at = self.raw(replayed.theta), self.sim.bearing(replayed)
-            spread = self.spread(replayed.theta)
+            at, spread = self.sim.bearing(replayed), self.spread(replayed.theta)
+            values, errors = self._told(replayed.theta, at, self.searched)
+            apart, apart_errors = values, errors
+            if self.parts is not None:
+                apart, apart_errors = self._told(replayed.theta, at, self.parts.confirming, values)
+        return Told(
+            value=self.objective.value(values),
+            error=self.objective.error(errors),
+            spread=spread,
+            metrics=np.stack([values[name] for name in self.objective.names], axis=1),
+            apart=self.objective.value(apart),
+            apart_error=self.objective.error(apart_errors),
+        )
+
+    @property
+    def searched(self) -> Part | None:
+        return None if self.parts is None else self.parts.searched
+
+    def _told(
+        self, theta: Tensor, at: Bearing, part: Part | None, known: Mapping[str, np.ndarray] | None = None
+    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Metrics and errors by name; those that have no parts are `known` where they were told already."""
+        names = self.objective.names
+        own = [name for name in names if part is not None and name in part.held_out.names]
+        raw = part.held_out(theta, own) if part is not None and own else {}
+        rest = [name for name in names if name not in own]
+        if rest:
+            raw |= self.sim.metric_model(theta, rest) if known is None else {name: known[name] for name in rest}
+        values, errors = {}, {}
         for name in names:
-            values[name], errors[name] = self.calibration(name).apply(raw[name], at)
-        metrics = np.stack([values[name] for name in names], axis=1)
-        return self.objective.value(values), self.objective.error(errors), spread, metrics
-
-    def raw(self, theta: Tensor) -> dict[str, np.ndarray]:
-        """Metrics at final weights [n, m], before calibration."""
-        own = [name for name in self.objective.names if self.part is not None and name in self.part.held_out.names]
-        rest = [name for name in self.objective.names if name not in own]
-        found = self.part.held_out(theta, own) if self.part is not None and own else {}
-        return found | (self.sim.metric_model(theta, rest) if rest else {})
-
-    def calibration(self, name: str) -> Calibration:
-        own: Mapping[str, Calibration] = {} if self.part is None else self.part.calibration
-        return own[name] if name in own else self.sim.calibration[name]
+            calibration = part.calibration[name] if part is not None and name in own else self.sim.calibration[name]
+            values[name], errors[name] = calibration.apply(raw[name], at)
+        return values, errors
 
     def spread(self, theta: Tensor) -> np.ndarray:
         """Standard error over the rows of the objective's difference to the reference, [n]; of several metrics at most
@@ -68,12 +84,12 @@ class View:
 
     @cached_property
     def _spreads(self) -> list[tuple[float, RowSpread]]:
-        known = {} if self.part is None else self.part.spread
+        known = {} if self.parts is None else self.parts.searched.spread
         return [(weight, known[name]) for name, weight in self.objective.weights.items() if name in known]
 
     @property
     def held_out(self) -> HeldOut | None:
-        return self.sim.held_out if self.part is None else self.part.held_out
+        return self.sim.held_out if self.parts is None else self.parts.searched.held_out
 
     def expansion(self) -> Expansion | None:
         """Second-order expansion of what is told of the objective, `PENALTY` standard errors included, around the end

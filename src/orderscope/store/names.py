@@ -10,6 +10,7 @@ TASK_SHARD = "record/task"
 TABLE = "table/"  # what a simulator reads, built of all the rest
 PLAN = "sketch/plan"
 SPLIT = "sketch/split"
+SEARCH = "search/"  # scores of a search that has not ended
 REUSED = "sketch/reused"  # orders that were given as probes
 
 
