@@ -207,6 +207,7 @@ def _show(
         say(f"  {sigma_line(effect)}")
         for line in noise_lines(effect):
             say(f"  {line}")
+        say(f"  {plain(effect.judged.words)}")
         say()
         cells = [_cells(row["order"], row["metrics"][effect.metric]) for row in rows]
         trained = ["trained"] if len(cells[0]) > 6 else []

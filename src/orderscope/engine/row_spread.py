@@ -1,7 +1,7 @@
 """How much the mean of some held-out rows' losses would vary with another choice of rows.
 
-With g_i the gradient of row i's loss at the end of the reference run and d the displacement from there, row i changes by
-delta_i = g_i . d to first order, and the difference of the mean over n rows to the reference has the standard error
+With g_i the gradient of row i's loss at the end of the reference run and d the displacement from there, row i changes
+by delta_i = g_i . d to first order, and the difference of the mean over n rows to the reference has the standard error
 
     se(d)  =  |B d|,    B = (g_i - mean g) / sqrt(n (r - 1)),    i = 1 .. r,
 

@@ -161,7 +161,9 @@ def parts_of(sim: Simulator, task: Task, names: Sequence[str], split: Split, kno
         searched = every
         other = _other_rows(names, split.confirming)
         slopes = {run: held_out_slopes(task, at(run), other) for run in held_out.runs}
-        apart = {name: np.stack([_losses(task, at(run), split.confirming[name]) for run in held_out.runs]) for name in names}
+        apart = {
+            name: np.stack([_losses(task, at(run), split.confirming[name]) for run in held_out.runs]) for name in names
+        }
         means = {name: losses.mean(1) for name, losses in apart.items()}
         confirming = _with_slopes(sim, every, slopes, means)
         places = [held_out.runs.index(run) for run in (REFERENCE, *sim.runs)]
@@ -215,7 +217,9 @@ def _losses(task: Task, at: Point, rows: Any) -> np.ndarray:
 def _recorded(sim: Simulator, name: str, runs: Sequence[str] | None = None) -> np.ndarray:
     """Losses of all rows where runs ended, the reference first, float64 [1 + runs, rows]."""
     runs = (REFERENCE, *sim.runs) if runs is None else runs
-    return np.stack([load_run(sim.store, run, gradients=False).metric_losses(name)[-1].double().numpy() for run in runs])
+    return np.stack(
+        [load_run(sim.store, run, gradients=False).metric_losses(name)[-1].double().numpy() for run in runs]
+    )
 
 
 def _of_names(held_out: HeldOut, names: Sequence[str]) -> HeldOut:
@@ -286,7 +290,9 @@ def _spreads(sim: Simulator, task: Task, at: Point, split: Split, names: Sequenc
     for start, parts in zip(range(0, len(ids), at_once), chunks, strict=True):
         join(parts, found[start : start + at_once])
     return {
-        name: row_spread(center, found[np.searchsorted(ids, drawn[name])], int(split.of(name).sum()), sim.held_out.weight)
+        name: row_spread(
+            center, found[np.searchsorted(ids, drawn[name])], int(split.of(name).sum()), sim.held_out.weight
+        )
         for name in names
     }
 

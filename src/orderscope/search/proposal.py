@@ -80,6 +80,7 @@ class Simple:
     kept: float
     confirmed: float | None = None
 
+
 @dataclass(frozen=True)
 class Proposal:
     """The best order found.
@@ -161,9 +162,9 @@ def propose(
     First comes the verdict: where the noise of the held-out rows accounts for what order seems to do, nothing is looked
     for, unless `anyway`. The search sees one part of the held-out rows. Candidates are ranked by what their value may
     well be at worst on other rows, value + `CAUTION` * error + `PENALTY` * standard error over the rows. The best of
-    different kinds are trained truly, and the best of those is proposed: if that is the reference, it is said. What they
-    gain is told on the rows that the search never saw, too. With the same seed it is the same again, unless `seconds`
-    cut it short. A search that was interrupted goes on where it was.
+    different kinds are trained truly, and the best of those is proposed: if that is the reference, it is said. What
+    they gain is told on the rows that the search never saw, too. With the same seed it is the same again, unless
+    `seconds` cut it short. A search that was interrupted goes on where it was.
 
     Args:
         metric: a name, of which less is better; weights, {"eval": 1, "code": 0.5}, for a sum of several; or several
@@ -184,7 +185,7 @@ def propose(
         seed: of everything random.
         anyway: search also where the verdict says that there is nothing to look for.
         searched: share of the held-out rows that the search sees; the others confirm. 1 for all of them.
-        confirming: another data set to confirm on, or metric -> data set; the search then sees all of the metric's rows.
+        confirming: another data set to confirm on, or metric -> data set; the search then sees all of the metric's own.
         progress: called as `progress(stage, done, total)`.
 
     Returns:
@@ -233,8 +234,15 @@ def propose(
             work.note("not confirmed: retraining needs the task")
         best_before = _least(rows, objective, work.own)
         rows = _joined(rows, [work.row(found[0], f) for f in candidates + others])
-        if interrupted or len(work.true) < 2 or not _worth_more(
-            best_before - _least(rows, objective, work.own), _random(found[0], work, objective)["std"], before, work.cost
+        if (
+            interrupted
+            or len(work.true) < 2
+            or not _worth_more(
+                best_before - _least(rows, objective, work.own),
+                _random(found[0], work, objective)["std"],
+                before,
+                work.cost,
+            )
         ):
             break
     first = portfolios[0]
@@ -414,7 +422,8 @@ class _Work:
         se = 0.0
         if self.parts is not None:
             before, after = (
-                {n: w.losses[n][self.parts.split.of(n)] for n in objective.names if n in w.losses} for w in (self.own, own)
+                {n: w.losses[n][self.parts.split.of(n)] for n in objective.names if n in w.losses}
+                for w in (self.own, own)
             )
             se = standard_error(objective, before, after) or 0.0
         row = np.array([here[name] for name in objective.names])
@@ -435,13 +444,13 @@ class _Work:
                 found[name] = float(own.losses[name][mine if part == "searched" else ~mine].mean())
         return found
 
-    def confirm(self, orders: list[np.ndarray]) -> None:
+    def confirm(self, orders: list[np.ndarray], *, quiet: bool = False) -> None:
         """Train orders that are not known yet."""
         task = self.sim.task
         new = [order for order in orders if order.tobytes() not in self.true]
         if task is None or not new:
             return
-        found = train_orders(self.sim, task, new, self.parts, self.progress, self.notes)
+        found = train_orders(self.sim, task, new, self.parts, None if quiet else self.progress, self.notes)
         self.true |= found
         self.trained += len(found)
 
@@ -449,7 +458,10 @@ class _Work:
         ledger, objective = portfolio.setting.ledger, self.asked.objective
         entry, own = ledger.entry(found.order), self.true.get(found.order.tobytes())
         apart, apart_error = (found.value, found.error) if entry is None else (entry.apart, entry.apart_error)
-        told = {"searched": (objective.sign * found.value, found.error), "confirming": (objective.sign * apart, apart_error)}
+        told = {
+            "searched": (objective.sign * found.value, found.error),
+            "confirming": (objective.sign * apart, apart_error),
+        }
         gains = part_gains(objective, self.parts, told, own, self.own)
         value, error = self._of_all(told)
         return Row(
@@ -469,7 +481,10 @@ class _Work:
         """Value and error on all rows of the metric, from those on its parts."""
         if self.parts is None or self.parts.split.confirming:
             return told["searched"]
-        sizes = {"searched": max(self.parts.searched.rows.values()), "confirming": max(self.parts.confirming.rows.values())}
+        sizes = {
+            "searched": max(self.parts.searched.rows.values()),
+            "confirming": max(self.parts.confirming.rows.values()),
+        }
         value, error = (sum(sizes[p] * told[p][k] for p in sizes) / sum(sizes.values()) for k in (0, 1))
         return float(value), float(error)
 
@@ -487,7 +502,9 @@ class _Work:
         if self.parts is not None:
             told = {part: (float(objective.told(self.on(self.own, objective, part))), 0.0) for part in told}
         gains = part_gains(objective, self.parts, told, self.own, self.own)
-        own = Row(OWN, "as recorded", value, 0.0, value, order, dict(sim.reference), self.with_parts(self.own, gains), gains)
+        own = Row(
+            OWN, "as recorded", value, 0.0, value, order, dict(sim.reference), self.with_parts(self.own, gains), gains
+        )
         trained = [row for row in rows if row.confirmed is not None and math.isfinite(row.confirmed)]
         choice = trained or rows
         fits = asked.rules is None or bool(asked.rules.holds(order[None])[0])
@@ -533,7 +550,7 @@ class _Work:
         told = sim.predict(order, metrics=list(objective.names), allow_other_samples=True)
         value, reference = float(objective.told(told.metrics)[0]), float(objective.told(sim.reference))
         if train:
-            self.confirm([order])
+            self.confirm([order], quiet=True)
         trained = self.true.get(order.tobytes())
         true = None if trained is None else float(objective.told(trained.metrics))
         mine, its = (value, best.predicted) if true is None or best.confirmed is None else (true, best.confirmed)
@@ -602,7 +619,10 @@ def _candidates(portfolio: Portfolio, count: int, known: Collection[bytes]) -> t
             strategy = portfolio.best[entry.by].strategy
             first.append(Found(strategy, entry.order, entry.value, entry.error, entry.spread))
     first = [f for f in first if f.order.tobytes() not in known]
-    distinct = list({f.order.tobytes(): f for f in reversed(first)}.values())[::-1][:count]
+    unlike: dict[bytes, Found] = {}
+    for f in first:
+        unlike.setdefault(f.order.tobytes(), f)
+    distinct = list(unlike.values())[:count]
     chosen = {(f.strategy.name, f.order.tobytes()) for f in distinct}
     return distinct, [f for f in best if (f.strategy.name, f.order.tobytes()) not in chosen]
 
@@ -622,7 +642,9 @@ def _random(portfolio: Portfolio, work: _Work, objective: Objective) -> dict[str
         [work._of_all({"searched": (e.value, 0.0), "confirming": (e.apart, 0.0)})[0] for e in entries]
     )
     if len(values) < FEW:
-        values = np.append(objective.told(work.sim.truth) if work.sim.probes else [], objective.told(work.sim.reference))
+        values = np.append(
+            objective.told(work.sim.truth) if work.sim.probes else [], objective.told(work.sim.reference)
+        )
     spread = float(values.std(ddof=1)) if len(values) > 1 else 0.0
     return {"mean": float(values.mean()), "std": spread, "orders": float(len(values))}
 

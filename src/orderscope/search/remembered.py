@@ -93,4 +93,3 @@ def question_text(*facts: object) -> str:
         "'eval'|3"
     """
     return "|".join(repr(fact) for fact in facts)
-
