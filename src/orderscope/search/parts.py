@@ -182,16 +182,17 @@ def parts_of(sim: Simulator, task: Task, names: Sequence[str], split: Split, kno
         confirming = _rest(every, searched, counts, {n: here[n][:, ~mine[n]].mean(1) for n in names})
         confirming = replace(confirming, shares=_shares(sim, split, names, searched=False))
         both = {name: _recorded(sim, name) for name in names}
-        true = tuple({n: both[n][:, m].mean(1) for n, m in which.items()} for which in
-                     (mine, {n: ~m for n, m in mine.items()}))  # fmt: skip
+        true = (
+            {name: both[name][:, mine[name]].mean(1) for name in names},
+            {name: both[name][:, ~mine[name]].mean(1) for name in names},
+        )
     spread = _spreads(sim, task, at(REFERENCE), split, names)
-    nothing: dict[str, RowSpread] = {}
-    made = [
-        Part(scaled_as_known(told), values, _calibrations(sim, scaled_as_known(told), values), over,
-             {name: counts[name][k] for name in names})
-        for k, (told, values, over) in enumerate(zip((searched, confirming), true, (spread, nothing), strict=True))
-    ]  # fmt: skip
-    return Parts(split, *made, apart)
+
+    def part(k: int, told: HeldOut, over: Mapping[str, RowSpread]) -> Part:
+        scaled = scaled_as_known(told)
+        return Part(scaled, true[k], _calibrations(sim, scaled, true[k]), over, {n: counts[n][k] for n in names})
+
+    return Parts(split, part(0, searched, spread), part(1, confirming, {}), apart)
 
 
 def _some(rows: HeldOutRows, names: Sequence[str], kept: np.ndarray) -> HeldOutRows:

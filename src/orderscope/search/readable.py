@@ -90,4 +90,4 @@ def nearest_schedule(
     counts = np.stack([np.bincount(at[own == g], minlength=segments) for g in used], axis=1).astype(float)
     room = np.bincount(at, minlength=segments)[:, None] / order.size
     density = counts / counts.sum(0) / room
-    return Schedule(tuple(groups[g] for g in used), density / density.mean(0))
+    return Schedule(tuple(str(groups[g]) for g in used), density / density.mean(0))

@@ -7,6 +7,7 @@ replayed. What is kept is a digest of the order and its numbers; it is dropped w
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -31,7 +32,7 @@ class Remembered:
         every: seconds between two writes.
     """
 
-    def __init__(self, score: Score, path: str | Path, question: str, every: float = EVERY) -> None:
+    def __init__(self, score: Score, path: str | os.PathLike[str], question: str, every: float = EVERY) -> None:
         self.score, self.path, self.every = score, Path(path), every
         self.prefix = f"{SEARCH}{hashlib.sha256(question.encode()).hexdigest()[:12]}-"
         self.known: dict[bytes, tuple] = {}
