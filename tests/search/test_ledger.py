@@ -66,7 +66,8 @@ def test_time_is_kept() -> None:
 
 def test_what_diverges_is_worse_than_any() -> None:
     book, _ = ledger()
-    book.score = lambda orders: (np.full(len(orders), np.nan), np.zeros(len(orders)), np.zeros((len(orders), 1)))
+    nought = np.zeros(1)
+    book.score = lambda orders: Told(nought + np.nan, nought, nought, nought[:, None], nought, nought)
     assert np.isinf(book(ORDER[None], ["a"]).value[0])
     assert not book.ranked()
 

@@ -112,7 +112,7 @@ def test_small_budgets_are_kept(char: osc.Simulator, budget: int) -> None:
 
 
 def test_without_the_task_nothing_is_confirmed(char: osc.Simulator) -> None:
-    found = propose(osc.Simulator(char.path), budget=80, seconds=30)
+    found = propose(osc.Simulator(char.path), budget=250, seconds=30)
     assert found.confirmed is None
     assert any("needs the task" in note for note in found.notes)
     assert found.predicted < found.reference
@@ -257,7 +257,7 @@ def test_a_second_round_starts_from_what_the_first_confirmed(char: osc.Simulator
     confirmed = [row for row in found.table if row.confirmed is not None and row.name != "reference"]
     assert len({row.order.tobytes() for row in confirmed}) == 2  # strategies with the same best order have a row each
     later = osc.Simulator(sim.path, sim.task)
-    assert set(later.runs) - set(sim.probes) == {"confirmed-0", "confirmed-1"}
+    assert set(later.runs) - set(sim.probes) >= {"confirmed-0", "confirmed-1"}  # and a simple schedule
     assert later.probes == char.probes
     assert later.sigma_order("eval") == char.sigma_order("eval")  # what was chosen was not drawn
     told = later.predict(np.stack([row.order for row in confirmed]))
