@@ -144,7 +144,7 @@ def test_other_rows_can_confirm(sim: osc.Simulator) -> None:
 
 def test_nothing_to_look_for_is_said_first(sim: osc.Simulator, monkeypatch: pytest.MonkeyPatch) -> None:
     nothing = Verdict("eval", 0.1, 0.2, 0.2, 9, 40)
-    monkeypatch.setattr("orderscope.search.proposal.verdict", lambda *args: nothing)
+    monkeypatch.setattr("orderscope.search.proposal._Work.effect", lambda self: nothing)
     found = osc.propose(sim)
     assert found.verdict.startswith("nothing to look for with these 40 rows")
     assert not found.searched

@@ -15,7 +15,7 @@ from orderscope.errors import OrderscopeError
 from orderscope.search.confirm import PartGain, Trained, part_gains, recorded, standard_error, train_orders
 from orderscope.search.constraints import Constraint
 from orderscope.search.equal_cost import expected_best, spent_runs
-from orderscope.search.ledger import Ledger
+from orderscope.search.ledger import WHOLE, Ledger
 from orderscope.search.objective import Objective, front
 from orderscope.search.parts import SEARCHED, Parts, Slopes, checked_confirming, parts_of, split_rows
 from orderscope.search.portfolio import Found, Portfolio, Progress
@@ -29,7 +29,7 @@ from orderscope.simulation.foretold import foretell
 from orderscope.simulation.simulator import Simulator
 from orderscope.simulation.verdict import Verdict, verdict
 
-OWN, BY, FEW = "reference", "random", 8
+OWN, FEW, SHUFFLED = "reference", 8, 24
 CLEAR_GAIN = 1.645  # standard errors: a gain beyond them is one in 19 of 20 draws of rows
 
 
@@ -205,12 +205,11 @@ def propose(
             raise OrderscopeError("confirming= without the task", "the recorded task", "open the run with its task")
         confirming = checked_confirming(sim.task, objective.names, confirming)
     _fitted(sim, objective)
-    effects = [verdict(sim, name) for name in objective.names]
-    effect = max(effects, key=lambda e: e.ratio if math.isfinite(e.ratio) else math.inf)
-    if effect.nothing and not anyway and rounds:
-        return _nothing(sim, asked, effect)
-    deadline = math.inf if seconds is None else time.perf_counter() + seconds
     work = _Work(sim, asked, searched, confirming, seed, progress)
+    effect = work.effect()
+    if effect.nothing and not anyway:
+        return _nothing(work, effect)
+    deadline = math.inf if seconds is None else time.perf_counter() + seconds
     rows: list[Row] = []
     portfolios: list[Portfolio] = []
     points: list[Row] = []
@@ -239,7 +238,7 @@ def propose(
             or len(work.true) < 2
             or not _worth_more(
                 best_before - _least(rows, objective, work.own),
-                _random(found[0], work, objective)["std"],
+                work.random["std"],
                 before,
                 work.cost,
             )
@@ -251,7 +250,7 @@ def propose(
     simple = work.simple(first, best, verify > 0 and not interrupted)
     if best.name != OWN and best.regroups:
         work.note("the proposed order regroups samples into new batches; regroup=False keeps those recorded")
-    cost, random = work.cost, _random(first, work, objective)
+    cost, random = work.cost, work.random
     sign, reference = objective.sign, float(objective.told(sim.reference))
     best_of_n = random["mean"] - sign * random["std"] * expected_best(cost)
     value = best.predicted if best.confirmed is None else best.confirmed
@@ -301,20 +300,19 @@ def _fitted(sim: Simulator, objective: Objective) -> None:
     _ = sim.run_orders, sim.run_truth
 
 
-def _nothing(sim: Simulator, asked: Question, effect: Verdict) -> Proposal:
+def _nothing(work: _Work, effect: Verdict) -> Proposal:
     """The reference, and why nothing was looked for."""
-    objective = asked.objective
+    sim, objective, random, cost = work.sim, work.asked.objective, work.random, work.cost
+    mean, std = random["mean"], random["std"]
     value = float(objective.told(sim.reference))
     own = Row(OWN, "as recorded", value, 0.0, value, sim.order, dict(sim.reference), dict(sim.reference))
-    true = np.append(objective.told(sim.truth), value)
-    cost, mean, std = spent_runs(sim, 0.0, 0), float(true.mean()), float(true.std(ddof=1))
     return Proposal(
         order=sim.order, predicted=value, error=0.0, confirmed=value, metric=objective.title,
         maximize=objective.sign < 0, table=[own], reference=value,
-        random={"mean": mean, "std": std, "orders": float(len(true))},
+        random=random,
         gain_sigma=objective.sign * (mean - value) / std if std > 0 else 0.0, scored=0, cost=cost,
         best_of_n=mean - objective.sign * std * expected_best(cost), undetectable=True, true=dict(sim.reference),
-        notes=["nothing was searched; anyway=True (--anyway) searches all the same"], verdict=effect.words,
+        notes=[*work.notes, "nothing was searched; anyway=True (--anyway) searches all the same"], verdict=effect.words,
         effect=effect, searched=False,
     )  # fmt: skip
 
@@ -348,7 +346,51 @@ class _Work:
         self._parted()
         self.own = recorded(sim, sim.task, self.parts)
         self.true: dict[bytes, Trained] = {sim.order.tobytes(): self.own}
+        self._shuffle()
         self.searching += time.process_time() - began
+
+    def _shuffle(self) -> None:
+        """Predict random orders: what luck would bring, and what there is to find."""
+        sim, objective, rng = self.sim, self.asked.objective, np.random.default_rng(0)
+        steps = [rng.permutation(len(sim.order)) for _ in range(SHUFFLED)]
+        parts = [
+            View(sim, objective, self.parts)(sim.order[np.stack(steps[i : i + WHOLE])])
+            for i in range(0, SHUFFLED, WHOLE)
+        ]
+        value, apart, self.spread = (
+            np.concatenate([getattr(p, key) for p in parts]) for key in ("value", "apart", "spread")
+        )
+        told = objective.sign * self._of_all({"searched": (value, 0.0), "confirming": (apart, 0.0)})[0]
+        self.shuffled = told[np.isfinite(told)]
+        if len(self.shuffled) < FEW:
+            self.shuffled = np.append(objective.told(sim.truth) if sim.probes else [], objective.told(sim.reference))
+
+    @property
+    def random(self) -> dict[str, float]:
+        """Predicted mean and standard deviation of random orders on all rows; the true ones of reference and probes
+        where no prediction is finite."""
+        values = self.shuffled
+        spread = float(values.std(ddof=1)) if len(values) > 1 else 0.0
+        return {"mean": float(values.mean()), "std": spread, "orders": float(len(values))}
+
+    def effect(self) -> Verdict:
+        """What there is to find: of shuffled steps as predicted where the noise over rows is known of them; else of the
+        recorded runs."""
+        objective = self.asked.objective
+        effects = [verdict(self.sim, name) for name in objective.names]
+        effect = max(effects, key=lambda e: e.ratio if math.isfinite(e.ratio) else math.inf)
+        if self.parts is None or not self.spread.any() or len(self.shuffled) < FEW:
+            return effect
+        searched, every = (max(each.values()) for each in (self.parts.searched.rows, self._rows()))
+        noise = float(np.median(self.spread)) * math.sqrt(searched / every)
+        return replace(effect, metric=objective.title, sigma=self.random["std"], noise=noise, held_out=noise,
+                       runs=len(self.shuffled), rows=every, shuffled=True)  # fmt: skip
+
+    def _rows(self) -> dict[str, int]:
+        """Rows of each metric in all."""
+        assert self.parts is not None
+        apart = {} if self.parts.split.confirming else self.parts.confirming.rows
+        return {name: count + apart.get(name, 0) for name, count in self.parts.searched.rows.items()}
 
     def _parted(self) -> None:
         if self.split is not None and self.sim.task is not None and self.sim.held_out is not None:
@@ -477,7 +519,7 @@ class _Work:
             regroups=ledger.steps_of(found.order) is None,
         )
 
-    def _of_all(self, told: Mapping[str, tuple[float, float]]) -> tuple[float, float]:
+    def _of_all(self, told: Mapping[str, tuple[Any, Any]]) -> tuple[Any, Any]:
         """Value and error on all rows of the metric, from those on its parts."""
         if self.parts is None or self.parts.split.confirming:
             return told["searched"]
@@ -485,8 +527,8 @@ class _Work:
             "searched": max(self.parts.searched.rows.values()),
             "confirming": max(self.parts.confirming.rows.values()),
         }
-        value, error = (sum(sizes[p] * told[p][k] for p in sizes) / sum(sizes.values()) for k in (0, 1))
-        return float(value), float(error)
+        return (sum(sizes[p] * told[p][0] for p in sizes) / sum(sizes.values()),
+                sum(sizes[p] * told[p][1] for p in sizes) / sum(sizes.values()))  # fmt: skip
 
     def with_parts(self, own: Trained, gains: list[PartGain]) -> dict[str, float]:
         title = self.asked.objective.title
@@ -632,21 +674,6 @@ def _rank(row: Row, sign: float) -> float:
     if row.confirmed is not None:
         return sign * row.confirmed
     return float(Scores(np.array(sign * row.predicted), np.array(row.error)).bound)
-
-
-def _random(portfolio: Portfolio, work: _Work, objective: Objective) -> dict[str, float]:
-    """Predicted mean and standard deviation of random orders on all rows; the true ones of reference and probes if none
-    were scored."""
-    entries = [entry for entry in portfolio.setting.ledger.ranked() if entry.by == BY]
-    values = objective.sign * np.array(
-        [work._of_all({"searched": (e.value, 0.0), "confirming": (e.apart, 0.0)})[0] for e in entries]
-    )
-    if len(values) < FEW:
-        values = np.append(
-            objective.told(work.sim.truth) if work.sim.probes else [], objective.told(work.sim.reference)
-        )
-    spread = float(values.std(ddof=1)) if len(values) > 1 else 0.0
-    return {"mean": float(values.mean()), "std": spread, "orders": float(len(values))}
 
 
 def _notes(portfolios: list[Portfolio], interrupted: bool, seconds: float | None) -> list[str]:

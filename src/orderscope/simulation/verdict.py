@@ -38,8 +38,10 @@ class Verdict:
         noise: the larger of the noise floor and the held-out noise, the standard error of a difference between two
             orders over another choice of held-out rows.
         held_out: the held-out noise alone.
-        runs: number of true runs it was measured on.
+        runs: number of orders it was measured on.
         rows: held-out rows of the metric; 0 where it is no mean over rows.
+        shuffled: whether the orders are random ones, as predicted, and not the true runs that were recorded: those with
+            their groups in blocks spread far wider than any orders that one would choose between.
     """
 
     metric: str
@@ -48,6 +50,7 @@ class Verdict:
     held_out: float
     runs: int
     rows: int
+    shuffled: bool = False
 
     @property
     def ratio(self) -> float:
@@ -87,7 +90,8 @@ class Verdict:
         """The verdict in a sentence."""
         if self.word == UNKNOWN:
             return f"{self.metric}: how much order matters beside the noise is not known"
-        said = f"sigma_order {self.sigma:.2g}, noise of a difference {self.noise:.2g}: {self.ratio:.2g} times it"
+        which = "sigma_order of shuffled steps, predicted," if self.shuffled else "sigma_order"
+        said = f"{which} {self.sigma:.2g}, noise of a difference {self.noise:.2g}: {self.ratio:.2g} times it"
         with_rows = f" with these {self.rows} rows" if self.rows else ""
         if self.word == MATTERS:
             return f"order matters{with_rows} ({said})"
