@@ -20,10 +20,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import characters
 import numpy as np
 import torch
-import windows  # puts examples/ on the path
+import windows
 from torch.utils.data import default_collate
 
 import orderscope as osc
@@ -65,14 +64,14 @@ class Result:
 def fresh_rows(seed: int) -> Any:
     generator = torch.Generator().manual_seed(10_000 + seed)
     texts = {
-        name: torch.tensor([min(ord(c), characters.ALPHABET - 1) for c in text])
-        for name, text in characters.corpora().items()
+        name: torch.tensor([min(ord(c), windows.characters.ALPHABET - 1) for c in text])
+        for name, text in windows.characters.corpora().items()
     }
     rows = []
     for name in sorted(texts):
-        starts = torch.randint(len(texts[name]) - characters.CONTEXT - 1, (FRESH,), generator=generator)
-        rows.append(texts[name].unfold(0, characters.CONTEXT + 1, 1)[starts])
-    return characters.Passages(torch.cat(rows))
+        starts = torch.randint(len(texts[name]) - windows.characters.CONTEXT - 1, (FRESH,), generator=generator)
+        rows.append(texts[name].unfold(0, windows.characters.CONTEXT + 1, 1)[starts])
+    return windows.characters.Passages(torch.cat(rows))
 
 
 def judged(kw: dict[str, Any], fresh: Any) -> osc.Task:
