@@ -203,5 +203,5 @@ def test_a_task_is_needed(tmp_path):
     alone = osc.Simulator(tmp_path / "run")
     with pytest.raises(osc.OrderscopeError, match=r"without its task.*Simulator\(path, task\)"):
         alone.predict(task.order, estimator="fut")
-    with pytest.raises(osc.OrderscopeError, match=r"estimator 'fut3'.*one of carried, replay, fut, fut2"):
+    with pytest.raises(osc.OrderscopeError, match=r"estimator 'fut3'.*one of carried, impulse, replay, fut, fut2"):
         sim.predict(task.order, estimator="fut3")

@@ -373,21 +373,23 @@ def test_a_regrouped_batch_learns_from_the_batches_that_its_samples_were_in(grou
     after = [*[states[t][0] for t in range(1, task.steps)], replay(window, units).theta[0]]
     table, sampled = window.table, list(window.sample_anchors)
     for t in range(task.steps):
-        theta, gradient, between = states[t], 0.0, 0.0
+        theta, gradient = states[t], 0.0
         only = torch.zeros(1, anchors.count, dtype=torch.bool)
         only[0, sampled] = True
         shared = anchors.weights(theta, torch.tensor([0]), only)[0][0]
         for i in order[t]:
             u = int(np.nonzero((task.order == i).any(1))[0][0])
-            alike = torch.minimum(units.fractions[units.index[0, t]], window.fractions[u]).sum().double()
-            own = alike * anchors.weights(theta, torch.tensor([u]), window.known[[u]])[0][0] + (1 - alike) * shared
-            gradient += sum(
-                shared[a] * window.sample_rows[s, window.sample_place[i]].double() for s, a in enumerate(sampled)
-            ) / len(order[t])
-            gradient += (own - shared) @ table[u] / len(order[t])
-            between += own @ anchors.states(u) / len(order[t])
-        for share, factor in zip(units.fractions[units.index[0, t]], window.factors, strict=True):
-            gradient += share * (factor.T @ (factor @ (theta[0] - between)))
+            own = anchors.weights(theta, torch.tensor([u]), window.known[[u]])[0][0]
+            apart = (
+                sum(shared[a] * window.sample_rows[s, window.sample_place[i]].double() for s, a in enumerate(sampled))
+                - shared @ table[u]
+            )
+            left = theta[0] - own @ anchors.states(u)
+            bent = sum(
+                share * (factor.T @ (factor @ left))
+                for share, factor in zip(window.fractions[u], window.factors, strict=True)
+            )
+            gradient += (own @ table[u] + bent + apart) / len(order[t])
         torch.testing.assert_close(after[t], theta[0] - 0.3 * gradient, rtol=1e-6, atol=1e-6)
 
 

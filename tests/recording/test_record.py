@@ -173,6 +173,17 @@ def test_one_probe_of_a_task_without_groups() -> None:
     assert not np.array_equal(order, plain.order)
 
 
+def test_one_of_many_probes_regroups_samples(tmp_path: Path) -> None:
+    task = osc.Task(**tasks_tiny.char(steps=12))
+    orders = probe_orders(task, 8, seed=3, regroup=True)
+    recorded = {frozenset(batch) for batch in task.order.tolist()}
+    whole = [all(frozenset(batch) in recorded for batch in order.tolist()) for order in orders]
+    assert whole == [True] * 7 + [False]
+    assert sorted(orders[-1].ravel()) == sorted(task.order.ravel())
+    few = probe_orders(task, 3, seed=3, regroup=True)
+    assert all(frozenset(batch) in recorded for order in few for batch in order.tolist())
+
+
 def test_boundaries_are_unique_where_steps_are_few() -> None:
     assert spaced(2, 8) == [0, 1, 2]
     assert spaced(1, 1) == [0, 1]

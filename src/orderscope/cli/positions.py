@@ -68,7 +68,7 @@ def positions(
     import orderscope
 
     with progress_bars(quiet=as_json) as progress:
-        heat = orderscope.studies.positions(
+        heat = orderscope.positions(
             sim,
             spread(len(sim.order), units),
             places=spread(len(sim.order), places),

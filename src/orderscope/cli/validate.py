@@ -56,7 +56,7 @@ def validate(
 
     wanted: Any = list(metrics) or None
     with progress_bars(quiet=as_json) as progress:
-        found = orderscope.studies.validation(sim, orders=orders, seed=seed, metric=wanted, progress=progress)
+        found = orderscope.validate(sim, orders=orders, seed=seed, metric=wanted, progress=progress)
     from orderscope.answers.stored import json_value
 
     names = list(found.true)

@@ -4,13 +4,10 @@ At position t with unit u = o[t],
 
     g = sum_k w_k g_u(theta_k)  +  C_u (theta - sum_k w_k theta_k),        x <- one step of the optimizer with g.
 
-A batch that was not recorded has no anchors of its own. Its samples' gradients are known at shared anchors; what the
-batches that they come from show beyond those, on the mean, is added:
+A batch that was not recorded has no anchors of its own. Each of its samples i is predicted as the recorded batch u that
+it comes from, plus what sets the sample apart from that batch at the shared anchors a:
 
-    g = 1/B sum_i [ sum_a w_a g_i(theta_a)  +  s_i (sum_k w_uk g_u(theta_k) - sum_a w_a g_u(theta_a)) ]
-        +  C (theta - 1/B sum_i [ s_i sum_k w_uk theta_k + (1 - s_i) sum_a w_a theta_a ]),
-
-u the recorded batch of sample i, a the shared anchors, and s_i the share of groups that the two batches have in common.
+    g = 1/B sum_i [ sum_k w_uk g_u(theta_k)  +  C_u (theta - sum_k w_uk theta_k)  +  sum_a w_a (g_i - g_u)(theta_a) ].
 """
 
 from __future__ import annotations
@@ -89,10 +86,11 @@ def replay(
     kernels = replay_kernels(states.theta, separate=states.taken is not None, work=work)
     outside = torch.zeros(orders, dtype=torch.float64, device=device)
     kept = {0: states.theta.clone()} if 0 in snapshots else {}
-    shares = units.fractions.to(device)
-    ranges = factor_ranges(window.tables, shares * curvature)
-    place = np.empty(len(shares), dtype=np.int64)
-    place[np.lexsort(ranges.T.cpu().numpy())] = np.arange(len(shares))
+    shares = window.fractions.to(device)
+    reached = [window.fractions, *(window.fractions[window.home[ids]].mean(0, keepdim=True) for ids in units.new)]
+    ranges = factor_ranges(window.tables, torch.cat(reached).to(device) * curvature)
+    place = np.empty(len(ranges), dtype=np.int64)
+    place[np.lexsort(ranges.T.cpu().numpy())] = np.arange(len(ranges))
     # Neighbours share the curvature's rows and their batch's entries, which are then read once for them all.
     sequences = np.argsort(place[units.index], axis=0, kind="stable")
     for t in range(window.steps):
@@ -103,9 +101,9 @@ def replay(
                 at, unit = (torch.from_numpy(x).to(device) for x in (rows, units.index[rows, t]))
                 permitted = None if allowed is None else allowed[at]
                 known = int(unit[0]) < recorded
-                predict = _predict if known else partial(_predict_regrouped, homes=homes)
+                predict = _predict if known else partial(_predict_regrouped, new=units.new, homes=homes)
                 gradient, on, clip, far = predict(
-                    window, units, kernels, states.theta, at, unit, permitted, ranges[unit], shares[unit]
+                    window, kernels, states.theta, at, unit, permitted, ranges[unit], shares=shares
                 )
                 outside[at] += far
                 active = None if has_grad is None else has_grad[unit]
@@ -118,20 +116,21 @@ def replay(
 
 def _predict(
     window: Window,
-    units: Units,
     kernels: ReplayKernels,
     theta: Tensor,
     at: Tensor,
     unit: Tensor,
     allowed: Tensor | None,
     ranges: Tensor,
+    *,
     shares: Tensor,
 ) -> tuple[Terms, Tensor, Clip | None, Tensor]:
     """Gradients of some states at recorded batches.
 
     Args:
         at: which states, int64 [rows]; the other arguments are of these: unit [rows], allowed [rows, anchors], None for
-            all, ranges [rows, 2] of the curvature's factor and shares [rows, groups] of its groups.
+            all, ranges [rows, 2] of the curvature's factor.
+        shares: of each group in each recorded batch, [units, groups].
 
     Returns:
         the gradients, not yet formed; which states are an anchor; how they are clipped; how far the states lie outside
@@ -146,7 +145,9 @@ def _predict(
     )
     on = anchors.snap(theta, at, unit, distance, weights)
     near = weights.to(theta.dtype)
-    bent = kernels.remainder_coefficients(found.curved, tables.crossed, entries, near, shares, tables.piece, ranges)
+    bent = kernels.remainder_coefficients(
+        found.curved, tables.crossed, entries, near, shares[unit], tables.piece, ranges
+    )
     if bool(on.any()):  # no remainder, so no curvature
         bent[on] = 0
         ranges = ranges.masked_fill(on[:, None], 0)
@@ -160,19 +161,20 @@ def _predict(
 
 def _predict_regrouped(
     window: Window,
-    units: Units,
     kernels: ReplayKernels,
     theta: Tensor,
     at: Tensor,
     unit: Tensor,
     allowed: Tensor | None,
     ranges: Tensor,
+    *,
     shares: Tensor,
+    new: np.ndarray,
     homes: int | None,
 ) -> tuple[Terms, Tensor, Clip | None, Tensor]:
-    """As `_predict`, at batches that were not recorded."""
+    """As `_predict`, at batches that were not recorded: of samples `new` [regrouped, batch]."""
     tables, anchors, device = window.tables, window.anchors, theta.device
-    ids = units.new[unit.cpu().numpy() - window.units]
+    ids = new[unit.cpu().numpy() - window.units]
     batch, rows = torch.from_numpy(window.sample_place[ids]).to(device), len(ids)
     some = ids[:, np.linspace(0, ids.shape[1] - 1, min(homes or ids.shape[1], ids.shape[1])).round().astype(int)]
     size, home = some.shape[1], torch.from_numpy(window.home[some]).to(device).flatten()
@@ -186,17 +188,16 @@ def _predict_regrouped(
     )
     sampled = window.sampled
     with_samples = sampled.expand(rows, -1) if allowed is None else sampled & allowed
-    shared, _, beyond = kernels.affine_weights(
+    shared, _, _ = kernels.affine_weights(
         found.square, along[::size].contiguous(), anchors.gram, home[::size].contiguous(), with_samples,
         anchors.ridge, anchors.scale,
     )  # fmt: skip
-    composed = units.fractions.to(device)
-    alike = composed[unit][:, None].minimum(composed[home].view(rows, size, -1)).sum(2).double()
-    near = torch.lerp(shared[:, None], weights.view(rows, size, -1), alike[..., None]).to(theta.dtype) / size
-    far = torch.lerp(beyond.sqrt()[:, None], left.sqrt().view(rows, size), alike).mean(1)
+    near = weights.to(theta.dtype)
     bent = kernels.remainder_coefficients(
-        found.curved, tables.crossed, entries, near.flatten(1), shares, tables.piece, ranges
-    )
+        found.curved.repeat_interleave(size, 0), tables.crossed, anchors.entries(home), near, shares[home],
+        tables.piece, ranges.repeat_interleave(size, 0),
+    ).view(rows, size, -1).mean(1)  # fmt: skip
+    near = near.view(rows, size, -1) / size
 
     shared = shared.to(theta.dtype)
     first = torch.arange(len(window.sample_anchors), device=device) * window.samples
@@ -211,7 +212,7 @@ def _predict_regrouped(
     )  # fmt: skip
     known = theta.new_full((rows,), torch.nan)
     nowhere = torch.zeros(rows, dtype=torch.bool, device=device)
-    return terms, nowhere, _clip(window, unit, known), far
+    return terms, nowhere, _clip(window, unit, known), left.sqrt().view(rows, size).mean(1)
 
 
 def _clip(window: Window, unit: Tensor, known: Tensor) -> Clip | None:

@@ -118,8 +118,10 @@ class Window:
 
     @cached_property
     def home(self) -> np.ndarray:
-        """Unit that each sample was trained in first, int64 [samples]; 0 where it never was."""
-        return np.maximum(first_use(self.order), 0)
+        """Unit that each sample was trained in first, int64 [samples]; where it never was, that with most of its
+        group."""
+        first, fullest = first_use(self.order), self.fractions.argmax(0).cpu().numpy()
+        return np.where(first < 0, fullest[self.group_codes[: len(first)]], first)
 
     @cached_property
     def sampled(self) -> Tensor:

@@ -300,7 +300,7 @@ def _heat(sim: Simulator, progress: Progress | None) -> Heat | None:
     units, places = (
         np.unique(np.linspace(0, steps - 1, min(count, steps)).round().astype(int)) for count in (UNITS, PLACES)
     )
-    return orderscope.studies.positions(sim, units, places=places, progress=progress)
+    return orderscope.positions(sim, units, places=places, progress=progress)
 
 
 def _memory(sim: Simulator, metric: str) -> Memory | None:
