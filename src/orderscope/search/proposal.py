@@ -547,8 +547,9 @@ class _Work:
         own = Row(
             OWN, "as recorded", value, 0.0, value, order, dict(sim.reference), self.with_parts(self.own, gains), gains
         )
-        trained = [row for row in rows if row.confirmed is not None and math.isfinite(row.confirmed)]
-        choice = trained or rows
+        other = [row for row in rows if not np.array_equal(row.order, order)]
+        trained = [row for row in other if row.confirmed is not None and math.isfinite(row.confirmed)]
+        choice = trained or other
         fits = asked.rules is None or bool(asked.rules.holds(order[None])[0])
         if not fits:
             self.note("the recorded order does not keep to the constraints")
@@ -651,8 +652,9 @@ def _candidates(portfolio: Portfolio, count: int, known: Collection[bytes]) -> t
     near = [f for f in best if f.value - f.error <= best[0].value]
     kinds: dict[str, Found] = {}
     for f in best:
-        rule = not f.strategy.guided and not f.strategy.weight
-        kinds.setdefault("rule" if rule else "regrouped" if ledger.steps_of(f.order) is None else "whole", f)
+        if f.order.tobytes() not in known:
+            rule = not f.strategy.guided and not f.strategy.weight
+            kinds.setdefault("rule" if rule else "regrouped" if ledger.steps_of(f.order) is None else "whole", f)
     first = [*kinds.values(), *near]
     for entry in ledger.ranked():
         if entry.by in portfolio.best:
