@@ -33,7 +33,7 @@ STEPS = {"text_24": (24, False), "text_96": (96, False), "text_mixed": (48, True
 RULES = ("interleave", "easy first", "hard first", "easy groups first", "influence sort", "impulse sort",
          "valley of the average", "best data last", "group bandit", "group schedule", "descent", "regroup")  # fmt: skip
 FRESH = 700  # rows of each domain
-MOST = 256  # random orders truly trained
+MOST = 96  # random orders truly trained
 
 
 @dataclass
