@@ -112,7 +112,7 @@ def test_small_budgets_are_kept(char: osc.Simulator, budget: int) -> None:
 
 
 def test_without_the_task_nothing_is_confirmed(char: osc.Simulator) -> None:
-    found = propose(osc.Simulator(char.path), budget=250, seconds=30)
+    found = propose(osc.Simulator(char.path), budget=80, seconds=30)
     assert found.confirmed is None
     assert any("needs the task" in note for note in found.notes)
     assert found.predicted < found.reference

@@ -245,7 +245,8 @@ def propose(
         ):
             break
     first = portfolios[0]
-    trained = [row for row in rows if row.order.tobytes() in work.true]
+    own = sim.order.tobytes()
+    trained = [row for row in rows if row.order.tobytes() in work.true and row.order.tobytes() != own]
     best = work.best(trained or rows[: max(1, verify)])
     simple = work.simple(first, best, verify > 0 and not interrupted)
     if best.name != OWN and best.regroups:
