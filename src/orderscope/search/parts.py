@@ -22,7 +22,7 @@ from torch.utils.data import default_collate
 
 from orderscope.engine import HeldOut
 from orderscope.engine.calibration import Calibration, fit_calibration
-from orderscope.engine.held_out import scaled_as_known
+from orderscope.engine.held_out import Missed, scaled_as_known
 from orderscope.engine.row_spread import RowSpread, row_spread
 from orderscope.engine.threads import one_thread
 from orderscope.errors import OrderscopeError
@@ -107,6 +107,7 @@ class Part:
         calibration: name -> fitted on the recorded runs, each predicted without what it left behind.
         spread: name -> standard error over these rows of the difference to the reference; none of rows not searched.
         rows: name -> number of rows.
+        missed: how the estimated weights of the left-out runs miss the true ones, None without such runs.
     """
 
     held_out: HeldOut
@@ -114,9 +115,11 @@ class Part:
     calibration: Mapping[str, Calibration]
     spread: Mapping[str, RowSpread]
     rows: Mapping[str, int]
+    missed: Missed | None = None
 
-    def reference(self, name: str) -> float:
-        return float(self.true[name][0])
+    def pushed(self, theta: Tensor, name: str, without: Sequence[str] | None = None) -> np.ndarray | None:
+        """What the errors of the left-out runs' weights would do to a loss at weights [n, m], [n, runs]."""
+        return None if self.missed is None else self.held_out.pushed(theta, name, self.missed, without)
 
 
 @dataclass
@@ -190,7 +193,9 @@ def parts_of(sim: Simulator, task: Task, names: Sequence[str], split: Split, kno
 
     def part(k: int, told: HeldOut, over: Mapping[str, RowSpread]) -> Part:
         scaled = scaled_as_known(told)
-        return Part(scaled, true[k], _calibrations(sim, scaled, true[k]), over, {n: counts[n][k] for n in names})
+        missed = scaled.missed(sim.left_out.runs, sim.left_out.theta) if sim.runs else None
+        found = Part(scaled, true[k], {}, over, {n: counts[n][k] for n in names}, missed)
+        return replace(found, calibration=_calibrations(sim, found))
 
     return Parts(split, part(0, searched, spread), part(1, confirming, {}), apart)
 
@@ -298,15 +303,16 @@ def _spreads(sim: Simulator, task: Task, at: Point, split: Split, names: Sequenc
     }
 
 
-def _calibrations(sim: Simulator, held_out: HeldOut, true: Mapping[str, np.ndarray]) -> dict[str, Calibration]:
-    left = sim.left_out
+def _calibrations(sim: Simulator, part: Part) -> dict[str, Calibration]:
+    left, names, found = sim.left_out, part.held_out.names, {}
     with one_thread():
-        raw = held_out(left.theta, held_out.names, left.runs) if left.runs else {}
-    at = sim.bearing_of(left.theta, left.outside)
-    return {
-        name: fit_calibration(raw.get(name, np.zeros(0)), true[name][1:], float(true[name][0]), at, eps=sim.eps)
-        for name in held_out.names
-    }
+        raw = part.held_out(left.theta, names, left.runs) if left.runs else {}
+        for name in names:
+            true, pushed = part.true[name], part.pushed(left.theta, name, left.runs) if left.runs else None
+            found[name] = fit_calibration(
+                raw.get(name, np.zeros(0)), true[1:], float(true[0]), sim.left_out_bearing, pushed=pushed, eps=sim.eps
+            )
+    return found
 
 
 def checked_confirming(task: Task, names: Sequence[str], confirming: Any) -> dict[str, Any]:

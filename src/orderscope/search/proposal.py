@@ -536,8 +536,9 @@ class _Work:
         return dict(own.metrics) | {f"{title}:{g.part}": g.confirmed for g in gains if g.confirmed is not None}
 
     def best(self, rows: list[Row]) -> Row:
-        """Of those trained the one that is best on the confirming rows, which no search has learned, or the reference
-        where that is no better on all rows; the best predicted where none was trained."""
+        """Of those trained the best, each charged `PENALTY` standard errors over all rows of its difference to the
+        reference, and those first that are better than it on the confirming rows, too; the reference where that is no
+        better on all rows; the best predicted where none was trained."""
         sim, asked = self.sim, self.asked
         objective, order = asked.objective, sim.order
         value = float(objective.told(sim.reference))
@@ -558,7 +559,7 @@ class _Work:
             if not choice:
                 start = asked.rules.start
                 return Row("constraints", "the recorded order, changed to keep to them", math.inf, 0.0, None, start)
-        best = min(choice, key=self._unseen, default=own)
+        best = min(choice, key=self._charged, default=own)
         if fits and _rank(best, objective.sign) > _rank(own, objective.sign):
             best = own
         if np.array_equal(best.order, order):
@@ -568,10 +569,13 @@ class _Work:
         value, error = float(objective.told(prediction.predicted)[0]), float(objective.error(prediction.error)[0])
         return replace(best, predicted=value, error=error) if math.isfinite(value) else best
 
-    def _unseen(self, row: Row) -> float:
-        """The true value on the confirming rows; by its rank where there are none, or it was not trained."""
-        own, sign = row.parts[0].confirmed if row.parts else None, self.asked.objective.sign
-        return _rank(row, sign) if own is None else sign * own
+    def _charged(self, row: Row) -> tuple[bool, float]:
+        """Whether an order is no better than the reference on the confirming rows, and its true value on all rows with
+        `PENALTY` standard errors; its rank where it was not trained."""
+        trained, objective = self.true.get(row.order.tobytes()), self.asked.objective
+        width = None if trained is None else standard_error(objective, self.own.losses, trained.losses)
+        worse = bool(row.parts) and row.parts[0].confirmed is not None and row.parts[0].gain <= 0
+        return worse, _rank(row, objective.sign) + PENALTY * (width or 0.0)
 
     def simple(self, portfolio: Portfolio, best: Row, train: bool) -> Simple | None:
         """The schedule of groups nearest to the best order, and what it keeps of its gain."""

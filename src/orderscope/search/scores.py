@@ -70,8 +70,11 @@ class View:
             raw |= self.sim.metric_model(theta, rest) if known is None else {name: known[name] for name in rest}
         values, errors = {}, {}
         for name in names:
-            calibration = part.calibration[name] if part is not None and name in own else self.sim.calibration[name]
-            values[name], errors[name] = calibration.apply(raw[name], at)
+            if part is not None and name in own:
+                calibration, pushed = part.calibration[name], part.pushed(theta, name)
+            else:
+                calibration, pushed = self.sim.calibration[name], self.sim.pushed(theta, name)
+            values[name], errors[name] = calibration.apply(raw[name], at, pushed)
         return values, errors
 
     def spread(self, theta: Tensor) -> np.ndarray:
