@@ -1,9 +1,10 @@
-"""Every strategy's best order, predicted and truly trained, on some windows; writes docs/proposals.md.
+"""Proposals and plain rules beside luck, on fresh rows nobody searched; writes docs/proposals.md's tables.
 
-    python benchmarks/proposals.py --windows text_24 digits
+    python benchmarks/proposals.py --windows text_24 text_96 --seeds 5 6
 
-Gains are in standard deviations of truly trained random orders (shuffled steps), from their mean; more is better.
-Predicted and error are of `Simulator.predict`. Nothing is tuned for a window.
+Every order is truly trained, and judged on 2,100 fresh rows of the held-out rows' source. Gains are in standard
+deviations of random orders (shuffled steps) on those rows, counted from their mean: more is better. The best of N is
+chosen on the recorded held-out rows, N being what the proposal cost in runs, in CPU seconds of everything.
 """
 
 from __future__ import annotations
@@ -15,137 +16,191 @@ import os
 import platform
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from fidelity import load
-from scipy.stats import spearmanr
+import windows
+from torch.utils.data import default_collate
 
 import orderscope as osc
-from orderscope.search import STRATEGIES
+from orderscope.search.readable import Schedule
 
 HERE = Path(__file__).parent
-WINDOWS = ["text_24", "text_mixed", "digits"]
+STEPS = {"text_24": (24, False), "text_96": (96, False), "text_mixed": (48, True)}
+RULES = ("interleave", "easy first", "hard first", "easy groups first", "influence sort", "impulse sort",
+         "valley of the average", "best data last", "group bandit", "group schedule", "descent", "regroup")  # fmt: skip
+FRESH = 700  # rows of each domain
+MOST = 96  # random orders truly trained
 
 
-@dataclass(frozen=True)
+@dataclass
 class Result:
-    """One window, gains in standard deviations of random orders.
+    """One window; gains on fresh rows.
 
     Args:
-        rows: strategy -> (predicted gain, error, true gain).
-        rank: Spearman correlation of predicted and true over strategies.
-        proposed: true gain of the proposal.
-        claimed: its predicted gain.
-        rival: true gain of the best of `cost` truly trained random orders, fresh ones.
-        cost: what the proposal cost, in runs.
-        std: standard deviation of random orders, in units of the metric.
-        undetectable: whether the product itself says so.
-        notes: why strategies are missing.
+        gains: name -> gain.
+        searched: gain of the proposal on the rows that were searched and confirmed on.
+        noise: standard error of a gain on the fresh rows.
+        std: standard deviation of random orders on fresh rows, in units of the loss.
+        cost: of the proposal, in runs.
+        verdict: the product's own.
+        inside: whether the fresh gain over the reference lies in the predicted interval.
+        transfer: where the simple schedule was played -> gain there.
     """
 
-    rows: dict[str, tuple[float, float, float]]
-    rank: float
-    claimed: float
-    proposed: float
-    rival: float
-    cost: float
+    gains: dict[str, float]
+    searched: float
+    noise: float
     std: float
-    undetectable: bool
-    notes: list[str]
+    cost: float
+    verdict: str
+    inside: bool
+    transfer: dict[str, float] = field(default_factory=dict)
 
 
-def measure(window: str, metric: str, randoms: int, seed: int) -> Result:
-    task = osc.Task(**load(f"windows.py:{window}"))
-    osc.retrain(task, task.order)  # warms up
+def fresh_rows(seed: int) -> Any:
+    generator = torch.Generator().manual_seed(10_000 + seed)
+    texts = {
+        name: torch.tensor([min(ord(c), windows.characters.ALPHABET - 1) for c in text])
+        for name, text in windows.characters.corpora().items()
+    }
+    rows = []
+    for name in sorted(texts):
+        starts = torch.randint(len(texts[name]) - windows.characters.CONTEXT - 1, (FRESH,), generator=generator)
+        rows.append(texts[name].unfold(0, windows.characters.CONTEXT + 1, 1)[starts])
+    return windows.characters.Passages(torch.cat(rows))
+
+
+def judged(kw: dict[str, Any], fresh: Any) -> osc.Task:
+    return osc.Task(**(kw | {"metrics": kw["metrics"] | {"fresh": fresh}}))
+
+
+def shuffles(task: osc.Task, count: int, seed: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
-    shuffled = np.stack([task.order[rng.permutation(task.steps)] for _ in range(randoms)])
+    return np.stack([task.order[rng.permutation(task.steps)] for _ in range(count)])
+
+
+def measure(window: str, seed: int, search_seed: int, randoms: int) -> Result:
+    steps, mixed = STEPS[window]
+    kw, fresh = windows.text_window(steps, mixed=mixed, seed=seed), fresh_rows(seed)
+    task, judge = osc.Task(**kw), judged(kw, fresh)
+    osc.retrain(task, task.order)  # warms up
     began = time.process_time()
-    random = osc.retrain(task, shuffled).metrics[metric]
-    run = (time.process_time() - began) / randoms
-    mean, std = float(random.mean()), float(random.std(ddof=1))
+    osc.retrain(task, task.order[None].repeat(4, 0))
+    run = (time.process_time() - began) / 4
     with tempfile.TemporaryDirectory() as folder:
         began = time.process_time()
         osc.record(task, f"{folder}/run", jobs=1)
-        sim = osc.Simulator(f"{folder}/run", task)
-        best = osc.propose(sim, metric)
+        best = osc.propose(osc.Simulator(f"{folder}/run", task), "eval", anyway=True, seed=search_seed)
         cost = (time.process_time() - began) / run
-        kept = {row.name: row.order for row in reversed(best.table)}
-        orders = np.stack(list(kept.values()))
-        prediction = sim.predict(orders, metrics=[metric])
-    true = osc.retrain(task, orders).metrics[metric]
-    many = np.stack([task.order[rng.permutation(task.steps)] for _ in range(math.ceil(cost))])
-    fresh = osc.retrain(task, many).metrics[metric]
-    predicted, error = (mean - prediction.metrics[metric]) / std, prediction.error[metric] / std
-    gains = (mean - true) / std
-    assert best.confirmed is not None
+    count = min(MOST, max(randoms, math.ceil(cost)))
+    true = osc.retrain(judge, shuffles(task, count, 29)).metrics
+    mean, std = float(true["fresh"].mean()), float(true["fresh"].std(ddof=1))
+    orders = {"proposal": best.order, "as recorded": task.order}
+    if best.simple is not None:
+        orders["its simple schedule"] = best.simple.order
+    for row in reversed(best.table):
+        if row.name in RULES:
+            orders[row.name] = row.order
+    found = osc.retrain(judge, np.stack(list(orders.values())))
+    gains = {name: (mean - float(v)) / std for name, v in zip(orders, found.metrics["fresh"], strict=True)}
+    luck = int(true["eval"][: math.ceil(cost)].argmin())
+    gains["best of N random"] = (mean - float(true["fresh"][luck])) / std
+    gains["averaged experts"] = (mean - averaged_experts(kw, judge, fresh)) / std
+    apart = found.losses["fresh"][0] - found.losses["fresh"][1]
+    predicted = best.predicted - best.reference
     return Result(
-        rows={n: (float(predicted[i]), float(error[i]), float(gains[i])) for i, n in enumerate(kept)},
-        rank=float(np.asarray(spearmanr(predicted, gains))[0]),
-        claimed=(mean - best.predicted) / std,
-        proposed=(mean - best.confirmed) / std,
-        rival=(mean - float(fresh.min())) / std,
-        cost=cost,
+        gains=gains,
+        searched=(float(true["eval"].mean()) - float(found.metrics["eval"][0])) / float(true["eval"].std(ddof=1)),
+        noise=float(apart.std(ddof=1)) / math.sqrt(len(apart)) / std,
         std=std,
-        undetectable=best.undetectable,
-        notes=best.notes,
+        cost=cost,
+        verdict=best.verdict,
+        inside=abs(predicted - float(apart.mean())) <= best.error,
+        transfer={} if best.simple is None else transferred(best.simple.schedule, steps, mixed, seed),
     )
+
+
+def averaged_experts(kw: dict[str, Any], judge: osc.Task, fresh: Any) -> float:
+    """Fresh loss of the mean of one model a group, each trained on the steps of its own alone from the start, weighted
+    by their number; batches that mix groups have none."""
+    order, groups = np.asarray(kw["order"]), np.array(kw["groups"])
+    total, weights = torch.zeros(judge.layout.size), 0
+    for name in np.unique(groups):
+        own = order[(groups[order] == name).all(1)]
+        if not len(own):
+            return math.nan
+        found = osc.retrain(osc.Task(**(kw | {"order": own})), own, keep_parameters=True).parameters
+        assert found is not None
+        total, weights = total + len(own) * found[0], weights + len(own)
+    model = judge.build_model()
+    torch.nn.utils.vector_to_parameters(total / weights, judge.layout.of_model(model))
+    with torch.no_grad():
+        return float(kw["loss"](model, default_collate([fresh[i] for i in range(len(fresh))])).mean())
+
+
+def transferred(schedule: Schedule, steps: int, mixed: bool, seed: int) -> dict[str, float]:
+    """Gain of the schedule on another draw of samples, and on one twice as long."""
+    found = {}
+    for what, length in (("another draw", steps), ("twice as long", 2 * steps)):
+        kw = windows.text_window(length, mixed=mixed, seed=seed + 100)
+        judge = judged(kw, fresh_rows(seed + 100))
+        labels = np.array([schedule.groups.index(name) for name in kw["groups"]])
+        codes = labels if mixed else labels[judge.order[:, 0]]
+        order = schedule.order(judge.order, codes, regroup=mixed)
+        true = osc.retrain(judge, np.concatenate([order[None], shuffles(judge, 24, 31)])).metrics["fresh"]
+        found[what] = float((true[1:].mean() - true[0]) / true[1:].std(ddof=1))
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--windows", nargs="*", default=WINDOWS)
-    parser.add_argument("--metric", default="eval")
-    parser.add_argument("--randoms", type=int, default=64)
-    parser.add_argument("--seed", type=int, default=29)
-    parser.add_argument("--out", type=Path, default=HERE.parent / "docs" / "proposals.md")
+    parser.add_argument("--windows", nargs="*", default=["text_24", "text_96"], choices=list(STEPS))
+    parser.add_argument("--seeds", nargs="*", type=int, default=[5, 6], help="of the samples")
+    parser.add_argument("--search-seeds", nargs="*", type=int, default=[0])
+    parser.add_argument("--randoms", type=int, default=48)
+    parser.add_argument("--out", type=Path, help="write the tables there; printed if not given")
     options = parser.parse_args()
-    found = {name: measure(name, options.metric, options.randoms, options.seed) for name in options.windows}
-    options.out.write_text(page(found, options), encoding="utf-8")
+    found: dict[str, Result] = {}
+    for window in options.windows:
+        for seed in options.seeds:
+            for search in options.search_seeds:
+                found[f"{window}, {seed}/{search}"] = measure(window, seed, search, options.randoms)
+                print(table(found, options), flush=True)
+    if options.out is not None:
+        options.out.write_text(table(found, options), encoding="utf-8")
 
 
-def page(found: dict[str, Result], options: argparse.Namespace) -> str:
-    ran = f"python benchmarks/proposals.py --windows {' '.join(options.windows)}"
+def table(found: dict[str, Result], options: argparse.Namespace) -> str:
+    ran = (
+        f"python benchmarks/proposals.py --windows {' '.join(options.windows)} "
+        f"--seeds {' '.join(map(str, options.seeds))} --search-seeds {' '.join(map(str, options.search_seeds))}"
+    )
     lines = [
-        "# Proposals", "",
-        "The best order of every strategy, predicted and then truly trained. Gains are in standard deviations of",
-        f"{options.randoms} truly trained random orders (shuffled steps), counted from their mean: more is better.",
-        "Everything is at default settings. Cost is CPU time of recording, searching and confirming over that of",
-        "training once; the best of as many random orders was truly trained too.", "",
         f"Measured {datetime.date.today()} by `{ran}`: torch {torch.__version__}, Python {platform.python_version()},"
         f" {os.cpu_count()} cores, CPU.", "",
-        "## The proposal", "",
-        "| window | std of random orders | cost in runs | predicted | true | best of as many random | detectable |",
-        "|---|---|---|---|---|---|---|",
+        "| gain on fresh rows | " + " | ".join(found) + " |", "|---" * (1 + len(found)) + "|",
     ]  # fmt: skip
-    for name, r in found.items():
-        cells = [name, f"{r.std:.2g}", f"{r.cost:.0f}", f"{r.claimed:+.1f}", f"{r.proposed:+.1f}", f"{r.rival:+.1f}",
-                 "no" if r.undetectable else "yes"]  # fmt: skip
-        lines.append("| " + " | ".join(cells) + " |")
-    columns = " | ".join(f"{name}: predicted | true" for name in found)
-    head = f"| strategy | {columns} | source |"
-    lines += ["", "## Every strategy", "", head, "|---" * (2 + 2 * len(found)) + "|"]
-    for name, strategy in STRATEGIES.items():
-        cells = []
-        for r in found.values():
-            predicted, error, true = r.rows.get(name, (np.nan, np.nan, np.nan))
-            cells += [f"{predicted:+.1f} ± {error:.1f}", f"{true:+.1f}"] if name in r.rows else ["", ""]
-        lines.append(f"| {name} | " + " | ".join(cells) + f" | {strategy.source} |")
-    ranks = " | ".join(f"{r.rank:.2f} | " for r in found.values())
-    lines += [f"| *rank correlation over strategies* | {ranks}| |", "", "## Which rules hold where", ""]
-    for name, r in found.items():
-        rules = {n: row[2] for n, row in r.rows.items() if not (STRATEGIES[n].guided or STRATEGIES[n].weight)}
-        good = sorted((n for n in rules if rules[n] >= 1), key=lambda n: -rules[n])
-        bad = sorted((n for n in rules if rules[n] <= -1), key=lambda n: rules[n])
-        better, worse = ", ".join(good) or "none", ", ".join(bad) or "none"
-        lines.append(f"- **{name}**: a standard deviation or more better than chance: {better}; worse: {worse}.")
-    lines += ["", "A strategy without figures had nothing to go by:", ""]
-    for name, r in found.items():
-        silent = [note for note in r.notes if note.partition(":")[0] in STRATEGIES]
-        lines += [f"- {name}: {note}" for note in silent]
-    return "\n".join(lines) + "\n"
+    first = ["proposal", "its simple schedule", "best of N random", "as recorded", "averaged experts", *RULES]
+    for name in first:
+        cells = [f"{r.gains[name]:+.1f}" if math.isfinite(r.gains.get(name, math.nan)) else "" for r in found.values()]
+        if any(cells):
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    for name in ("another draw", "twice as long"):
+        cells = [f"{r.transfer[name]:+.1f}" if name in r.transfer else "" for r in found.values()]
+        lines.append(f"| the simple schedule on {name} | " + " | ".join(cells) + " |")
+    rows = [
+        ("proposal, on the rows searched and confirmed on", lambda r: f"{r.searched:+.1f}"),
+        ("standard error of a gain over fresh rows", lambda r: f"{r.noise:.1f}"),
+        ("N: cost in runs", lambda r: f"{r.cost:.0f}"),
+        ("std of random orders", lambda r: f"{r.std:.2g}"),
+        ("fresh gain inside the predicted interval", lambda r: "yes" if r.inside else "no"),
+    ]
+    lines += [f"| *{name}* | " + " | ".join(told(r) for r in found.values()) + " |" for name, told in rows]
+    return "\n".join([*lines, "", *(f"- {name}: {r.verdict}" for name, r in found.items())]) + "\n"
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 
 import orderscope as osc
+from orderscope.search.confirm import PartGain
+from orderscope.search.readable import Schedule
 from orderscope.studies.heatmap import Heat
 
 SCRIPT = "<script>alert('é')</script>"
@@ -15,16 +17,24 @@ DOLLARS = "$\\frac{ & $"
 ESCAPE = "c\x1b[2J"
 
 
+def simple() -> SimpleNamespace:
+    schedule = Schedule((SCRIPT, IMAGE), np.array([[1.5, 0.5], [0.5, 1.5]]))
+    return SimpleNamespace(schedule=schedule, predicted=2.82, confirmed=2.83, kept=0.75)
+
+
 def proposal(task: osc.Task) -> SimpleNamespace:
+    parts = [PartGain("confirming", 6, 2.86, 2.81, 0.02, 2.82, 0.04, 0.01),
+             PartGain("searched", 6, 2.86, 2.80, 0.02, None, 0.06, None)]  # fmt: skip
     rows = [
-        SimpleNamespace(name=IMAGE, source=SCRIPT, predicted=2.81, error=0.02, confirmed=2.82),
-        SimpleNamespace(name="sort", source="baseline", predicted=2.83, error=float("nan"), confirmed=None),
+        SimpleNamespace(name=IMAGE, source=SCRIPT, predicted=2.81, error=0.02, confirmed=2.82, parts=parts),
+        SimpleNamespace(name="sort", source="baseline", predicted=2.83, error=float("nan"), confirmed=None, parts=[]),
     ]
     return SimpleNamespace(
         order=np.roll(task.order, 2, axis=0), metric=SCRIPT, maximize=False,
         predicted=2.81, error=0.02, confirmed=2.82, reference=2.86,
         random={"mean": 2.85, "std": 0.01}, gain_sigma=np.float64(3.0), scored=100, cost=25.0, best_of_n=2.83,
-        undetectable=False, notes=[SCRIPT], table=rows, true={SCRIPT: 2.82}, front=[
+        undetectable=False, verdict=f"order matters ({SCRIPT})", searched=True, effect=None, simple=simple(),
+        parts=parts, notes=[SCRIPT], table=rows, true={SCRIPT: 2.82}, front=[
             SimpleNamespace(name=IMAGE, metrics={SCRIPT: 2.81, DOLLARS: 2.9}, true={SCRIPT: 2.82, DOLLARS: 2.91}),
             SimpleNamespace(name="sort", metrics={SCRIPT: 2.83, DOLLARS: 2.8}, true={}),
         ],

@@ -38,7 +38,7 @@ def run(recorded: Path, tmp_path: Path) -> Path:
 
 def test_propose(run: Path) -> None:
     out = run.parent / "best.npy"
-    facts = answer("propose", run, "--budget", 60, "--verify", 1, "--out", out)
+    facts = answer("propose", run, "--anyway", "--budget", 60, "--verify", 1, "--out", out)
     assert facts["metric"] == "eval"
     assert facts["kept"] == "proposal/000"
     assert facts["trusted"]
@@ -53,7 +53,7 @@ def test_propose(run: Path) -> None:
 
 
 def test_propose_for_a_person(run: Path) -> None:
-    result = call("propose", run, "--metric", "eval", "--budget", 40, "--verify", 1, "--keep-batches")
+    result = call("propose", run, "--anyway", "--metric", "eval", "--budget", 40, "--verify", 1, "--keep-batches")
     assert result.exit_code == 0
     assert "eval: 2.8578 as recorded, " in result.stdout
     assert "trained for confirmation: " in result.stdout or "no better order" in result.stdout
@@ -61,7 +61,7 @@ def test_propose_for_a_person(run: Path) -> None:
 
 
 def test_propose_under_constraints(run: Path) -> None:
-    facts = answer("propose", run, "--budget", 80, "--verify", 1, "--constraint", "after:a:2")
+    facts = answer("propose", run, "--anyway", "--budget", 80, "--verify", 1, "--constraint", "after:a:2")
     sim = osc.Simulator(run)
     groups = [sim.description["group_names"][code] for code in sim.window.group_codes]
     assert "a" not in {groups[i] for i in np.array(facts["order"])[:2].ravel()}
@@ -71,11 +71,11 @@ def test_propose_under_constraints(run: Path) -> None:
 
 
 def test_propose_with_schedules(run: Path) -> None:
-    facts = answer("propose", run, "--budget", 40, "--verify", 1, "--keep-batches", "--schedules")
+    facts = answer("propose", run, "--anyway", "--budget", 40, "--verify", 1, "--keep-batches", "--schedules")
     assert len(facts["schedule"]["rates"]) == len(facts["order"])
     assert facts["schedule"]["confirmed"] is not None
     assert facts["schedule"]["confirmed"] <= facts["reference"]
-    result = call("propose", run, "--budget", 40, "--verify", 1, "--keep-batches", "--schedules")
+    result = call("propose", run, "--anyway", "--budget", 40, "--verify", 1, "--keep-batches", "--schedules")
     assert "learning rates" in result.stdout
 
 
@@ -91,7 +91,7 @@ def test_weights_of_metrics() -> None:
 def test_propose_without_the_task_confirms_nothing(run: Path) -> None:
     (packed,) = [run.parent / "run.h5"]
     assert call("pack", run, "--out", packed).exit_code == 0
-    facts = answer("propose", packed, "--budget", 30, "--keep-batches")
+    facts = answer("propose", packed, "--anyway", "--budget", 30, "--keep-batches")
     assert facts["kept"] is None
     if facts["predicted"] != facts["reference"]:
         assert facts["confirmed"] is None

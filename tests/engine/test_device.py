@@ -11,7 +11,7 @@ import orderscope as osc
 from law_tasks import permuted_steps, simulated
 from orderscope.engine import Window
 from orderscope.search.objective import Objective
-from orderscope.search.scores import score_of
+from orderscope.search.scores import View
 from orderscope_kernels.replay import OVERRIDE
 from tasks_tiny import char
 
@@ -65,9 +65,9 @@ def test_positions_and_scores_are_replayed_there(recorded, monkeypatch):
     there.device = torch.device("meta")
     monkeypatch.setattr(Window, "to", lambda window, device: moved.append(device) or window)
     objective = Objective({"eval": 1.0})
-    expected = score_of(sim, objective)(orders)
+    expected = View(sim, objective)(orders)
     assert not moved
-    found = score_of(there, objective)(orders)
+    found = View(there, objective)(orders)
     assert moved
     np.testing.assert_allclose(found[0], expected[0])
     expected = osc.positions(sim, [1], places=[0, 2])

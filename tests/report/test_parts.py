@@ -11,13 +11,14 @@ import pytest
 import orderscope as osc
 from made_up import IMAGE, SCRIPT, heat, proposal
 from orderscope.answers.asked import asked_orders, remember_orders, resolve_order
-from orderscope.answers.effect import Effect, effects, held_out_noise
+from orderscope.answers.effect import Effect, effects
 from orderscope.answers.stored import heats, keep_heat, keep_proposal, proposals
 from orderscope.report.figure import COLORS, drawing
 from orderscope.report.material import Pairs
 from orderscope.report.strip import legend, strip
 from orderscope.report.truth import agreement
 from orderscope.report.words import count, figures, listed, plain, short, signed, two
+from orderscope.simulation.verdict import held_out_noise
 
 
 def test_numbers() -> None:
@@ -90,7 +91,7 @@ def test_noise_of_held_out_rows_is_the_paired_standard_error(bare_run: Path, hos
     truth = osc.retrain(hostile, np.concatenate([hostile.order[None], sim.probe_orders]))
     losses = truth.losses[SCRIPT].astype(np.float64)
     errors = [np.std(row - losses[0], ddof=1) / np.sqrt(len(row)) for row in losses[1:]]
-    assert held_out_noise(sim, SCRIPT) == pytest.approx(np.sqrt(np.mean(np.square(errors))), rel=1e-6)
+    assert held_out_noise(sim, SCRIPT)[0] == pytest.approx(np.sqrt(np.mean(np.square(errors))), rel=1e-6)
     (effect,) = effects(sim, [SCRIPT])
     assert (effect.runs, effect.sigma, effect.noise) == (4, sim.sigma_order(SCRIPT), effect.held_out)
     assert math.isnan(effect.floor)
@@ -109,8 +110,9 @@ def test_a_measured_floor_stands_beside_it(full_run: Path) -> None:
         (1.0, math.nan, 0.4, "order matters"),
         (1.0, 0.0, math.nan, "order matters"),
         (1.0, 0.1, 0.6, "on these rows"),
-        (1.0, 0.6, 0.1, "within the noise"),
-        (1.0, math.nan, 0.6, "within the noise"),
+        (1.0, 0.6, 0.1, "on these rows"),
+        (1.0, 1.4, 0.1, "nothing to look for"),
+        (1.0, math.nan, 1.4, "nothing to look for"),
         (1.0, math.nan, math.nan, "unknown"),
     ],
 )

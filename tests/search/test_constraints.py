@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import orderscope as osc
 from orderscope.search import After, Before, Fixed, Share, constraints, parse_constraint
 from orderscope.search.constraints import Rules
+from searching import propose
 
 ORDER = np.arange(48).reshape(12, 4)
 CODES = np.repeat(np.arange(12) % 3, 4)  # one group a batch
@@ -105,14 +106,14 @@ def test_texts() -> None:
 def test_a_proposal_keeps_to_them(char: osc.Simulator) -> None:
     codes = char.window.group_codes
     kept = [After("a", 4), "fixed:11"]
-    found = osc.propose(char, constraints=kept, budget=250, verify=2)
+    found = propose(char, constraints=kept, budget=250, verify=2)
     assert found.confirmed is not None
     for row in found.table:
         assert row.name == "reference" or not (codes[row.order[:4]] == 0).any()
     assert not (codes[found.order[:4]] == 0).any()
     np.testing.assert_array_equal(np.sort(found.order[11]), np.sort(char.order[11]))
     assert any("does not keep to the constraints" in note for note in found.notes)
-    whole = osc.propose(char, constraints=["after:a:4"], budget=120, verify=1, regroup=False)
+    whole = propose(char, constraints=["after:a:4"], budget=120, verify=1, regroup=False)
     assert {tuple(sorted(b)) for b in whole.order.tolist()} == {tuple(sorted(b)) for b in char.order.tolist()}
     with pytest.raises(osc.OrderscopeError, match="no order that meets"):
-        osc.propose(char, constraints=["after:a:11"])
+        propose(char, constraints=["after:a:11"])

@@ -13,7 +13,7 @@ import tasks_tiny
 from law_tasks import simulated
 from orderscope.search import Setting
 from orderscope.search.objective import Objective, front
-from searching import setting
+from searching import propose, setting
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> osc.Simulator:
 
 def test_a_weighted_sum(two: osc.Simulator) -> None:
     assert two.task is not None
-    found = osc.propose(two, {"a": 1.0, "b": 0.5}, budget=200, verify=2)
+    found = propose(two, {"a": 1.0, "b": 0.5}, budget=200, verify=2)
     assert found.metric == "a + 0.5 b"
     true = osc.retrain(two.task, found.order).metrics
     assert found.confirmed == pytest.approx(true["a"][0] + 0.5 * true["b"][0])
@@ -36,13 +36,13 @@ def test_a_weighted_sum(two: osc.Simulator) -> None:
     assert found.reference == pytest.approx(two.reference["a"] + 0.5 * two.reference["b"])
     assert found.confirmed is not None
     assert found.confirmed < found.reference
-    only = osc.propose(two, "a", budget=200, verify=2)
+    only = propose(two, "a", budget=200, verify=2)
     assert only.true["a"] < found.true["a"]
     assert found.true["b"] < only.true["b"]
 
 
 def test_a_front(two: osc.Simulator) -> None:
-    found = osc.propose(two, ["a", "b"], budget=450, verify=3)
+    found = propose(two, ["a", "b"], budget=450, verify=3)
     points = np.array([[row.metrics["a"], row.metrics["b"]] for row in found.front])
     assert len(points) >= 3
     assert (np.diff(points[:, 0]) > 0).all()
@@ -63,9 +63,9 @@ def test_what_cannot_be_asked(two: osc.Simulator) -> None:
         ([], "metric 'none'"),
     ):
         with pytest.raises(osc.OrderscopeError, match=message):
-            osc.propose(two, metric)
+            propose(two, metric)
     with pytest.raises(osc.OrderscopeError, match="maximize='c'"):
-        osc.propose(two, ["a", "b"], maximize=["c"])
+        propose(two, ["a", "b"], maximize=["c"])
 
 
 def test_titles_and_signs() -> None:

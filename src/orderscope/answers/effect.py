@@ -7,14 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
-
 from orderscope.answers.stored import validations
 
 if TYPE_CHECKING:
     from orderscope.simulation.simulator import Simulator
-
-CLEAR = 2.0  # standard deviations of noise that an effect must exceed
+    from orderscope.simulation.verdict import Verdict
 
 
 @dataclass(frozen=True)
@@ -28,6 +25,7 @@ class Effect:
         runs: number of true runs it was measured on.
         floor: spread with the order of steps unchanged and the samples of each batch shuffled; `validate` measures it.
         held_out: standard error of the difference between two orders that is due to the choice of held-out rows.
+        rows: number of held-out rows, 0 where the metric is no mean over rows.
     """
 
     metric: str
@@ -36,6 +34,7 @@ class Effect:
     runs: int
     floor: float
     held_out: float
+    rows: int = 0
 
     @property
     def noise(self) -> float:
@@ -44,16 +43,22 @@ class Effect:
         return max(known, default=math.nan)
 
     @property
+    def judged(self) -> Verdict:
+        """The rule that `propose` goes by."""
+        from orderscope.simulation.verdict import Verdict
+
+        return Verdict(self.metric, self.sigma, self.noise, self.held_out, self.runs, self.rows)
+
+    @property
     def verdict(self) -> str:
-        """`order matters`, `on these rows` (other held-out rows may say otherwise), `within the noise` or `unknown`."""
-        if self.runs < 2 or not math.isfinite(self.noise):
-            return "unknown"
-        if self.sigma > CLEAR * self.noise:
-            return "order matters"
-        return "on these rows" if self.sigma > CLEAR * self.floor else "within the noise"
+        """`order matters`, `on these rows` (other held-out rows may say otherwise), `nothing to look for` or
+        `unknown`."""
+        return self.judged.word
 
     def as_json(self) -> dict[str, Any]:
-        return asdict(self) | {"noise": self.noise, "verdict": self.verdict}
+        judged = self.judged
+        return asdict(self) | {"noise": self.noise, "verdict": self.verdict, "words": judged.words,
+                               "rows_needed": judged.as_json()["rows_needed"]}  # fmt: skip
 
     @classmethod
     def of_json(cls, values: Mapping[str, Any]) -> Self:
@@ -64,41 +69,26 @@ class Effect:
 
 def effects(sim: Simulator, metrics: Sequence[str]) -> list[Effect]:
     """The effect of order on each metric, over reference and probes."""
+    from orderscope.simulation.verdict import held_out_noise
+
     floors = {name: floor for check in validations(sim.store) for name, floor in check.noise_floor.items()}
-    return [
-        Effect(
-            metric=name,
-            reference=sim.reference[name],
-            sigma=sim.sigma_order(name) if sim.probes else math.nan,
-            runs=1 + len(sim.probes),
-            floor=floors.get(name, math.nan),
-            held_out=held_out_noise(sim, name),
+    found = []
+    for name in metrics:
+        noise, rows = held_out_noise(sim, name)
+        found.append(
+            Effect(
+                metric=name,
+                reference=sim.reference[name],
+                sigma=sim.sigma_order(name) if sim.probes else math.nan,
+                runs=1 + len(sim.probes),
+                floor=floors.get(name, math.nan),
+                held_out=noise,
+                rows=rows,
+            )
         )
-        for name in metrics
-    ]
+    return found
 
 
 def metric_names(sim: Simulator) -> list[str]:
     """The metrics that can be asked, in the task's own order."""
     return [name for name in sim.description["metric_names"] if name in sim.metric_names]
-
-
-def held_out_noise(sim: Simulator, metric: str) -> float:
-    """Standard error of the difference between two orders' mean held-out losses, the rows being paired,
-
-        root mean square over probes of  std(loss_probe - loss_reference) / sqrt(rows).
-
-    Not a number for metrics that are no mean over rows, and without probes.
-    """
-    from orderscope.store.names import REFERENCE
-    from orderscope.training import load_run
-
-    if sim.description["metrics"].get(metric) is None or not sim.probes:
-        return math.nan
-    reference, *probes = (
-        load_run(sim.store, run).metric_losses(metric)[-1].double().numpy() for run in (REFERENCE, *sim.probes)
-    )
-    if len(reference) < 2:
-        return math.nan
-    variances = [np.var(probe - reference, ddof=1) / len(reference) for probe in probes]
-    return float(np.sqrt(np.mean(variances)))

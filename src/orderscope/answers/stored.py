@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -68,11 +68,30 @@ def proposal_facts(proposal: Any) -> dict[str, Any]:
     """A `Proposal` as JSON values, without its orders."""
     names = (
         "metric", "maximize", "predicted", "error", "confirmed", "reference", "random", "gain_sigma", "scored", "cost",
-        "best_of_n", "undetectable", "true", "notes",
+        "best_of_n", "undetectable", "true", "notes", "verdict", "searched",
     )  # fmt: skip
     row, point = ("name", "source", "predicted", "error", "confirmed"), ("name", "metrics", "true")
+    simple = proposal.simple
     return {name: json_value(getattr(proposal, name)) for name in names} | {
-        "table": [{key: json_value(getattr(entry, key)) for key in row} for entry in proposal.table],
+        "effect": None if proposal.effect is None else proposal.effect.as_json(),
+        "parts": [json_value(asdict(part)) for part in proposal.parts],
+        "simple": None
+        if simple is None
+        else json_value(
+            {
+                "groups": list(simple.schedule.groups),
+                "density": simple.schedule.density,
+                "words": simple.schedule.words(),
+                "predicted": simple.predicted,
+                "confirmed": simple.confirmed,
+                "kept": simple.kept,
+            }
+        ),
+        "table": [
+            {key: json_value(getattr(entry, key)) for key in row}
+            | {"parts": [json_value(asdict(part)) for part in entry.parts]}
+            for entry in proposal.table
+        ],
         "front": [{key: json_value(getattr(entry, key)) for key in point} for entry in proposal.front],
     }
 

@@ -65,6 +65,23 @@ SHOWN = 12
     help="Whether samples may leave their recorded batches. Default: where the run has single samples' gradients.",
 )
 @click.option(
+    "--anyway", is_flag=True, help="Search also where the noise of the held-out rows leaves nothing to look for."
+)
+@click.option(
+    "--searched",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=0.5,
+    show_default=True,
+    help="Share of the held-out rows that the search sees; the others only confirm.",
+)
+@click.option(
+    "--rounds",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="How often to search and confirm, at most; each round starts from what was confirmed before.",
+)
+@click.option(
     "--seconds", type=click.FloatRange(min=0, min_open=True), help="Longest search. Default: until the budget ends it."
 )
 @click.option(
@@ -84,6 +101,9 @@ def propose(
     verify: int,
     budget: int,
     regroup: bool | None,
+    anyway: bool,
+    searched: float,
+    rounds: int,
     seconds: float | None,
     out: Path | None,
     seed: int,
@@ -92,6 +112,9 @@ def propose(
     as_json: bool,
 ) -> None:
     """Search for an order with a better final metric, and confirm the best by training them.
+
+    First it says what there is to find, and stops where that is nothing. The search sees a part of the held-out rows;
+    the gain is told on the others first. A search that was interrupted goes on where it was.
 
     The proposal is kept in the run, for the report. Exit code 3 where it is neither confirmed nor to be trusted.
     """
@@ -102,7 +125,8 @@ def propose(
     sim, told = open_simulator(run, spec, threads)
     proposal, facts = search(
         sim, metric=asked, maximize=maximize, constraints=constraints, schedules=schedules, verify=verify,
-        budget=budget, regroup=regroup, seconds=seconds, seed=seed, quiet=as_json,
+        budget=budget, regroup=regroup, anyway=anyway, searched=searched, rounds=rounds, seconds=seconds, seed=seed,
+        quiet=as_json,
     )  # fmt: skip
     failed = try_writing(out, lambda path: write_order(path, proposal.order))
     facts = {"run": str(run), "task": told, "out": None if out is None or failed else str(out), **facts}
@@ -116,7 +140,7 @@ def propose(
 
 def search(
     sim: Any, *, metric: Any, maximize: bool, constraints: Sequence[str], schedules: bool, verify: int, budget: int,
-    regroup: bool | None, seconds: float | None, seed: int, quiet: bool,
+    regroup: bool | None, anyway: bool, searched: float, rounds: int, seconds: float | None, seed: int, quiet: bool,
 ) -> tuple[Any, dict[str, Any]]:  # fmt: skip
     """Propose, and keep the proposal in the run: it, and what there is to tell about it as JSON values. No metric means
     the first of the task."""
@@ -133,6 +157,9 @@ def search(
             maximize=maximize,
             constraints=constraints,
             regroup=regroup,
+            anyway=anyway,
+            searched=searched,
+            rounds=rounds,
             seconds=seconds,
             seed=seed,
             progress=progress,
@@ -198,9 +225,14 @@ def _trusted(sim: Any, proposal: Any) -> bool:
 def show(facts: dict[str, Any]) -> None:
     """Print what `search` found."""
     metric, table = facts["metric"], facts["table"]
-    say()
+    say("\n" + plain(facts["verdict"]) + "\n")
+    if not facts["searched"]:
+        for note in facts["notes"]:
+            say(f"note: {plain(str(note))}")
+        return
     rows = [_cells(row) for row in table[:SHOWN]]
-    print_table(["order", metric, "error", "trained", "found by"], rows, text=(0, 4))
+    parts = ["gain on the other rows", "±"] if table and table[0]["parts"] else []
+    print_table(["order", metric, "error", "trained", *parts, "found by"], rows, text=(0, 4 + len(parts)))
     if len(table) > SHOWN:
         say(f"  and {len(table) - SHOWN} more; --json prints all")
     if facts["front"]:
@@ -209,14 +241,21 @@ def show(facts: dict[str, Any]) -> None:
         print_table([*names, "found by"], [_point(row, names) for row in facts["front"]], text=(len(names),))
     if facts.get("schedule"):
         say("\nlearning rates")
-        rows = [_cells(row | {"source": "the proposed order" if row["proposed_order"] else "the recorded order"})
-                for row in facts["schedule"]["table"]]  # fmt: skip
+        whose = {True: "the proposed order", False: "the recorded order"}
+        rows = [
+            _cells(row | {"parts": [], "source": whose[row["proposed_order"]]}) for row in facts["schedule"]["table"]
+        ]
         print_table(["schedule", metric, "error", "trained", "with"], rows, text=(0, 4))
     say()
     for line in summary_lines(facts):
         say(plain(line))
     from orderscope.search.notes import folded
 
+    if facts["simple"]:
+        say()
+        for line in simple_lines(facts["simple"]):
+            say(plain(line))
+        say()
     for note in folded(facts["notes"]):
         say(f"note: {plain(str(note))}")
     if facts["out"]:
@@ -231,16 +270,38 @@ def summary_lines(facts: dict[str, Any]) -> list[str]:
     if facts["confirmed"] is not None:
         gained = signed(facts["confirmed"] - facts["reference"], _number(facts["error"]))
         lines.append(f"trained for confirmation: {facts['confirmed']:.5g} ({gained})")
+    for part in facts["parts"]:
+        lines.append(part_words(part))
     if facts["undetectable"]:
         why = "the predicted gain is inside its error"
         if facts["confirmed"] is not None:
-            why = "the true gain is no more than as many random orders would be expected to bring"
+            why = "the true gain is no more than as many random orders, or other rows, would be expected to bring"
         lines.append(f"{NO_EFFECT}: {why}")
     if facts["best_of_n"] is not None:
         lines.append(
             f"best of {facts['cost']:.0f} random orders, truly trained at equal cost: {facts['best_of_n']:.5g} expected"
         )
     return lines
+
+
+def part_words(part: dict[str, Any]) -> str:
+    """The gain on one part of the held-out rows, in words."""
+    which = "that the search never saw" if part["part"] == "confirming" else "that the search saw"
+    said = f"on {part['rows']} rows {which}: gain {part['gain']:+.2g}"
+    if part["confirmed"] is None:
+        return f"{said} predicted, ± {_number(part['error']):.2g}"
+    width = part["standard_error"]
+    return said + (" trained" if width is None else f" trained, standard error over rows {width:.2g}")
+
+
+def simple_lines(simple: dict[str, Any]) -> list[str]:
+    """The nearest schedule of groups, and what it keeps."""
+    kept = simple["kept"]
+    share = "" if kept is None else f" keeps {100 * kept:.0f} % of the gain"
+    how = "predicted" if simple["confirmed"] is None else "trained"
+    value = simple["predicted"] if simple["confirmed"] is None else simple["confirmed"]
+    head = f"in a few words{share} ({value:.5g} {how}): percent of each group in each part of the run"
+    return [head, *(f"  {line}" for line in simple["words"])]
 
 
 def _point(row: dict[str, Any], names: list[str]) -> list[str]:
@@ -254,7 +315,12 @@ def _point(row: dict[str, Any], names: list[str]) -> list[str]:
 def _cells(row: dict[str, Any]) -> list[str]:
     value, error = figures(row["predicted"], _number(row["error"]))
     trained = "" if row["confirmed"] is None else f"{row['confirmed']:.5g}"
-    return [row["name"], value, error, trained, short(row["source"], 60)]
+    apart = []
+    if row["parts"]:
+        own = row["parts"][0]
+        width = own["standard_error"]
+        apart = [f"{own['gain']:+.2g}", "" if width is None else f"{width:.2g}"]
+    return [row["name"], value, error, trained, *apart, short(row["source"], 60)]
 
 
 def _number(value: float | None) -> float:

@@ -256,6 +256,7 @@ def show(facts: dict[str, Any]) -> None:
         say(f"  {sigma_line(effect)}")
         for line in noise_lines(effect):
             say(f"  {line}")
+        say(f"  {plain(effect.judged.words)}")
         say()
         cells = [_cells(row["order"], row["metrics"][effect.metric]) for row in rows]
         trained = ["trained"] if len(cells[0]) > 6 else []

@@ -96,6 +96,9 @@ class Proposal(Part):
     verify: Natural = 3
     budget: Count = 2000
     regroup: bool | None = None
+    anyway: bool = False
+    searched: Annotated[float, Field(gt=0, le=1)] = 0.5
+    rounds: Count = 1
     seconds: Annotated[float, Field(gt=0)] | None = None
     seed: Natural = 0
     out: Text | None = None

@@ -127,7 +127,7 @@ class HeldOut:
         """A loss and its gradient at weights [m]; the gradient on the coordinates, [m]."""
         place, i = self._placed(theta[None], None), self.names.index(name)
         curved = (place.bent * self.shares[i]) @ self._factor.double()
-        gradient = (place.weights[0] @ self.slopes[i].double()) + self.weight * curved[0]
+        gradient = place.weights[0] @ self.slopes[i].double() + curved[0]  # P / m is in `bent` already
         return float(place.value(i)[0]), gradient.to(theta.dtype)
 
     def missed(self, runs: Sequence[str], theta: Tensor) -> Missed:

@@ -30,6 +30,9 @@ def section(material: Material) -> Section:
         {
             "found": True,
             "metric": short(facts["metric"]),
+            "verdict": plain(str(facts.get("verdict") or "")),
+            "parts": [part_words(part) for part in facts.get("parts") or []],
+            "simple": _simple(facts.get("simple")),
             "words": words(facts),
             "regret": regret(facts),
             "notes": [plain(note) for note in folded([str(note) for note in facts["notes"]])],
@@ -75,6 +78,30 @@ def regret(facts: dict[str, Any]) -> str:
         f"Everything spent on it equals {runs} runs. The best of {runs} random orders, all truly trained, would be "
         f"expected at {facts['best_of_n']:.5g}: {verdict} {two(abs(behind))}."
     )
+
+
+def part_words(part: dict[str, Any]) -> str:
+    """The gain on one part of the held-out rows, in a sentence."""
+    which = "that the search never saw" if part["part"] == "confirming" else "that the search saw"
+    said = f"On {count(int(part['rows']), 'held-out row')} {which} the gain is {part['gain']:+.2g}"
+    if part["confirmed"] is None:
+        return f"{said}, as predicted."
+    width = part["standard_error"]
+    return f"{said}." if width is None else f"{said}, with a standard error over rows of {two(width)}."
+
+
+def _simple(simple: dict[str, Any] | None) -> dict[str, Any]:
+    """The nearest schedule of groups; empty where there is none."""
+    if not simple:
+        return {}
+    kept = simple["kept"]
+    return {
+        "kept": "" if kept is None else f"{100 * kept:.0f} %",
+        "trained": simple["confirmed"] is not None,
+        "rows": [[short(str(name)), *(f"{100 * row[g] / len(simple['density']):.0f}" for row in simple["density"])]
+                 for g, name in enumerate(simple["groups"])],
+        "parts": list(range(1, 1 + len(simple["density"]))),
+    }  # fmt: skip
 
 
 def _row(row: dict[str, Any]) -> dict[str, str]:

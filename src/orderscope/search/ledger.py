@@ -13,7 +13,32 @@ from orderscope.errors import OrderscopeError
 from orderscope.search.strategy import Scores
 
 WHOLE = 32
-Score = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Told:
+    """What is told of n orders; the objective is lower where it is better.
+
+    Args:
+        value, error: objective on the searched rows and half-width of its 90 % interval, [n].
+        spread: its standard error over those rows as a difference to the reference, [n].
+        metrics: metrics that it is made of, on the searched rows, [n, metrics].
+        apart, apart_error: value and error on the confirming rows, which no search is shown, [n].
+    """
+
+    value: np.ndarray
+    error: np.ndarray
+    spread: np.ndarray
+    metrics: np.ndarray
+    apart: np.ndarray
+    apart_error: np.ndarray
+
+    def row(self, i: int) -> tuple[float, float, float, np.ndarray, float, float]:
+        return (float(self.value[i]), float(self.error[i]), float(self.spread[i]), self.metrics[i],
+                float(self.apart[i]), float(self.apart_error[i]))  # fmt: skip
+
+
+Score = Callable[[np.ndarray], Told]
 
 
 class Spent(Exception):
@@ -22,8 +47,7 @@ class Spent(Exception):
 
 @dataclass(frozen=True)
 class Entry:
-    """One scored order: value, error and bound as in `Scores`, the strategy that found it first, and the metrics that
-    the value is made of, [metrics]."""
+    """One scored order: its numbers as in `Told`, its bound as in `Scores`, and the strategy that found it first."""
 
     order: np.ndarray
     value: float
@@ -31,6 +55,9 @@ class Entry:
     bound: float
     by: str
     metrics: np.ndarray
+    spread: float = 0.0
+    apart: float = math.nan
+    apart_error: float = math.nan
 
 
 @dataclass
@@ -39,7 +66,7 @@ class Ledger:
 
     Args:
         reference: the recorded order.
-        score: orders [n, steps, batch] -> value [n] (lower is better), error [n], metrics [n, metrics].
+        score: orders [n, steps, batch] -> what is told of them.
         budget: how many orders may be scored.
         deadline: `time.perf_counter()` after which nothing more is scored.
         chunk: regrouped orders scored at once: their batches are many.
@@ -86,28 +113,38 @@ class Ledger:
         if new and not picked:
             raise Spent
         for part in self._parts(picked, orders, self.chunk):
-            value, error, metrics = self.score(orders[part])
+            told = self.score(orders[part])
             self.scored += len(part)
-            self.finite += int(np.isfinite(value).sum())
-            for i, v, e, row in zip(part, value, np.broadcast_to(error, value.shape), metrics, strict=True):
-                self._add(Entry(orders[i], float(v), float(e), math.inf, by[i], row))
+            self.finite += int(np.isfinite(told.value).sum())
+            for k, i in enumerate(part):
+                value, error, spread, metrics, apart, apart_error = told.row(k)
+                self._add(Entry(orders[i], value, error, math.inf, by[i], metrics, spread, apart, apart_error))
             if self.late:
                 break
         found = [known.get(key) for key in keys]
         return Scores(
             np.array([np.inf if e is None else e.value for e in found]),
             np.array([0.0 if e is None else e.error for e in found]),
+            np.array([0.0 if e is None else e.spread for e in found]),
         )
 
-    def know(self, order: np.ndarray, value: float, by: str, metrics: np.ndarray | None = None) -> None:
+    def know(
+        self,
+        order: np.ndarray,
+        value: float,
+        by: str,
+        metrics: np.ndarray | None = None,
+        spread: float = 0.0,
+        apart: float = math.nan,
+    ) -> None:
         """An order whose true value is known."""
         row = np.array([value]) if metrics is None else metrics
-        self._add(Entry(order, value, 0.0, math.inf, by, row))
+        self._add(Entry(order, value, 0.0, math.inf, by, row, spread, apart, 0.0))
 
     def _add(self, entry: Entry) -> None:
         """Remember a score; an order that diverges is worse than any."""
         value = entry.value if np.isfinite(entry.value) else np.inf
-        bound = float(Scores(np.array(value), np.array(entry.error)).bound)
+        bound = float(Scores(np.array(value), np.array(entry.error), entry.spread).bound)
         self._known[_key(entry.order)] = replace(entry, value=value, bound=bound)
 
     def ranked(self) -> list[Entry]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from orderscope.search.ledger import Spent
 from orderscope.search.setting import Setting
-from orderscope.search.strategy import CAUTION, Orders, Scores, Strategy
+from orderscope.search.strategy import Orders, Scores, Strategy
 
 RULES = 0.5  # of the budget, at most, for strategies that do not start from the best of others
 IDLE = 16  # times in a row that strategies may ask for nothing new
@@ -28,10 +28,11 @@ class Found:
     order: np.ndarray
     value: float
     error: float
+    spread: float
 
     @property
     def bound(self) -> float:
-        return self.value + CAUTION * self.error
+        return float(Scores(np.array(self.value), np.array(self.error), self.spread).bound)
 
 
 @dataclass
@@ -113,7 +114,7 @@ class Portfolio:
                 orders = np.concatenate([a.orders for a in live])
                 scores = ledger(orders, names, most=end - ledger.scored)
                 parts = pairwise(np.cumsum([0, *(len(a.orders) for a in live)]).tolist())
-                told = [Scores(scores.value[i:j], scores.error[i:j]) for i, j in parts]
+                told = [scores[i:j] for i, j in parts]
                 for asked, own in zip(live, told, strict=True):
                     self.values.setdefault(asked.strategy.name, []).extend(own.value[np.isfinite(own.value)])
                     self._keep(asked.strategy, asked.orders, own)
@@ -155,8 +156,9 @@ class Portfolio:
         return self.setting.fitted(self.setting.ledger.checked(orders, strategy.name))
 
     def _keep(self, strategy: Strategy, orders: np.ndarray, scores: Scores) -> None:
-        name, columns = strategy.name, zip(orders, scores.value.tolist(), scores.error.tolist(), strict=True)
-        found = [Found(strategy, order, value, error) for order, value, error in columns if math.isfinite(value)]
+        name, spread = strategy.name, np.broadcast_to(scores.spread, scores.value.shape).tolist()
+        columns = zip(orders, scores.value.tolist(), scores.error.tolist(), spread, strict=True)
+        found = [Found(strategy, order, *score) for order, *score in columns if math.isfinite(score[0])]
         if name in self.best:
             found.append(self.best[name])
         if found:

@@ -16,6 +16,7 @@ from orderscope.search.ledger import Ledger
 from orderscope.search.linear import Effects
 from orderscope.search.objective import Objective
 from orderscope.search.sample_signals import Samples
+from orderscope.search.scores import View
 from orderscope.search.step_signals import influences
 from orderscope.simulation.simulator import Simulator
 
@@ -29,6 +30,7 @@ class Setting:
         objective: what is to be lowered.
         regroup: whether samples may leave their recorded batches.
         ledger: every order scored so far.
+        view: what the search sees of the objective; all held-out rows if not given.
         rules: what orders must keep to, if anything.
         rng: random numbers of the strategy that is running.
         share: how many orders it may still have scored.
@@ -40,10 +42,14 @@ class Setting:
     regroup: bool
     ledger: Ledger
     rules: Rules | None = None
+    view: View = None  # pyright: ignore[reportAssignmentType]  # made in __post_init__
     rng: np.random.Generator = field(default_factory=np.random.default_rng)
     share: int = 0
     notes: list[str] = field(default_factory=list)
     _sweeps: dict[bytes, Sensitivity] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.view = self.view or View(self.sim, self.objective)
 
     @property
     def order(self) -> np.ndarray:
@@ -69,7 +75,7 @@ class Setting:
     def expansion(self) -> Expansion | None:
         """Second-order expansion of what is told of the objective around the end of the reference run; None for metrics
         that are no losses."""
-        return self.objective.expansion(self.sim.held_out)
+        return self.view.expansion()
 
     def fitted(self, orders: np.ndarray) -> np.ndarray:
         """Orders [n, steps, batch] changed as little as need be to keep to the rules."""
@@ -147,9 +153,8 @@ class Setting:
         key = order.tobytes()
         if key not in self._sweeps:
             assert self.expansion is not None
-            slope = self.objective.slope(self.sim.held_out)
             with one_thread():
-                self._sweeps[key] = sensitivity(self.sim.window, self.expansion, order, slope)
+                self._sweeps[key] = sensitivity(self.sim.window, self.expansion, order, self.view.slope)
         return self._sweeps[key]
 
     def _effects(self, value: float, effects: np.ndarray, base: np.ndarray) -> Effects:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from orderscope.search.setting import Setting
 
 CAUTION = 0.2  # candidates are confirmed by training, so hope costs little; errors grow with the effect claimed
+PENALTY = 1.0  # standard errors over rows that a candidate is charged: what a search gains on its rows alone
 
 
 @dataclass(frozen=True)
@@ -35,16 +36,22 @@ class Scores:
     Args:
         value: estimated metric, turned round where it is to be maximized, [n]; infinite where it could not be told.
         error: half-width of a 90 % interval around it, [n].
+        spread: standard error, over the rows that are searched, of the difference to the reference, [n] or 0.
     """
 
     value: np.ndarray
     error: np.ndarray
+    spread: np.ndarray | float = 0.0
 
     @property
     def bound(self) -> np.ndarray:
-        """What the value may well be at worst, value + `CAUTION` * error, [n]: what candidates are ranked by."""
+        """What candidates are ranked by, value + `CAUTION` * error + `PENALTY` * spread, [n]: what the value may well
+        be at worst, on other rows."""
         finite = np.where(np.isfinite(self.error), self.error, 0.0)  # an unknown error is the same for all
-        return self.value + CAUTION * finite
+        return self.value + CAUTION * finite + PENALTY * np.asarray(self.spread)
+
+    def __getitem__(self, rows: slice) -> Scores:
+        return Scores(self.value[rows], self.error[rows], np.broadcast_to(self.spread, self.value.shape)[rows])
 
 
 Orders = Generator[np.ndarray, Scores, None]

@@ -210,7 +210,7 @@ class Simulator:
             raw = out.values[name]
         else:
             raw = self._measured(out.theta, (name,), precise, out.runs)[name] if out.runs else np.zeros(0)
-        pushed = self._pushed(out.theta, name, out.runs)
+        pushed = self.pushed(out.theta, name, out.runs)
         return fit_calibration(
             raw, self.run_truth[name], self.reference[name], self.left_out_bearing, pushed=pushed, eps=self.eps
         )
@@ -219,7 +219,7 @@ class Simulator:
     def _missed(self) -> Missed | None:
         return self.held_out.missed(self.left_out.runs, self.left_out.theta) if self.held_out and self.runs else None
 
-    def _pushed(self, theta: Tensor, name: str, without: Sequence[str] | None = None) -> np.ndarray | None:
+    def pushed(self, theta: Tensor, name: str, without: Sequence[str] | None = None) -> np.ndarray | None:
         """What the errors of the left-out runs' weights would do to a held-out loss at weights [n, m], [n, runs]."""
         if self.held_out is None or self._missed is None or name not in self.losses:
             return None
@@ -456,7 +456,7 @@ class Simulator:
             replayed = self.replay_of(orders[rows], lr=None if rates is None else rates[rows], more=more)
             with one_thread():
                 raw, at = self.metric_model(replayed.theta, names, precise=precise), self.bearing(replayed)
-                pushed = {name: self._pushed(replayed.theta, name) for name in names}
+                pushed = {name: self.pushed(replayed.theta, name) for name in names}
             for name in names:
                 value, error = calibration[name].apply(raw[name], at, pushed[name])
                 values[name].append(value)

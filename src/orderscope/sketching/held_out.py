@@ -27,11 +27,13 @@ class HeldOutRows:
         samples: those rows.
         names: of the sets.
         counts: how often each set has each row, int64 [names, rows].
+        places: for each set the row that each of its samples is, int64 [samples of the set].
     """
 
     samples: list[Any]
     names: tuple[str, ...]
     counts: np.ndarray
+    places: tuple[np.ndarray, ...] = ()
 
     def parts(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """Rows that the same sets have equally often, and how often: int64 [some rows], int64 [names]."""
@@ -46,8 +48,9 @@ def held_out_rows(task: Task) -> HeldOutRows:
     places: dict[bytes, int] = {}
     samples: list[Any] = []
     counts: list[Counter[int]] = []
+    at: list[np.ndarray] = []
     for name in names:
-        rows, own = task.metrics[name], Counter[int]()
+        rows, own, mine = task.metrics[name], Counter[int](), list[int]()
         for i in range(len(rows)):
             sample = rows[i]
             key = _content(sample) or f"{name} {i}".encode()
@@ -55,9 +58,11 @@ def held_out_rows(task: Task) -> HeldOutRows:
                 places[key] = len(samples)
                 samples.append(sample)
             own[places[key]] += 1
+            mine.append(places[key])
         counts.append(own)
+        at.append(np.array(mine, dtype=np.int64))
     table = np.array([[own[i] for i in range(len(samples))] for own in counts], dtype=np.int64)
-    return HeldOutRows(samples, names, table.reshape(len(names), len(samples)))
+    return HeldOutRows(samples, names, table.reshape(len(names), len(samples)), tuple(at))
 
 
 def held_out_slopes(task: Task, at: Point, rows: HeldOutRows) -> Tensor:

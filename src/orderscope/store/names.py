@@ -11,6 +11,7 @@ TABLE = "table/"  # what a simulator reads, built of all the rest
 PROXY = "proxy/"  # true runs trained on a few samples of each batch
 PLAN = "sketch/plan"
 SPLIT = "sketch/split"
+SEARCH = "search/"  # scores of a search that has not ended
 REUSED = "sketch/reused"  # orders that were given as probes
 
 

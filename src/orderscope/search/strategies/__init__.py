@@ -1,1 +1,49 @@
-"""Strategies that yield candidate orders, one module each."""
+"""The strategies a search tries, in the order they are asked: rules, then what starts from the best of them.
+
+A strategy of one's own joins at the end, by `orderscope.search.register`.
+"""
+
+from orderscope.search.strategies.curricula import AbilityGate, AnnealedWeights, ReRanked
+from orderscope.search.strategies.epochs import Herding, PairedReversal
+from orderscope.search.strategies.guided import Assignment, ConditionalGradient, Descent, Regroup, RegroupByAssignment
+from orderscope.search.strategies.heuristics import Interleave, Random, Reference, Reverse
+from orderscope.search.strategies.local import Genetic, LocalSearch, Restarts
+from orderscope.search.strategies.mixtures import (
+    Bandit,
+    Blocks,
+    DecayOnTheBest,
+    DualStage,
+    EasyGroupsFirst,
+    RepeatedBest,
+    Valley,
+)
+from orderscope.search.strategies.schedules import GroupSchedule
+from orderscope.search.strategies.sorts import (
+    BracketBorda,
+    Compressible,
+    ConcentratedFirst,
+    EasyFirst,
+    HardFirst,
+    ImpulseSort,
+    InfluenceSort,
+    LargeGradientsFirst,
+    Learnability,
+    LexicalDiversity,
+    Readable,
+    ShortFirst,
+    SmallGradientsFirst,
+    UnsureFirst,
+    WeakMinusStrong,
+)
+from orderscope.search.strategy import Strategy
+
+STRATEGY_TYPES: tuple[type[Strategy], ...] = (
+    Reference, Reverse, Interleave, Random,
+    AbilityGate, ReRanked, AnnealedWeights, Herding, PairedReversal,
+    GroupSchedule,
+    Regroup, Assignment, Descent, ConditionalGradient, RegroupByAssignment,
+    LocalSearch, Restarts, Genetic,
+    Blocks, EasyGroupsFirst, DualStage, DecayOnTheBest, RepeatedBest, Valley, Bandit,
+    ShortFirst, Compressible, LexicalDiversity, Readable, EasyFirst, HardFirst, WeakMinusStrong, UnsureFirst,
+    ConcentratedFirst, Learnability, SmallGradientsFirst, LargeGradientsFirst, InfluenceSort, ImpulseSort, BracketBorda,
+)  # fmt: skip

@@ -5,12 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from orderscope.search.setting import Setting
-from orderscope.search.strategy import Orders, Strategy, register
+from orderscope.search.strategy import Orders, Strategy
 
 SHARPNESS = (2.0, 8.0, 32.0)
 
 
-@register
 class AbilityGate(Strategy):
     """Batches in their recorded sequence, each once the model is able enough for it."""
 
@@ -24,7 +23,6 @@ class AbilityGate(Strategy):
             yield setting.order[gated(difficulty[setting.order].mean(1), along)][None]
 
 
-@register
 class ReRanked(Strategy):
     """The easiest of those that are left, by the losses at the nearest anchor, block after block."""
 
@@ -39,7 +37,6 @@ class ReRanked(Strategy):
         yield setting.order[re_ranked(np.stack(losses), setting.samples.anchors)][None]
 
 
-@register
 class AnnealedWeights(Strategy):
     """Drawn with weights that favour what is easy at first and level out until the end."""
 

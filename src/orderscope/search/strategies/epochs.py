@@ -6,12 +6,11 @@ import numpy as np
 from torch import Tensor
 
 from orderscope.search.setting import Setting
-from orderscope.search.strategy import Orders, Strategy, register
+from orderscope.search.strategy import Orders, Strategy
 
 BALANCES = 3
 
 
-@register
 class Herding(Strategy):
     """Each pass in a sequence whose gradients balance, found from the gradients of the pass before.
 
@@ -36,7 +35,6 @@ class Herding(Strategy):
         yield setting.order[np.stack(found)]
 
 
-@register
 class PairedReversal(Strategy):
     """Every second pass goes through the batches of the pass before in reverse."""
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from orderscope.search.linear import LARGEST, Effects, assigned, conditional_gradient, exchange_path, move_path, nearest
 from orderscope.search.setting import Setting
-from orderscope.search.strategy import Orders, Strategy, register
+from orderscope.search.strategy import Orders, Strategy
 
 ROUNDS = 16
 LEAST = 0.05  # of the gain over the reference: a round that brings less is the last
@@ -145,7 +145,6 @@ def _between(base: np.ndarray, goal: np.ndarray) -> np.ndarray:
     return np.stack(out)
 
 
-@register
 class Regroup(Led):
     """Samples exchanged between positions under the model of single samples."""
 
@@ -153,7 +152,6 @@ class Regroup(Led):
     search, samples = _exchanges, True
 
 
-@register
 class Assignment(Strategy):
     """The least sum over positions of first-order effects, around the best so far: exact, and blind to what positions
     do to each other."""
@@ -169,7 +167,6 @@ class Assignment(Strategy):
             yield setting.order[_between(effects.base, best)]
 
 
-@register
 class Descent(Led):
     """Swaps, moves and block moves under the model of steps."""
 
@@ -177,7 +174,6 @@ class Descent(Led):
     search = _descent
 
 
-@register
 class ConditionalGradient(Led):
     """Iterated assignment: conditional gradient on the polytope of assignments, its corners polished by exchanges."""
 
@@ -185,7 +181,6 @@ class ConditionalGradient(Led):
     search, largest = _corners, LARGEST
 
 
-@register
 class RegroupByAssignment(Led):
     """Conditional gradient over assignments of samples to positions, its corners polished by exchanges."""
 

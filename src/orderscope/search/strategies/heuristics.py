@@ -6,12 +6,11 @@ import numpy as np
 
 from orderscope.orders import resolve
 from orderscope.search.setting import Setting
-from orderscope.search.strategy import Orders, Strategy, register
+from orderscope.search.strategy import Orders, Strategy
 
 RANDOM = 24
 
 
-@register
 class Reference(Strategy):
     name, source = "reference", "as recorded"
 
@@ -19,7 +18,6 @@ class Reference(Strategy):
         yield setting.order[None]
 
 
-@register
 class Reverse(Strategy):
     name, source = "reverse", "last step first"
 
@@ -27,7 +25,6 @@ class Reverse(Strategy):
         yield setting.order[::-1][None]
 
 
-@register
 class Interleave(Strategy):
     name, source = "interleave", "stratified: every group spread evenly"
 
@@ -35,7 +32,6 @@ class Interleave(Strategy):
         yield resolve("interleave", setting.order, _sample_labels(setting), regroup=setting.regroup)[None]
 
 
-@register
 class Random(Strategy):
     """The honest floor: steps shuffled. Also what a gain is measured in."""
 

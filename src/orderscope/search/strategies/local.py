@@ -6,7 +6,7 @@ import numpy as np
 
 from orderscope.search.arrange import crossed, neighbour, neighbours, samples_swapped
 from orderscope.search.setting import Setting
-from orderscope.search.strategy import Orders, Strategy, register
+from orderscope.search.strategy import Orders, Strategy
 
 ROUND = 24
 PATIENCE = 3
@@ -15,7 +15,6 @@ POPULATION = 24
 MUTATION = 0.3
 
 
-@register
 class LocalSearch(Strategy):
     """Swaps, moves and block moves around the best of the others; where samples are regrouped, exchanges of samples."""
 
@@ -33,7 +32,6 @@ class LocalSearch(Strategy):
             bounds.append(min(bounds[-1], float(scores.bound[k])))
 
 
-@register
 class Restarts(Strategy):
     """Local search from random orders, again and again."""
 
@@ -57,7 +55,6 @@ class Restarts(Strategy):
                 (bound,) = (yield setting.order[steps][None]).bound
 
 
-@register
 class Genetic(Strategy):
     """Tournaments of two, order crossover, mutation by a swap or move, the best quarter kept."""
 

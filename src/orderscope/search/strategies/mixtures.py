@@ -8,7 +8,7 @@ from math import factorial
 import numpy as np
 
 from orderscope.search.setting import Setting
-from orderscope.search.strategy import Orders, Strategy, register
+from orderscope.search.strategy import Orders, Strategy
 
 SEQUENCES = 24
 GROUPS = 6  # that are tried one by one
@@ -17,7 +17,6 @@ DECAYS = (0.1, 0.2, 0.3)
 STAGES, ROUNDS, ARMS, RATE = 4, 6, 8, 0.5
 
 
-@register
 class Blocks(Strategy):
     """Groups in blocks, one after the other, in every sequence, or in some where there are more than `SEQUENCES`."""
 
@@ -34,7 +33,6 @@ class Blocks(Strategy):
         yield setting.order[np.stack([in_blocks(setting.labels, sequence) for sequence in sequences])]
 
 
-@register
 class EasyGroupsFirst(Strategy):
     """Whole groups from easy to hard, and back."""
 
@@ -49,7 +47,6 @@ class EasyGroupsFirst(Strategy):
         yield setting.order[np.stack([in_blocks(setting.labels, way) for way in (ranked, ranked[::-1])])]
 
 
-@register
 class DualStage(Strategy):
     """One group first, all but a share of it, which is mixed into the others that follow; every group and some shares.
 
@@ -64,7 +61,6 @@ class DualStage(Strategy):
             yield setting.order[np.stack([two_stages(labels == name, ratio) for name in names for ratio in RATIOS])]
 
 
-@register
 class DecayOnTheBest(Strategy):
     """The most helpful batches kept for the end, where the learning rate decays; the others as recorded."""
 
@@ -76,7 +72,6 @@ class DecayOnTheBest(Strategy):
             yield setting.order[np.stack([_at_the_end(good, share) for share in DECAYS])]
 
 
-@register
 class RepeatedBest(Strategy):
     """The most helpful batches a second time in place of the least helpful; only where other samples are allowed."""
 
@@ -93,7 +88,6 @@ class RepeatedBest(Strategy):
             yield setting.order[np.stack([_repeated(good, share) for share in DECAYS])]
 
 
-@register
 class Valley(Strategy):
     """One group's batches around the position whose batches the final model fits best; every group.
 
@@ -113,7 +107,6 @@ class Valley(Strategy):
         yield setting.order[np.stack([_centered(labels == name, center) for name in names])]
 
 
-@register
 class Bandit(Strategy):
     """A bandit picks the group of each step, with a preference for each quarter of the run; its reward is the predicted
     gain of the order it made."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from orderscope.search import step_signals
 from orderscope.search.setting import Setting
-from orderscope.search.strategy import Orders, Strategy, register
+from orderscope.search.strategy import Orders, Strategy
 
 FOLDS = (1, 2, 4)
 
@@ -62,31 +62,26 @@ def folded(ranked: np.ndarray, folds: int) -> np.ndarray:
     return np.concatenate([ranked[start::folds] for start in range(folds)])
 
 
-@register
 class ShortFirst(Sort):
     name, source = "short first", "length in tokens, rising; sequence-length warmup, arXiv 2108.06084"
     signal = "length"
 
 
-@register
 class Compressible(Sort):
     name, source = "compression ratio", "zlib ratio, rising and falling; entropy law, arXiv 2407.06645"
     signal, both = "compression_ratio", True
 
 
-@register
 class LexicalDiversity(Sort):
     name, source = "lexical diversity", "type-token ratio, rising and falling"
     signal, both = "lexical_diversity", True
 
 
-@register
 class Readable(Sort):
     name, source = "readability", "automated readability index, rising and falling"
     signal, both = "readability", True
 
 
-@register
 class EasyFirst(Sort):
     """Perplexity sorts the same way: it is the exponential of the loss."""
 
@@ -94,31 +89,26 @@ class EasyFirst(Sort):
     signal = "loss"
 
 
-@register
 class HardFirst(Sort):
     name, source = "hard first", "loss (perplexity) on the starting weights, falling"
     signal, falling = "loss", True
 
 
-@register
 class WeakMinusStrong(Sort):
     name, source = "weak minus strong", "loss at the second anchor less that at the end, falling and rising"
     signal, falling, both = "weak_minus_strong", True, True
 
 
-@register
 class UnsureFirst(Sort):
     name, source = "unsure first", "closeness to even odds half way through; prompt curriculum, arXiv 2510.01135"
     signal = "unsureness"
 
 
-@register
 class ConcentratedFirst(Sort):
     name, source = "concentrated first", "angle concentration of hidden states, falling; GAIN-RL, arXiv 2506.02281"
     signal, falling = "concentration", True
 
 
-@register
 class Learnability(Strategy):
     """Sorted by what training takes off a sample's loss, in one sweep from little to much, in two, and in four."""
 
@@ -130,7 +120,6 @@ class Learnability(Strategy):
             yield np.concatenate([sorted_by(setting, values, folds=folds) for folds in FOLDS])
 
 
-@register
 class SmallGradientsFirst(Strategy):
     name, source = "small gradients first", "gradient norm at the first anchor, rising"
 
@@ -138,7 +127,6 @@ class SmallGradientsFirst(Strategy):
         yield setting.order[np.argsort(step_signals.gradient_norms(setting.sim.window), kind="stable")][None]
 
 
-@register
 class LargeGradientsFirst(Strategy):
     name, source = "large gradients first", "gradient norm at the first anchor, falling"
 
@@ -146,7 +134,6 @@ class LargeGradientsFirst(Strategy):
         yield setting.order[np.argsort(-step_signals.gradient_norms(setting.sim.window), kind="stable")][None]
 
 
-@register
 class InfluenceSort(Strategy):
     """The most helpful last, and first."""
 
@@ -158,7 +145,6 @@ class InfluenceSort(Strategy):
             yield setting.order[np.stack([steps, steps[::-1]])]
 
 
-@register
 class ImpulseSort(Strategy):
     """The best order to first order in the learning rate, curvature left out: a sort."""
 
@@ -170,7 +156,6 @@ class ImpulseSort(Strategy):
             yield setting.order[steps if setting.sign > 0 else steps[::-1]][None]
 
 
-@register
 class BracketBorda(Strategy):
     """Duels of all pairs of steps, and of groups in blocks: the bracket of two gradients says who should come first."""
 

@@ -1,0 +1,47 @@
+"""How much the mean of some held-out rows' losses would vary with another choice of rows.
+
+With g_i the gradient of row i's loss at the end of the reference run and d the displacement from there, row i changes
+by delta_i = g_i . d to first order, and the difference of the mean over n rows to the reference has the standard error
+
+    se(d)  =  |B d|,    B = (g_i - mean g) / sqrt(n (r - 1)),    i = 1 .. r,
+
+r <= n of the rows standing for all of them. `weight * se` is what an objective is charged for going where rows
+disagree.
+Source: Maurer and Pontil, "Empirical Bernstein bounds and sample variance penalization", 2009.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class RowSpread:
+    """The standard error as a function of weights.
+
+    Args:
+        center: weights at the end of the reference run, [m].
+        factor: B times P / m, [r, m].
+    """
+
+    center: Tensor
+    factor: Tensor
+
+    def __call__(self, theta: Tensor) -> Tensor:
+        """[..., m] -> [...] float64."""
+        return ((theta - self.center) @ self.factor.T).double().norm(dim=-1)
+
+    def slope(self, theta: Tensor) -> tuple[float, Tensor]:
+        """The standard error at weights [m], and P / m of its gradient on the coordinates, [m]; zero at the center."""
+        apart = (theta - self.center) @ self.factor.T
+        size = float(apart.double().norm())
+        return size, (apart @ self.factor) / max(size, torch.finfo(theta.dtype).tiny)
+
+
+def row_spread(center: Tensor, gradients: Tensor, rows: int, weight: float) -> RowSpread:
+    """From the gradients of some rows [r, m], standing for `rows` of them; `weight` is P / m."""
+    apart = gradients - gradients.mean(0)
+    return RowSpread(center, apart * (weight / (rows * max(1, len(gradients) - 1)) ** 0.5))
