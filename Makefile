@@ -9,13 +9,16 @@ ALL := .venv/ready-test
 # One thread: reruns give the same bits, and small tensors run faster.
 RUN := OMP_NUM_THREADS=1 $(BIN)/python
 
-.PHONY: demo test lint format docs accuracy bench gpu resolve torture clean
+.PHONY: demo test check lint format docs accuracy bench gpu resolve torture clean
 
 demo: $(DEMO)
 	$(RUN) examples/demo.py
 
 test: $(ALL)
 	$(RUN) -m pytest $(ARGS)
+
+# All that a change must pass.
+check: lint resolve test
 
 lint: $(ALL)
 	$(BIN)/ruff check .

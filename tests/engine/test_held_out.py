@@ -86,6 +86,20 @@ def test_between_two_known_states_the_error_is_of_third_order():
     assert 2.7 < slope(sizes, errors) < 4.3  # of fourth order in the very middle
 
 
+@pytest.mark.parametrize("states", [2, 6])
+def test_what_errors_of_the_weights_do_is_the_gradient_times_the_error(states):
+    """Exact on a quadratic, wherever the query is; a run whose end is not known says nothing."""
+    known = made_up(normal(states, SIZE, seed=3), bowl, FACTOR)
+    ends = known.center + known.spread[1:]
+    error = 0.1 * normal(states, SIZE, seed=9)
+    missed = known.missed([*known.runs[1:], "validated-0"], torch.cat([ends, ends[:1]]) + error)
+    theta = (4 * normal(5, SIZE, seed=4)).requires_grad_()
+    gradient = torch.autograd.grad(sum(bowl(row) for row in theta), theta)[0]
+    found = known.pushed(theta.detach(), "eval", missed)
+    np.testing.assert_allclose(found[:, :-1], gradient @ error[:-1].T, rtol=1e-8)
+    assert np.isnan(found[:, -1]).all()
+
+
 def test_a_state_that_is_left_out_is_not_used():
     states = normal(5, SIZE, seed=3)
     known = made_up(states, wave, FACTOR)

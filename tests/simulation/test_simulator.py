@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +81,24 @@ def test_left_out_runs_are_told_without_themselves(sim: osc.Simulator) -> None:
     calibration = sim.calibration["eval"]
     np.testing.assert_array_equal(calibration.true, sim.run_truth["eval"])
     assert calibration.farthest == out.outside.max()
+
+
+def test_a_kind_of_order_that_intervals_did_not_hold_is_not_trusted(
+    sim: osc.Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Regrouped samples are a kind of their own."""
+    regrouped = np.random.default_rng(3).permutation(sim.order.ravel()).reshape(sim.order.shape)
+    orders = np.stack([shuffles(sim, 1)[0], regrouped])
+    fitted = sim.calibration["eval"]
+    assert np.isnan(fitted.held[1])
+    for held, expected in (
+        ((1.0, float("nan")), [True, True]),
+        ((0.5, 1.0), [False, True]),
+        ((1.0, 0.5), [True, False]),
+    ):
+        calibrations = {"eval": replace(fitted, held=held, farthest=9.0, skilled=True, quantile=1e3)}
+        monkeypatch.setitem(sim.__dict__, "calibration", calibrations)
+        np.testing.assert_array_equal(sim.predict(orders).trusted, expected)
 
 
 def test_predictions_follow_the_truth(task: osc.Task, sim: osc.Simulator) -> None:

@@ -38,14 +38,14 @@ def train_orders(
     orders: np.ndarray,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, np.ndarray]:
-    """True metrics of orders, name -> [n]: those not known in all metrics are trained, and kept in the run beside what
-    was predicted, where it can be written to.
+    """True metrics of orders, name -> [n]: those not known in all metrics are trained. They become part of the run, as
+    those that `validate` trains, and are kept beside what was predicted, where it can be written to.
 
     Raises:
         OrderscopeError: without the task.
     """
     from orderscope.simulation.foretold import foretell
-    from orderscope.training.retrain import retrain
+    from orderscope.studies.validation import train_runs
 
     if sim.task is None:
         raise OrderscopeError("a simulator without its task", "the task, to train it", "pass --task file.py:name")
@@ -54,13 +54,8 @@ def train_orders(
     new = [i for i, order in enumerate(orders) if known.get(order.tobytes(), {}).keys() < set(names)]
     new = list({orders[i].tobytes(): i for i in new}.values())
     if new:
-
-        def report(done: int, total: int) -> None:
-            if progress is not None:
-                progress("train", done, total)
-
         told = foretell(sim, list(orders[new]))  # before anything is trained
-        true = retrain(sim.task, orders[new], progress=report).metrics
+        true = train_runs(sim, sim.task, list(orders[new]), told.kept, progress)
         _keep(sim, orders[new], true, told)
         known |= {orders[i].tobytes(): {n: float(v[k]) for n, v in true.items()} for k, i in enumerate(new)}
     return {name: np.array([known[order.tobytes()][name] for order in orders]) for name in names}

@@ -58,6 +58,19 @@ class Expansion:
 
 
 @dataclass(frozen=True)
+class Missed:
+    """Errors of left-out runs' weights, as far as a loss sees them.
+
+    Args:
+        along: inner products of gradients at the known states and the errors, float64 [names, K, runs].
+        bent: products of the pseudo-gradients and the errors, float64 [n, runs].
+    """
+
+    along: Tensor
+    bent: Tensor
+
+
+@dataclass(frozen=True)
 class HeldOut:
     """What is known of the held-out losses; K states, n pseudo-gradients.
 
@@ -116,6 +129,21 @@ class HeldOut:
         curved = (place.bent * self.shares[i]) @ self._factor.double()
         gradient = (place.weights[0] @ self.slopes[i].double()) + self.weight * curved[0]
         return float(place.value(i)[0]), gradient.to(theta.dtype)
+
+    def missed(self, runs: Sequence[str], theta: Tensor) -> Missed:
+        """What weights [runs, m], told for runs that were left out, miss where those truly ended."""
+        away = torch.full_like(theta, torch.nan)
+        for row, run in enumerate(runs):
+            if run in self.runs:
+                away[row] = theta[row] - (self.center + self.spread[self.runs.index(run)])
+        along = torch.stack([slopes @ away.T for slopes in self.slopes]).double() * self.weight
+        return Missed(along, (self._factor @ away.T).double() * self.weight)
+
+    def pushed(self, theta: Tensor, name: str, missed: Missed, without: Sequence[Without] | None = None) -> np.ndarray:
+        """What the errors of left-out runs' weights would do to a loss at other weights [rows, m], to first order,
+        float64 [rows, runs]; not a number for a run whose last state is not known."""
+        place, i = self._placed(theta, without), self.names.index(name)
+        return (place.weights @ missed.along[i] + (place.bent * self.shares[i]) @ missed.bent).numpy()
 
     def expansion(self, name: str) -> Expansion:
         """The loss around the end of the reference run alone."""

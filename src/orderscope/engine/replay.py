@@ -41,16 +41,19 @@ class Replayed:
         theta: final weights, [orders, m].
         outside: how far the states lay outside what the anchors span: mean over the steps of the remainder's length in
             units of the anchors' distance from the start, [orders].
+        regrouped: share of the steps that trained batches which were not recorded, float64 [orders].
         snapshots: weights after the steps asked for, [orders, m] each.
     """
 
     theta: Tensor
     outside: Tensor
+    regrouped: Tensor
     snapshots: dict[int, Tensor]
 
     def cpu(self) -> Replayed:
         """The same on the CPU."""
-        return Replayed(self.theta.cpu(), self.outside.cpu(), {t: kept.cpu() for t, kept in self.snapshots.items()})
+        kept = {t: weights.cpu() for t, weights in self.snapshots.items()}
+        return Replayed(self.theta.cpu(), self.outside.cpu(), self.regrouped.cpu(), kept)
 
 
 def replay(
@@ -111,7 +114,8 @@ def replay(
                 _step(window, kernels, states, at, gradient, on, clip, t, own, active)
         if t + 1 in snapshots:
             kept[t + 1] = states.theta.clone()
-    return Replayed(states.theta, outside / window.steps, kept)
+    new = torch.from_numpy((units.index >= recorded).mean(1))
+    return Replayed(states.theta, outside / window.steps, new.to(device), kept)
 
 
 def _predict(

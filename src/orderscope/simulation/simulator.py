@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from orderscope.engine import Batches, HeldOut, Replayed, Window, replay, units_of
-from orderscope.engine.calibration import Bearing, Calibration, bearing, directions, errs_less, fit_calibration
+from orderscope.engine.calibration import Bearing, Calibration, directions, errs_less, fit_calibration
 from orderscope.engine.completed import KnownStates, completed, held_bytes, known_states
+from orderscope.engine.held_out import Missed
 from orderscope.engine.left_out import LeftOut
 from orderscope.engine.loading import load_held_out, load_left_out, load_window, table_number
 from orderscope.engine.metrics import MetricModel, evaluated
@@ -209,8 +210,20 @@ class Simulator:
             raw = out.values[name]
         else:
             raw = self._measured(out.theta, (name,), precise, out.runs)[name] if out.runs else np.zeros(0)
-        at = self.bearing_of(out.theta, out.outside)
-        return fit_calibration(raw, self.run_truth[name], self.reference[name], at, eps=self.eps)
+        pushed = self._pushed(out.theta, name, out.runs)
+        return fit_calibration(
+            raw, self.run_truth[name], self.reference[name], self.left_out_bearing, pushed=pushed, eps=self.eps
+        )
+
+    @cached_property
+    def _missed(self) -> Missed | None:
+        return self.held_out.missed(self.left_out.runs, self.left_out.theta) if self.held_out and self.runs else None
+
+    def _pushed(self, theta: Tensor, name: str, without: Sequence[str] | None = None) -> np.ndarray | None:
+        """What the errors of the left-out runs' weights would do to a held-out loss at weights [n, m], [n, runs]."""
+        if self.held_out is None or self._missed is None or name not in self.losses:
+            return None
+        return self.held_out.pushed(theta, name, self._missed, without)
 
     @cached_property
     def _pointing(self) -> Tensor:
@@ -218,11 +231,18 @@ class Simulator:
 
     def bearing(self, replayed: Replayed) -> Bearing:
         """Where replays led, for a calibration."""
-        return self.bearing_of(replayed.theta, replayed.outside)
+        return self._bearing(replayed.theta, replayed.outside.numpy(), replayed.regrouped.numpy())
 
-    def bearing_of(self, theta: Tensor, outside: Tensor | np.ndarray) -> Bearing:
-        """Of final weights [n, m] whose states lay `outside` [n]."""
-        return bearing(theta, outside, self.window.final, self._pointing)
+    @cached_property
+    def left_out_bearing(self) -> Bearing:
+        """Where the true runs were predicted to lead, each without its own states."""
+        out = self.left_out
+        new = self._batches.index(self.run_orders)[0] >= self.window.units if out.runs else np.zeros((0, 1))
+        return self._bearing(out.theta, out.outside, new.mean(1))
+
+    def _bearing(self, theta: Tensor, outside: np.ndarray, regrouped: np.ndarray) -> Bearing:
+        alike = directions(theta, self.window.final) @ self._pointing.T
+        return Bearing(outside, alike.double().numpy(), regrouped)
 
     def predict(
         self,
@@ -278,10 +298,10 @@ class Simulator:
         if proxy is not None and (estimator == "proxy" or self._better(proxy, names, calibration)):
             estimator, calibration = "proxy", {name: proxy.calibration(name) for name in names}
             values, errors = proxy(checked, names, rates)
-            outside = np.full(len(checked), np.nan)
+            outside, new = np.full(len(checked), np.nan), self.regrouped(checked)
         else:
             estimator = "carried"
-            values, errors, outside = self._estimated(checked, names, rates, precise, calibration)
+            values, errors, outside, new = self._estimated(checked, names, rates, precise, calibration)
         if rates is None:
             self._tell_truth(checked, values, errors, outside)
         near = self._inside(outside) if estimator == "carried" else self._as_recorded(checked)
@@ -289,7 +309,9 @@ class Simulator:
             near &= self._replaced(checked) <= REPLACED
         skilled = {name: calibration[name].skilled for name in names}
         finite = np.all([np.isfinite(v) for v in values.values()], axis=0)
-        telling = np.any([skilled[n] & (errors[n] <= calibration[n].guess) for n in names], axis=0)
+        telling = np.any(
+            [skilled[n] & calibration[n].holds(new) & (errors[n] <= calibration[n].guess) for n in names], axis=0
+        )
         return Prediction(
             metrics=values,
             error=errors,
@@ -394,7 +416,7 @@ class Simulator:
 
     def scores(self, orders: np.ndarray, metrics: Sequence[str]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """Values and errors of some of many orders, name -> [n], as `predict` has them, without its checks."""
-        values, errors, _ = self._estimated(orders, tuple(metrics), None, False, self.calibration, more=True)
+        values, errors, *_ = self._estimated(orders, tuple(metrics), None, False, self.calibration, more=True)
         return values, errors
 
     @cached_property
@@ -424,22 +446,25 @@ class Simulator:
         precise: bool,
         calibration: Mapping[str, Calibration],
         more: bool = False,
-    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], np.ndarray]:
-        """Values and errors by metric, and `outside`, [n] each."""
+    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], np.ndarray, np.ndarray]:
+        """Values and errors by metric, `outside`, and the share of the steps that is regrouped, [n] each."""
         values: dict[str, list[np.ndarray]] = {name: [] for name in names}
         errors: dict[str, list[np.ndarray]] = {name: [] for name in names}
         outside: list[np.ndarray] = []
+        new: list[np.ndarray] = []
         for rows in self._blocks(len(orders), self.window.coords):
             replayed = self.replay_of(orders[rows], lr=None if rates is None else rates[rows], more=more)
             with one_thread():
                 raw, at = self.metric_model(replayed.theta, names, precise=precise), self.bearing(replayed)
+                pushed = {name: self._pushed(replayed.theta, name) for name in names}
             for name in names:
-                value, error = calibration[name].apply(raw[name], at)
+                value, error = calibration[name].apply(raw[name], at, pushed[name])
                 values[name].append(value)
                 errors[name].append(error)
             outside.append(at.outside)
+            new.append(at.regrouped)
         joined = [{n: np.concatenate(parts) for n, parts in told.items()} for told in (values, errors)]
-        return joined[0], joined[1], np.concatenate(outside)
+        return joined[0], joined[1], np.concatenate(outside), np.concatenate(new)
 
     def _blocks(self, count: int, numbers: int) -> list[slice]:
         """Orders at once: about six vectors of `numbers` float32 each within `BLOCK_BYTES`."""
@@ -450,10 +475,13 @@ class Simulator:
         seen = [c.farthest for c in self.calibration.values() if c.farthest > 0]
         return outside <= FARTHER * max(seen) if seen else np.zeros(len(outside), dtype=bool)
 
+    def regrouped(self, orders: np.ndarray) -> np.ndarray:
+        """Share of an order's batches that were not recorded, [n]."""
+        return (self._batches.index(orders)[0] >= self.window.units).mean(1)
+
     def _as_recorded(self, orders: np.ndarray) -> np.ndarray:
         """Whether no larger share of an order's batches is regrouped than true runs tell of, bool [n]."""
-        shares = [(self._batches.index(some)[0] >= len(self.order)).mean(1) for some in (orders, self.run_orders)]
-        return shares[0] <= max(REPLACED, *shares[1], 0)
+        return self.regrouped(orders) <= max(REPLACED, *self.regrouped(self.run_orders), 0)
 
     def _replaced(self, orders: np.ndarray) -> np.ndarray:
         """Share of the recorded samples that others stand in for, [n]."""

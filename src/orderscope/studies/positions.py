@@ -209,11 +209,11 @@ class _Losses:
 def _calibrated(sim: Simulator, losses: _Losses, units: np.ndarray, recorded: np.ndarray) -> list[Calibration]:
     """One calibration a unit, on the probes predicted without their own anchors."""
     if not sim.runs:
-        nowhere = Bearing(np.zeros(0), np.zeros((0, 0)))
+        nowhere = Bearing(np.zeros(0), np.zeros((0, 0)), np.zeros(0))
         return [fit_calibration(np.zeros(0), np.zeros(0), float(r), nowhere) for r in recorded]
     out = sim.left_out
     true = np.stack([losses.recorded(name, units) for name in sim.runs], axis=1)
-    at, found = sim.bearing_of(out.theta, out.outside), []
+    at, found = sim.left_out_bearing, []
     for i, unit in enumerate(units):
         raw = np.array([losses(theta, int(unit)) for theta in out.theta])
         found.append(fit_calibration(raw, true[i], float(recorded[i]), at, eps=sim.eps))

@@ -91,7 +91,7 @@ def validate(
     new = [order for order in asked if order.tobytes() not in known]
     foretold = foretell(sim, new, progress=_stage(progress, "predict unseen orders"))  # before the run knows the truth
     told, doubt = foretold.predicted, foretold.error
-    truth = _trained(sim, sim.task, new, foretold.kept, progress)
+    truth = train_runs(sim, sim.task, new, foretold.kept, progress)
     noisy = 0
     if not floor:
         floor, noisy = _noise(sim, sim.task, seed, progress), NOISE_RUNS
@@ -195,7 +195,7 @@ def _stored(sim: Simulator) -> tuple[dict[bytes, _Checked], dict[str, float]]:
     return known, floor
 
 
-def _trained(
+def train_runs(
     sim: Simulator, task: Task, orders: list[np.ndarray], keep: bool, progress: Progress | None
 ) -> dict[str, np.ndarray]:
     """True metrics; the runs are kept where what was predicted for them is, and none diverges."""
