@@ -49,7 +49,7 @@ def test_at_full_effort_it_is_retraining(sim: osc.Simulator, task: osc.Task) -> 
     found = sim.predict(orders, "proxy", effort=1, metrics=names)
     for name, true in osc.retrain(task, orders).metrics.items():
         np.testing.assert_allclose(found.metrics[name], true, atol=1e-4)
-        assert (found.error[name] < 1e-3).all()
+        assert (found.error[name] < 0.2 * sim.sigma_order(name)).all(), (name, found.error[name], sim.sigma_order(name))
     assert found.estimator == "proxy"
 
 
@@ -159,7 +159,7 @@ def test_auto_takes_what_errs_less_on_the_runs(sim: osc.Simulator) -> None:
 def test_clearly_less_is_more_than_chance() -> None:
     rng = np.random.default_rng(0)
     true = rng.normal(size=8)
-    at = Bearing(np.ones(8), np.zeros((8, 8)))
+    at = Bearing(np.ones(8), np.zeros((8, 8)), np.zeros(8))
     good, poor = (fit_calibration(true + size * rng.normal(size=8), true, 0.0, at) for size in (0.01, 0.5))
     slightly = replace(good, predicted=true + 1.01 * (good.predicted - true) * np.array([1, -1] * 4))
     assert errs_less([good], [poor])
