@@ -61,9 +61,10 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr("orderscope.cli.propose.search", press)
+        monkeypatch.setattr("orderscope.search.portfolio.Portfolio._together", press)
         result = call("run", file)
-    assert result.exit_code == 130
+    assert result.exit_code == 130, result.output
+    assert not osc.RunStore.open(file.parent / "run").names("proposal/")
     assert "what was finished is kept in" in result.stderr
     result = call("run", file, "--json")
     assert result.exit_code in (0, 3), result.output

@@ -141,9 +141,14 @@ def propose(
 def search(
     sim: Any, *, metric: Any, maximize: bool, constraints: Sequence[str], schedules: bool, verify: int, budget: int,
     regroup: bool | None, anyway: bool, searched: float, rounds: int, seconds: float | None, seed: int, quiet: bool,
+    partial: bool = True,
 ) -> tuple[Any, dict[str, Any]]:  # fmt: skip
     """Propose, and keep the proposal in the run: it, and what there is to tell about it as JSON values. No metric means
-    the first of the task."""
+    the first of the task.
+
+    Args:
+        partial: what a search had found when it was interrupted is a proposal too; otherwise the interrupt goes on.
+    """
     import orderscope
     from orderscope.answers.effect import metric_names
     from orderscope.answers.stored import keep_proposal, proposal_facts
@@ -164,6 +169,8 @@ def search(
             seed=seed,
             progress=progress,
         )
+        if not partial and any(str(note).startswith("interrupted") for note in proposal.notes):
+            raise KeyboardInterrupt
         rates = best_rates(sim, proposal, verify, maximize, progress) if schedules else None
     facts = {"kept": keep(Path(sim.path), lambda store: keep_proposal(store, proposal)), **proposal_facts(proposal)}
     if rates is not None:

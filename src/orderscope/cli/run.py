@@ -207,9 +207,7 @@ class Work:
     def proposal(self, asked: Any) -> dict[str, Any]:
         def work() -> dict[str, Any]:
             options = asked.model_dump(exclude={"out"})
-            found, facts = proposing.search(self._simulator(), quiet=self.quiet, **options)
-            if any(str(note).startswith("interrupted") for note in found.notes):
-                raise KeyboardInterrupt  # what was found up to then is kept as a proposal, and is not this study's
+            _, facts = proposing.search(self._simulator(), quiet=self.quiet, partial=False, **options)
             return {key: facts[key] for key in ("schedule", "trusted") if key in facts} | {"kept": _kept(facts["kept"])}
 
         stage = self._once("proposal", asked, f"{asked.budget} orders scored at most", work)

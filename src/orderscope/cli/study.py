@@ -289,7 +289,7 @@ class Places:
         self.spec = f"{self.path(place)}:{name}" if place.endswith(".py") else study.task
 
     def path(self, text: str) -> Path:
-        return self.folder / text
+        return Path(os.path.normpath(self.folder / text))
 
     def optional(self, text: str | None) -> Path | None:
         return None if text is None else self.path(text)

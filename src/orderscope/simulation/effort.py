@@ -57,7 +57,7 @@ class ProxyEstimator:
         if name not in self._calibrations:
             proxy, true = self._deviations(name)
             raw = self._sim.reference[name] + slopes_without_each(proxy, true) * proxy
-            at = self._bearing(self._runs[1][1:])
+            at = self._bearing(self._runs[1][1:], self._sim.run_orders)
             found = fit_calibration(raw, self._sim.run_truth[name], self._sim.reference[name], at, eps=self._sim.eps)
             self._calibrations[name] = found
         return self._calibrations[name]
@@ -68,7 +68,7 @@ class ProxyEstimator:
         """Values and errors by metric, [n] each. `rates`: learning rates instead of the recorded ones,
         [n, steps, groups]."""
         values, theta = self._trained(orders, names, rates)
-        at, told, errors = self._bearing(theta), {}, {}
+        at, told, errors = self._bearing(theta, orders), {}, {}
         for name in names:
             scale, base = slope(*self._deviations(name)), self._runs[0][name][0]
             raw = self._sim.reference[name] + scale * (values[name] - base)
@@ -80,11 +80,11 @@ class ProxyEstimator:
         proxy = self._runs[0][name]
         return proxy[1:] - proxy[0], self._sim.run_truth[name] - self._sim.reference[name]
 
-    def _bearing(self, theta: Tensor) -> Bearing:
-        """Where proxies ended, [n, m], all alike far; batches that were not recorded are trained as others are."""
+    def _bearing(self, theta: Tensor, orders: np.ndarray) -> Bearing:
+        """Where the proxies of orders ended, [n, m], all alike far."""
         runs = self._runs[1]
         alike = directions(theta, runs[0]) @ directions(runs[1:], runs[0]).T
-        return Bearing(np.ones(len(theta)), alike.double().numpy(), np.zeros(len(theta)))
+        return Bearing(np.ones(len(theta)), alike.double().numpy(), self._sim.regrouped(orders))
 
     def _trained(
         self, orders: np.ndarray, names: tuple[str, ...], rates: np.ndarray | None = None

@@ -298,7 +298,7 @@ class Simulator:
         if proxy is not None and (estimator == "proxy" or self._better(proxy, names, calibration)):
             estimator, calibration = "proxy", {name: proxy.calibration(name) for name in names}
             values, errors = proxy(checked, names, rates)
-            outside, new = np.full(len(checked), np.nan), np.zeros(len(checked))
+            outside, new = np.full(len(checked), np.nan), self.regrouped(checked)
         else:
             estimator = "carried"
             values, errors, outside, new = self._estimated(checked, names, rates, precise, calibration)
@@ -475,10 +475,13 @@ class Simulator:
         seen = [c.farthest for c in self.calibration.values() if c.farthest > 0]
         return outside <= FARTHER * max(seen) if seen else np.zeros(len(outside), dtype=bool)
 
+    def regrouped(self, orders: np.ndarray) -> np.ndarray:
+        """Share of an order's batches that were not recorded, [n]."""
+        return (self._batches.index(orders)[0] >= self.window.units).mean(1)
+
     def _as_recorded(self, orders: np.ndarray) -> np.ndarray:
         """Whether no larger share of an order's batches is regrouped than true runs tell of, bool [n]."""
-        shares = [(self._batches.index(some)[0] >= len(self.order)).mean(1) for some in (orders, self.run_orders)]
-        return shares[0] <= max(REPLACED, *shares[1], 0)
+        return self.regrouped(orders) <= max(REPLACED, *self.regrouped(self.run_orders), 0)
 
     def _replaced(self, orders: np.ndarray) -> np.ndarray:
         """Share of the recorded samples that others stand in for, [n]."""
