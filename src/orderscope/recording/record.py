@@ -343,7 +343,7 @@ def probe_orders(task: Task, count: int, seed: int, *, regroup: bool = False) ->
     are rotations of one random sequence of the groups, then of the reversed sequence, so that with as many probes as
     groups each group is once in every place. A quarter of the probes, one at least, is kept for shuffles.
 
-    With `regroup` the last of six or more probes has its samples in new batches: no batch learns from it, but how orders
+    With `regroup` the last of six or more probes has its samples in new batches: no batch learns of it, but how orders
     of that kind end is known then. On digits mae_ratio falls from 0.46 to 0.33 by it; text_96 and text_mixed stay.
     """
     rng = np.random.default_rng(seed)
