@@ -41,7 +41,7 @@ def rows(name: str, orders: int) -> list[str]:
     lines = []
     for coords, energy in settings():
         with tempfile.TemporaryDirectory() as folder:
-            with patch.object(loading, "ENERGY", energy):
+            with patch.multiple(loading, ENERGY=energy, HIGH_ENERGY=energy):
                 store = osc.record(task, f"{folder}/run", coords=coords)
             sim = osc.Simulator(f"{folder}/run")
             found = sim.predict(asked, metrics=[metric])

@@ -153,7 +153,7 @@ def simulated(
 ) -> tuple[osc.Simulator, osc.Task]:
     """Record, sketch and open; `energy` of the curvature is kept instead of the usual share."""
     task = osc.Task(**kw)
-    with nullcontext() if energy is None else patch.object(loading, "ENERGY", energy):
+    with nullcontext() if energy is None else patch.multiple(loading, ENERGY=energy, HIGH_ENERGY=energy):
         osc.record(task, path / "run", **options)
     return osc.Simulator(path / "run", task), task
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 GRAM_COORDS = 4096  # of the coordinates make the inner products of rows: what is kept is as good, at a fraction of time
 PART = 3  # one in so many of the eigenvectors is asked for first: a fraction of the time, and mostly enough
+MOST_BY_PART = 0.9  # that part of the directions of sampled gradients never holds a larger share of the trace
 AT_ONCE = 2048  # rows of one eigendecomposition; more are compressed in parts first
 
 
@@ -35,9 +36,9 @@ def compress(rows: Tensor, energy: float) -> Tensor:
         return rows[:0]
     some = some / largest  # squares of tiny numbers would underflow
     gram = some @ some.T
-    values, vectors = _leading(gram, -(-len(gram) // PART))
+    values, vectors = _leading(gram, len(gram) if energy > MOST_BY_PART else -(-len(gram) // PART))
     held = values.cumsum(0) / gram.diagonal().sum() * (1 - lost)
-    if float(held[-1]) < energy:
+    if float(held[-1]) < energy and len(values) < len(gram):
         values, vectors = _leading(gram, len(gram))
         held = values.cumsum(0) / gram.diagonal().sum() * (1 - lost)
     rank = min(int((held < energy).sum()) + 1, int((values > 0).sum()))
