@@ -210,10 +210,11 @@ def test_query_for_a_person(run: Path) -> None:
     assert lines[2].startswith("sigma_order 0.")
     assert lines[3].startswith("noise floor unknown")
     assert lines[4].startswith("held-out noise 0.")
-    assert lines[5].split() == ["order", "eval", "error", "difference", "trusted"]
-    assert lines[6].startswith("reference  ")
-    assert "no detectable effect" in lines[6]
-    assert lines[7].startswith("late:a|swap:1,2  ")
+    assert lines[5].startswith("order matters on these rows")
+    assert lines[6].split() == ["order", "eval", "error", "difference", "trusted"]
+    assert lines[7].startswith("reference  ")
+    assert "no detectable effect" in lines[7]
+    assert lines[8].startswith("late:a|swap:1,2  ")
     assert lines[0].endswith("task: not needed for held-out losses")
 
 

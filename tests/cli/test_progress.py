@@ -89,11 +89,11 @@ def test_a_long_stage_tells_the_time_left(clock: list[float], capsys: pytest.Cap
     with progress_bars() as report:
         for done in range(1, 10):
             clock[0] += 20
-            report("train", done, 10)
+            report("train unseen orders", done, 10)
     assert re.findall(r"(\d+) of 10 orders, (\d+) s left", capsys.readouterr().err) == [("4", "120"), ("8", "40")]
 
 
 def test_quiet(capsys: pytest.CaptureFixture[str]) -> None:
     with progress_bars(quiet=True) as report:
-        report("train", 1, 1)
+        report("train unseen orders", 1, 1)
     assert capsys.readouterr().err == ""

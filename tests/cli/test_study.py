@@ -149,7 +149,7 @@ def test_a_dry_run_starts_nothing(tmp_path: Path) -> None:
     toml = 'task = "study_tasks.py:classifier"\nout = "run"\n[[questions]]\norders = ["reverse"]\n[proposal]\n'
     file = written(tmp_path, toml, "study.toml")
     facts = answer("run", file, "--dry-run")["resolved"]
-    assert facts["recording"]["probes"] == 6  # batches mix groups
+    assert facts["recording"]["probes"] == 8
     assert facts["questions"][0]["metrics"] == ["eval"]
     assert facts["proposal"]["verify"] == 3
     assert facts["validation"] is facts["report"] is None

@@ -69,7 +69,7 @@ def test_positions_and_scores_are_replayed_there(recorded, monkeypatch):
     assert not moved
     found = View(there, objective)(orders)
     assert moved
-    np.testing.assert_allclose(found[0], expected[0])
+    np.testing.assert_allclose(found.value, expected.value)
     expected = osc.positions(sim, [1], places=[0, 2])
     moved.clear()
     again = osc.Simulator(sim.path, task)

@@ -21,7 +21,6 @@ COUNTED = {
     "search": "order",
     "schedules": "schedule",
     "confirm": "run",
-    "train": "order",
     "train unseen orders": "order",
     "train the noise floor": "run",
     "predict unseen orders": "order",

@@ -33,8 +33,8 @@ from orderscope.training.segments import segment_name
 
 # Share of the curvature's trace that is kept. What is cut off is missing from the restoring force and adds up to a
 # drift, most in long windows and where batches mix groups: with 0.85 text_mixed has a mae_ratio of 0.97 before
-# calibration, with 0.95 0.65, with 0.99 0.59; 512 steps change by 0.3 standard deviations. text_24 and text_96 change by
-# less than 0.01, for half of the time.
+# calibration, with 0.95 0.65, with 0.99 0.59; 512 steps change by 0.3 standard deviations. text_24 and text_96 change
+# by less than 0.01, for half of the time.
 ENERGY, HIGH_ENERGY = 0.8, 0.95
 LONG = 256  # steps
 EXACT_BYTES = 1 << 25  # tables up to this size keep the states' own type, so that recorded runs replay to the bit
