@@ -44,7 +44,7 @@ nitpick_ignore_regex = [
     ("py:.*", r"(torch|nn|np|numpy|concurrent|collections|os|pathlib|typing)\..*"),
     ("py:.*", r"(Tensor|Any|Self|Path|Executor|Callable|Iterable|Iterator|Mapping|Sequence|Module|Optimizer|ndarray)"),
     # Inner parts of public classes, and names of types: without entries of their own.
-    ("py:.*", r"orderscope\.(engine|loops\.legs|search\.ledger)\..*"),
+    ("py:.*", r"orderscope\.(engine|loops\.legs|search\.ledger|search\.scores)\..*"),
     ("py:.*", r"(orderscope\.search\.strategy\.)?(Orders|Kind)"),
 ]
 
