@@ -107,9 +107,15 @@ def __dir__() -> list[str]:
 
 
 class _Package(ModuleType):
-    """A task of which a function speaks of `osc` can be sent to a worker."""
+    """Keeps `osc.record` the function where the former module of that name was imported, which the import system would
+    bind to the package."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOME and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
 
     def __reduce__(self) -> tuple[Any, ...]:
+        """A task of which a function speaks of `osc` can be sent to a worker."""
         return importlib.import_module, (__name__,)
 
 
