@@ -137,7 +137,7 @@ def cut_short(sim: osc.Simulator, monkeypatch: pytest.MonkeyPatch, name: str) ->
     assert osc.Simulator(sim.path).runs[-1] == "validated-3"
 
 
-@pytest.mark.parametrize("name", ["_noise", "_keep"])
+@pytest.mark.parametrize("name", ["_noise", "keep_truth"])
 def test_killed_between_training_and_comparison(
     sim: osc.Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -156,7 +156,7 @@ def test_killed_between_training_and_comparison(
 def test_a_run_that_knows_the_truth_with_nothing_foretold(sim: osc.Simulator, monkeypatch: pytest.MonkeyPatch) -> None:
     """As versions before left it: then each order is told without its own run."""
     monkeypatch.setattr(foretold, "_keep", lambda *_: True)
-    cut_short(sim, monkeypatch, "_keep")
+    cut_short(sim, monkeypatch, "keep_truth")
     later = osc.Simulator(sim.path, sim.task)
     again = osc.validate(later, 4)
     assert (again.error["eval"] > 0).all()
@@ -190,7 +190,7 @@ def test_query_train_puts_its_prediction_down_first(sim: osc.Simulator, monkeypa
     order = sim.order[::-1]
     expected = sim.predict(order).metrics["eval"]
     with monkeypatch.context() as patch:
-        patch.setattr(known, "_keep", killed)
+        patch.setattr(sys.modules[osc.validate.__module__], "keep_truth", killed)
         with pytest.raises(Killed):
             known.train_orders(sim, order[None])
     with osc.RunStore.open(sim.path) as store:
@@ -202,7 +202,7 @@ def test_query_train_puts_its_prediction_down_first(sim: osc.Simulator, monkeypa
 
 def test_query_train_of_what_a_killed_validation_left(sim: osc.Simulator, monkeypatch: pytest.MonkeyPatch) -> None:
     """The truth is known: nothing is trained, and no perfect prediction is put down."""
-    cut_short(sim, monkeypatch, "_keep")
+    cut_short(sim, monkeypatch, "keep_truth")
     later = osc.Simulator(sim.path, sim.task)
     truth = known.train_orders(later, later.run_orders[-4:])
     np.testing.assert_array_equal(truth["eval"], later.run_truth["eval"][-4:])

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from orderscope.answers.stored import VALIDATIONS, json_value, proposals, validations
+from orderscope.answers.stored import proposals, validations
 from orderscope.errors import OrderscopeError
-from orderscope.store import RunStore
 
 if TYPE_CHECKING:
-    from orderscope.simulation.foretold import Foretold
     from orderscope.simulation.simulator import Simulator
 
 Truth = dict[bytes, dict[str, float]]
@@ -45,7 +43,7 @@ def train_orders(
         OrderscopeError: without the task.
     """
     from orderscope.simulation.foretold import foretell
-    from orderscope.studies.validation import train_runs
+    from orderscope.studies.validation import keep_truth, train_runs
 
     if sim.task is None:
         raise OrderscopeError("a simulator without its task", "the task, to train it", "pass --task file.py:name")
@@ -56,23 +54,6 @@ def train_orders(
     if new:
         told = foretell(sim, list(orders[new]))  # before anything is trained
         true = train_runs(sim, sim.task, list(orders[new]), told.kept, progress)
-        _keep(sim, orders[new], true, told)
+        keep_truth(sim, list(orders[new]), true, told.predicted, told.error, {})
         known |= {orders[i].tobytes(): {n: float(v[k]) for n, v in true.items()} for k, i in enumerate(new)}
     return {name: np.array([known[order.tobytes()][name] for order in orders]) for name in names}
-
-
-def _keep(sim: Simulator, orders: np.ndarray, true: dict[str, Any], told: Foretold) -> None:
-    attrs = {
-        "metrics": list(true),
-        "true": json_value(dict(true)),
-        "predicted": json_value(told.predicted),
-        "error": json_value(told.error),
-        "noise_floor": {},
-    }
-    if not sim.store.path.is_dir():
-        return
-    try:
-        with RunStore.create(sim.store.path) as store:
-            store.write(store.next_name(VALIDATIONS), {"order": orders}, attrs)
-    except (OrderscopeError, OSError):
-        return

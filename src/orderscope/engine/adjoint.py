@@ -28,8 +28,6 @@ from orderscope.engine.units import regrouped_gradients
 
 RANK = 12
 PLACES = 8
-COORDS = 1 << 13
-ENERGY = 0.8
 NUDGE = 1e-3
 CHUNK_BYTES = 1 << 28
 Slope = Callable[[Tensor], tuple[float, Tensor]]

@@ -90,8 +90,8 @@ def replay(
     outside = torch.zeros(orders, dtype=torch.float64, device=device)
     kept = {0: states.theta.clone()} if 0 in snapshots else {}
     shares = window.fractions.to(device)
-    reached = [window.fractions, *(window.fractions[window.home[ids]].mean(0, keepdim=True) for ids in units.new)]
-    ranges = factor_ranges(window.tables, torch.cat(reached).to(device) * curvature)
+    composed = shares[torch.from_numpy(window.home[units.new]).to(device)].mean(1)  # of a regrouped batch's own batches
+    ranges = factor_ranges(window.tables, torch.cat([shares, composed]) * curvature)
     place = np.empty(len(ranges), dtype=np.int64)
     place[np.lexsort(ranges.T.cpu().numpy())] = np.arange(len(ranges))
     # Neighbours share the curvature's rows and their batch's entries, which are then read once for them all.

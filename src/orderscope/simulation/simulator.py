@@ -237,8 +237,7 @@ class Simulator:
     def left_out_bearing(self) -> Bearing:
         """Where the true runs were predicted to lead, each without its own states."""
         out = self.left_out
-        new = self._batches.index(self.run_orders)[0] >= self.window.units if out.runs else np.zeros((0, 1))
-        return self._bearing(out.theta, out.outside, new.mean(1))
+        return self._bearing(out.theta, out.outside, self.regrouped(self.run_orders))
 
     def _bearing(self, theta: Tensor, outside: np.ndarray, regrouped: np.ndarray) -> Bearing:
         alike = directions(theta, self.window.final) @ self._pointing.T

@@ -95,7 +95,7 @@ def validate(
     noisy = 0
     if not floor:
         floor, noisy = _noise(sim, sim.task, seed, progress), NOISE_RUNS
-    kept = _keep(sim, new, truth, told, doubt, floor) if new else None
+    kept = keep_truth(sim, new, truth, told, doubt, floor) if new else None
     known |= {order.tobytes(): _Checked(*({n: v[i] for n, v in part.items()} for part in (truth, told, doubt)))
               for i, order in enumerate(new)}  # fmt: skip
     rows = [known[order.tobytes()] for order in asked]
@@ -216,7 +216,7 @@ def _noise(sim: Simulator, task: Task, seed: int, progress: Progress | None) -> 
     return {name: float(np.append(values, sim.reference[name]).std(ddof=1)) for name, values in found.items()}
 
 
-def _keep(
+def keep_truth(
     sim: Simulator,
     new: list[np.ndarray],
     truth: dict[str, np.ndarray],
