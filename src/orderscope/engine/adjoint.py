@@ -24,6 +24,7 @@ from torch import Tensor
 from orderscope.engine import Batches, Units, Window, units_of
 from orderscope.engine.held_out import Expansion
 from orderscope.engine.optimizers import Dynamics, Slice, States, adam_back, clip, sgd_back, start_states, step
+from orderscope.engine.replay import HOMES
 from orderscope.engine.units import regrouped_gradients
 
 RANK = 12
@@ -107,6 +108,35 @@ def sensitivity(
 
 def step_effects(window: Window, found: Sensitivity) -> np.ndarray:
     """Effect of each recorded batch at each position, [steps, units, 1 + rank]."""
+    return _all_steps(found.places, _unit_effects(window, found).double().numpy(), window.steps)
+
+
+def sample_effects(window: Window, found: Sensitivity, ids: np.ndarray) -> np.ndarray:
+    """Effect of each of these samples in a batch at each position, [steps, ids, 1 + rank].
+
+    As in a replay a sample counts as the recorded batch it comes from, and by what sets it apart from that batch at the
+    shared anchors.
+    """
+    places, count, coords = found.rows.shape
+    units = _unit_effects(window, found)
+    home = torch.from_numpy(window.home[ids])
+    effect = units[:, home]  # [places, ids, rows]
+    shares = torch.stack([_affine(window, theta, 0, window.sampled)[0] for theta in found.states])
+    flat = found.rows.flatten(0, 1)
+    chunk = max(1, CHUNK_BYTES // (4 * coords))
+    for anchor, samples in zip(window.sample_anchors, window.sample_rows, strict=True):
+        share = shares[:, anchor, None, None]
+        own = torch.stack([window.gradients(unit)[anchor] @ flat.T for unit in range(window.units)])
+        effect -= share * own.view(-1, places, count)[home].transpose(0, 1)
+        for start in range(0, len(ids), chunk):
+            part = samples[torch.from_numpy(window.sample_place[ids[start : start + chunk]])].to(flat.dtype)
+            products = (part @ flat.T).view(len(part), places, count)
+            effect[:, start : start + chunk] += share * products.transpose(0, 1)
+    return _all_steps(found.places, effect.double().numpy() / window.order.shape[1], window.steps)
+
+
+def _unit_effects(window: Window, found: Sensitivity) -> Tensor:
+    """Effect of each recorded batch at the places of the sweep, [places, units, 1 + rank]."""
     units = torch.arange(window.units)
     out = []
     for rows, theta in zip(found.rows, found.states, strict=True):
@@ -115,31 +145,54 @@ def step_effects(window: Window, found: Sensitivity) -> np.ndarray:
         effect = torch.einsum("uk,ukr->ur", weights.to(rows.dtype), products)
         for group, factor in enumerate(window.factors):
             effect += window.fractions[:, group, None] * _curved_products(factor, remainder, rows)
-        out.append(effect.double().numpy())
-    return _all_steps(found.places, np.stack(out), window.steps)
+        out.append(effect)
+    return torch.stack(out)
 
 
-def sample_effects(window: Window, found: Sensitivity, ids: np.ndarray) -> np.ndarray:
-    """Effect of each of these samples in a batch at each position, [steps, ids, 1 + rank]."""
-    places, count, coords = found.rows.shape
-    allowed = window.sampled[None]
-    group = torch.from_numpy(window.group_codes[ids])
-    shares, bent = [], found.rows.new_empty(places, len(window.factors), count)
-    for p, (rows, theta) in enumerate(zip(found.rows, found.states, strict=True)):
-        weights, remainder, _ = window.anchors.weights(theta[None], torch.zeros(1, dtype=torch.int64), allowed)
-        shares.append(weights[0].to(rows.dtype))
-        for g, factor in enumerate(window.factors):
-            bent[p, g] = _curved_products(factor, remainder, rows)[0]
-    share = torch.stack(shares)  # [places, anchors]
-    flat = found.rows.flatten(0, 1)
-    effect = bent[:, group]  # [places, ids, rows]
-    chunk = max(1, CHUNK_BYTES // (4 * coords))
-    for anchor, samples in zip(window.sample_anchors, window.sample_rows, strict=True):
-        for start in range(0, len(ids), chunk):
-            part = samples[torch.from_numpy(window.sample_place[ids[start : start + chunk]])].to(flat.dtype)
-            products = (part @ flat.T).view(len(part), places, count)
-            effect[:, start : start + chunk] += share[:, anchor, None, None] * products.transpose(0, 1)
-    return _all_steps(found.places, effect.double().numpy() / window.order.shape[1], window.steps)
+@dataclass(frozen=True)
+class _Part:
+    """A summand of a batch's gradient, share * (w(theta)^T G + C (theta - w^T T)).
+
+    Args:
+        place: the recorded unit whose anchors T serve.
+        table: gradients G there, [anchors, m].
+        usable: which of them weigh in, bool [anchors].
+        share: what the summand counts.
+        groups: share of each group in the curvature C; empty for none.
+    """
+
+    place: int
+    table: Tensor
+    usable: Tensor
+    share: float
+    groups: list[float]
+
+
+def _parts(window: Window, units: Units, unit: int) -> list[_Part]:
+    """The summands of a batch's gradient, as in `orderscope.engine.replay`.
+
+    A recorded batch has one. A regrouped one has the recorded batches of `HOMES` of its samples, and what sets all of
+    its samples apart from these at the shared anchors.
+    """
+    if unit < window.units:
+        return [_Part(unit, window.gradients(unit), window.known[unit], 1.0, window.fractions[unit].tolist())]
+    ids = units.new[unit - window.units]
+    some = ids[np.linspace(0, len(ids) - 1, min(HOMES, len(ids))).round().astype(int)]
+    parts = [
+        _Part(u, window.gradients(u), window.known[u], 1 / len(some), window.fractions[u].tolist())
+        for u in window.home[some].tolist()
+    ]
+    apart = torch.zeros(window.anchors.count, window.coords, dtype=window.dtype)
+    for anchor in window.sample_anchors:
+        own = torch.stack([part.table[anchor] for part in parts]).mean(0)
+        apart[anchor] = regrouped_gradients(window, ids[None], anchor)[0] - own
+    return [*parts, _Part(parts[0].place, apart, window.sampled, 1.0, [])]
+
+
+def _affine(window: Window, theta: Tensor, place: int, usable: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights [anchors] and remainder [m] of one state."""
+    weights, remainder, _ = window.anchors.weights(theta[None], torch.tensor([place]), usable[None])
+    return weights[0].to(theta.dtype), remainder[0]
 
 
 def _forward(window: Window, units: Units) -> tuple[list[Passed], Tensor]:
@@ -148,29 +201,16 @@ def _forward(window: Window, units: Units) -> tuple[list[Passed], Tensor]:
     passed = []
     for t in range(window.steps):
         unit = torch.from_numpy(units.index[:, t])
-        place, rows = _table(window, units, int(unit))
-        usable = _usable(window, unit)
-        weights, remainder, _ = window.anchors.weights(states.theta, torch.tensor([place]), usable)
-        gradient = weights.to(rows.dtype) @ rows
-        for share, factor in zip(units.fractions[int(unit)].tolist(), window.factors, strict=True):
-            if share:
-                gradient += share * _curved(factor, remainder)
+        gradient = torch.zeros_like(states.theta)
+        for part in _parts(window, units, int(unit)):
+            weights, remainder = _affine(window, states.theta[0], part.place, part.usable)
+            gradient += part.share * (weights @ part.table)
+            gradient += part.share * _bent(window, part.groups, remainder[None])
         before, taken = states.theta[0].clone(), None if states.taken is None else states.taken[0].clone()
         active = None if units.has_grad is None else units.has_grad[unit]
         step(window.dynamics, states, clip(window.dynamics, gradient), t, None, active)
         passed.append(Passed(before, gradient[0], _second(states), taken, int(unit)))
     return passed, states.theta[0]
-
-
-def _table(window: Window, units: Units, unit: int) -> tuple[int, Tensor]:
-    """The recorded unit whose anchors serve for a unit, and the unit's gradients there, [anchors, m]."""
-    recorded = window.units
-    if unit < recorded:
-        return unit, window.gradients(unit)
-    rows = torch.zeros(window.anchors.count, window.coords, dtype=window.dtype)
-    for anchor in window.sample_anchors:
-        rows[anchor] = regrouped_gradients(window, units.new[unit - recorded : unit - recorded + 1], anchor)[0]
-    return 0, rows
 
 
 def _second(states: States) -> Tensor | None:
@@ -234,21 +274,29 @@ def _gradient_back(window: Window, units: Units, at: Passed, rows: Tensor) -> Te
     With anchor weights w(theta), W = dw / dtheta and anchor states T, g = G^T w + C (theta - T^T w), so that
     J^T x = C x + W^T (G x - T C x).
     """
-    place, table = _table(window, units, at.unit)
-    states = window.anchors.states(place)
-    usable = _usable(window, torch.tensor([at.unit]))
-    count = len(states)
     # On an anchor the weights do not move at all; what is wanted is how they move around it.
     near = at.theta + NUDGE * (window.final - window.dynamics.start.theta)
-    theta = near.expand(count, -1).clone().requires_grad_()
-    with torch.enable_grad():
-        weights = window.anchors.weights(theta, torch.full((count,), place), usable.expand(count, -1))[0]
-        (along,) = torch.autograd.grad(weights.diagonal().sum(), theta)
+    total = torch.zeros_like(rows)
+    for part in _parts(window, units, at.unit):
+        states = window.anchors.states(part.place)
+        count = len(states)
+        theta = near.expand(count, -1).clone().requires_grad_()
+        with torch.enable_grad():
+            place, usable = torch.full((count,), part.place), part.usable.expand(count, -1)
+            weights = window.anchors.weights(theta, place, usable)[0]
+            (along,) = torch.autograd.grad(weights.diagonal().sum(), theta)
+        bent = _bent(window, part.groups, rows)
+        total += part.share * (bent + (rows @ part.table.T - bent @ states.T) @ along.to(rows.dtype))
+    return total
+
+
+def _bent(window: Window, groups: list[float], rows: Tensor) -> Tensor:
+    """C x of a mixture of groups, [rows, m]; zero where there are none."""
     bent = torch.zeros_like(rows)
-    for share, factor in zip(units.fractions[at.unit].tolist(), window.factors, strict=True):
+    for share, factor in zip(groups, window.factors, strict=bool(groups)):
         if share:
             bent += share * _curved(factor, rows)
-    return bent + (rows @ table.T - bent @ states.T) @ along.to(rows.dtype)
+    return bent
 
 
 def _curved(factor: Tensor, rows: Tensor) -> Tensor:
@@ -272,10 +320,3 @@ def _all_steps(places: np.ndarray, values: np.ndarray, steps: int) -> np.ndarray
     share = (at - places[low]) / (places[low + 1] - places[low])
     share = share.reshape(-1, *[1] * (values.ndim - 1))
     return (1 - share) * values[low] + share * values[low + 1]
-
-
-def _usable(window: Window, unit: Tensor) -> Tensor:
-    """Which anchors each row may use, bool [rows, anchors]: those its unit has, or, of a regrouped batch, those with
-    samples."""
-    new = unit >= window.units
-    return torch.where(new[:, None], window.sampled, window.known[unit.masked_fill(new, 0)])
