@@ -118,7 +118,8 @@ def test_the_slope_of_the_standard_error() -> None:
 def test_a_proposal_tells_both_parts(sim: osc.Simulator, tmp_path: Path) -> None:
     from searching import propose
 
-    found = propose(sim, budget=150, verify=2, strategies=["random", "group schedule", "descent"])
+    found = propose(sim, budget=150, verify=1, strategies=["random", "group schedule", "descent"])
+    assert not found.refined
     assert [part.part for part in found.parts] == ["confirming", "searched"]
     assert sum(part.rows for part in found.parts) == 40
     assert found.confirmed is not None
@@ -130,6 +131,23 @@ def test_a_proposal_tells_both_parts(sim: osc.Simulator, tmp_path: Path) -> None
     assert (np.sort(found.simple.order, axis=None) == np.sort(sim.order, axis=None)).all()
     row = next(row for row in found.table if row.confirmed is not None)
     assert row.parts[0].standard_error is not None
+
+
+def test_what_holds_on_unseen_rows_is_improved_on_all(sim: osc.Simulator) -> None:
+    """The gain on unseen rows is that of the order that was searched without them."""
+    from searching import propose
+
+    found = propose(sim, budget=200, verify=2, strategies=["random", "regroup", "local search"], seed=1)
+    assert found.refined
+    first = next(row for row in found.table if row.parts and row.parts[0].confirmed is not None)
+    assert found.parts == first.parts
+    assert found.parts[0].gain > 0
+    assert found.confirmed is not None
+    assert first.confirmed is not None
+    assert found.confirmed < first.confirmed
+    assert not next(row for row in found.table if row.confirmed == found.confirmed).parts
+    values = [found.true[f"eval:{part}"] for part in ("confirming", "searched")]
+    assert np.mean(values) == pytest.approx(found.confirmed, abs=1e-5)
 
 
 def test_other_rows_can_confirm(sim: osc.Simulator) -> None:
@@ -144,7 +162,7 @@ def test_other_rows_can_confirm(sim: osc.Simulator) -> None:
 
 def test_nothing_to_look_for_is_said_first(sim: osc.Simulator, monkeypatch: pytest.MonkeyPatch) -> None:
     nothing = Verdict("eval", 0.1, 0.2, 0.2, 9, 40)
-    monkeypatch.setattr("orderscope.search.proposal._Work.effect", lambda self: nothing)
+    monkeypatch.setattr("orderscope.search.work.Work.effect", lambda self: nothing)
     found = osc.propose(sim)
     assert found.verdict.startswith("nothing to look for with these 40 rows")
     assert not found.searched

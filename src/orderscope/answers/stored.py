@@ -69,6 +69,7 @@ def proposal_facts(proposal: Any) -> dict[str, Any]:
     names = (
         "metric", "maximize", "predicted", "error", "confirmed", "reference", "random", "gain_sigma", "scored", "cost",
         "best_of_n", "undetectable", "true", "notes", "verdict", "searched",
+        "refined",
     )  # fmt: skip
     row, point = ("name", "source", "predicted", "error", "confirmed"), ("name", "metrics", "true")
     simple = proposal.simple

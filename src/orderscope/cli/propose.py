@@ -237,8 +237,9 @@ def show(facts: dict[str, Any]) -> None:
         for note in facts["notes"]:
             say(f"note: {plain(str(note))}")
         return
-    rows = [_cells(row) for row in table[:SHOWN]]
-    parts = ["gain on the other rows", "±"] if table and table[0]["parts"] else []
+    apart = any(row["parts"] for row in table[:SHOWN])
+    rows = [_cells(row, apart) for row in table[:SHOWN]]
+    parts = ["gain on the other rows", "±"] if apart else []
     print_table(["order", metric, "error", "trained", *parts, "found by"], rows, text=(0, 4 + len(parts)))
     if len(table) > SHOWN:
         say(f"  and {len(table) - SHOWN} more; --json prints all")
@@ -249,9 +250,7 @@ def show(facts: dict[str, Any]) -> None:
     if facts.get("schedule"):
         say("\nlearning rates")
         whose = {True: "the proposed order", False: "the recorded order"}
-        rows = [
-            _cells(row | {"parts": [], "source": whose[row["proposed_order"]]}) for row in facts["schedule"]["table"]
-        ]
+        rows = [_cells(row | {"source": whose[row["proposed_order"]]}) for row in facts["schedule"]["table"]]
         print_table(["schedule", metric, "error", "trained", "with"], rows, text=(0, 4))
     say()
     for line in summary_lines(facts):
@@ -277,8 +276,9 @@ def summary_lines(facts: dict[str, Any]) -> list[str]:
     if facts["confirmed"] is not None:
         gained = signed(facts["confirmed"] - facts["reference"], _number(facts["error"]))
         lines.append(f"trained for confirmation: {facts['confirmed']:.5g} ({gained})")
-    for part in facts["parts"]:
-        lines.append(part_words(part))
+    if facts.get("refined"):
+        lines.append(REFINED + ":")
+    lines += [("  " if facts.get("refined") else "") + part_words(part) for part in facts["parts"]]
     if facts["undetectable"]:
         why = "the predicted gain is inside its error"
         if facts["confirmed"] is not None:
@@ -289,6 +289,9 @@ def summary_lines(facts: dict[str, Any]) -> list[str]:
             f"best of {facts['cost']:.0f} random orders, truly trained at equal cost: {facts['best_of_n']:.5g} expected"
         )
     return lines
+
+
+REFINED = "searched on some of the held-out rows first, then on all; the order of the first search"
 
 
 def part_words(part: dict[str, Any]) -> str:
@@ -319,11 +322,11 @@ def _point(row: dict[str, Any], names: list[str]) -> list[str]:
     return [*cells, row["name"]]
 
 
-def _cells(row: dict[str, Any]) -> list[str]:
+def _cells(row: dict[str, Any], parts: bool = False) -> list[str]:
     value, error = figures(row["predicted"], _number(row["error"]))
     trained = "" if row["confirmed"] is None else f"{row['confirmed']:.5g}"
-    apart = []
-    if row["parts"]:
+    apart = ["", ""] if parts else []
+    if parts and row["parts"]:
         own = row["parts"][0]
         width = own["standard_error"]
         apart = [f"{own['gain']:+.2g}", "" if width is None else f"{width:.2g}"]

@@ -31,7 +31,7 @@ def section(material: Material) -> Section:
             "found": True,
             "metric": short(facts["metric"]),
             "verdict": plain(str(facts.get("verdict") or "")),
-            "parts": [part_words(part) for part in facts.get("parts") or []],
+            "parts": [REFINED] * bool(facts.get("refined")) + [part_words(part) for part in facts.get("parts") or []],
             "simple": _simple(facts.get("simple")),
             "words": words(facts),
             "regret": regret(facts),
@@ -78,6 +78,11 @@ def regret(facts: dict[str, Any]) -> str:
         f"Everything spent on it equals {runs} runs. The best of {runs} random orders, all truly trained, would be "
         f"expected at {facts['best_of_n']:.5g}: {verdict} {two(abs(behind))}."
     )
+
+
+REFINED = (
+    "First some of the held-out rows were searched, then all of them; of the order that the first search ended with:"
+)
 
 
 def part_words(part: dict[str, Any]) -> str:
