@@ -26,6 +26,7 @@ from orderscope.engine.held_out import Expansion
 from orderscope.engine.optimizers import Dynamics, Slice, States, adam_back, clip, sgd_back, start_states, step
 from orderscope.engine.replay import HOMES
 from orderscope.engine.units import regrouped_gradients
+from orderscope_kernels.reference import affine_weights
 
 RANK = 12
 PLACES = 8
@@ -79,13 +80,13 @@ def sensitivity(
         expansion: of the metric, for the directions it is curved in.
         order: the base, [steps, batch].
         slope: value and gradient of the metric at final weights; the gradient on the carried coordinates.
-        rank: curved directions to follow, at most as many as the expansion has.
+        rank: curved directions to follow, at most as many as the expansion has; 0 for the metric alone.
         places: at how many positions, evenly spaced, derivatives are kept.
     """
     units = units_of(window, Batches(window.order), order[None])
     passed, final = _forward(window, units)
     typical = _typical_square(window)
-    directions = _directions(window, expansion, typical, rank)
+    directions = _directions(window, expansion, typical, rank) if rank else window.final[None][:0]
     value, gradient = slope(final)
     rows = torch.cat([gradient[None] * window.dynamics.weight, directions])
     kept = np.unique(np.linspace(0, window.steps - 1, min(places, window.steps)).round().astype(int))
@@ -278,16 +279,35 @@ def _gradient_back(window: Window, units: Units, at: Passed, rows: Tensor) -> Te
     near = at.theta + NUDGE * (window.final - window.dynamics.start.theta)
     total = torch.zeros_like(rows)
     for part in _parts(window, units, at.unit):
-        states = window.anchors.states(part.place)
-        count = len(states)
-        theta = near.expand(count, -1).clone().requires_grad_()
-        with torch.enable_grad():
-            place, usable = torch.full((count,), part.place), part.usable.expand(count, -1)
-            weights = window.anchors.weights(theta, place, usable)[0]
-            (along,) = torch.autograd.grad(weights.diagonal().sum(), theta)
+        states, jacobian = _weights_back(window, near, part.place, part.usable)
         bent = _bent(window, part.groups, rows)
-        total += part.share * (bent + (rows @ part.table.T - bent @ states.T) @ along.to(rows.dtype))
+        total += part.share * (bent + jacobian(rows @ part.table.T - bent @ states.T))
     return total
+
+
+def _weights_back(
+    window: Window, theta: Tensor, place: int, usable: Tensor
+) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """A unit's anchors [anchors, m], and x -> x^T dw / dtheta for x [rows, anchors].
+
+    The weights depend on d = theta - start through the inner products d . d and d_j . d alone.
+    """
+    anchors, unit = window.anchors, torch.tensor([place])
+    d = theta - anchors.start
+    spread = anchors.spread[anchors.entries(unit)[0]].to(theta.dtype)
+    square, along = (d @ d).reshape(1), (spread @ d)[None]
+
+    def weights(square: Tensor, along: Tensor) -> Tensor:
+        return affine_weights(square, along, anchors.gram, unit, usable[None], anchors.ridge, anchors.scale)[0][0]
+
+    with torch.enable_grad():
+        by_square, by_along = torch.autograd.functional.jacobian(weights, (square, along))
+    by_square, by_along = by_square[:, 0].to(theta.dtype), by_along[:, 0].to(theta.dtype)
+
+    def back(x: Tensor) -> Tensor:
+        return (x @ by_along) @ spread + (x @ by_square)[:, None] * (2 * d)
+
+    return anchors.start + spread, back
 
 
 def _bent(window: Window, groups: list[float], rows: Tensor) -> Tensor:
@@ -295,20 +315,18 @@ def _bent(window: Window, groups: list[float], rows: Tensor) -> Tensor:
     bent = torch.zeros_like(rows)
     for share, factor in zip(groups, window.factors, strict=bool(groups)):
         if share:
-            bent += share * _curved(factor, rows)
+            bent += share * curved(factor, rows)
     return bent
 
 
-def _curved(factor: Tensor, rows: Tensor) -> Tensor:
-    """C x of one group, [rows, m]."""
-    factor = factor.to(rows.dtype)
-    return (rows @ factor.T) @ factor
+def curved(factor: Tensor, rows: Tensor) -> Tensor:
+    """C x of one group, [rows, m]; in the factor's type."""
+    return ((rows.to(factor.dtype) @ factor.T) @ factor).to(rows.dtype)
 
 
 def _curved_products(factor: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """x C y of one group for all rows x and y, [left, right]."""
-    factor = factor.to(left.dtype)
-    return (left @ factor.T) @ (right @ factor.T).T
+    """x C y of one group for all rows x and y, [left, right]; in the factor's type."""
+    return ((left.to(factor.dtype) @ factor.T) @ (right.to(factor.dtype) @ factor.T).T).to(left.dtype)
 
 
 def _all_steps(places: np.ndarray, values: np.ndarray, steps: int) -> np.ndarray:

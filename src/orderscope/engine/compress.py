@@ -49,7 +49,10 @@ def _leading(gram: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The largest eigenvalues [count] of a symmetric matrix and their vectors [n, count], descending."""
     last = len(gram) - 1
     try:
-        values, vectors = eigh(gram.numpy(), subset_by_index=(last - count + 1, last), check_finite=False)
+        if count > last:
+            values, vectors = eigh(gram.numpy(), check_finite=False, driver="evd")  # all of them: 0.7 of the time
+        else:
+            values, vectors = eigh(gram.numpy(), subset_by_index=(last - count + 1, last), check_finite=False)
     except (LinAlgError, ValueError):  # it did not converge
         values, vectors = eigh(gram.double().numpy())
     values, vectors = torch.from_numpy(values.copy()).to(gram), torch.from_numpy(vectors.copy()).to(gram)
