@@ -38,12 +38,16 @@ def card(sim: Simulator, text: str | None = None) -> tuple[str, np.ndarray]:
     """
     if text is None:
         order, proposal = chosen_order(sim)
-        what = "the recorded order" if proposal is None else "proposed by a search"
+        what = "the recorded order"
+        if proposal is not None:
+            what = "proposed by a search"
+            if np.array_equal(order, sim.order):
+                what = "the recorded order: a search found none that is better"
     else:
-        order, what = resolve_order(sim, text), f"`{_cell(text)}`"
+        order, what = resolve_order(sim, text), f"`{cell(text)}`"
     parts = [
         _head(),
-        f"# Training order of {_cell(Path(sim.path).resolve().name)}",
+        f"# Training order of {cell(Path(sim.path).resolve().name)}",
         MARK,
         _intro(sim, order, what),
         "## What it gives",
@@ -71,9 +75,9 @@ def _intro(sim: Simulator, order: np.ndarray, what: str) -> str:
         ["hash (SHA-256)", f"`{order_hash(order)}`"],
         ["hash of the recorded order", f"`{order_hash(sim.order)}`"],
         ["sample ids", f"indices into the training data, a data set of {facts['samples']:,} samples"],
-        ["groups", ", ".join(map(_cell, groups)) if len(groups) > 1 else "none"],
-        ["model", f"{_cell(facts['model'])}, {facts['size']:,} trained weights, {_cell(facts['dtype'])}"],
-        ["optimizer", f"{_cell(facts['optimizer'])}, {_cell(facts['scheduler'] or 'no scheduler')}"],
+        ["groups", ", ".join(map(cell, groups)) if len(groups) > 1 else "none"],
+        ["model", f"{cell(facts['model'])}, {facts['size']:,} trained weights, {cell(facts['dtype'])}"],
+        ["optimizer", f"{cell(facts['optimizer'])}, {cell(facts['scheduler'] or 'no scheduler')}"],
         ["written by", f"Orderscope {__version__}"],
     ]
     return table(["", ""], rows)
@@ -94,7 +98,7 @@ def _values(sim: Simulator, order: np.ndarray) -> str:
             how = f"predicted, ±{_number(error)}" + ("" if prediction.trusted[0] else ", not to be trusted")
         if value is None:
             continue
-        rows.append([_cell(name), _number(value), how, _number(effect.reference), _number(effect.sigma),
+        rows.append([cell(name), _number(value), how, _number(effect.reference), _number(effect.sigma),
                      _number(effect.noise), effect.verdict])  # fmt: skip
     heads = ["metric", "this order", "known by", "recorded order", "sigma_order", "noise", "verdict"]
     note = (
@@ -123,7 +127,7 @@ def _fidelity(sim: Simulator) -> str:
     if not checked:
         return "No unseen orders were trained to check the predictions of this run (`orderscope validate` does that)."
     rows = [
-        [_cell(f.metric), str(f.orders), _number(f.spearman), _number(f.mae), _number(f.mae_ratio), f"{f.coverage:.0%}"]
+        [cell(f.metric), str(f.orders), _number(f.spearman), _number(f.mae), _number(f.mae_ratio), f"{f.coverage:.0%}"]
         for f in checked
     ]
     heads = ["metric", "unseen orders trained", "Spearman", "mae", "mae_ratio", "coverage of the 90 % interval"]
@@ -163,7 +167,7 @@ def table(heads: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _cell(text: Any) -> str:
+def cell(text: Any) -> str:
     """A name that somebody gave, so that nothing in it is markup."""
     return "".join(f"\\{c}" if c in "\\`*_{}[]<>()#+!|~$" else c for c in plain(str(text)))
 

@@ -35,7 +35,7 @@ class Tracked:
         summary: name/of/the/number -> value, finite; `METRIC/sigma_order`, `METRIC/spearman`, `proposal/confirmed`.
         curves: name of a recorded run -> metric -> [(step, value)], steps rising.
         tables: as `orderscope export` writes them.
-        order: the last proposal's order, else the recorded one, int64 [steps, batch].
+        order: that of `chosen_order`, int64 [steps, batch].
         left_out: orders asked about that are in no table, and why.
     """
 
@@ -64,9 +64,11 @@ def tracked(sim: Simulator) -> Tracked:
 
 
 def chosen_order(sim: Simulator) -> tuple[np.ndarray, StoredProposal | None]:
-    """The order of the last proposal and the proposal; the recorded order and None where nothing was proposed."""
+    """The order of the last proposal that was confirmed, else of the last, and the proposal; the recorded order and
+    None where nothing was proposed."""
     made = proposals(sim.store)
-    return (made[-1].order, made[-1]) if made else (sim.order, None)
+    last = ([p for p in made if p.facts["confirmed"] is not None] or made or [None])[-1]
+    return (sim.order if last is None else last.order), last
 
 
 def _config(sim: Simulator) -> dict[str, Value]:
