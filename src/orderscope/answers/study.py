@@ -89,12 +89,13 @@ class Study:
             OrderscopeError: order does not matter here beyond the noise (`anyway=True` searches all the same), or no
                 order that was found may be better than the best known.
         """
-        for _ in range(ROUNDS):
+        for searches_left in reversed(range(ROUNDS + 1)):
             while self._waiting:
                 row = self._waiting.pop(0)
                 if row.order.tobytes() not in self._trials and self._may_win(row):
                     return self._add(row.order, row.predicted, row.error, row.name)
-            self._search()
+            if searches_left:
+                self._search()
         best = self.best
         raise OrderscopeError(
             f"no order left that may be better than {best.value:.5g} (trial {best.number})",
