@@ -70,8 +70,8 @@ class OrderLoader(DataLoader):
         self._handed = self._first = 0
 
     def __len__(self) -> int:
-        """Batches of the pass that is under way or comes next."""
-        return (len(self.played.order) - self._first) * self.played.batches_a_step
+        """Batches of a whole pass, also where one goes on from a state: Lightning counts from its beginning."""
+        return len(self.played.order) * self.played.batches_a_step
 
     def state_dict(self) -> dict[str, Any]:
         """Where it stands, see `OrderSampler.state_dict`."""
