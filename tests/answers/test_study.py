@@ -12,6 +12,7 @@ import pytest
 import orderscope as osc
 import tasks_tiny
 from law_tasks import simulated
+from orderscope.answers.card import card
 from orderscope.orders import order_hash
 
 
@@ -86,6 +87,18 @@ def test_a_value_so_good_that_no_other_order_may_beat_it_ends_it(sim: osc.Simula
     study.tell(study.ask(), 0.0)
     with pytest.raises(osc.OrderscopeError, match=r"no order left that may be better than 0 \(trial 1\)"):
         study.ask()
+
+
+def test_a_card_is_about_the_best_trial(sim: osc.Simulator) -> None:
+    study = made(sim)
+    worse, better = study.ask(), study.ask()
+    study.tell(worse, sim.reference["eval"] + 1)
+    assert "the recorded order" in card(osc.Simulator(sim.path))[0]
+    study.tell(better, sim.reference["eval"] - 0.125)
+    page, order = card(osc.Simulator(sim.path))
+    assert order_hash(order) == order_hash(better.order)
+    assert "| order | the best trial of a study |" in page
+    assert f"| eval | {sim.reference['eval'] - 0.125:.5g} | trained, as told to a study |" in page
 
 
 def test_an_order_of_ones_own_is_told(sim: osc.Simulator) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import struct
 import sys
 from collections.abc import Iterator
@@ -87,7 +88,7 @@ def test_wandb_offline(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("WANDB_MODE", "offline")
     facts = answer("export", run, "--to", "wandb", "--out", tmp_path / "kept", "--project", "orders")
     assert (facts["mode"], facts["project"]) == ("offline", "orders")
-    folder = Path(facts["files"])
+    folder = Path(facts["directory"])
     assert folder.is_relative_to(tmp_path / "kept")
     (log,) = folder.glob("*.wandb")
     config, summary, history = wandb_records(log)
@@ -174,6 +175,18 @@ def test_mlflow_needs_a_place(run: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     result = call("export", run, "--to", "mlflow")
     assert result.exit_code == 1
     assert "pass --out FOLDER, or set MLFLOW_TRACKING_URI" in result.stderr
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+@pytest.mark.parametrize("kind", ["tensorboard", "wandb", "mlflow", "card"])
+def test_for_a_person(kind: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tensorboard" if kind == "card" else kind)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    result = call("export", run, "--to", kind, "--out", tmp_path / "there")
+    assert result.exit_code == 0, result.output
+    lines = dict(re.split(r"  +", line, maxsplit=1) for line in result.stdout.splitlines())
+    assert len(lines["order hash"]) == 64
+    assert str(tmp_path / "there") in result.stdout
 
 
 @pytest.mark.parametrize(("kind", "module"), [("tensorboard", "tensorboard"), ("wandb", "wandb"), ("mlflow", "mlflow")])

@@ -15,6 +15,7 @@ from orderscope.answers.fidelity import fidelity
 from orderscope.answers.known import known_truth
 from orderscope.answers.stored import proposals
 from orderscope.answers.tracked import chosen_order
+from orderscope.answers.trials import stored_trials
 from orderscope.orders import order_hash
 from orderscope.recording.costs import part_runs
 from orderscope.text import plain
@@ -30,8 +31,7 @@ def card(sim: Simulator, text: str | None = None) -> tuple[str, np.ndarray]:
     """The page and the order that it is about, int64 [steps, batch].
 
     Args:
-        text: an order expression or a .npy file; the last proposal's order if not given, the recorded one where
-            nothing was proposed.
+        text: an order expression or a .npy file; that of `chosen_order` if not given.
 
     Raises:
         OrderscopeError: the expression is wrong, see `resolve_order`.
@@ -43,6 +43,8 @@ def card(sim: Simulator, text: str | None = None) -> tuple[str, np.ndarray]:
             what = "proposed by a search"
             if np.array_equal(order, sim.order):
                 what = "the recorded order: a search found none that is better"
+        elif not np.array_equal(order, sim.order):
+            what = "the best trial of a study"
     else:
         order, what = resolve_order(sim, text), f"`{cell(text)}`"
     parts = [
@@ -86,14 +88,18 @@ def _intro(sim: Simulator, order: np.ndarray, what: str) -> str:
 def _values(sim: Simulator, order: np.ndarray) -> str:
     """Value of every metric that is known or can be told without the model, beside the recorded order's."""
     names = metric_names(sim)
-    told = [name for name in names if name in sim.losses]
+    losses = [name for name in names if name in sim.losses]
     known = known_truth(sim).get(order.tobytes(), {})
-    prediction = sim.predict(order[None], metrics=told, allow_other_samples=True) if told else None
+    trials = [t for t in stored_trials(sim.store) if t.value is not None and np.array_equal(t.order, order)]
+    told = {trial.metric: trial.value for trial in trials}
+    prediction = sim.predict(order[None], metrics=losses, allow_other_samples=True) if losses else None
     rows = []
     for effect in effects(sim, names):
         name = effect.metric
         value, how = known.get(name), "trained"
-        if value is None and prediction is not None and name in told:
+        if value is None and name in told:
+            value, how = told[name], "trained, as told to a study"
+        if value is None and prediction is not None and name in losses:
             value, error = float(prediction.metrics[name][0]), float(prediction.error[name][0])
             how = f"predicted, ±{_number(error)}" + ("" if prediction.trusted[0] else ", not to be trusted")
         if value is None:

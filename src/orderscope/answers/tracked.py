@@ -13,6 +13,7 @@ from orderscope.answers.effect import effects, metric_names
 from orderscope.answers.fidelity import fidelity
 from orderscope.answers.stored import StoredProposal, proposals
 from orderscope.answers.tables import Table, tables
+from orderscope.answers.trials import stored_trials
 from orderscope.orders import order_hash
 from orderscope.recording.costs import part_runs
 from orderscope.text import plain
@@ -64,11 +65,16 @@ def tracked(sim: Simulator) -> Tracked:
 
 
 def chosen_order(sim: Simulator) -> tuple[np.ndarray, StoredProposal | None]:
-    """The order of the last proposal that was confirmed, else of the last, and the proposal; the recorded order and
-    None where nothing was proposed."""
+    """The order of the last proposal that was confirmed, else of the last, and the proposal. Where nothing was proposed
+    the best trial of a study and None; where none is better than the recorded order, that order."""
     made = proposals(sim.store)
     last = ([p for p in made if p.facts["confirmed"] is not None] or made or [None])[-1]
-    return (sim.order if last is None else last.order), last
+    if last is not None:
+        return last.order, last
+    metric = next(iter(metric_names(sim)), None)
+    best = min(stored_trials(sim.store, metric), key=lambda trial: trial.rank, default=None)
+    better = best is not None and best.rank < (-1 if best.maximize else 1) * sim.reference[best.metric]
+    return (best.order if best is not None and better else sim.order), None
 
 
 def _config(sim: Simulator) -> dict[str, Value]:

@@ -40,8 +40,8 @@ CARD = "README.md"
 )
 @click.option(
     "--order", metavar="ORDER",
-    help="The order that a card is about: an expression or a .npy file. Default: that of the last proposal, or else "
-    "the recorded one.",
+    help="The order that a card is about: an expression or a .npy file. Default: that of the last proposal, the best "
+    "trial of a study, or the recorded one.",
 )  # fmt: skip
 @threads_option
 @json_option

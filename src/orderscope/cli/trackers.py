@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import time
@@ -101,7 +102,7 @@ def to_wandb(found: Tracked, out: Path | None, project: str) -> dict[str, Any]:
         artifact.add_file(str(_saved(Path(folder) / "order.npy", found.order)))
         run.log_artifact(artifact)
         run.finish()
-    return {"project": project, "run": run.id, "files": str(Path(run.dir).parent), "mode": run.settings.mode}
+    return {"project": project, "run": run.id, "directory": str(Path(run.dir).parent), "mode": run.settings.mode}
 
 
 def to_mlflow(found: Tracked, out: Path | None, experiment: str) -> dict[str, Any]:
@@ -125,6 +126,8 @@ def to_mlflow(found: Tracked, out: Path | None, experiment: str) -> dict[str, An
         )  # fmt: skip
     if out is not None:
         out.mkdir(exist_ok=True)
+    for name in ("mlflow", "alembic"):  # how a new store is set up
+        logging.getLogger(name).setLevel(logging.WARNING)
     client = MlflowClient(uri)
     known = client.get_experiment_by_name(experiment)
     place = None if out is None else (out.resolve() / "artifacts").as_uri()
