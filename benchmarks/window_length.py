@@ -1,11 +1,11 @@
-"""What asking about a longer last part of the same training gives: how much order matters there, and how well it is told.
+"""What asking about a longer last part of the same training gives: how much order matters, and how well it is told.
 
     python benchmarks/window_length.py [--steps 12 24 48 96] [--orders 12]
 
-The training is `windows.py:text_96`. Of each window, its last steps with the optimizer's state as it was: CPU seconds of
-training it once, cost of recording and the first answer in runs, cost of an answer as a share of a training, sigma_order
-and held-out noise, and unseen orders predicted against true retraining; mae_ratio is the mean absolute error over that of
-a constant guess. Prints a table in Markdown.
+The training is `windows.py:text_96`. Of each window, its last steps with the optimizer's state as it was: CPU seconds
+of training it once, cost of recording and the first answer in runs, cost of an answer as a share of a training,
+sigma_order and held-out noise, and unseen orders predicted against true retraining; mae_ratio is the mean absolute
+error over that of a constant guess. Prints a table in Markdown.
 """
 
 from __future__ import annotations

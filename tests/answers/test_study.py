@@ -146,6 +146,14 @@ def test_a_run_that_cannot_be_written_to(sim: osc.Simulator, tmp_path: Path) -> 
         study.train(study.ask())
 
 
+def test_other_samples_where_they_are_allowed(sim: osc.Simulator) -> None:
+    order = sim.order.copy()
+    order[0, 0] = order[1, 0]
+    with pytest.raises(osc.OrderscopeError, match="an order of other samples"):
+        made(sim).tell(order, 1.0)
+    assert made(sim, allow_other_samples=True).tell(order, 1.0).value == 1.0
+
+
 def test_errors(sim: osc.Simulator) -> None:
     with pytest.raises(osc.OrderscopeError, match=r"metric 'evil'; expected one of"):
         osc.Study(sim, "evil")

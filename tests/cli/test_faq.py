@@ -17,8 +17,9 @@ PAGES = ["faq.md", "howto/budget-and-window.md", "howto/play-an-order.md", "howt
 
 def commands(page: str) -> list[list[str]]:
     """What stands between backticks and begins with `orderscope VERB`."""
-    texts = re.findall(r"`([^`]+)`", (DOCS / page).read_text(encoding="utf-8"))
-    found = [shlex.split(text.replace("…", "")) for text in texts if re.search(r"(^| )orderscope [a-z]", text)]
+    prose = re.sub(r"^```.*?^```$", "", (DOCS / page).read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    texts = re.findall(r"`([^`]+)`", prose)
+    found = [shlex.split(text) for text in texts if re.match(r"([A-Z_]+=\S+ )?orderscope [a-z]", text)]
     return [words[words.index("orderscope") + 1 :] for words in found]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import doctest
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 from torch.utils.data import TensorDataset
 
 import orderscope as osc
+from orderscope.orders import loader as loader_module
 
 ORDER = np.random.default_rng(0).permutation(30).reshape(5, 6)
 DATA = torch.arange(30) * 10
@@ -93,6 +96,11 @@ def test_a_training_broken_off_ends_with_the_same_weights():
     loader.load_state_dict(saved[2])
     train(model, adam, loader, None)
     assert torch.equal(model.weight, whole.weight)
+
+
+def test_examples():
+    result = doctest.testmod(loader_module, extraglobs={"torch": torch})
+    assert (result.failed, result.attempted) == (0, 2)
 
 
 def test_errors():

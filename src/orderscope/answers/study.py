@@ -44,8 +44,8 @@ class Study:
         maximize: more of it is better.
         budget: orders scored by each search; one is made when there is nothing left to ask.
         seed: of everything random.
-        options: of `orderscope.propose`: strategies, constraints, regroup, seconds, anyway, searched, confirming,
-            progress.
+        options: of `orderscope.propose`: strategies, constraints, regroup, allow_other_samples, seconds, anyway,
+            searched, confirming, progress.
 
     Raises:
         OrderscopeError: for an option that `propose` does not take, or an unknown metric.
@@ -72,7 +72,8 @@ class Study:
                 f"Study({sorted(unknown)[0]}=)", "options of propose, but for verify= and rounds=", "leave it out"
             )
         self.sim, self.metric, self.maximize = sim, metric, bool(maximize)
-        self._options = options | {"budget": budget}
+        self._options: dict[str, Any] = options | {"budget": budget}
+        self._other = bool(options.get("allow_other_samples", False))
         self._seed, self._searches = seed, 0
         self._waiting: list[Row] = []
         reference = float(sim.reference[metric])
@@ -113,7 +114,10 @@ class Study:
         Raises:
             OrderscopeError: its value is known already, or the order is none of this run.
         """
-        order = check_order(trial.order if isinstance(trial, Trial) else trial, self.sim.order)
+        order = check_order(
+            trial.order if isinstance(trial, Trial) else trial, self.sim.order,
+            samples=self.sim.description["samples"], allow_other_samples=self._other,
+        )  # fmt: skip
         try:
             number = float(value)
         except (TypeError, ValueError):
@@ -127,7 +131,7 @@ class Study:
                 "one value for each order", "ask for another order",
             )  # fmt: skip
         if known is None:
-            prediction = self.sim.predict(order, metrics=[self.metric])
+            prediction = self.sim.predict(order, metrics=[self.metric], allow_other_samples=self._other)
             known = self._add(
                 order, float(prediction.metrics[self.metric][0]), float(prediction.error[self.metric][0]), "told"
             )

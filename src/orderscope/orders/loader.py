@@ -31,10 +31,9 @@ class OrderLoader(DataLoader):
         OrderscopeError: as `OrderSampler`; or an option is given that the order decides.
 
     Example:
-        loader = osc.OrderLoader(data, order, num_workers=2)
-        for batch in loader:
-            train(batch)
-            torch.save({"loader": loader.state_dict(), ...}, "checkpoint.pt")
+        >>> loader = OrderLoader(torch.arange(8), [[3, 1], [0, 2], [5, 4]])
+        >>> next(iter(loader)), loader.state_dict()["next"]
+        (tensor([3, 1]), 1)
     """
 
     def __init__(
