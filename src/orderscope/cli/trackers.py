@@ -28,12 +28,19 @@ NEEDED = {
     "wandb": ("wandb", "wandb", "--to tensorboard"),
     "mlflow": ("mlflow", "mlflow", "--to tensorboard"),
 }  # format -> module, what to call it, what to take instead; the extra has the format's name
+REPORTS = {"wandb": ("WANDB_ERROR_REPORTING", "false"), "mlflow": ("MLFLOW_DISABLE_TELEMETRY", "true")}
 
 
 def need(kind: str) -> None:
-    """Raises: OrderscopeError where the library that writes a format is missing."""
+    """Import the library that writes a format. What it reports about itself to its makers is switched off, unless the
+    user's environment says otherwise: an export to this disk sends nothing.
+
+    Raises: OrderscopeError where it is missing.
+    """
     if kind not in NEEDED:
         return
+    if kind in REPORTS:
+        os.environ.setdefault(*REPORTS[kind])
     module, name, instead = NEEDED[kind]
     try:
         __import__(module)
