@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from orderscope.answers.study import Study as Study
     from orderscope.errors import DamagedRun as DamagedRun
     from orderscope.errors import IncompleteRun as IncompleteRun
     from orderscope.errors import OrderscopeError as OrderscopeError
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from orderscope.loops.adapters import play as play
     from orderscope.loops.adapters import with_ids as with_ids
     from orderscope.orders import OrderSampler as OrderSampler
+    from orderscope.orders.loader import OrderLoader as OrderLoader
     from orderscope.recording.record import record as record
     from orderscope.recording.record import sketch as sketch
     from orderscope.search import propose as propose
@@ -43,12 +45,14 @@ _HOME = {
     "IncompleteRun": "orderscope.errors",
     "LightningRecorder": "orderscope.loops.adapters",
     "OrderscopeError": "orderscope.errors",
+    "OrderLoader": "orderscope.orders.loader",
     "OrderSampler": "orderscope.orders",
     "ParameterLayout": "orderscope.task.layout",
     "Recorded": "orderscope.loops",
     "Recorder": "orderscope.loops",
     "RunStore": "orderscope.store",
     "Simulator": "orderscope.simulation.simulator",
+    "Study": "orderscope.answers.study",
     "Task": "orderscope.task",
     "TrainerRecorder": "orderscope.loops.adapters",
     "Truth": "orderscope.training.retrain",
@@ -69,6 +73,7 @@ __all__ = [
     "DamagedRun",
     "IncompleteRun",
     "LightningRecorder",
+    "OrderLoader",
     "OrderSampler",
     "OrderscopeError",
     "ParameterLayout",
@@ -76,6 +81,7 @@ __all__ = [
     "Recorder",
     "RunStore",
     "Simulator",
+    "Study",
     "Task",
     "TrainerRecorder",
     "Truth",

@@ -1,4 +1,4 @@
-"""`orderscope export`: tables of a run, as CSV and as Parquet."""
+"""`orderscope export`: tables, experiment trackers, and the card of an order."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import tasks_tiny
 def linear():
     return tasks_tiny.linear() | {"metrics": {"=eval": tasks_tiny.linear()["metrics"]["eval"]}}
 """
-NAMES = ["orders", "proposals", "positions", "curves", "steps"]
+NAMES = ["orders", "proposals", "positions", "curves", "steps", "trials"]
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +32,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert call("query", run, "--order", "interleave", "--train").exit_code in (0, 3)
     assert call("propose", run, "--budget", 20, "--verify", 1, "--keep-batches").exit_code in (0, 3)
     answer("positions", run, "--units", 2, "--places", 2, "--verify", 1)
+    study = osc.Study(osc.Simulator(run), "=eval", anyway=True, regroup=False, budget=20)
+    study.tell(study.ask(), 2.5)
     (folder / "gone.npy").unlink()
     return run
 
@@ -62,6 +64,7 @@ def test_tables_as_csv(run: Path, tmp_path: Path) -> None:
     steps = [int(row["step"]) for row in found["curves"] if row["run"] == "reference"]
     assert steps[-1] == 8
     assert len(found["steps"]) == 8
+    assert [(row["trial"], row["state"], row["value"]) for row in found["trials"]] == [("1", "told", "2.5")]
 
 
 def test_tables_as_parquet(run: Path, tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ from orderscope.answers.stored import POSITIONS as MAPPED
 from orderscope.answers.stored import PROPOSALS as PROPOSED
 from orderscope.answers.stored import VALIDATIONS as VALIDATED
 from orderscope.answers.stored import heats, proposals, validations
+from orderscope.answers.trials import COLUMNS as TRIALS
+from orderscope.answers.trials import stored_trials, trial_row
 from orderscope.errors import OrderscopeError
 from orderscope.store.names import REFERENCE
 from orderscope.text import plain
@@ -38,16 +40,29 @@ class Table:
     columns: dict[str, type]
     rows: list[Row]
 
+    def records(self) -> list[dict[str, Any]]:
+        """The rows as dictionaries, column -> value; `pandas.DataFrame(table.records())` is the table there."""
+        return [dict(zip(self.columns, row, strict=True)) for row in self.rows]
+
+    def __str__(self) -> str:
+        """Aligned columns, numbers to five figures."""
+        shown = [list(self.columns), *([_shown(value) for value in row] for row in self.rows)]
+        widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
+        return "\n".join(
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in shown
+        )
+
 
 def tables(sim: Simulator) -> tuple[dict[str, Table], list[str]]:
     """Every table by name, and orders asked about that are left out, with why."""
     asked, left_out = _asked(sim)
     return {
-        "orders": _table(ORDERS, [*_recorded(sim), *asked, *_validated(sim)]),
-        "proposals": _table(PROPOSALS, _proposals(sim)),
-        "positions": _table(POSITIONS, _positions(sim)),
-        "curves": _table(CURVES, _curves(sim)),
-        "steps": _table(STEPS, _steps(sim)),
+        "orders": make_table(ORDERS, [*_recorded(sim), *asked, *_validated(sim)]),
+        "proposals": make_table(PROPOSALS, _proposals(sim)),
+        "positions": make_table(POSITIONS, _positions(sim)),
+        "curves": make_table(CURVES, _curves(sim)),
+        "steps": make_table(STEPS, _steps(sim)),
+        "trials": make_table(TRIALS, _trials(sim)),
     }, left_out
 
 
@@ -69,7 +84,8 @@ CURVES: dict[str, type] = {"run": str, "step": int, "metric": str, "value": floa
 STEPS: dict[str, type] = {"step": int, "loss": float}
 
 
-def _table(columns: dict[str, type], rows: Iterable[Row]) -> Table:
+def make_table(columns: dict[str, type], rows: Iterable[Row]) -> Table:
+    """A table of plain values: text without what steers, and None for what is not a number."""
     return Table(columns, [tuple(map(_plain, row)) for row in rows])
 
 
@@ -153,3 +169,13 @@ def _steps(sim: Simulator) -> Iterator[Row]:
     losses = load_run(sim.store, REFERENCE, gradients=False).loss.double().numpy()
     for step, row in enumerate(losses):
         yield step, float(np.mean(row))
+
+
+def _trials(sim: Simulator) -> Iterator[Row]:
+    """Trials of all studies, by their number."""
+    for trial in sorted(stored_trials(sim.store), key=lambda trial: (trial.metric, trial.maximize, trial.number)):
+        yield trial_row(trial, sim.reference.get(trial.metric, math.nan))
+
+
+def _shown(value: Any) -> str:
+    return "" if value is None else f"{value:.5g}" if isinstance(value, float) else str(value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from orderscope.errors import OrderscopeError
 from orderscope.orders.checks import check_reference
+from orderscope.orders.digest import order_hash
 
 
 class OrderSampler:
@@ -62,6 +62,16 @@ class OrderSampler:
         self.batch_size = max(part.shape[1] for part in self._parts)
         self._start = self._next = 0
 
+    @property
+    def start(self) -> int:
+        """Step of the order that the next pass begins with."""
+        return self._start
+
+    @property
+    def batches_a_step(self) -> int:
+        """Batches that make one step of the order."""
+        return len(self._parts)
+
     def __len__(self) -> int:
         """Batches of the pass that is under way or comes next."""
         return (len(self.order) - self._start) * len(self._parts)
@@ -82,20 +92,17 @@ class OrderSampler:
             taken: steps of the order that were trained. A DataLoader with workers asks for ids ahead of training, so
                 with workers say how many steps were taken; without, the sampler knows.
         """
-        return {"next": self._next if taken is None else int(taken), "order": self._digest()}
+        return {"next": self._next if taken is None else int(taken), "order": order_hash(self.order)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a `state_dict`; the pass after that starts from the beginning.
 
         Raises: OrderscopeError where the state is of another order.
         """
-        if state["order"] != self._digest() or not 0 <= state["next"] <= len(self.order):
+        if state["order"] != order_hash(self.order) or not 0 <= state["next"] <= len(self.order):
             raise OrderscopeError(
                 "the state of a sampler of another order",
                 "a state of this order",
                 "build the sampler with the same order",
             )
         self._start = self._next = int(state["next"])
-
-    def _digest(self) -> str:
-        return hashlib.sha256(repr(self.order.shape).encode() + self.order.tobytes()).hexdigest()

@@ -108,7 +108,7 @@ def validate(
         {name: np.array([part[name] for part in parts]) for name in names}
         for parts in zip(*((row.predicted, row.error, row.true) for row in rows), strict=True)
     )
-    return Validation(asked, predicted, error, true, **_measured(predicted, error, true),
+    return Validation(asked, predicted, error, true, **measured(predicted, error, true),
                       noise_floor={n: floor[n] for n in names}, cost=float(len(new) + noisy), kept=kept)  # fmt: skip
 
 
@@ -247,7 +247,7 @@ def _stage(progress: Progress | None, stage: str) -> Callable[[int, int], None] 
     return None if progress is None else lambda done, total: progress(stage, done, total)
 
 
-def _measured(
+def measured(
     predicted: dict[str, np.ndarray], error: dict[str, np.ndarray], true: dict[str, np.ndarray]
 ) -> dict[str, dict[str, float]]:
     measures: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], float]] = {

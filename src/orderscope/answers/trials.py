@@ -1,0 +1,102 @@
+"""Orders that a study asked for and what they gave, kept in a run: a shard when one is asked, and one when its value is
+told."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from orderscope.errors import OrderscopeError
+from orderscope.orders import order_hash
+from orderscope.store import RunStore
+
+if TYPE_CHECKING:
+    from orderscope.simulation.simulator import Simulator
+
+ASKED, TOLD = "trial/", "told/"
+SHORT = 12  # digits of an order's hash in a table
+COLUMNS: dict[str, type] = {
+    "trial": int, "metric": str, "state": str, "order_hash": str, "found_by": str, "predicted": float, "error": float,
+    "value": float, "gain": float, "inside": bool,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One order of a study.
+
+    Args:
+        number: from 1; 0 is the recorded order.
+        metric: what is improved.
+        maximize: whether more of it is better.
+        order: int64 [steps, batch].
+        predicted, error: estimated metric before it was trained, and half-width of its 90 % interval.
+        found_by: strategy that found it; "told" for an order that was not asked for.
+        value: true metric, None while it is not known; not a number where the training diverged.
+    """
+
+    number: int
+    metric: str
+    maximize: bool
+    order: np.ndarray
+    predicted: float
+    error: float
+    found_by: str
+    value: float | None = None
+
+    @property
+    def rank(self) -> float:
+        """The value, lower is better; infinite where it is not known or not finite."""
+        known = self.value is not None and math.isfinite(self.value)
+        return (-1 if self.maximize else 1) * (self.value or 0.0) if known else math.inf
+
+
+def trial_row(trial: Trial, reference: float) -> tuple[Any, ...]:
+    """A trial under `COLUMNS`.
+
+    Args:
+        reference: the metric of the recorded order.
+    """
+    value = trial.value
+    state = "recorded" if trial.number == 0 else "asked" if value is None else "told"
+    gain = None if value is None else (value - reference if trial.maximize else reference - value)
+    inside = None if value is None else bool(abs(value - trial.predicted) <= trial.error)
+    return (trial.number, trial.metric, state, order_hash(trial.order)[:SHORT], trial.found_by, trial.predicted,
+            trial.error, value, gain, inside)  # fmt: skip
+
+
+def stored_trials(store: RunStore, metric: str | None = None, maximize: bool | None = None) -> Iterator[Trial]:
+    """Trials that lie in a run, as they were asked, with their values; of one metric if it is named."""
+    values: dict[tuple[str, bool, bytes], float] = {}
+    for name in store.names(TOLD):
+        facts, order = store.attrs(name), store.read(name, ["order"])["order"]
+        values[facts["metric"], facts["maximize"], order.tobytes()] = _number(facts["value"])
+    for name in store.names(ASKED):
+        facts, order = store.attrs(name), store.read(name, ["order"])["order"]
+        if metric in (None, facts["metric"]) and maximize in (None, facts["maximize"]):
+            yield Trial(
+                facts["trial"], facts["metric"], facts["maximize"], order, _number(facts["predicted"]),
+                _number(facts["error"]), facts["found_by"],
+                values.get((facts["metric"], facts["maximize"], order.tobytes())),
+            )  # fmt: skip
+
+
+def keep_trial(sim: Simulator, prefix: str, arrays: dict[str, np.ndarray], attrs: dict[str, Any]) -> None:
+    """Write into the run, where it is a directory that can be written to."""
+    if Path(sim.path).is_dir():
+        with suppress(OrderscopeError, OSError), RunStore.create(sim.path) as store:
+            store.write(store.next_name(prefix), arrays, attrs)
+
+
+def json_number(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)
