@@ -15,11 +15,11 @@ from orderscope.cli.options import (
     open_simulator,
     run_argument,
     seed_option,
+    shown,
     sound_output,
     task_option,
     threads_option,
 )
-from orderscope.cli.progress import progress_bars
 from orderscope.cli.query import NO_EFFECT, UNTRUSTED
 from orderscope.cli.table import print_table
 from orderscope.cli.text import figures, json_option, plain, print_json, say, short, signed
@@ -122,7 +122,7 @@ def propose(
         raise click.BadParameter("the file of an order ends in .npy", param_hint="--out")
     asked = wanted(metrics)
     check_question(run, spec, metrics=[asked] if isinstance(asked, str) else list(asked or ()))
-    sim, told = open_simulator(run, spec, threads)
+    sim, told = open_simulator(run, spec, threads, quiet=as_json)
     proposal, facts = search(
         sim, metric=asked, maximize=maximize, constraints=constraints, schedules=schedules, verify=verify,
         budget=budget, regroup=regroup, anyway=anyway, searched=searched, rounds=rounds, seconds=seconds, seed=seed,
@@ -153,7 +153,8 @@ def search(
     from orderscope.answers.effect import metric_names
     from orderscope.answers.stored import keep_proposal, proposal_facts
 
-    with progress_bars(quiet=quiet) as progress:
+    with shown(sim, quiet) as progress:
+        progress("see how much there is to find", 0, 0)
         proposal = orderscope.propose(
             sim,
             metric=metric or metric_names(sim)[0],

@@ -13,10 +13,10 @@ from orderscope.cli.options import (
     open_simulator,
     run_argument,
     seed_option,
+    shown,
     task_option,
     threads_option,
 )
-from orderscope.cli.progress import progress_bars
 from orderscope.cli.table import print_table
 from orderscope.cli.tasks import need_task
 from orderscope.cli.text import figures, json_option, plain, print_json, say
@@ -50,7 +50,7 @@ def validate(
     What is trained is kept in the run: later commands and the report use it.
     """
     check_question(run, spec, metrics=metrics)
-    sim, told = open_simulator(run, spec, threads)
+    sim, told = open_simulator(run, spec, threads, quiet=as_json)
     need_task(sim.task, told)
     facts = {"run": str(run), "task": told, **check(sim, orders=orders, metrics=metrics, seed=seed, quiet=as_json)}
     if as_json:
@@ -65,7 +65,8 @@ def check(sim: Any, *, orders: int, metrics: Sequence[str], seed: int, quiet: bo
     from orderscope.answers.stored import json_value
 
     wanted: Any = list(metrics) or None
-    with progress_bars(quiet=quiet) as progress:
+    with shown(sim, quiet) as progress:
+        progress("draw unseen orders", 0, 0)
         found = orderscope.validate(sim, orders=orders, seed=seed, metric=wanted, progress=progress)
     names = list(found.true)
     return {"orders": len(found.orders), "cost": json_value(found.cost)} | {

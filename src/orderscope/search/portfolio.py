@@ -87,6 +87,7 @@ class Portfolio:
         rules = [s for s in picked if not s.weight and not s.guided]
         guided = [s for s in picked if not s.weight and s.guided]
         hungry = sorted((s for s in picked if s.weight), key=lambda s: s.guided)
+        self._report()
         try:
             self._together(rules, math.ceil(ledger.left * (RULES if guided or hungry else 1)))
             for strategy in guided:

@@ -72,6 +72,8 @@ def positions(
     cells = [(i, j) for i in range(len(chosen)) for j in range(len(spots))]
     value, error, held_out, neighbours = (np.empty((len(chosen), len(spots))) for _ in range(4))
     block = max(1, BLOCK_BYTES // (sim.window.coords * 4 * 6))
+    if progress is not None:
+        progress("positions", 0, len(cells))
     for start in range(0, len(cells), block):
         part = cells[start : start + block]
         orders = np.stack([sim.order[_moved(steps, int(chosen[i]), int(spots[j]))] for i, j in part])
@@ -109,6 +111,8 @@ def _trained(
     cells = np.argwhere(units[:, None] != places[None])
     drawn = np.random.default_rng(seed).permutation(len(cells))[:count]
     cells, own, metrics = cells[np.sort(drawn)], [], []
+    if progress is not None and len(cells):
+        progress("train cells", 0, len(cells))
     for done, (i, j) in enumerate(cells, start=1):
         order = sim.order[_moved(len(sim.order), int(units[i]), int(places[j]))]
         truth = retrain(task, order, keep_parameters=True)
