@@ -80,7 +80,7 @@ def test_a_budget_is_what_is_spent(tasks: Path, tmp_path: Path) -> None:
     assert len(facts["runs"]) == 1 + 5  # besides an anchor and two passes
     result = call("record", f"{tasks}:char", "--out", tmp_path / "other", "--budget", 9, "--probes", 3)
     assert result.exit_code == 1
-    assert "budget= and probes=" in result.stderr
+    assert "found --budget and --probes; expected one or the other; leave out" in result.stderr
 
 
 def test_defaults_are_those_of_the_library() -> None:

@@ -56,7 +56,7 @@ def positions(
     threads: int,
     as_json: bool,
 ) -> None:
-    """A map: the final model's loss on a recorded batch, were it trained at another position.
+    """Map the final model's loss on a recorded batch, by the position at which it is trained.
 
     The map is kept in the run, for the report.
     """

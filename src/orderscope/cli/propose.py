@@ -21,8 +21,9 @@ from orderscope.cli.options import (
     threads_option,
 )
 from orderscope.cli.query import NO_EFFECT, UNTRUSTED
+from orderscope.cli.spoken import as_options
 from orderscope.cli.table import print_table
-from orderscope.cli.text import figures, json_option, plain, print_json, say, short, signed
+from orderscope.cli.text import columns, figures, json_option, plain, print_json, say, signed
 from orderscope.files import written
 
 SHOWN = 12
@@ -235,14 +236,17 @@ def show(facts: dict[str, Any]) -> None:
     metric, table = facts["metric"], facts["table"]
     say("\n" + plain(facts["verdict"]) + "\n")
     if not facts["searched"]:
-        for note in facts["notes"]:
-            say(f"note: {plain(str(note))}")
+        for note in spoken(facts["notes"]):
+            say(f"note: {plain(note)}")
         return
-    rows = [_cells(row) for row in table[:SHOWN]]
-    parts = ["gain on the other rows", "±"] if table and table[0]["parts"] else []
-    print_table(["order", metric, "error", "trained", *parts, "found by"], rows, text=(0, 4 + len(parts)))
+    parts = ["unseen gain", "±"] if table and table[0]["parts"] else []
+    print_table(["order", metric, "error", "trained", *parts], [_cells(row) for row in table[:SHOWN]])
+    if parts:
+        say("  unseen gain: on the held-out rows that the search never saw, ± its error over rows")
     if len(table) > SHOWN:
         say(f"  and {len(table) - SHOWN} more; --json prints all")
+    say("\nhow these were found")
+    say(columns([[row["name"], row["source"]] for row in table[:SHOWN]]))
     if facts["front"]:
         names = list(facts["front"][0]["metrics"])
         say("\nnone is better than these in all metrics; trained values in brackets")
@@ -250,9 +254,7 @@ def show(facts: dict[str, Any]) -> None:
     if facts.get("schedule"):
         say("\nlearning rates")
         whose = {True: "the proposed order", False: "the recorded order"}
-        rows = [
-            _cells(row | {"parts": [], "source": whose[row["proposed_order"]]}) for row in facts["schedule"]["table"]
-        ]
+        rows = [[*_cells(row | {"parts": []}), whose[row["proposed_order"]]] for row in facts["schedule"]["table"]]
         print_table(["schedule", metric, "error", "trained", "with"], rows, text=(0, 4))
     say()
     for line in summary_lines(facts):
@@ -264,10 +266,15 @@ def show(facts: dict[str, Any]) -> None:
         for line in simple_lines(facts["simple"]):
             say(plain(line))
         say()
-    for note in folded(facts["notes"]):
-        say(f"note: {plain(str(note))}")
+    for note in folded(spoken(facts["notes"])):
+        say(f"note: {plain(note)}")
     if facts["out"]:
         say(f"order written to {plain(facts['out'])}")
+
+
+def spoken(notes: Sequence[object]) -> list[str]:
+    """The library's notes with options of this command in place of Python arguments."""
+    return [as_options(str(note), propose) for note in notes]
 
 
 def summary_lines(facts: dict[str, Any]) -> list[str]:
@@ -328,7 +335,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
         own = row["parts"][0]
         width = own["standard_error"]
         apart = [f"{own['gain']:+.2g}", "" if width is None else f"{width:.2g}"]
-    return [row["name"], value, error, trained, *apart, short(row["source"], 60)]
+    return [row["name"], value, error, trained, *apart]
 
 
 def _number(value: float | None) -> float:

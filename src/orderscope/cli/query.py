@@ -94,7 +94,8 @@ def query(
     Order expressions; joined by | each is applied to what comes before:
       reference  reverse  shuffle:SEED  interleave  groups:a,b,c
       early:GROUP  late:GROUP  sort:loss  swap:i,j  move:i,j  FILE.npy
-    Where batches mix groups, early, late, groups and interleave move samples; else whole steps.
+    Where batches mix groups, early, late, groups and interleave move samples;
+    else whole steps.
 
     Exit code 3 if anything lies outside what can be trusted; it is printed all the same.
     """

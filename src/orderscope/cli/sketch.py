@@ -102,4 +102,5 @@ def tell_plan(store: RunStore, as_json: bool) -> None:
     for unit in units:
         say(f"{'done' if unit['done'] else 'to do'}  {unit['unit']}")
     costs = ", ".join(f"{part} {runs:.3g}" for part, runs in plan.cost().items())
-    say(f"\ngradient evaluations in runs: {costs}\n\n{script}", nl=False)
+    say(f"\ngradient evaluations in runs: {costs}\n")
+    say(script, nl=False, whole=True)

@@ -40,12 +40,14 @@ def validate(
     """Truly train orders the run has not seen, and compare with what was predicted for them.
 
     \b
-    spearman, pearson  rank and linear correlation of predicted and true values
-    mae_ratio          mean absolute error, as a share of what a constant guess gets
-    coverage           how often the truth lay inside the 90 % interval
-    sign               of all pairs of orders, how often the better one was named
-    sigma_order        standard deviation of the true values
-    noise_floor        the same with the order unchanged, the samples of each batch shuffled
+    spearman     rank correlation of predicted and true values
+    pearson      linear correlation of predicted and true values
+    mae_ratio    mean absolute error, as a share of what a constant guess gets
+    coverage     how often the truth lay inside the 90 % interval
+    sign         of all pairs of orders, how often the better one was named
+    sigma_order  standard deviation of the true values
+    noise_floor  the same with the order unchanged, the samples of each batch
+                 shuffled
 
     What is trained is kept in the run: later commands and the report use it.
     """
