@@ -33,6 +33,12 @@ for (const tabs of document.querySelectorAll(".tabs")) {
   tabs.prepend(list);
   show(0);
 }
+addEventListener("beforeprint", () => {
+  for (const part of document.querySelectorAll("details:not([open])")) {
+    part.open = true;
+    addEventListener("afterprint", () => { part.open = false; }, { once: true });
+  }
+});
 const number = (text) => parseFloat(text.replace("−", "-").replace("±", ""));
 for (const table of document.querySelectorAll("table.sortable")) {
   const heads = [...table.tHead.rows[0].cells];
