@@ -7,6 +7,7 @@ drawn twice, wide and narrow, so that its lettering has the page's size on a tel
 from __future__ import annotations
 
 import io
+import math
 import re
 import warnings
 from collections.abc import Callable, Sequence
@@ -59,12 +60,13 @@ def hover(axes: Any, x: Any, y: Any, text: str) -> None:
     tip(line, text)
 
 
-def apart(heights: Sequence[float], least: float) -> list[float]:
-    """Heights moved up and down so that no two are nearer than `least`, in their order and about their places.
+def apart(heights: Sequence[float], least: float, lowest: float = -math.inf) -> list[float]:
+    """Heights moved up and down so that no two are nearer than `least`, in their order and about their places, and none
+    is below `lowest`.
 
     Example:
-        >>> apart([0.0, 0.2, 5.0], 1.0)
-        [-0.4, 0.6, 5.0]
+        >>> apart([0.0, 0.2, 5.0], 1.0), apart([0.0, 0.2, 5.0], 1.0, 0.5)
+        ([-0.4, 0.6, 5.0], [0.5, 1.5, 5.0])
     """
     rank = sorted(range(len(heights)), key=lambda i: heights[i])
     blocks: list[tuple[float, list[int]]] = []  # middle, members
@@ -79,7 +81,8 @@ def apart(heights: Sequence[float], least: float) -> list[float]:
     found = list(heights)
     for middle, members in blocks:
         for place, i in enumerate(members):
-            found[i] = round(middle + (place - (len(members) - 1) / 2) * least, 9)
+            found[i] = round(max(lowest, middle + (place - (len(members) - 1) / 2) * least), 9)
+            lowest = found[i] + least
     return found
 
 

@@ -25,9 +25,8 @@ def parts_of(steps: int, most: int = PARTS) -> np.ndarray:
     return np.linspace(0, steps, min(steps, most) + 1).round().astype(int)
 
 
-def mixture(order: np.ndarray, codes: np.ndarray, groups: int) -> np.ndarray:
+def mixture(order: np.ndarray, codes: np.ndarray, groups: int, edges: np.ndarray) -> np.ndarray:
     """Shares of the groups in each part of an order, [parts, groups]."""
-    edges = parts_of(len(order))
     counts = [np.bincount(codes[order[a:b]].ravel(), minlength=groups) for a, b in zip(edges, edges[1:], strict=False)]
     return np.array([row / row.sum() for row in counts])
 
@@ -89,13 +88,14 @@ def picture(recorded: np.ndarray, proposed: np.ndarray, codes: np.ndarray, names
     edges = parts_of(len(recorded))
     kept = kept_batches(recorded, proposed)
     single = bool((kept >= 0).all()) and len(kept) <= MANY
+    stacked = parts_of(len(recorded), MANY) if single else edges
 
     def draw(figure: Figure, narrow: bool) -> None:
         ratios = [1, 1, 2.6] if grouped else [1]
         axes = figure.subplots(len(ratios), 1, height_ratios=ratios, squeeze=False, sharex=True)[:, 0]
         if grouped:
             for one, order, title in ((axes[0], recorded, "recorded"), (axes[1], proposed, "proposed")):
-                _stack(one, mixture(order, colors, used), edges, names, title)
+                _stack(one, mixture(order, colors, used, stacked), stacked, names, title)
         map_of = axes[-1]
         if single:
             for step, then in enumerate(kept):
@@ -130,7 +130,7 @@ def _stack(axes: object, shares: np.ndarray, edges: np.ndarray, names: Sequence[
                 edges[part], share, width=edges[part + 1] - edges[part], bottom=low[part], align="edge",
                 color=COLORS[f"g{group}"], linewidth=0,
             )  # fmt: skip
-            tip(box, f"{title}, steps {edges[part]} to {edges[part + 1] - 1}: {name} {100 * share:.0f} %")
+            tip(box, f"{title}, {_steps(edges, part)}: {name} {100 * share:.0f} %")
         low += shares[:, group]
     axes.set_ylim(0, 1)  # type: ignore[attr-defined]
     axes.set_yticks([])  # type: ignore[attr-defined]
@@ -148,5 +148,9 @@ def _cells(axes: object, shares: np.ndarray, edges: np.ndarray) -> None:
                 edges[i], edges[j + 1] - edges[j], width=edges[i + 1] - edges[i], bottom=edges[j], align="edge",
                 color=ACCENT, alpha=0.15 + 0.85 * share / top, linewidth=0,
             )  # fmt: skip
-            tip(box, f"of recorded steps {edges[i]} to {edges[i + 1] - 1}, {100 * share:.0f} % train at steps "
-                     f"{edges[j]} to {edges[j + 1] - 1}")  # fmt: skip
+            tip(box, f"of recorded {_steps(edges, i)}, {100 * share:.0f} % train at {_steps(edges, j)}")
+
+
+def _steps(edges: np.ndarray, part: int) -> str:
+    first, last = edges[part], edges[part + 1] - 1
+    return f"step {first}" if first == last else f"steps {first} to {last}"

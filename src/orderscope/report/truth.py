@@ -43,8 +43,7 @@ def agreement(pairs: Pairs) -> dict[str, float]:
 
 
 def _panel(material: Material, metric: str) -> dict[str, Any]:
-    titles = {"probes": "probes and later runs, each left out of its own prediction",
-              "unseen": "unseen orders, predicted before they were trained"}  # fmt: skip
+    titles = {"probes": "all true runs, each left out", "unseen": "unseen orders, before training"}  # fmt: skip
     rows = []
     for pairs in material.pairs[metric]:
         found = agreement(pairs)
