@@ -30,7 +30,8 @@ def csv_link(name: str, header: Sequence[str], rows: Iterable[Sequence[object]])
     writer = csv.writer(text, lineterminator="\n")
     for row in (header, *rows):
         writer.writerow([_cell(cell) for cell in row])
-    return _link(f"{name}.csv", f"text/csv;charset=utf-8,{quote(text.getvalue())}", "this table as CSV")
+    held = quote(text.getvalue(), safe="")
+    return _link(f"{name}.csv", f"text/csv;charset=utf-8,{held}", "this table as CSV")
 
 
 def npy_link(name: str, order: np.ndarray, words: str) -> Markup:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from orderscope.report.figure import ACCENT, COLORS, GRID, GROUPS, INK, MUTED, bare, drawing, tip
 from orderscope.report.words import short
 
-PARTS = 24  # of an order, drawn one beside the other
+PARTS, FLOWING = 24, 16  # of an order: drawn one beside the other, and to show where samples went
 MANY = 96  # batches that are drawn one by one where all stay together
 LEAST = 0.01  # share of a part below which nothing is drawn
 
@@ -39,10 +39,9 @@ def places(order: np.ndarray, samples: int) -> np.ndarray:
     return at
 
 
-def flow(recorded: np.ndarray, proposed: np.ndarray) -> np.ndarray:
+def flow(recorded: np.ndarray, proposed: np.ndarray, edges: np.ndarray) -> np.ndarray:
     """Share of each part of the recorded order's samples that a part of the proposed one trains, [parts, parts]."""
-    samples = int(max(recorded.max(), proposed.max())) + 1
-    at, edges = places(proposed, samples), parts_of(len(recorded))
+    at = places(proposed, int(max(recorded.max(), proposed.max())) + 1)
     found = np.zeros((len(edges) - 1, len(edges) - 1))
     for i, (a, b) in enumerate(zip(edges, edges[1:], strict=False)):
         went = at[recorded[a:b].ravel()]
@@ -85,10 +84,10 @@ def picture(recorded: np.ndarray, proposed: np.ndarray, codes: np.ndarray, names
     grouped = len(names) > 1
     colors = np.minimum(codes, GROUPS - 1)
     used = min(len(names), GROUPS)
-    edges = parts_of(len(recorded))
+    flowing = parts_of(len(recorded), FLOWING)
     kept = kept_batches(recorded, proposed)
     single = bool((kept >= 0).all()) and len(kept) <= MANY
-    stacked = parts_of(len(recorded), MANY) if single else edges
+    stacked = parts_of(len(recorded), MANY) if single else parts_of(len(recorded))
 
     def draw(figure: Figure, narrow: bool) -> None:
         ratios = [1, 1, 2.6] if grouped else [1]
@@ -103,7 +102,7 @@ def picture(recorded: np.ndarray, proposed: np.ndarray, codes: np.ndarray, names
                 (dot,) = map_of.plot(step + 0.5, then + 0.5, "o", color=color, markersize=4.5)
                 tip(dot, f"batch of step {step}: now at step {then}")
         else:
-            _cells(map_of, flow(recorded, proposed), edges)
+            _cells(map_of, flow(recorded, proposed, flowing), flowing)
         map_of.plot([0, len(recorded)], [0, len(recorded)], color=MUTED, linewidth=0.8, linestyle=":", zorder=0)
         map_of.set_xlim(0, len(recorded))
         map_of.set_ylim(len(recorded), 0)
