@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from orderscope.cli.layout import natural_width
 from orderscope.cli.onward import not_yet, onward
 from orderscope.cli.options import run_argument
 from orderscope.cli.progress import doing
@@ -261,7 +262,7 @@ def _run_rows(runs: list[dict[str, Any]]) -> list[list[str]]:
         told = (run["metrics"] or {}) if run["finished"] else {}
         values = [f"{told[name]:.5g}" if name in told else "" for name in names]
         rows.append([run["name"], states if run["anchors"] else "unreadable", *values])
-    if sum(max(map(len, column)) + 2 for column in zip(*rows, strict=True)) <= width():
+    if natural_width(rows) <= width():
         return rows
     joined = [", ".join(f"{n} {v}" for n, v in zip(names, row[2:], strict=True) if v) for row in rows[1:]]
     return [[*rows[0][:2], "metrics"], *([*row[:2], told] for row, told in zip(rows[1:], joined, strict=True))]

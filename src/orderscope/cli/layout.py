@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 BREAKS = re.compile(r"(?<=[,|/;])(?=.)|(?<=[^\d]:)(?=.)")  # a long word without spaces may be folded here
-LONG = 24
+LONG = 20
 
 
 def folded(rows: Sequence[Sequence[str]], room: int, whole: Sequence[int] = ()) -> list[list[list[str]]]:
@@ -19,7 +19,7 @@ def folded(rows: Sequence[Sequence[str]], room: int, whole: Sequence[int] = ()) 
 
     Example:
         >>> folded([["order", "found by"], ["late:code", "one group last"]], 18)[1]
-        [['late:code'], ['one', 'group', 'last']]
+        [['late:code'], ['one group', 'last']]
     """
     columns = [list(column) for column in zip(*rows, strict=True)]
     widths = [max(map(len, column)) for column in columns]
@@ -37,6 +37,16 @@ def folded(rows: Sequence[Sequence[str]], room: int, whole: Sequence[int] = ()) 
             break
         widths[widest] -= 1
     return [[fold(cell, width) for cell, width in zip(row, widths, strict=True)] for row in rows]
+
+
+def natural_width(rows: Sequence[Sequence[str]], indent: int = 2) -> int:
+    """Characters of a line where no cell is folded.
+
+    Example:
+        >>> natural_width([["order", "loss"], ["late:code", "2.5"]])
+        17
+    """
+    return indent + sum(max(map(len, column)) + 2 for column in zip(*rows, strict=True)) - 2
 
 
 def fold(text: str, width: int) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from orderscope.cli.layout import natural_width
 from orderscope.cli.options import (
     check_question,
     open_simulator,
@@ -19,7 +20,7 @@ from orderscope.cli.options import (
 )
 from orderscope.cli.table import print_table
 from orderscope.cli.tasks import need_task
-from orderscope.cli.text import figures, json_option, plain, print_json, say
+from orderscope.cli.text import figures, json_option, plain, print_json, say, width
 
 SCORES = ("spearman", "pearson", "mae_ratio", "coverage", "sign", "sigma_order", "noise_floor")
 
@@ -86,7 +87,10 @@ def show(facts: dict[str, Any]) -> None:
         [name, *("" if scores[key] is None else f"{scores[key]:.2g}" for key in SCORES)]
         for name, scores in facts["metrics"].items()
     ]
-    print_table(["metric", *SCORES], rows)
+    table = [["metric", *SCORES], *rows]
+    if natural_width(table) > width():  # metrics of long names: one a column
+        table = [list(column) for column in zip(*table, strict=True)]
+    print_table(table[0], table[1:])
     for name, scores in facts["metrics"].items():
         say()
         errors = [float("nan") if e is None else e for e in scores["error"]]
