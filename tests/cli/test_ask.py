@@ -372,4 +372,4 @@ def test_a_query_by_the_proxy_says_who_answered_and_what_it_spent(
     assert "answered by proxy; 0.5 runs spent on a few samples of each batch" in told
     refused = call(*asked, "--estimator", "carried", "--effort", "0.5")
     assert refused.exit_code == 1
-    assert "effort=0.5" in refused.output
+    assert "found --effort 0.5 for" in refused.output

@@ -239,10 +239,10 @@ def show(facts: dict[str, Any]) -> None:
         for note in spoken(facts["notes"]):
             say(f"note: {plain(note)}")
         return
-    parts = ["unseen gain", "±"] if table and table[0]["parts"] else []
+    parts = ["other rows", "±"] if table and table[0]["parts"] else []
     print_table(["order", metric, "error", "trained", *parts], [_cells(row) for row in table[:SHOWN]])
     if parts:
-        say("  unseen gain: on the held-out rows that the search never saw, ± its error over rows")
+        say("\nother rows: the gain on the held-out rows that the search never saw, ± its error over rows")
     if len(table) > SHOWN:
         say(f"  and {len(table) - SHOWN} more; --json prints all")
     say("\nhow these were found")

@@ -82,7 +82,8 @@ def check(sim: Any, *, orders: int, metrics: Sequence[str], seed: int, quiet: bo
 
 def show(facts: dict[str, Any]) -> None:
     """Print what `check` found, with the name of the run."""
-    say(f"{plain(facts['run'])}: {facts['orders']} unseen orders trained, {facts['cost']:.3g} runs spent\n")
+    spent = f"trained, {facts['cost']:.3g} runs spent" if facts["cost"] else "that had been trained before"
+    say(f"{plain(facts['run'])}: {facts['orders']} unseen orders {spent}\n")
     rows = [
         [name, *("" if scores[key] is None else f"{scores[key]:.2g}" for key in SCORES)]
         for name, scores in facts["metrics"].items()
