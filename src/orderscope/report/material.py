@@ -80,7 +80,8 @@ class Pairs:
     """Predicted and true values of one metric.
 
     Args:
-        kind: "probes" (predicted without their own anchors) or "unseen" (trained by `validate`).
+        kind: "probes" (true runs, each predicted without its own anchors) or "unseen" (predicted before they were
+            trained by `validate` or `query --train`).
         predicted, error, true: [n].
     """
 

@@ -50,7 +50,7 @@ def tiles(material: Material) -> list[dict[str, str]]:
     if best is not None:
         scores = agreement(best)
         if math.isfinite(scores["pearson"]):
-            kind = "unseen order" if best.kind == "unseen" else "left-out probe"
+            kind = "unseen order" if best.kind == "unseen" else "left-out run"
             value = f"{scores['pearson']:.2f}".replace("-", "−")
             found.append(_tile(value, "predicted with true", f"correlation over {count(len(best.true), kind)}"))
     proposal = material.proposal
@@ -75,7 +75,7 @@ def _trust(material: Material) -> str:
         return "No probes were recorded, so predictions have no error bars and are not to be trusted."
     if not material.skilled[material.metric]:
         return "Predictions of it were no better than a constant on the probes, and are not to be trusted."
-    scores, what = agreement(best), "unseen orders" if best.kind == "unseen" else "probes left out"
+    scores, what = agreement(best), "unseen orders" if best.kind == "unseen" else "true runs, each left out"
     near = f"a mean error of {two(float(abs(best.predicted - best.true).mean()))}"
     with_correlation = f" and a correlation of {scores['pearson']:.2f}" if math.isfinite(scores["pearson"]) else ""
     return f"Over {len(best.true)} {what}, predictions made without training had {near}{with_correlation}."

@@ -86,7 +86,7 @@ def _words(material: Material, metric: str) -> str:
     best = material.pairs[metric][-1]
     mean = float(np.abs(best.predicted - best.true).mean())
     sigma = material.effects[metric].sigma
-    what = "unseen orders" if best.kind == "unseen" else "probes"
+    what = "unseen orders" if best.kind == "unseen" else "left-out runs"
     share = f", {100 * mean / sigma:.0f} % of σ" if sigma > 0 else ""
     return f"Over {count(len(best.true), what[:-1])} the prediction was off by {two(mean)} on average{share}."
 
