@@ -86,7 +86,7 @@ def mapped(sim: Any, *, units: int | None, places: int | None, verify: int, quie
     from orderscope.answers.stored import keep_heat
 
     with shown(sim, quiet) as progress:
-        progress("measure the recorded batches", 0, 0)
+        progress("read the recorded batches", 0, 0)
         heat = orderscope.positions(
             sim,
             spread(len(sim.order), units),

@@ -32,6 +32,7 @@ COUNTED = {
     "train the noise floor": "run",
     "predict unseen orders": "order",
     "predict orders": "order",
+    "measure the batches": "part",
     "positions": "cell",
     "train cells": "cell",
 }  # what a stage counts, nothing where it is done in one piece; "sketch, share 0 of 4" counts as "sketch" does
