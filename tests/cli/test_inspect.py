@@ -146,6 +146,8 @@ def next_command(run: Path) -> str:
 
 def test_the_one_command_that_goes_on(tmp_path: Path, run: Path) -> None:
     assert next_command(run) == "orderscope sketch RUN"
+    call("pack", run, "--out", tmp_path / "early.h5")
+    assert next_command(tmp_path / "early.h5") == "orderscope query RUN --order reverse"
     for name, then in (
         ("table/left-out-000", "orderscope validate RUN"),
         ("validation/000", "orderscope propose RUN --out best.npy"),

@@ -51,10 +51,10 @@ def onward(
         return Onward(record, "goes on with the recording where it was")
     if missing:
         return Onward(f"orderscope sketch {path}", "computes what the sketch lacks, and builds the table")
-    if not _any(names, f"{TABLE}left-out-"):
-        return Onward(f"orderscope sketch {path}", "builds the table, from which answers come quickly")
     if packed:
         return Onward(f"orderscope query {path} --order reverse", "asks what the reversed order would have given")
+    if not _any(names, f"{TABLE}left-out-"):
+        return Onward(f"orderscope sketch {path}", "builds the table, from which answers come quickly")
     if not probes:
         again = f"orderscope record {shlex.quote(spec or SPEC)} --out {shlex.quote(f'{run}-probed')} --probes 8"
         return Onward(again, "records with probes: without them nothing has an error bar")
