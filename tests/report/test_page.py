@@ -242,6 +242,9 @@ def test_in_a_browser(full_run: Path, hostile: osc.Task, tmp_path: Path) -> None
     assert classes.count("tablist") == 2
     chosen = [attrs for _, attrs in page.tags if attrs.get("aria-selected") == "true"]
     assert len(chosen) == 2
+    tips = [attrs for _, attrs in page.tags if attrs.get("class") == "tip"]
+    assert tips
+    assert all(attrs["data-tip"] for attrs in tips)
     assert [attrs["role"] for _, attrs in page.tags if attrs.get("class") == "panel" and "hidden" not in attrs] == [
         "tabpanel", "tabpanel"
     ]  # fmt: skip

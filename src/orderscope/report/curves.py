@@ -158,6 +158,6 @@ def _label_ends(axes: Any, steps: np.ndarray, ends: list[float], names: list[tup
     room = axes.figure.get_size_inches()[1] * 72 * (0.75 if len(axes.figure.axes) > 1 else 0.8)
     room *= axes.get_position().height / 0.77
     place = [(value - low) / (high - low) * room for value in ends]
-    for value, at, moved, (color, name) in zip(ends, place, apart(place, 11.0, 5.0), names, strict=True):
+    for value, at, moved, (color, name) in zip(ends, place, apart(place, 9.5, 5.0), names, strict=True):
         axes.annotate(name, (steps[-1], value), xytext=(7, moved - at), textcoords="offset points", color=color,
                       fontweight="bold", va="center", annotation_clip=False)  # fmt: skip
