@@ -148,9 +148,9 @@ def train_orders(
     keep = Path(sim.path).is_dir() and (parts is None or not parts.split.confirming)
     for order in distinct.values():  # what is predicted is put down before the run knows better
         keep = foretell(sim, [order], allow_other_samples=True).kept and keep
-    if progress is not None and distinct:
-        progress("confirm", 0, len(distinct))
     try:
+        if progress is not None and distinct:
+            progress("confirm", 0, len(distinct))
         for done, (key, order) in enumerate(distinct.items(), start=1):
             own = _kept(sim, task, order) if keep else None
             found[key] = own or _trained(task, order, parts)

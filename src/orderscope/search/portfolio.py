@@ -87,8 +87,8 @@ class Portfolio:
         rules = [s for s in picked if not s.weight and not s.guided]
         guided = [s for s in picked if not s.weight and s.guided]
         hungry = sorted((s for s in picked if s.weight), key=lambda s: s.guided)
-        self._report()
         try:
+            self._report()
             self._together(rules, math.ceil(ledger.left * (RULES if guided or hungry else 1)))
             for strategy in guided:
                 self._together([strategy], ledger.left)
