@@ -65,9 +65,15 @@ def test_and_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(console, "Console", lambda stderr: made(file=written, width=100, force_terminal=True))
     bars = module._bars(module._rich())
     report = next(bars)
+    report("check the task", 0, 0)
     report("train the reference", 48, 48)
+    report("build the table", 0, 1)
     assert next(bars, None) is None
-    assert "48 of 48 steps" in re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", written.getvalue())
+    told = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", written.getvalue())
+    assert "48 of 48 steps" in told
+    left = told.rstrip().splitlines()[-2:]  # as the bars stood at the end
+    assert [line.split("━")[0].strip() for line in left] == ["train the reference", "build the table"]
+    assert "of 1" not in left[1]
 
 
 def test_every_stage_has_a_name_for_what_it_counts() -> None:

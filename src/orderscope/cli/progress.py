@@ -126,10 +126,14 @@ def _bars(rich: Any) -> Iterator[Report]:
 
     with parts.Progress(*columns, console=rich.console.Console(stderr=True)) as bars:
         ids: dict[str, Any] = {}
+        totals: dict[str, int] = {}
         clock = _Clock()
 
         def report(stage: str, done: int, total: int) -> None:
             clock.note(stage, done)
+            for other in [name for name in ids if name != stage and not totals[name]]:
+                bars.remove_task(ids.pop(other))  # what counts nothing ends where another begins
+            totals[stage] = total
             if stage not in ids:
                 ids[stage] = bars.add_task(plain(stage), total=total or None, count="", left="")
             count = f"{done} of {counted(stage, total)}" if _counts(stage, total) else ""
