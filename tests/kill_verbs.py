@@ -17,8 +17,20 @@ CONTEXT.set_forkserver_preload(
     ["torch._dynamo", "orderscope.report.page", "orderscope.search", "orderscope.studies.validation"]
 )
 TASKS = "import tasks_tiny\n\ndef char():\n    return tasks_tiny.char()\n"
-VERBS = ("record", "sketch", "validate", "propose", "pack", "report")
-LOOKING = ("pack", "report")  # change nothing in the run
+STUDY = """
+task: {task}:char
+out: run
+recording: {{anchors: 3, probes: 2}}
+questions:
+  - orders: [reverse]
+    train: true
+validation: {{orders: 2}}
+positions: {{units: 2, places: 2, out: heat.csv}}
+proposal: {{budget: 20, verify: 1, out: best.npy}}
+report: {{out: report.html}}
+"""
+VERBS = ("record", "sketch", "validate", "propose", "pack", "report", "export", "run")
+LOOKING = ("pack", "report", "export")  # change nothing in the run
 ENDED = (0, 3)
 
 
@@ -34,6 +46,8 @@ def command(verb: str, folder: Path) -> list[str]:
         "propose": ["propose", run, "--budget", "20", "--verify", "1", "--out", folder / "best.npy"],
         "pack": ["pack", run, "--out", folder / "run.h5"],
         "report": ["report", run, "--out", folder / "report.html"],
+        "export": ["export", run, "--out", folder / "tables"],
+        "run": ["run", folder / "study.yaml"],
     }[verb]
     return [str(word) for word in rest]
 
@@ -78,7 +92,9 @@ class Killing:
         (folder / "tortured.py").write_text(TASKS)
         self.start = folder / "start"
         self.start.mkdir()
-        if verb != "record":
+        if verb == "run":
+            (self.start / "study.yaml").write_text(STUDY.format(task=folder / "tortured.py"))
+        elif verb != "record":
             finish(command("unsketched" if verb == "sketch" else "record", self.start))
         place = self._fresh()
         self.seconds = finish(command(verb, place))
@@ -101,6 +117,8 @@ class Killing:
                 assert RunStore.open(place / "run").verify() == []
             if self.verb == "report":
                 assert page.read_text() in ("the old page", (self.whole / "report.html").read_text())
+            for table in (place / "tables").glob("*.csv"):
+                assert table.read_bytes() == (self.whole / "tables" / table.name).read_bytes()
             if (place / "run.h5").exists():
                 assert (place / "run.h5").read_bytes() == (self.whole / "run.h5").read_bytes()
                 (place / "run.h5").unlink()
@@ -109,6 +127,13 @@ class Killing:
         assert store.verify() == []
         if self.verb in ("record", "sketch"):
             assert digests(place / "run") == digests(self.whole / "run")
+        if self.verb == "run":
+            assert store.names("study/") == RunStore.open(self.whole / "run").names("study/")
+            assert {path.name for path in place.iterdir()} == {path.name for path in self.whole.iterdir()}
+        if self.verb == "export":
+            tables = {path.name: path.read_bytes() for path in (self.whole / "tables").iterdir()}
+            assert tables == {path.name: path.read_bytes() for path in (place / "tables").iterdir()}
+            assert tables
         for name in {"report": ["report.html"], "pack": ["run.h5"]}.get(self.verb, []):
             assert (place / name).read_bytes() == (self.whole / name).read_bytes()
         assert {"validate": "validation/", "propose": "proposal/"}.get(self.verb, "record/") in "".join(store.names())

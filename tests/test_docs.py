@@ -149,7 +149,7 @@ def enter(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_tutorial(here: Path) -> None:
-    assert run_page(DOCS / "tutorial.md") == 9
+    assert run_page(DOCS / "tutorial.md") == 10
     assert (here / "report.html").is_file()
 
 

@@ -77,19 +77,26 @@ def test_a_complete_run(run: Path) -> None:
     assert head.startswith(f"{run}: complete, directory of ")
     assert head.endswith(", 21 shards")
     assert [line.strip() for line in rest if line] == [
+        "not yet: unseen orders, trained to see what predictions are worth",
+        "not yet: a proposed order",
+        "not yet: a map of how well batches are remembered",
+        f"next: orderscope sketch {run}",
+        "builds the table, from which answers come quickly",
         "model        Net: 35,200 float32 weights in 7 tensors",
         "order        24 steps of 4 samples, from 96",
         "groups       code, prose\\x1b[2J",
-        "optimizer    AdamW, 2 parameter groups, no scheduler, clipped at 1.0, from the start",
+        "optimizer    AdamW, 2 parameter groups, no scheduler, clipped at 1.0, from the",
+        "start",
         "metrics      accuracy (a function), eval (32 rows)",
         "sketch       4,096 coordinates, 3 anchors, 192 curvature rows, seed 0",
         "recorded on  threads 1, torch 2.13.0",
-        "time         reference 1.5 s, probes 1.5 s, gradients 0.24 s, curvature 0 s, held-out losses 0.12 s, "
-        "table 0 s",
-        "cost         2.8 runs (reference 1.25, probes 1.25, gradients 0.2, curvature 0, held-out losses 0.1, table 0)",
-        "run        anchors at steps  metrics",
-        "reference  0 12 24           eval 0.5",
-        "probe-0    0 12 24           eval 0.5",
+        "time         reference 1.5 s, probes 1.5 s, gradients 0.24 s, curvature 0 s,",
+        "held-out losses 0.12 s, table 0 s",
+        "cost         2.8 runs (reference 1.25, probes 1.25, gradients 0.2, curvature",
+        "0, held-out losses 0.1, table 0)",
+        "run        states at steps  eval",
+        "reference  0 12 24          0.5",
+        "probe-0    0 12 24          0.5",
         "part              shards  size",
         *(line.strip() for line in rest[-6:]),
     ]
@@ -131,6 +138,40 @@ def test_an_unfinished_run(tmp_path: Path) -> None:
                 segment(store, "reference", len(store.names()) - 1)
 
 
+def next_command(run: Path) -> str:
+    """What `inspect` says to do, the path of the run left out."""
+    (line,) = (line for line in call("inspect", run).output.splitlines() if line.startswith("  next: "))
+    return line.removeprefix("  next: ").replace(str(run), "RUN")
+
+
+def test_the_one_command_that_goes_on(tmp_path: Path, run: Path) -> None:
+    assert next_command(run) == "orderscope sketch RUN"
+    call("pack", run, "--out", tmp_path / "early.h5")
+    assert next_command(tmp_path / "early.h5") == "orderscope query RUN --order reverse"
+    for name, then in (
+        ("table/left-out-000", "orderscope validate RUN"),
+        ("validation/000", "orderscope propose RUN --out best.npy"),
+        ("proposal/000", "orderscope report RUN --out report.html"),
+    ):
+        with RunStore.create(run) as store:
+            store.write(name, {"x": np.zeros(4)})
+        assert next_command(run) == then
+    call("pack", run, "--out", tmp_path / "run.h5")
+    assert next_command(tmp_path / "run.h5") == "orderscope query RUN --order reverse"
+    flip(run / "record+reference+segment-001.h5")
+    assert next_command(run).startswith("get the run again from where it is whole")
+
+
+def test_an_interrupted_recording_goes_on_with_its_task(tmp_path: Path, run: Path) -> None:
+    whole = RunStore.open(run)
+    with RunStore.create(tmp_path / "begun run") as store:
+        store.write("record/task", whole.read("record/task"), whole.attrs("record/task"))
+        assert next_command(store.path) == "orderscope record my_run.py:task --out 'RUN'"
+        store.log({"event": "task", "spec": "/home/me/own.py:fine tune", "file": "/home/me/own.py"})
+    facts = json.loads(call("inspect", tmp_path / "begun run", "--json").output)
+    assert facts["next"]["command"] == f"orderscope record '/home/me/own.py:fine tune' --out '{tmp_path / 'begun run'}'"
+
+
 def test_a_half_made_sketch(tmp_path: Path, run: Path) -> None:
     whole = RunStore.open(run)
     with RunStore.create(tmp_path / "half") as store:
@@ -144,6 +185,7 @@ def test_a_half_made_sketch(tmp_path: Path, run: Path) -> None:
         "  missing: 1 of 2 units of sketch/known",
         "  missing: 1 of 2 units of sketch/held-out",
     ]
+    assert next_command(tmp_path / "half") == "orderscope sketch RUN"
 
 
 def test_nothing_is_missing_once_the_table_is_built(run: Path) -> None:
@@ -192,7 +234,7 @@ def test_pack(run: Path) -> None:
     assert packed.pop("packed")
     assert not plain.pop("packed")
     for facts in (packed, plain):
-        del facts["path"], facts["disk_bytes"]
+        del facts["path"], facts["disk_bytes"], facts["next"]
     assert packed == plain
     again = call("pack", run, "--out", out)
     assert again.exit_code == 1

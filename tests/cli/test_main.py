@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from email.message import Message
 from pathlib import Path
 
 import click
@@ -12,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from orderscope.cli import main as module
+from orderscope.cli.spoken import as_options
 from orderscope.cli.text import columns, plain, size
 from orderscope.errors import DamagedRun, IncompleteRun, OrderscopeError
 
@@ -70,9 +73,34 @@ def test_help_and_usage_errors_need_no_torch(args: list[str], code: int) -> None
     assert bool(errors) == (code != 0)
 
 
-def test_help_names_every_verb() -> None:
-    out = CliRunner().invoke(module.main, ["--help"]).output
-    assert all(verb in out for verb in module.VERBS)
+def test_help_names_every_verb_with_a_whole_sentence() -> None:
+    out = CliRunner().invoke(module.main, ["--help"], terminal_width=80).output
+    assert "..." not in out.replace("[ARGS]...", "")
+    described = re.split(r"\n  (?=\w)", out[out.index("Commands:") :])[1:]
+    assert [line.split()[0] for line in described] == list(module.VERBS)
+    assert all(re.search(r"\w\.$", line.strip()) for line in described)
+
+
+@pytest.mark.parametrize("verb", ["", *(verb for verb in module.VERBS if verb != "export")])
+def test_help_fits_80_columns(verb: str) -> None:
+    out = CliRunner().invoke(module.main, [*verb.split(), "--help"], terminal_width=80).output
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_errors_and_notes_speak_of_options() -> None:
+    from orderscope.cli.propose import propose, spoken
+    from orderscope.cli.query import query
+
+    assert spoken(["the order regroups samples; regroup=False keeps those recorded", "seconds= allows more",
+                   "nothing was searched; anyway=True (--anyway) searches all the same",
+                   "repetition was not asked for (allow_other_samples=True)"]) == [
+        "the order regroups samples; --keep-batches keeps those recorded", "--seconds allows more",
+        "nothing was searched; --anyway searches all the same", "repetition was not asked for"]  # fmt: skip
+    assert as_options("found budget=3 runs; change metric= or strategies=", propose) == (
+        "found --budget 3 runs; change --metric or strategies=")  # fmt: skip
+    assert as_options("Simulator(path, task), or leave out precise=", query) == (
+        "--task file.py:name, or leave out --precise")  # fmt: skip
+    assert as_options("change budget=", None) == "change budget="
 
 
 @pytest.mark.parametrize(
@@ -125,6 +153,24 @@ def test_doctor(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_doctor_lists_the_extras_that_the_package_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    from orderscope.cli import doctor
+
+    described = Message()
+    for line in ("numpy>=1", 'rich>=13; extra == "rich"', "pydantic>=2.7; extra == 'study'",
+                 'no-such-thing>=6; platform_system == "Linux" and extra == "study"',
+                 'not.there; extra == "parquet"', 'pytest>=8; extra == "test"'):  # fmt: skip
+        described["Requires-Dist"] = line
+    monkeypatch.setattr(doctor.importlib.metadata, "metadata", lambda _: described)
+    found = {finding.what: finding for finding in doctor._packages()}
+    assert [name for name in found if name not in doctor.REQUIRED] == [
+        "orderscope", "python", "rich", "study", "parquet"]  # fmt: skip
+    assert re.fullmatch(r"pydantic [\d.]+, not no-such-thing", found["study"].found)
+    assert found["parquet"].found == "not installed"
+    assert found["parquet"].advice == "for orderscope export --to parquet: pip install 'orderscope[parquet]'"
+    assert found["rich"].advice == ""
+
+
 def test_doctor_where_nothing_can_be_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from orderscope.cli import doctor
 
@@ -134,4 +180,4 @@ def test_doctor_where_nothing_can_be_written(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setattr(doctor, "_write_seconds", fail)
     result = CliRunner().invoke(module.main, ["doctor", "--dir", str(tmp_path)])
     assert result.exit_code == 1
-    assert "wrong  writing          fails: No space left on device - choose another directory" in result.output
+    assert "wrong  writing          fails: No space left on device - choose another\n" in result.output

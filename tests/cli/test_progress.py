@@ -6,6 +6,7 @@ import ast
 import doctest
 import io
 import re
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +19,9 @@ from orderscope.cli.progress import COUNTED, progress_bars
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """A clock that stands still unless it is set; nobody looks at it but who reports."""
     now = [0.0]
+    monkeypatch.setattr(module, "TICK", 1e6)
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
     return now
 
@@ -26,12 +29,12 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def test_one_line_a_stage(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
     with progress_bars() as report:
         for done in (1, 2, 3):
-            clock[0] += 2
+            clock[0] += 0.4
             report("train\x1b[2J", done, 3)
         clock[0] += 5
         report("all at once", 7, 7)
         report("all at once", 7, 7)
-    assert capsys.readouterr().err.splitlines() == ["train\\x1b[2J: 3 in 6.0 s", "all at once: 7 in 5.0 s"]
+    assert capsys.readouterr().err.splitlines() == ["train\\x1b[2J: 3 in 1.2 s", "all at once: 7 in 5.0 s"]
 
 
 def test_examples() -> None:
@@ -53,7 +56,7 @@ def test_so_does_a_line_in_the_middle_of_a_stage(clock: list[float], capsys: pyt
     with progress_bars() as report:
         clock[0] += 61
         report("search", 500, 2000)
-    assert capsys.readouterr().err == "search: 500 of 2000 orders, 183 s left\n"
+    assert capsys.readouterr().err == "search: 500 of 2000 orders, 3 min 3 s left\n"
 
 
 def test_and_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,15 +65,66 @@ def test_and_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(console, "Console", lambda stderr: made(file=written, width=100, force_terminal=True))
     bars = module._bars(module._rich())
     report = next(bars)
+    report("check the task", 0, 0)
     report("train the reference", 48, 48)
+    report("build the table", 0, 1)
     assert next(bars, None) is None
-    assert "48 of 48 steps" in re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", written.getvalue())
+    told = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", written.getvalue())
+    assert "48 of 48 steps" in told
+    left = told.rstrip().splitlines()[-2:]  # as the bars stood at the end
+    assert [line.split("━")[0].strip() for line in left] == ["train the reference", "build the table"]
+    assert "of 1" not in left[1]
 
 
 def test_every_stage_has_a_name_for_what_it_counts() -> None:
     stages = set(stages_told())
     assert {"train the reference", "search", "positions"} <= stages
     assert {stage.partition(",")[0] for stage in stages} == set(COUNTED)
+
+
+def test_a_stage_is_told_soon_after_it_begins(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    with progress_bars() as report:
+        report("confirm", 0, 3)
+        report("confirm", 0, 3)
+        assert capsys.readouterr().err == ""
+        clock[0] += module.SOON
+        report("confirm", 0, 3)
+        clock[0] += 1
+        report("confirm", 1, 3)  # the next line comes after ten seconds
+        clock[0] += 0.5
+        report("build the table", 0, 1)
+        clock[0] += 4
+        report("build the table", 1, 1)
+    assert capsys.readouterr().err.splitlines() == ["confirm: 0 of 3 runs, 2 s so far", "build the table: 4.0 s"]
+
+
+def test_silence_is_broken_by_a_look_at_the_clock(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is reported while the work goes on; a stage that ends sooner says nothing."""
+    said = threading.Event()
+    monkeypatch.setattr(module, "SOON", 0.05)
+    monkeypatch.setattr(module, "TICK", 0.01)
+    show = module.say
+    monkeypatch.setattr(module, "say", lambda text, err: (show(text, err=err), said.set()))
+    with module.doing("open run"):
+        assert said.wait(30)
+    assert capsys.readouterr().err == "open run: 0 s so far\n"
+    monkeypatch.setattr(module, "SOON", 1e6)
+    with module.doing("open run"):
+        pass
+    assert capsys.readouterr().err == ""
+    assert "orderscope-progress" not in [thread.name for thread in threading.enumerate()]
+
+
+def test_what_follows_a_stage_is_not_silent_either(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    lines = module._Lines()
+    lines("confirm", 1, 1)
+    for seconds in (3, 3, 10):
+        clock[0] += seconds
+        lines.tick()
+    told = ["confirm: 1 run in 0.0 s", "after confirm: 3 s so far", "after confirm: 16 s so far"]
+    assert capsys.readouterr().err.splitlines() == told
 
 
 def stages_told() -> Iterator[str]:
@@ -80,6 +134,8 @@ def stages_told() -> Iterator[str]:
         name = getattr(call.func, "attr", getattr(call.func, "id", ""))
         if name in ("progress", "_stage"):
             told = call.args[name == "_stage"]
+            if name == "progress" and ast.unparse(call.args[-1]) == "0":
+                continue  # counts nothing
             told = told.values[0] if isinstance(told, ast.JoinedStr) else told
             if isinstance(told, ast.Constant) and isinstance(told.value, str):
                 yield told.value
@@ -90,7 +146,9 @@ def test_a_long_stage_tells_the_time_left(clock: list[float], capsys: pytest.Cap
         for done in range(1, 10):
             clock[0] += 20
             report("train unseen orders", done, 10)
-    assert re.findall(r"(\d+) of 10 orders, (\d+) s left", capsys.readouterr().err) == [("4", "120"), ("8", "40")]
+    told = re.findall(r"(\d+) of 10 orders, (.*) left", capsys.readouterr().err)
+    assert told[0] == ("1", "3 min")
+    assert told[-1] == ("9", "20 s")
 
 
 def test_quiet(capsys: pytest.CaptureFixture[str]) -> None:

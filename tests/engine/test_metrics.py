@@ -24,7 +24,7 @@ def recorded(tmp_path_factory):
 def test_only_what_is_no_held_out_loss_runs_the_model(recorded, monkeypatch):
     sim, task = recorded
     asked = []
-    monkeypatch.setattr("orderscope.simulation.simulator.evaluated", lambda task: lambda theta, names: (
+    monkeypatch.setattr("orderscope.simulation.simulator.evaluated", lambda task, each: lambda theta, names: (
         asked.append((names, len(theta))) or evaluated(task)(theta, names)
     ))  # fmt: skip
     fresh, orders = osc.Simulator(sim.path, task), permuted_steps(task.order, 1, 2)

@@ -243,9 +243,11 @@ def test_shares_are_gathered_to_the_same_bytes(task: osc.Task, whole: Path, unsk
     with pytest.raises(osc.IncompleteRun):
         osc.Simulator(unsketched, task)
     computed: list[int] = []
-    sketch(task, unsketched, jobs=1, progress=lambda stage, done, total: computed.append(done))
+    stages: list[str] = []
+    sketch(task, unsketched, jobs=1, progress=lambda stage, done, _: (stages.append(stage), computed.append(done)))
     units = len(SketchPlan.read(RunStore.open(whole)).units())
-    assert computed == list(range(units - len(range(1, units, 3)) + 1, units + 1))
+    assert computed == [*range(units - len(range(1, units, 3)), units + 1), 0, 1]
+    assert list(dict.fromkeys(stages)) == ["sketch", "build the table"]
     assert digests(unsketched) == digests(whole)
 
 

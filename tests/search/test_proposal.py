@@ -198,7 +198,7 @@ def test_an_interrupted_search_gives_the_best_so_far(char: osc.Simulator) -> Non
 
 def test_an_interrupted_confirmation_keeps_what_was_confirmed(char: osc.Simulator) -> None:
     def interrupt(stage: str, done: int, total: int) -> None:
-        if stage == "confirm":
+        if stage == "confirm" and done:
             raise KeyboardInterrupt
 
     found = propose(char, budget=80, progress=interrupt, seconds=30)

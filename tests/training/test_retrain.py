@@ -100,7 +100,7 @@ def test_many_orders_at_once_and_one_by_one():
     orders = np.stack([task.order, task.order[::-1], task.order[np.random.default_rng(0).permutation(task.steps)]])
     seen = []
     truth = osc.retrain(task, orders, keep_parameters=True, progress=lambda done, n: seen.append((done, n)))
-    assert seen == [(1, 3), (2, 3), (3, 3)]
+    assert seen == [(0, 3), (1, 3), (2, 3), (3, 3)]
     assert truth.metrics.keys() == {"eval", "accuracy"}
     assert truth.losses["eval"].shape == (3, 24)
     np.testing.assert_allclose(truth.losses["eval"].mean(1), truth.metrics["eval"], rtol=1e-6)

@@ -6,6 +6,7 @@ import importlib.metadata
 import math
 import os
 import platform
+import re
 import shutil
 import tempfile
 import time
@@ -19,17 +20,26 @@ import click
 import numpy as np
 
 from orderscope import __version__
+from orderscope.cli.progress import doing
 from orderscope.cli.tasks import Spec, load_task
 from orderscope.cli.text import columns, json_option, print_json, say, size
 from orderscope.store import RunStore
 
 REQUIRED = ("numpy", "h5py", "click", "scipy", "jinja2", "matplotlib")
-EXTRAS = {
+PURPOSES = {
+    "numba": "queries in half the time on a CPU",
     "triton": "GPU kernels",
     "rich": "progress bars",
+    "study": "orderscope run, which reads study files",
+    "parquet": "orderscope export --to parquet",
     "transformers": "recording inside the Hugging Face Trainer",
     "lightning": "recording inside Lightning",
-}
+    "peft": "recording adapters, LoRA for one",
+    "trl": "recording inside TRL's trainers",
+    "scale": "recording on other machines",
+}  # of extras; one that is not here is listed without
+NOT_FOR_USE = {"test", "docs", "smollm"}  # extras for working on orderscope, and for one example
+REQUIREMENT = re.compile(r"([\w.-]+).*?extra == ['\"]([\w-]+)['\"]")
 LARGE = 32 << 20
 
 
@@ -62,7 +72,8 @@ def doctor(spec: str | None, where: Path, as_json: bool) -> None:
     if spec is not None:
         _tell_preflight(spec, where, as_json)
         return
-    findings = [*_packages(), *_torch(), *_disk(where)]
+    with doing("look at the machine", quiet=as_json):
+        findings = [*_packages(), *_torch(), *_disk(where)]
     wrong = any(finding.level == "wrong" for finding in findings)
     if as_json:
         print_json({"ok": not wrong, "findings": [asdict(finding) for finding in findings]})
@@ -72,12 +83,13 @@ def doctor(spec: str | None, where: Path, as_json: bool) -> None:
 
 
 def _tell_preflight(spec: str, where: Path, as_json: bool) -> None:
-    import torch
+    with doing(f"try a few steps of {spec}", quiet=as_json):
+        import torch
 
-    torch.set_num_threads(1)
-    from orderscope.recording.preflight import preflight
+        torch.set_num_threads(1)
+        from orderscope.recording.preflight import preflight
 
-    found = preflight(load_task(spec), where)
+        found = preflight(load_task(spec), where)
     free = shutil.disk_usage(where).free
     if as_json:
         stages = [asdict(stage) for stage in found.stages]
@@ -102,9 +114,28 @@ def _packages() -> Iterator[Finding]:
     for name in REQUIRED:
         version = _version(name)
         yield Finding(name, version) if version else Finding(name, "missing", "wrong", "pip install orderscope")
-    for name, purpose in EXTRAS.items():
-        advice = "" if _version(name) else f"for {purpose}: pip install 'orderscope[{name}]'"
-        yield Finding(name, _version(name) or "not installed", "ok", advice)
+    for extra, packages in _extras().items():
+        versions = {name: _version(name) for name in packages}
+        missing = [name for name, version in versions.items() if version is None]
+        said = ", ".join(v if len(versions) == 1 else f"{n} {v}" for n, v in versions.items() if v is not None)
+        if missing and said:
+            said += f", not {', '.join(missing)}"
+        purpose = f"for {PURPOSES[extra]}: " if extra in PURPOSES else ""
+        advice = f"{purpose}pip install 'orderscope[{extra}]'" if missing else ""
+        yield Finding(extra, said or "not installed", "ok", advice)
+
+
+def _extras() -> dict[str, list[str]]:
+    """What each extra of the installed package brings."""
+    try:
+        described = importlib.metadata.metadata("orderscope")
+    except importlib.metadata.PackageNotFoundError:  # run from its source
+        return {}
+    found: dict[str, list[str]] = {}
+    for line in described.get_all("Requires-Dist") or []:
+        if (match := REQUIREMENT.match(line)) and match[2] not in NOT_FOR_USE:
+            found.setdefault(match[2], []).append(match[1])
+    return found
 
 
 def _torch() -> Iterator[Finding]:

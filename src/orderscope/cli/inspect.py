@@ -10,8 +10,12 @@ from typing import Any
 
 import click
 
+from orderscope.cli.layout import natural_width
+from orderscope.cli.onward import not_yet, onward
 from orderscope.cli.options import run_argument
-from orderscope.cli.text import columns, json_option, plain, print_json, say, size
+from orderscope.cli.progress import doing
+from orderscope.cli.tasks import remembered_task
+from orderscope.cli.text import columns, json_option, plain, print_json, say, short, size, width
 from orderscope.errors import DamagedRun, IncompleteRun, OrderscopeError
 from orderscope.recording.costs import part_runs, part_seconds
 from orderscope.store import SCHEMA, RunStore
@@ -38,7 +42,9 @@ def inspect(run: Path, as_json: bool) -> None:
     Exit code 4 if it is damaged, 5 if it is sound but not finished.
     """
     try:
-        facts = inventory(RunStore.open(run))
+        store = RunStore.open(run)
+        with doing(f"read every byte of {run}", quiet=as_json):
+            facts = inventory(store)
         lines = list(_lines(facts))
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         raise DamagedRun(
@@ -65,14 +71,22 @@ def inventory(store: RunStore) -> dict[str, Any]:
     task = attrs.get(TASK_SHARD)
     runs = _runs(attrs)
     parts = _parts({info.name: info.size for info in shards})
-    missing = _missing(attrs, runs)
+    missing, units = _missing(attrs, runs), _units(attrs)
+    further = sum(run["finished"] for run in runs) - 1
+    state = "damaged" if damage else "incomplete" if missing else "complete"
+    step = None if damage else onward(
+        store.path, attrs, missing, spec=remembered_task(store), sketching=0 < len(missing) == len(units),
+        probes=further, packed=store.path.is_file(),
+    )  # fmt: skip
     return {
         "path": str(store.path),
         "packed": store.path.is_file(),
         "schema": SCHEMA,
-        "state": "damaged" if damage else "incomplete" if missing else "complete",
+        "state": state,
         "damage": damage,
         "missing": missing,
+        "not_yet": [] if missing or damage else not_yet(attrs),
+        "next": None if step is None else {"command": step.command, "why": step.why},
         "unlisted": store.unlisted(),
         "remnants": [run["name"] for run in runs if run["name"].startswith(FURTHER) and not run["finished"]],
         "ignored_lines": store.ignored(),
@@ -190,12 +204,19 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
         yield f"  left over: run {plain(name)} was interrupted, and is not used"
     if facts["ignored_lines"]:
         yield f"  ignored: {facts['ignored_lines']} lines of the journal are not what was written"
+    for line in facts["not_yet"]:
+        yield f"  not yet: {line}"
+    if facts["next"] is not None:
+        yield f"  next: {plain(facts['next']['command'])}"
+        yield f"        {facts['next']['why']}"
+    elif facts["damage"]:
+        yield "  next: get the run again from where it is whole, or record it anew in another directory"
     if facts["task"] is not None:
         yield ""
         yield columns(list(_task_rows(facts)))
     if facts["runs"]:
         yield ""
-        yield columns([["run", "anchors at steps", "metrics"], *map(_run_row, facts["runs"])])
+        yield columns(_run_rows(facts["runs"]))
     if facts["parts"]:
         yield ""
         rows = [[name, str(part["shards"]), size(part["bytes"])] for name, part in facts["parts"].items()]
@@ -232,12 +253,19 @@ def _task_rows(facts: dict[str, Any]) -> Iterator[list[str]]:
         yield ["cost", f"{sum(facts['cost'].values()):.3g} runs ({parts})"]
 
 
-def _run_row(run: dict[str, Any]) -> list[str]:
-    anchors = " ".join(map(str, run["anchors"])) + ("" if run["finished"] else f" (of {run['steps']})")
-    if not run["anchors"]:
-        anchors = "unreadable"
-    metrics = ", ".join(f"{name} {value:.5g}" for name, value in (run["metrics"] or {}).items())
-    return [run["name"], anchors, metrics if run["finished"] else ""]
+def _run_rows(runs: list[dict[str, Any]]) -> list[list[str]]:
+    """A column a metric where they fit, else all in one."""
+    names = list(dict.fromkeys(name for run in runs if run["finished"] for name in run["metrics"] or {}))
+    rows = [["run", "states at steps", *map(short, names)]]
+    for run in runs:
+        states = " ".join(map(str, run["anchors"])) + ("" if run["finished"] else f" (of {run['steps']})")
+        told = (run["metrics"] or {}) if run["finished"] else {}
+        values = [f"{told[name]:.5g}" if name in told else "" for name in names]
+        rows.append([run["name"], states if run["anchors"] else "unreadable", *values])
+    if natural_width(rows) <= width():
+        return rows
+    joined = [", ".join(f"{n} {v}" for n, v in zip(names, row[2:], strict=True) if v) for row in rows[1:]]
+    return [[*rows[0][:2], "metrics"], *([*row[:2], told] for row, told in zip(rows[1:], joined, strict=True))]
 
 
 def _count(number: Any) -> str:

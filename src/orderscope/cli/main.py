@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import importlib
 import os
+import re
 
 import click
 
 from orderscope import __version__
 from orderscope.cli import RUN
+from orderscope.cli.spoken import as_options
 from orderscope.cli.text import say
 from orderscope.errors import OrderscopeError, ended_by_task
 from orderscope.files import ADVICE
@@ -31,6 +33,7 @@ VERBS = {
     "doctor": "orderscope.cli.doctor:doctor",
 }
 INTERRUPTED = 130
+SENTENCE = re.compile(r".*?(\.(?= |$)|$)")
 
 
 class Verbs(click.Group):
@@ -52,7 +55,7 @@ class Verbs(click.Group):
             error.message = plain_lines(error.message)  # pyright: ignore[reportAttributeAccessIssue]
             raise
         except OrderscopeError as error:
-            self._end(ctx, str(error), error.exit_code)
+            self._end(ctx, as_options(str(error), self._called(ctx)), error.exit_code)
         except SystemExit as stop:  # click has its own: this one is of the user's code
             self._end(ctx, str(ended_by_task(stop)), 1)
         except KeyboardInterrupt:
@@ -62,6 +65,20 @@ class Verbs(click.Group):
                 raise
             advice = ADVICE.get(error.errno or 0)
             self._end(ctx, str(error) + (f"; {advice}" if advice else ""), 1)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The first sentence of each verb's help, whole."""
+        rows = []
+        for name in self.list_commands(ctx):
+            command = self.get_command(ctx, name)
+            assert command is not None
+            rows.append((name, SENTENCE.match(" ".join((command.help or "").split("\n\n")[0].split()))[0]))  # type: ignore[index]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+    def _called(self, ctx: click.Context) -> click.Command | None:
+        """The verb that was called."""
+        return self.get_command(ctx, ctx.invoked_subcommand) if ctx.invoked_subcommand else None
 
     @staticmethod
     def _end(ctx: click.Context, line: str, code: int) -> None:

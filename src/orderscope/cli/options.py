@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from orderscope.cli import RUN
+from orderscope.cli.progress import Report, doing, progress_bars
 from orderscope.cli.tasks import Spec, find_task, shun, task_file
 from orderscope.errors import OrderscopeError
 from orderscope.files import check_output
@@ -82,18 +84,37 @@ def check_question(
         check_order_text(store, text)
 
 
-def open_simulator(run: Path, spec: str | None, threads: int, *, with_task: bool = True) -> tuple[Simulator, str]:
+def open_simulator(
+    run: Path, spec: str | None, threads: int, *, with_task: bool = True, quiet: bool = False
+) -> tuple[Simulator, str]:
     """The simulator of a run, with its task where there is one, and what to tell about the task. Raises as both.
 
     Args:
         with_task: look for the task also where none is named.
+        quiet: as for `progress_bars`.
     """
     RunStore.open(run)  # a path that holds no run is told before torch is loaded
-    set_threads(threads)
-    from orderscope.simulation.simulator import Simulator
+    with doing(f"open {run}", quiet=quiet):
+        set_threads(threads)
+        from orderscope.simulation.simulator import Simulator
 
-    task, told = find_task(run, spec) if with_task or spec is not None else (None, NOT_NEEDED)
-    return Simulator(run, task), told
+        task, told = find_task(run, spec) if with_task or spec is not None else (None, NOT_NEEDED)
+        return Simulator(run, task), told
+
+
+@contextmanager
+def shown(sim: Simulator, quiet: bool = False) -> Iterator[Report]:
+    """Progress of what a simulator is asked, its evaluations of the model too.
+
+    Args:
+        quiet: as for `progress_bars`.
+    """
+    with progress_bars(quiet) as progress:
+        sim.progress = progress
+        try:
+            yield progress
+        finally:
+            sim.progress = None
 
 
 def model_run_for(run: Path, metrics: Sequence[str]) -> list[str]:

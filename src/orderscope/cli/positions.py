@@ -15,11 +15,11 @@ from orderscope.cli.options import (
     check_question,
     open_simulator,
     run_argument,
+    shown,
     sound_output,
     task_option,
     threads_option,
 )
-from orderscope.cli.progress import progress_bars
 from orderscope.cli.table import print_table
 from orderscope.cli.tasks import need_task
 from orderscope.cli.text import figures, json_option, plain, print_json, say
@@ -56,14 +56,14 @@ def positions(
     threads: int,
     as_json: bool,
 ) -> None:
-    """A map: the final model's loss on a recorded batch, were it trained at another position.
+    """Map the final model's loss on a recorded batch, by the position at which it is trained.
 
     The map is kept in the run, for the report.
     """
     if out is not None and out.suffix not in (".csv", ".npz"):
         raise click.BadParameter("the file of a map ends in .csv or .npz", param_hint="--out")
     check_question(run, spec)
-    sim, told = open_simulator(run, spec, threads)
+    sim, told = open_simulator(run, spec, threads, quiet=as_json)
     need_task(sim.task, told)
     heat, kept = mapped(sim, units=units, places=places, verify=verify, quiet=as_json)
     failed = try_writing(out, lambda path: write_heat(path, heat))
@@ -85,7 +85,8 @@ def mapped(sim: Any, *, units: int | None, places: int | None, verify: int, quie
     import orderscope
     from orderscope.answers.stored import keep_heat
 
-    with progress_bars(quiet=quiet) as progress:
+    with shown(sim, quiet) as progress:
+        progress("read the recorded batches", 0, 0)
         heat = orderscope.positions(
             sim,
             spread(len(sim.order), units),

@@ -15,14 +15,15 @@ from orderscope.cli.options import (
     open_simulator,
     run_argument,
     seed_option,
+    shown,
     sound_output,
     task_option,
     threads_option,
 )
-from orderscope.cli.progress import progress_bars
 from orderscope.cli.query import NO_EFFECT, UNTRUSTED
+from orderscope.cli.spoken import as_options
 from orderscope.cli.table import print_table
-from orderscope.cli.text import figures, json_option, plain, print_json, say, short, signed
+from orderscope.cli.text import columns, figures, json_option, plain, print_json, say, signed
 from orderscope.files import written
 
 SHOWN = 12
@@ -122,7 +123,7 @@ def propose(
         raise click.BadParameter("the file of an order ends in .npy", param_hint="--out")
     asked = wanted(metrics)
     check_question(run, spec, metrics=[asked] if isinstance(asked, str) else list(asked or ()))
-    sim, told = open_simulator(run, spec, threads)
+    sim, told = open_simulator(run, spec, threads, quiet=as_json)
     proposal, facts = search(
         sim, metric=asked, maximize=maximize, constraints=constraints, schedules=schedules, verify=verify,
         budget=budget, regroup=regroup, anyway=anyway, searched=searched, rounds=rounds, seconds=seconds, seed=seed,
@@ -153,7 +154,8 @@ def search(
     from orderscope.answers.effect import metric_names
     from orderscope.answers.stored import keep_proposal, proposal_facts
 
-    with progress_bars(quiet=quiet) as progress:
+    with shown(sim, quiet) as progress:
+        progress("see how much there is to find", 0, 0)
         proposal = orderscope.propose(
             sim,
             metric=metric or metric_names(sim)[0],
@@ -234,15 +236,18 @@ def show(facts: dict[str, Any]) -> None:
     metric, table = facts["metric"], facts["table"]
     say("\n" + plain(facts["verdict"]) + "\n")
     if not facts["searched"]:
-        for note in facts["notes"]:
-            say(f"note: {plain(str(note))}")
+        for note in spoken(facts["notes"]):
+            say(f"note: {plain(note)}")
         return
     apart = any(row["parts"] for row in table[:SHOWN])
-    rows = [_cells(row, apart) for row in table[:SHOWN]]
-    parts = ["gain on the other rows", "±"] if apart else []
-    print_table(["order", metric, "error", "trained", *parts, "found by"], rows, text=(0, 4 + len(parts)))
+    parts = ["other rows", "±"] if apart else []
+    print_table(["order", metric, "error", "trained", *parts], [_cells(row, apart) for row in table[:SHOWN]])
+    if parts:
+        say("\nother rows: the gain on the held-out rows that the search never saw, ± its error over rows")
     if len(table) > SHOWN:
         say(f"  and {len(table) - SHOWN} more; --json prints all")
+    say("\nhow these were found")
+    say(columns([[row["name"], row["source"]] for row in table[:SHOWN]]))
     if facts["front"]:
         names = list(facts["front"][0]["metrics"])
         say("\nnone is better than these in all metrics; trained values in brackets")
@@ -250,7 +255,7 @@ def show(facts: dict[str, Any]) -> None:
     if facts.get("schedule"):
         say("\nlearning rates")
         whose = {True: "the proposed order", False: "the recorded order"}
-        rows = [_cells(row | {"source": whose[row["proposed_order"]]}) for row in facts["schedule"]["table"]]
+        rows = [[*_cells(row), whose[row["proposed_order"]]] for row in facts["schedule"]["table"]]
         print_table(["schedule", metric, "error", "trained", "with"], rows, text=(0, 4))
     say()
     for line in summary_lines(facts):
@@ -262,10 +267,15 @@ def show(facts: dict[str, Any]) -> None:
         for line in simple_lines(facts["simple"]):
             say(plain(line))
         say()
-    for note in folded(facts["notes"]):
-        say(f"note: {plain(str(note))}")
+    for note in folded(spoken(facts["notes"])):
+        say(f"note: {plain(note)}")
     if facts["out"]:
         say(f"order written to {plain(facts['out'])}")
+
+
+def spoken(notes: Sequence[object]) -> list[str]:
+    """The library's notes with options of this command in place of Python arguments."""
+    return [as_options(str(note), propose) for note in notes]
 
 
 def summary_lines(facts: dict[str, Any]) -> list[str]:
@@ -330,7 +340,7 @@ def _cells(row: dict[str, Any], parts: bool = False) -> list[str]:
         own = row["parts"][0]
         width = own["standard_error"]
         apart = [f"{own['gain']:+.2g}", "" if width is None else f"{width:.2g}"]
-    return [row["name"], value, error, trained, *apart, short(row["source"], 60)]
+    return [row["name"], value, error, trained, *apart]
 
 
 def _number(value: float | None) -> float:

@@ -17,10 +17,10 @@ from orderscope.cli.options import (
     model_run_for,
     open_simulator,
     run_argument,
+    shown,
     task_option,
     threads_option,
 )
-from orderscope.cli.progress import progress_bars
 from orderscope.cli.table import print_table
 from orderscope.cli.tasks import need_task
 from orderscope.cli.text import figures, json_option, plain, print_json, say, signed
@@ -94,7 +94,8 @@ def query(
     Order expressions; joined by | each is applied to what comes before:
       reference  reverse  shuffle:SEED  interleave  groups:a,b,c
       early:GROUP  late:GROUP  sort:loss  swap:i,j  move:i,j  FILE.npy
-    Where batches mix groups, early, late, groups and interleave move samples; else whole steps.
+    Where batches mix groups, early, late, groups and interleave move samples;
+    else whole steps.
 
     Exit code 3 if anything lies outside what can be trusted; it is printed all the same.
     """
@@ -105,7 +106,7 @@ def query(
     estimator = estimator or ("carried" if effort is None else "auto")
     modelled = models_run(run, metrics, precise=precise, estimator=estimator)
     with_task = bool(modelled) or train or estimator not in ("carried", "impulse", "replay")
-    sim, told = open_simulator(run, spec, threads, with_task=with_task)
+    sim, told = open_simulator(run, spec, threads, with_task=with_task, quiet=as_json)
     if train:
         need_task(sim.task, told)
     if modelled:
@@ -155,21 +156,24 @@ def ask(
 
     orders = np.stack([resolve_order(sim, text) for text in texts])
     loaded = time.process_time()
-    prediction = sim.predict(
-        orders, estimator, effort=effort, lr=learning_rates(sim, rates), metrics=list(metrics) or None, precise=precise
-    )
-    estimator = prediction.estimator
-    seconds = {"answer": (time.process_time() - loaded) / len(orders), "training": training_seconds(sim.store)}
-    if rates is None:
-        remember_orders(Path(sim.path), texts)
-    measured = effects(sim, list(prediction.metrics))
+    with shown(sim, quiet) as progress:
+        progress(f"predict {len(orders)} order" + "s" * (len(orders) != 1), 0, 0)
+        prediction = sim.predict(
+            orders, estimator, effort=effort, lr=learning_rates(sim, rates), metrics=list(metrics) or None,
+            precise=precise,
+        )  # fmt: skip
+        estimator = prediction.estimator
+        seconds = {"answer": (time.process_time() - loaded) / len(orders), "training": training_seconds(sim.store)}
+        if rates is None:
+            remember_orders(Path(sim.path), texts)
+        measured = effects(sim, list(prediction.metrics))
     rows = [answer(prediction, i, text) for i, text in enumerate(texts)]
     if len(sim.description["group_names"]) > 1:
         before = group_positions(sim, sim.order)
         for row, order in zip(rows, orders, strict=True):
             row["positions"] = {name: [before[name], at] for name, at in group_positions(sim, order).items()}
     if train:
-        with progress_bars(quiet=quiet) as progress:
+        with shown(sim, quiet) as progress:
             true = train_orders(sim, orders, progress)
         for i, row in enumerate(rows):
             for name, values in row["metrics"].items():

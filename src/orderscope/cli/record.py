@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from orderscope.cli.options import noted_run, seed_option, set_threads, threads_option
-from orderscope.cli.progress import progress_bars
+from orderscope.cli.progress import doing, progress_bars
 from orderscope.cli.tasks import Spec, load_task, remember_task, task_file
 from orderscope.cli.text import json_option, plain, print_json, say, size
 from orderscope.recording.budget import DEFAULT, MIXED, PARTIAL
@@ -74,9 +74,10 @@ def record(
     """
     RunStore.check_creatable(out)
     task_file(spec, out)
-    set_threads(threads)
-    task = load_task(spec, out)
-    remember_task(out, spec, task)
+    with doing(f"load torch and {spec}", quiet=as_json):
+        set_threads(threads)
+        task = load_task(spec, out)
+        remember_task(out, spec, task)
     began = time.monotonic()
     train(task, out, as_json, anchors=anchors, probes=probes, budget=budget, coords=coords, seed=seed, sketch=sketch,
           jobs=jobs, reuse=reuse)  # fmt: skip
@@ -89,12 +90,14 @@ def train(task: Any, out: Path, quiet: bool, **options: Any) -> None:
 
     with progress_bars(quiet=quiet) as progress, warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # it is told afterwards
+        progress("check the task", 0, 0)
         recording.record(task, out, progress=progress, **options)
 
 
 def tell(run: Path, seconds: float, as_json: bool) -> None:
     """Print what a run holds now."""
-    facts: dict[str, Any] = {**summary(run), "seconds": seconds}
+    with doing("time a first answer", quiet=as_json):
+        facts: dict[str, Any] = {**summary(run), "seconds": seconds}
     if as_json:
         print_json(facts)
     else:

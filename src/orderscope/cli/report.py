@@ -11,11 +11,11 @@ from orderscope.cli.options import (
     check_question,
     open_simulator,
     run_argument,
+    shown,
     sound_output,
     task_option,
     threads_option,
 )
-from orderscope.cli.progress import progress_bars
 from orderscope.cli.text import json_option, plain, print_json, say, size
 
 
@@ -41,10 +41,11 @@ def report(
     network and no server, and the same run gives the same bytes.
     """
     check_question(run, spec, orders=texts, metrics=[] if metric is None else [metric])
-    sim, told = open_simulator(run, spec, threads)
-    from orderscope.report.page import write_report
+    sim, told = open_simulator(run, spec, threads, quiet=as_json)
+    with shown(sim, as_json) as progress:
+        progress("gather what the run holds", 0, 0)
+        from orderscope.report.page import write_report
 
-    with progress_bars(quiet=as_json) as progress:
         sections = write_report(sim, out, metric=metric, orders=texts, progress=progress)
     facts = {"run": str(run), "task": told, "file": str(out), "bytes": out.stat().st_size, "sections": sections}
     if as_json:

@@ -21,7 +21,7 @@ from orderscope.cli import record as recording
 from orderscope.cli import validate as validating
 from orderscope.cli.kept import end, keep, try_writing
 from orderscope.cli.options import set_threads
-from orderscope.cli.progress import progress_bars
+from orderscope.cli.progress import doing, progress_bars
 from orderscope.cli.query import UNTRUSTED
 from orderscope.cli.tasks import load_task, remember_task, shun
 from orderscope.cli.text import json_option, plain, print_json, say, size
@@ -66,8 +66,9 @@ def run(file: Path, dry_run: bool, as_json: bool) -> None:
         studies.check_places(file, study)
         if not as_json:
             say(f"{file}: loading task {study.task}", err=True)
-        set_threads(study.threads)
-        task = load_task(places.spec, places.run)
+        with doing("load torch and the task", quiet=as_json):
+            set_threads(study.threads)
+            task = load_task(places.spec, places.run)
         study = studies.resolved(file, study, task)
     except studies.WrongStudy as wrong:
         for error in wrong.errors:
@@ -241,9 +242,10 @@ class Work:
 
     def _simulator(self) -> Any:
         """Opened anew for every part: what one has trained sharpens what the next is told."""
-        from orderscope.simulation.simulator import Simulator
+        with doing(f"open {self.run}", quiet=self.quiet):
+            from orderscope.simulation.simulator import Simulator
 
-        return Simulator(self.run, self.task)
+            return Simulator(self.run, self.task)
 
     def _once(self, kind: str, asked: Any, words: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         name = _name(kind, asked.model_dump(mode="json", exclude={"out"}))

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from orderscope.cli.options import check_question, run_argument, set_threads, task_option, threads_option
-from orderscope.cli.progress import progress_bars
+from orderscope.cli.progress import doing, progress_bars
 from orderscope.cli.record import jobs_option, tell
 from orderscope.cli.tasks import find_task, need_task
 from orderscope.cli.text import json_option, plain, print_json, say
@@ -69,10 +69,11 @@ def sketch(
         tell_plan(store, as_json)
         return
     check_question(run, spec)
-    set_threads(threads)
-    from orderscope.recording import record as recording
+    with doing(f"load torch and the task of {run}", quiet=as_json):
+        set_threads(threads)
+        from orderscope.recording import record as recording
 
-    task = need_task(*find_task(run, spec))
+        task = need_task(*find_task(run, spec))
     began = time.monotonic()
     with progress_bars(quiet=as_json) as progress:
         if worker is not None:
@@ -101,4 +102,5 @@ def tell_plan(store: RunStore, as_json: bool) -> None:
     for unit in units:
         say(f"{'done' if unit['done'] else 'to do'}  {unit['unit']}")
     costs = ", ".join(f"{part} {runs:.3g}" for part, runs in plan.cost().items())
-    say(f"\ngradient evaluations in runs: {costs}\n\n{script}", nl=False)
+    say(f"\ngradient evaluations in runs: {costs}\n")
+    say(script, nl=False, whole=True)

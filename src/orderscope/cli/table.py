@@ -1,36 +1,22 @@
-"""A table for a person: drawn by rich on a terminal, aligned text elsewhere."""
+"""A table for a person, as wide as the terminal or 80 columns."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
 
-from orderscope.cli.text import plain, say
+import click
+
+from orderscope.cli.layout import aligned
+from orderscope.cli.text import plain, width
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, text: Sequence[int] = (0,)) -> None:
-    """Print rows under a header; the columns in `text` stand left, numbers right."""
-    if sys.stdout.isatty() and _rich_table(header, rows, text):
-        return
+    """Print rows under a header; the columns in `text` stand left and may be folded, numbers right."""
     shown = [[plain(cell) for cell in row] for row in (header, *rows)]
-    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
-    for row in shown:
-        cells = [c.ljust(w) if i in text else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
-        say(("  " + "  ".join(cells)).rstrip())
-
-
-def _rich_table(header: Sequence[str], rows: Sequence[Sequence[str]], text: Sequence[int]) -> bool:
-    try:
-        from rich import box
-        from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text
-    except ImportError:
-        return False
-    table = Table(box=box.SIMPLE_HEAD)
-    for i, title in enumerate(header):
-        table.add_column(Text(plain(title)), justify="left" if i in text else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(plain(cell)) for cell in row))  # Text: names are not markup
-    Console().print(table)
-    return True
+    right = [i for i in range(len(header)) if i not in text]
+    lines = aligned(shown, width(), right=right, header=True)
+    body = len(aligned(shown[1:], width(), right=right)) if rows else 0
+    for i, line in enumerate(lines):
+        faint = sys.stdout.isatty() and i < len(lines) - body
+        click.echo(click.style(line, dim=True) if faint else line)

@@ -4,23 +4,51 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 import click
 
+from orderscope.cli.layout import aligned, fold
 from orderscope.report.words import figures as figures
 from orderscope.report.words import short as short
 from orderscope.report.words import signed as signed
 from orderscope.text import plain as plain
 from orderscope.text import plain_lines
 
+WIDTH = 80  # of tables where no terminal says how wide it is
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for a program to read.")
 
 
-def say(text: str = "", *, err: bool = False, nl: bool = True) -> None:
-    """Print text; whatever it quotes from a run or a task, no character of it steers the terminal."""
-    click.echo(plain_lines(text), err=err, nl=nl)
+def width() -> int:
+    """Columns that a table may fill: those of the terminal, else 80."""
+    return shutil.get_terminal_size((WIDTH, 24)).columns if sys.stdout.isatty() else WIDTH
+
+
+def say(text: str = "", *, err: bool = False, nl: bool = True, whole: bool = False) -> None:
+    """Print text; whatever it quotes from a run or a task, no character of it steers the terminal.
+
+    Args:
+        text: lines; on a terminal longer ones are folded between words.
+        err: to stderr, where nothing is folded.
+        nl: end the last line.
+        whole: fold nothing, as for what is to be copied.
+    """
+    text = plain_lines(text)
+    if not err and not whole and sys.stdout.isatty():
+        text = "\n".join(map(_folded, text.split("\n")))
+    click.echo(text, err=err, nl=nl)
+
+
+def _folded(line: str) -> str:
+    if len(line) <= width():
+        return line
+    indent = " " * (len(line) - len(line.lstrip()))
+    first, *rest = fold(line.strip(), width() - len(indent) - 2)
+    return "\n".join([indent + first, *(f"{indent}  {part}" for part in rest)])
 
 
 def size(count: float) -> str:
@@ -33,18 +61,13 @@ def size(count: float) -> str:
 
 
 def columns(rows: Sequence[Sequence[str]], indent: str = "  ") -> str:
-    """Rows in left-aligned columns; control characters are shown, not sent."""
-    shown = [[plain(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
-    return "\n".join(
-        (indent + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))).rstrip()
-        for row in shown
-    )
+    """Rows in left-aligned columns that fit `width`; control characters are shown, not sent."""
+    return "\n".join(aligned([[plain(cell) for cell in row] for row in rows], width(), indent=indent))
 
 
 def print_json(value: Any) -> None:
     """Print JSON; a number that JSON lacks (nan, inf) becomes null."""
-    say(json.dumps(_finite(value), indent=2, allow_nan=False))
+    say(json.dumps(_finite(value), indent=2, allow_nan=False), whole=True)
 
 
 def _finite(value: Any) -> Any:

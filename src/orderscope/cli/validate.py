@@ -8,18 +8,19 @@ from typing import Any
 
 import click
 
+from orderscope.cli.layout import natural_width
 from orderscope.cli.options import (
     check_question,
     open_simulator,
     run_argument,
     seed_option,
+    shown,
     task_option,
     threads_option,
 )
-from orderscope.cli.progress import progress_bars
 from orderscope.cli.table import print_table
 from orderscope.cli.tasks import need_task
-from orderscope.cli.text import figures, json_option, plain, print_json, say
+from orderscope.cli.text import figures, json_option, plain, print_json, say, width
 
 SCORES = ("spearman", "pearson", "mae_ratio", "coverage", "sign", "sigma_order", "noise_floor")
 
@@ -40,17 +41,19 @@ def validate(
     """Truly train orders the run has not seen, and compare with what was predicted for them.
 
     \b
-    spearman, pearson  rank and linear correlation of predicted and true values
-    mae_ratio          mean absolute error, as a share of what a constant guess gets
-    coverage           how often the truth lay inside the 90 % interval
-    sign               of all pairs of orders, how often the better one was named
-    sigma_order        standard deviation of the true values
-    noise_floor        the same with the order unchanged, the samples of each batch shuffled
+    spearman     rank correlation of predicted and true values
+    pearson      linear correlation of predicted and true values
+    mae_ratio    mean absolute error, as a share of what a constant guess gets
+    coverage     how often the truth lay inside the 90 % interval
+    sign         of all pairs of orders, how often the better one was named
+    sigma_order  standard deviation of the true values
+    noise_floor  the same with the order unchanged, the samples of each batch
+                 shuffled
 
     What is trained is kept in the run: later commands and the report use it.
     """
     check_question(run, spec, metrics=metrics)
-    sim, told = open_simulator(run, spec, threads)
+    sim, told = open_simulator(run, spec, threads, quiet=as_json)
     need_task(sim.task, told)
     facts = {"run": str(run), "task": told, **check(sim, orders=orders, metrics=metrics, seed=seed, quiet=as_json)}
     if as_json:
@@ -65,7 +68,8 @@ def check(sim: Any, *, orders: int, metrics: Sequence[str], seed: int, quiet: bo
     from orderscope.answers.stored import json_value
 
     wanted: Any = list(metrics) or None
-    with progress_bars(quiet=quiet) as progress:
+    with shown(sim, quiet) as progress:
+        progress("draw unseen orders", 0, 0)
         found = orderscope.validate(sim, orders=orders, seed=seed, metric=wanted, progress=progress)
     names = list(found.true)
     return {"orders": len(found.orders), "cost": json_value(found.cost)} | {
@@ -78,12 +82,16 @@ def check(sim: Any, *, orders: int, metrics: Sequence[str], seed: int, quiet: bo
 
 def show(facts: dict[str, Any]) -> None:
     """Print what `check` found, with the name of the run."""
-    say(f"{plain(facts['run'])}: {facts['orders']} unseen orders trained, {facts['cost']:.3g} runs spent\n")
+    spent = f"trained, {facts['cost']:.3g} runs spent" if facts["cost"] else "that had been trained before"
+    say(f"{plain(facts['run'])}: {facts['orders']} unseen orders {spent}\n")
     rows = [
         [name, *("" if scores[key] is None else f"{scores[key]:.2g}" for key in SCORES)]
         for name, scores in facts["metrics"].items()
     ]
-    print_table(["metric", *SCORES], rows)
+    table = [["metric", *SCORES], *rows]
+    if natural_width(table) > width():  # metrics of long names: one a column
+        table = [list(column) for column in zip(*table, strict=True)]
+    print_table(table[0], table[1:])
     for name, scores in facts["metrics"].items():
         say()
         errors = [float("nan") if e is None else e for e in scores["error"]]

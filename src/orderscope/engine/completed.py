@@ -12,7 +12,7 @@ So most of the loss's shape is the real model's, and a metric that is no loss ca
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -93,12 +93,17 @@ def known_states(store: RunStore, plan: SketchPlan) -> KnownStates:
 
 
 def completed(
-    task: Task, known: KnownStates, held_out: HeldOut | None, without: Sequence[str] | None = None
+    task: Task,
+    known: KnownStates,
+    held_out: HeldOut | None,
+    without: Sequence[str] | None = None,
+    each: Callable[[], None] | None = None,
 ) -> MetricModel:
     """Metrics by the real model at interpolated weights, held-out losses corrected by what is known of them.
 
     Args:
         without: for each of n orders a run whose states are not to be used.
+        each: called after every evaluation of the model.
     """
     model = task.build_model()
     losses = () if held_out is None else held_out.names
@@ -115,6 +120,8 @@ def completed(
                 both = held_out(torch.stack([carried, inside]), of, [run, run])
                 found |= {name: found[name] + float(both[name][0] - both[name][1]) for name in of}
             rows.append(found)
+            if each is not None:
+                each()
         return {name: np.array([r[name] for r in rows], dtype=np.float64) for name in names}
 
     return values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -17,8 +18,12 @@ class MetricModel(Protocol):
     def __call__(self, theta: Tensor, names: tuple[str, ...]) -> dict[str, np.ndarray]: ...
 
 
-def evaluated(task: Task) -> MetricModel:
-    """Metrics of the real model at the estimated weights; needs all of them, m = P."""
+def evaluated(task: Task, each: Callable[[], None] | None = None) -> MetricModel:
+    """Metrics of the real model at the estimated weights; needs all of them, m = P.
+
+    Args:
+        each: called after every evaluation of the model.
+    """
     model = task.build_model()
 
     def values(theta: Tensor, names: tuple[str, ...]) -> dict[str, np.ndarray]:
@@ -26,6 +31,8 @@ def evaluated(task: Task) -> MetricModel:
         for row in theta:
             set_parameters(model, task.layout, row)
             rows.append(task.evaluate(model, names))
+            if each is not None:
+                each()
         return {name: np.array([r[name] for r in rows], dtype=np.float64) for name in names}
 
     return values

@@ -208,11 +208,15 @@ def _finish(
     """What is missing of the sketch, then the table, with every true run that is there."""
     complete(task, store, sketching(store), jobs=jobs, executor=executor, progress=_stage(progress, "sketch"))
     began, cpu = time.perf_counter(), time.process_time()
+    if progress is not None:
+        progress("build the table", 0, 1)
     if table_number(store) is None:
         build_table(store)
         store.log({"event": "table", "seconds": time.perf_counter() - began, "cpu": time.process_time() - cpu})
     else:
         _extend(task, store)
+    if progress is not None:
+        progress("build the table", 1, 1)
 
 
 def _extend(task: Task, store: RunStore) -> None:

@@ -177,6 +177,8 @@ def complete(
             kept += 1
 
     keep()
+    if progress is not None and todo:
+        progress(len(arrived), len(pieces))
     began = time.perf_counter()
     with closing(_results(Bench(task, store), [pieces[i] for i in todo], jobs, executor)) as results:
         for index, done in results:

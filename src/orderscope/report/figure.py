@@ -7,15 +7,18 @@ drawn twice, wide and narrow, so that its lettering has the page's size on a tel
 from __future__ import annotations
 
 import io
+import math
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import matplotlib
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+
+from orderscope.report.words import plain
 
 SERIES, HEAT, GROUPS = 6, 11, 8
 NAMES = [
@@ -44,6 +47,43 @@ STYLE: Any = {
     "lines.solid_capstyle": "round",
 }
 Draw = Callable[[Figure, bool], None]
+
+
+def tip(artist: Any, text: str) -> None:
+    """What a reader sees who points at a mark; screen readers read it too."""
+    artist.set_gid(f"tip-{plain(text).encode().hex()}")
+
+
+def hover(axes: Any, x: Any, y: Any, text: str) -> None:
+    """A wide, unseen line along a curve, so that it need not be hit to the pixel."""
+    (line,) = axes.plot(x, y, color=INK, linewidth=11, alpha=0.0, zorder=8)
+    tip(line, text)
+
+
+def apart(heights: Sequence[float], least: float, lowest: float = -math.inf) -> list[float]:
+    """Heights moved up and down so that no two are nearer than `least`, in their order and about their places, and none
+    is below `lowest`.
+
+    Example:
+        >>> apart([0.0, 0.2, 5.0], 1.0), apart([0.0, 0.2, 5.0], 1.0, 0.5)
+        ([-0.4, 0.6, 5.0], [0.5, 1.5, 5.0])
+    """
+    rank = sorted(range(len(heights)), key=lambda i: heights[i])
+    blocks: list[tuple[float, list[int]]] = []  # middle, members
+    for i in rank:
+        blocks.append((heights[i], [i]))
+        while len(blocks) > 1:
+            (low, below), (high, above) = blocks[-2:]
+            if high - low >= least * (len(below) + len(above)) / 2:
+                break
+            members = below + above
+            blocks[-2:] = [(sum(heights[k] for k in members) / len(members), members)]
+    found = list(heights)
+    for middle, members in blocks:
+        for place, i in enumerate(members):
+            found[i] = round(max(lowest, middle + (place - (len(members) - 1) / 2) * least), 9)
+            lowest = found[i] + least
+    return found
 
 
 def series(index: int) -> str:
@@ -88,6 +128,7 @@ def _inline(svg: str) -> str:
     head, body = svg.split(">", 1)
     head = re.sub(r'\s(?:xmlns(?::\w+)?|version|height|width)="[^"]*"', "", head)
     body = body.replace("xlink:href", "href")
+    body = re.sub(r'\sid="tip-([0-9a-f]*)">', _title, body)
     used = set(re.findall(r'(?:url\(#|href="#)([^")]+)', body))
     body = re.sub(r'\sid="([^"]*)"', lambda found: found[0] if found[1] in used else "", body)
     # matplotlib has written either of two forms
@@ -95,6 +136,10 @@ def _inline(svg: str) -> str:
     body = re.sub(r"font:\s*((?:[\w.]+ )*[\d.]+px) [^;\"]*", r"font: \1 var(--sans)", body)
     body = re.sub(r"#0101([0-9a-f]{2})", lambda found: f"var(--{NAMES[int(found[1], 16)]})", body)
     return re.sub(r"\n\s*", "\n", f"{head}>{body}").strip()
+
+
+def _title(found: re.Match[str]) -> str:
+    return f' class="tip"><title>{escape(bytes.fromhex(found[1]).decode())}</title>'
 
 
 def bare(axes: Any, *sides: str) -> None:

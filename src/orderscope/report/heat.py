@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch
 from matplotlib.path import Path
 
-from orderscope.report.figure import ACCENT, COLORS, GRID, HEAT, INK, MUTED, bare, drawing
+from orderscope.report.download import csv_link
+from orderscope.report.figure import ACCENT, COLORS, GRID, HEAT, INK, MUTED, bare, drawing, tip
 from orderscope.report.material import Material
 from orderscope.report.section import Section
-from orderscope.report.words import count, short, two
+from orderscope.report.words import count, figures, short, signed, two
 from orderscope.studies.heatmap import Heat
 
 
@@ -31,8 +34,21 @@ def section(material: Material) -> Section:
             "figure": _figure(material, heat, moved, detectable, top),
             "top": two(top),
             "colors": range(HEAT),
+            "csv": csv_link("positions", HEADER, _csv(heat)),
         },
     )
+
+
+HEADER = ("batch", "recorded_at", "place", "loss", "error", "recorded_loss", "trained")
+TIPPED = 600  # cells up to which each tells its values
+
+
+def _csv(heat: Heat) -> Iterator[list[object]]:
+    true = {(i, j): value for (i, j), value in zip(heat.cells.tolist(), heat.true.tolist(), strict=True)}
+    for i, unit in enumerate(heat.units):
+        for j, place in enumerate(heat.places):
+            yield [int(unit), int(heat.at[i]), int(place), float(heat.value[i, j]), float(heat.error[i, j]),
+                   float(heat.recorded[i]), true.get((i, j))]  # fmt: skip
 
 
 def _moved(heat: Heat) -> np.ndarray:
@@ -44,12 +60,12 @@ def _moved(heat: Heat) -> np.ndarray:
 def _words(heat: Heat, moved: np.ndarray, detectable: np.ndarray) -> str:
     early, late = int(heat.places.argmin()), int(heat.places.argmax())
     gain = float((heat.value[:, early] - heat.value[:, late]).mean())
-    direction = "lower" if gain > 0 else "higher"
+    direction = "better" if gain > 0 else "worse"
     share = f"{100 * detectable.mean():.0f} %"
     batches = f"{len(heat.units)} batches" if len(heat.units) != 1 else "1 batch"
     return (
-        f"Over {batches}, training a batch last instead of first leaves the final loss on it {two(abs(gain))} "
-        f"{direction}. {share} of the moves shown are larger than their error." + _checked(heat)
+        f"Over {batches}, training a batch last instead of first leaves the final loss on it {direction} by "
+        f"{two(abs(gain))}. {share} of the moves shown are larger than their error." + _checked(heat)
     )
 
 
@@ -61,7 +77,7 @@ def _checked(heat: Heat) -> str:
     off, inside = np.abs(heat.value[i, j] - heat.true), np.abs(heat.value[i, j] - heat.true) <= heat.error[i, j]
     return (
         f" {count(len(heat.true), 'move')} (ringed) were truly trained: off by {two(float(off.mean()))} on average, "
-        f"{100 * inside.mean():.0f} % inside the error."
+        f"{int(inside.sum())} of {len(inside)} inside the error."
     )
 
 
@@ -77,9 +93,15 @@ def _figure(material: Material, heat: Heat, moved: np.ndarray, detectable: np.nd
             for j in range(len(heat.places)):
                 inset = 0.0 if detectable[i, j] else 0.3
                 width = edges[j + 1] - edges[j]
-                cells.setdefault(int(bins[i, j]), []).append(
-                    _box(edges[j] + inset * width, y - 0.5 + inset, width * (1 - 2 * inset), 1 - 2 * inset)
-                )
+                box = _box(edges[j] + inset * width, y - 0.5 + inset, width * (1 - 2 * inset), 1 - 2 * inset)
+                if heat.value.size > TIPPED:
+                    cells.setdefault(int(bins[i, j]), []).append(box)
+                    continue
+                patch = PathPatch(box, facecolor=COLORS[f"d{bins[i, j]}"], edgecolor="none", linewidth=0)
+                axes.add_patch(patch)
+                value, width_of = figures(float(heat.value[i, j]), float(heat.error[i, j]))
+                tip(patch, f"batch of step {heat.units[i]}, trained at {heat.places[j]}: loss {value} {width_of}, "
+                           f"{signed(float(moved[i, j]), float(heat.error[i, j]))}")  # fmt: skip
         for level, boxes in sorted(cells.items()):
             path = Path.make_compound_path(*boxes)
             axes.add_patch(PathPatch(path, facecolor=COLORS[f"d{level}"], edgecolor="none", linewidth=0))

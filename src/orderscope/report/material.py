@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,9 +17,12 @@ from orderscope.answers.stored import StoredProposal, StoredValidation, heats, p
 from orderscope.errors import OrderscopeError
 from orderscope.orders import step_groups
 from orderscope.recording.costs import part_runs, part_seconds, training_seconds
+from orderscope.report.direction import LOSS, Direction
 from orderscope.report.words import short
+from orderscope.simulation.foretold import stored as foretold
 from orderscope.store.names import REFERENCE
 from orderscope.studies.heatmap import Heat
+from orderscope.studies.validation import NOISE_RUNS
 from orderscope.training import load_run
 
 if TYPE_CHECKING:
@@ -26,6 +30,8 @@ if TYPE_CHECKING:
     from orderscope.studies.memory import Memory
 
 CURVES, METRICS, UNITS, PLACES = 6, 6, 12, 12
+LATER = ("validation", "search", "confirmation")  # what is spent after recording
+RECORDED = "reference"  # the row of a proposal's table that was not trained for it
 PROPOSED = "proposal"
 Progress = Callable[[str, int, int], None]
 
@@ -37,7 +43,7 @@ class Asked:
     Args:
         label: the expression, or "proposal".
         order: [steps, batch].
-        values, errors: metric -> number.
+        values, errors: metric -> number, as predicted before the order was trained.
         curves: metric -> [k], the metric at the reference's anchors.
         trusted: metric -> bool.
         true: metric -> value, where the order was truly trained.
@@ -52,10 +58,21 @@ class Asked:
     true: dict[str, float] = field(default_factory=dict)
 
     def difference(self, metric: str, reference: float) -> float:
-        return self.values[metric] - reference
+        """The true one where it is known, else as predicted."""
+        return self.true.get(metric, self.values[metric]) - reference
+
+    def told(self, metric: str) -> bool:
+        """Whether the difference is to be believed: it was trained, or predicted where estimates hold."""
+        return metric in self.true or self.trusted[metric]
 
     def detectable(self, metric: str, reference: float) -> bool:
-        return abs(self.difference(metric, reference)) > self.errors[metric]
+        return metric in self.true or abs(self.difference(metric, reference)) > self.errors[metric]
+
+    def held(self, metric: str) -> bool | None:
+        """Whether the truth lies within the prediction's error; None where either is not known."""
+        if metric not in self.true or not math.isfinite(self.errors[metric]):
+            return None
+        return abs(self.true[metric] - self.values[metric]) <= self.errors[metric]
 
 
 @dataclass(frozen=True)
@@ -63,7 +80,8 @@ class Pairs:
     """Predicted and true values of one metric.
 
     Args:
-        kind: "probes" (predicted without their own anchors) or "unseen" (trained by `validate`).
+        kind: "probes" (true runs, each predicted without its own anchors) or "unseen" (predicted before they were
+            trained by `validate` or `query --train`).
         predicted, error, true: [n].
     """
 
@@ -83,7 +101,8 @@ class Material:
         metrics: all that are shown, `metric` first.
         facts: the recorded task's description.
         carried: how many coordinates.
-        cost: in runs, by part.
+        cost: in runs, by part; what came after recording last.
+        searched: what searching for the proposal cost, in runs; 0 where that is not known.
         seconds: journal's CPU seconds by part.
         training: CPU seconds of training the window once, None where the journal does not tell.
         reference: the recorded run's final metrics.
@@ -108,6 +127,7 @@ class Material:
     facts: dict[str, Any]
     carried: int
     cost: dict[str, float]
+    searched: float
     seconds: dict[str, float]
     training: float | None
     shards: int
@@ -137,6 +157,19 @@ class Material:
     @property
     def grouped(self) -> bool:
         return len(self.group_names) > 1
+
+    def direction(self, metric: str) -> Direction:
+        """Held-out losses are to fall; of other metrics a proposal says what was wanted."""
+        if self.facts["metrics"].get(metric) is not None:
+            return LOSS
+        if self.proposal is not None and self.proposal.facts["metric"] == metric:
+            return Direction(1 if self.proposal.facts["maximize"] else -1)
+        return Direction(0)
+
+    @property
+    def recording(self) -> float:
+        """Runs that recording cost."""
+        return sum(runs for part, runs in self.cost.items() if part not in LATER)
 
     def metric_words(self, metric: str) -> str:
         """`final eval loss` for a held-out set, `final accuracy` for a function of the model."""
@@ -178,7 +211,8 @@ def gather(
         metrics=names,
         facts=sim.description,
         carried=sim.plan.carried,
-        cost=_cost(sim, checks, made),
+        cost=(cost := _cost(sim, checks, made)),
+        searched=0.0 if proposal is None else _search_runs(cost, proposal),
         seconds=part_seconds(sim.store),
         training=training_seconds(sim.store),
         shards=len(sim.store.names()),
@@ -190,7 +224,7 @@ def gather(
         steps=recorded.boundaries,
         reference_curves={n: np.array([m[n] for m in recorded.metrics]) for n in names},
         effects={effect.metric: effect for effect in effects(sim, names)},
-        asked=_ask(sim, chosen, names, progress),
+        asked=_ask(sim, chosen, names, proposal, progress),
         left_out=left_out,
         pairs={name: _pairs(sim, name, checks) for name in names},
         probes={name: sim.truth[name] for name in names},
@@ -235,23 +269,32 @@ def _ask(
     sim: Simulator,
     chosen: dict[str, np.ndarray],
     names: list[str],
+    proposal: StoredProposal | None,
     progress: Progress | None,
 ) -> list[Asked]:
+    """Orders with what was predicted for them: of those that were trained, what was said before that, or would have
+    been said; of the proposal, what its search found."""
     if not chosen:
         return []
     prediction = sim.predict(np.stack(list(chosen.values())), metrics=names)
+    before = foretold(sim.store)
     # Where metrics come from an expansion around the end, what it is wrong by on the way is the same for all orders.
     own = sim.trajectory(sim.order, metrics=names)
     known = known_truth(sim)
     found = []
     for i, (label, order) in enumerate(chosen.items()):
         along = sim.trajectory(order, metrics=names)
+        told = {n: (float(prediction.metrics[n][i]), float(prediction.error[n][i])) for n in names}
+        told |= _left_out(sim, order, names) | before.get(order.tobytes(), {})
+        if label == PROPOSED and proposal is not None:
+            error = proposal.facts["error"]
+            told[proposal.facts["metric"]] = proposal.facts["predicted"], math.nan if error is None else error
         found.append(
             Asked(
                 label=label,
                 order=order,
-                values={n: float(prediction.metrics[n][i]) for n in names},
-                errors={n: float(prediction.error[n][i]) for n in names},
+                values={n: told[n][0] for n in names},
+                errors={n: told[n][1] for n in names},
                 curves={n: own.reference[n] + along.metrics[n] - own.metrics[n] for n in names},
                 trusted={n: bool(prediction.trusted[i] and prediction.skilled[n]) for n in names},
                 true=known.get(order.tobytes(), {}),
@@ -262,12 +305,21 @@ def _ask(
     return found
 
 
+def _left_out(sim: Simulator, order: np.ndarray, names: list[str]) -> dict[str, tuple[float, float]]:
+    """What the calibration says of a true run without its own states; empty of other orders."""
+    for i, own in enumerate(sim.run_orders if sim.runs else ()):
+        if np.array_equal(own, order):
+            fitted = sim.calibration
+            return {n: (float(fitted[n].predicted[i]), float(fitted[n].error[i])) for n in names}
+    return {}
+
+
 def _pairs(sim: Simulator, metric: str, checks: list[StoredValidation]) -> list[Pairs]:
     found = []
     calibration = sim.calibration[metric]
     if len(calibration.true):
-        unknown = np.full(len(calibration.true), np.nan)
-        found.append(Pairs("probes", np.asarray(calibration.predicted), unknown, np.asarray(calibration.true)))
+        left = (np.asarray(part) for part in (calibration.predicted, calibration.error, calibration.true))
+        found.append(Pairs("probes", *left))
     seen = [check for check in checks if metric in check.true and metric in check.predicted]
     if seen:
         columns = [[getattr(c, key)[metric] for c in seen] for key in ("predicted", "error", "true")]
@@ -281,12 +333,28 @@ def _pairs(sim: Simulator, metric: str, checks: list[StoredValidation]) -> list[
 def _cost(sim: Simulator, checks: list[StoredValidation], made: list[StoredProposal]) -> dict[str, float]:
     """Runs spent, by part, counted as `orderscope.recording.costs` counts them."""
     cost = part_runs(sim.store) or {"reference": 1.0, "probes": float(len(sim.probes))} | sim.plan.cost()
+    later: dict[str, float] = {}
     if checks:
-        cost["validation"] = float(sum(len(check.orders) for check in checks))
-    confirmed = sum(row["confirmed"] is not None for proposal in made for row in proposal.table)
-    if confirmed:
-        cost["confirmation"] = float(confirmed)
-    return cost
+        floor = NOISE_RUNS if any(check.noise_floor for check in checks) else 0
+        later["validation"] = float(sum(len(check.orders) for check in checks) + floor)
+    if search := sum(_search_runs(cost, proposal) for proposal in made):
+        later["search"] = search
+    if confirmed := sum(map(confirmed_runs, made)):
+        later["confirmation"] = float(confirmed)
+    return cost | later
+
+
+def confirmed_runs(proposal: StoredProposal) -> int:
+    """Orders that were trained to confirm a proposal."""
+    if not proposal.facts.get("searched", True):
+        return 0
+    return sum(row["confirmed"] is not None and row["name"] != RECORDED for row in proposal.table)
+
+
+def _search_runs(cost: dict[str, float], proposal: StoredProposal) -> float:
+    """What is left of a proposal's cost without recording and confirming."""
+    recording = sum(runs for part, runs in cost.items() if part not in LATER)
+    return max(0.0, (proposal.facts["cost"] or 0.0) - recording - confirmed_runs(proposal))
 
 
 def _heat(sim: Simulator, progress: Progress | None) -> Heat | None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
-import numpy as np
 from matplotlib.figure import Figure
 
 from orderscope.answers.effect import Effect
-from orderscope.report.figure import ACCENT, GRID, INK, MUTED, SURFACE, bare, drawing
+from orderscope.report.download import csv_link
+from orderscope.report.figure import ACCENT, GRID, INK, MUTED, SURFACE, bare, drawing, tip
 from orderscope.report.material import Material
 from orderscope.report.section import Section
 from orderscope.report.words import count, short, two
@@ -20,8 +21,21 @@ def section(material: Material) -> Section:
         "matters",
         "How much order matters here",
         "Effect of order",
-        {"rows": rows, "figure": _figure(material), "floor": any(math.isfinite(e.floor) for e in _effects(material))},
+        {
+            "rows": rows,
+            "figure": _figure(material),
+            "floor": any(math.isfinite(e.floor) for e in _effects(material)),
+            "csv": csv_link("effect-of-order", HEADER, _csv(material)),
+        },
     )
+
+
+HEADER = ("metric", "recorded", "sigma_order", "noise_floor", "held_out_noise", "rows", "runs", "verdict")
+
+
+def _csv(material: Material) -> Iterator[list[object]]:
+    for e in _effects(material):
+        yield [e.metric, e.reference, e.sigma, e.floor, e.held_out, e.rows, e.runs, e.verdict]
 
 
 def _effects(material: Material) -> list[Effect]:
@@ -56,11 +70,13 @@ def _figure(material: Material) -> object:
             axes.barh(row, 2, left=-1, height=0.64, color=GRID, alpha=0.7, zorder=1)
             axes.barh(row, 2 * noise, left=-noise, height=0.64, color=MUTED, alpha=0.35, zorder=2)
             for values, filled in ((material.probes[effect.metric], False), (unseen[effect.metric], True)):
-                x = (np.asarray(values, dtype=float) - effect.reference) / effect.sigma
-                axes.plot(
-                    x, np.full(len(x), row), "o", color=ACCENT, markersize=6, zorder=4,
-                    markerfacecolor=ACCENT if filled else SURFACE, markeredgewidth=1.4, linestyle="none",
-                )  # fmt: skip
+                for i, value in enumerate(values):
+                    (dot,) = axes.plot(
+                        (float(value) - effect.reference) / effect.sigma, row, "o", color=ACCENT, markersize=6,
+                        markerfacecolor=ACCENT if filled else SURFACE, markeredgewidth=1.4, zorder=4,
+                    )  # fmt: skip
+                    kind = "unseen order" if filled else "probe"
+                    tip(dot, f"{kind} {i}: {short(effect.metric)} {value:.5g}, trained")
             axes.plot([0, 0], [row - 0.32, row + 0.32], color=INK, linewidth=2, zorder=3)
         axes.set_yticks(range(len(shown)), [short(e.metric, 14 if narrow else 24) for e in reversed(shown)], color=INK)
         axes.set_ylim(-0.6, len(shown) - 0.4)

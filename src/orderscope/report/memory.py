@@ -3,13 +3,18 @@ by layer."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from matplotlib.figure import Figure
 
-from orderscope.report.figure import ACCENT, GRID, INK, MUTED, bare, drawing, series
+from orderscope.report.direction import LOSS
+from orderscope.report.download import csv_link
+from orderscope.report.figure import ACCENT, GRID, INK, MUTED, bare, drawing, series, tip
 from orderscope.report.material import Material
 from orderscope.report.section import Section
 from orderscope.report.words import short, two
+from orderscope.studies.memory import Memory
 
 LAYERS = 40
 
@@ -23,8 +28,29 @@ def section(material: Material) -> Section:
         "memory",
         title,
         "Memory",
-        {"found": True, "words": _words(material), "figure": _figure(material), "layers": _layers(material)},
+        {
+            "found": True,
+            "words": _words(material),
+            "figure": _figure(material),
+            "layers": _layers(material),
+            "csv": csv_link("memory", HEADER, _csv(kept)),
+        },
     )
+
+
+HEADER = ("what", "at_step_or_age", "change_of_loss")
+
+
+def _csv(kept: Memory) -> Iterator[list[object]]:
+    rows = (
+        ("trained before", kept.steps, kept.seen),
+        ("still to come", kept.steps, kept.unseen),
+        (kept.metric, kept.steps, kept.held_out),
+        ("by age, to others of its group", kept.ages, kept.remembered),
+    )
+    for what, at, values in rows:
+        for step, value in zip(at, values, strict=True):
+            yield [what, int(step), float(value)]
 
 
 def _words(material: Material) -> str:
@@ -32,8 +58,8 @@ def _words(material: Material) -> str:
     assert kept is not None
     trained, held_out = kept.seen[-1], kept.held_out[-1]
     said = (
-        f"At the end the loss on trained batches is {two(abs(trained))} {_way(trained)} than at the start, and "
-        f"{short(kept.metric)} {two(abs(held_out))} {_way(held_out)}."
+        f"At the end the loss on trained batches is {LOSS.word(trained)} by {two(abs(trained))} than at the start, and "
+        f"{short(kept.metric)} {material.direction(kept.metric).word(held_out)} by {two(abs(held_out))}."
     )
     if kept.generalized is None:
         said += " Held-out data never gains half of what the batches trained before do: mostly memorized."
@@ -42,14 +68,10 @@ def _words(material: Material) -> str:
     if len(kept.ages):
         fresh, old = float(kept.remembered[0]), float(kept.remembered[-1])
         said += (
-            f" A batch just trained on lies {two(abs(fresh))} {_way(fresh)} than others of its group; "
-            f"{int(kept.ages[-1])} steps later {two(abs(old))} {_way(old)}."
+            f" A batch just trained on does {LOSS.word(fresh)} by {two(abs(fresh))} than others of its group; "
+            f"{int(kept.ages[-1])} steps later {LOSS.word(old)} by {two(abs(old))}."
         )
     return said
-
-
-def _way(change: float) -> str:
-    return "lower" if change < 0 else "higher"
 
 
 def _figure(material: Material) -> object:
@@ -61,12 +83,15 @@ def _figure(material: Material) -> object:
         rows = ((kept.seen, INK, "trained before"), (kept.unseen, MUTED, "still to come"),
                 (kept.held_out, ACCENT, short(kept.metric, 20)))  # fmt: skip
         for values, color, name in rows:
-            along.plot(kept.steps, values, color=color, marker="o", markersize=3.5, label=name)
+            along.plot(kept.steps, values, color=color, label=name)
+            for step, value in zip(kept.steps, values, strict=True):
+                tip(along.plot(step, value, "o", color=color, markersize=4.5)[0], f"{name}, step {step}: {value:+.3g}")
         along.axhline(0, color=GRID, linewidth=0.8)
         along.set_xlabel("steps trained")
         along.set_title("change of loss since the start", loc="left", color=MUTED, fontsize=10)
         along.legend(frameon=False, fontsize=9)
-        after.plot(kept.ages, kept.remembered, "o", color=ACCENT, markersize=3.5)
+        for age, value in zip(kept.ages, kept.remembered, strict=True):
+            tip(after.plot(age, value, "o", color=ACCENT, markersize=4)[0], f"{age} steps later: {value:+.3g}")
         after.axhline(0, color=GRID, linewidth=0.8)
         after.set_xlabel("steps since it was trained")
         after.set_title("loss to others of its group", loc="left", color=MUTED, fontsize=10)

@@ -13,6 +13,7 @@ from orderscope import __version__
 from orderscope.files import check_output, written
 from orderscope.report import curves, heat, limits, matters, memory, proposal, recorded, summary, truth
 from orderscope.report.material import Material, Progress, gather
+from orderscope.report.onward import onward
 from orderscope.report.section import Section
 from orderscope.text import plain, plain_lines
 
@@ -85,6 +86,8 @@ def render(material: Material, sections: Sequence[Section]) -> str:
         headline=summary.headline(material),
         story=summary.story(material),
         tiles=summary.tiles(material),
+        onward=onward(material),
+        order_link=proposal.order_link(material),
         sections=sections,
         version=__version__,
     )

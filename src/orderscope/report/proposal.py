@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
+from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from orderscope.report.figure import ACCENT, GRID, INK, MUTED, SURFACE, bare, drawing
-from orderscope.report.material import PROPOSED, Material
+from orderscope.report import moved
+from orderscope.report.download import csv_link, npy_link
+from orderscope.report.figure import ACCENT, GRID, INK, MUTED, SURFACE, bare, drawing, tip
+from orderscope.report.gain import change, confirmed, gained, number, predicted_change
+from orderscope.report.material import Material, confirmed_runs
 from orderscope.report.section import Section
-from orderscope.report.strip import legend, strip
-from orderscope.report.words import count, figures, plain, short, signed, two
+from orderscope.report.strip import legend
+from orderscope.report.words import count, figures, plain, short, two
 from orderscope.search.notes import folded
 
 ROWS = 12
@@ -22,61 +25,93 @@ def section(material: Material) -> Section:
     if material.proposal is None:
         return Section("proposal", title, "A better order", {"found": False, "metric": short(material.metric)})
     facts = material.proposal.facts
-    asked = next(asked for asked in material.asked if asked.label == PROPOSED)
+    searched = facts.get("searched", True)
+    grouped = material.group_names if material.grouped else []
     return Section(
         "proposal",
         title,
         "A better order",
         {
             "found": True,
+            "searched": searched,
             "metric": short(facts["metric"]),
-            "verdict": plain(str(facts.get("verdict") or "")),
+            "verdict": verdict(material, facts),
             "parts": [REFINED] * bool(facts.get("refined")) + [part_words(part) for part in facts.get("parts") or []],
             "simple": _simple(facts.get("simple")),
-            "words": words(facts),
-            "regret": regret(facts),
+            "words": words(material, facts) if searched else "",
+            "regret": regret(material) if searched else "",
             "notes": [plain(note) for note in folded([str(note) for note in facts["notes"]])],
             "rows": [_row(row) for row in material.proposal.table[:ROWS]],
             "more": max(0, len(material.proposal.table) - ROWS),
             "scored": count(int(facts["scored"]), "order"),
-            "strips": [
-                ("recorded", strip(material.order, material.group_codes, material.group_names, "recorded order")),
-                ("proposed", strip(asked.order, material.group_codes, material.group_names, "proposed order")),
-            ]
-            if material.grouped
-            else [],
+            "moved": moved.words(material.order, material.proposal.order),
+            "picture": moved.picture(material.order, material.proposal.order, material.group_codes, grouped)
+            if searched
+            else "",
             "legend": legend(material.group_names),
             "figure": _figure(facts),
             "front": _front(facts),
+            "csv": csv_link("proposal", HEADER, ([row[name] for name in HEADER] for row in material.proposal.table)),
+            "order": order_link(material),
         },
     )
 
 
-def words(facts: dict[str, Any]) -> str:
+HEADER = ("name", "source", "predicted", "error", "confirmed")
+
+
+def order_link(material: Material) -> Markup:
+    """The proposed order as a file; empty where there is none, or it is too large for a page."""
+    if material.proposal is None or not material.proposal.facts.get("searched", True):
+        return Markup("")
+    return npy_link("proposed-order", material.proposal.order, "the proposed order as .npy")
+
+
+def verdict(material: Material, facts: dict[str, Any]) -> str:
+    """What there was to find: of shuffled orders where that was judged, beside the recorded ones."""
+    effect = facts.get("effect")
+    if not effect or not effect.get("shuffled"):
+        return plain(str(facts.get("verdict") or ""))
+    name = short(facts["metric"])
+    ratio = "" if effect["ratio"] is None else f", {effect['ratio']:.2g} times what the choice of held-out rows does"
+    noise = "" if effect["noise"] is None else f" (±{two(effect['noise'])})"
+    said = f"Shuffled orders, which is what a search chooses from, differ by ±{two(effect['sigma'])} in {name}"
+    said += f", as predicted{ratio}{noise}."
+    recorded = material.effects.get(facts["metric"])
+    if recorded is not None and recorded.runs > 1:
+        said += f" The recorded runs, some with their groups in blocks, differ by ±{two(recorded.sigma)}."
+    return said
+
+
+def words(material: Material, facts: dict[str, Any]) -> str:
     """What the proposal gains, predicted and true."""
-    reference, error = facts["reference"], _number(facts["error"])
-    change = facts["predicted"] - reference
-    value, width = figures(facts["predicted"], error)
-    said = f"Predicted: {short(facts['metric'])} {value} {width}, {signed(change, error)} to the recorded order"
+    value, width = figures(facts["predicted"], number(facts["error"]))
+    said = f"Predicted: {short(facts['metric'])} {value} {width}, {predicted_change(facts)} to the recorded order"
     if facts["confirmed"] is None:
         inside = ", which is inside its error: no detectable effect" if facts["undetectable"] else ""
         return f"{said}{inside}. It was not trained to confirm it."
-    luck = ": no more than luck would bring at the same cost" if facts["undetectable"] else ""
-    return f"{said}. Truly trained: {facts['confirmed']:.5g}, {signed(facts['confirmed'] - reference, error)}{luck}."
+    luck = ", no more than luck would bring at the same cost" if facts["undetectable"] else ""
+    return f"{said}. Truly trained: {confirmed(facts)}, {change(facts)}: {gained(material, facts)}{luck}."
 
 
-def regret(facts: dict[str, Any]) -> str:
+def regret(material: Material) -> str:
     """The proposal beside the best of as many random orders as its cost in runs would have trained."""
+    assert material.proposal is not None
+    facts = material.proposal.facts
     if facts["best_of_n"] is None or facts["cost"] is None:
         return ""
     got = facts["confirmed"] if facts["confirmed"] is not None else facts["predicted"]
     runs = f"{facts['cost']:.0f}"
     behind = got - facts["best_of_n"]
     better = behind > 0 if facts["maximize"] else behind < 0
-    verdict = "the proposal is ahead by" if better else "the proposal is behind by"
+    ahead = "the proposal is ahead by" if better else "the proposal is behind by"
+    trained = confirmed_runs(material.proposal)
+    spent = f"recording cost {material.recording:.3g} of them"
+    if material.searched:
+        spent += f", the search {material.searched:.3g}, confirming {trained}"
     return (
-        f"Everything spent on it equals {runs} runs. The best of {runs} random orders, all truly trained, would be "
-        f"expected at {facts['best_of_n']:.5g}: {verdict} {two(abs(behind))}."
+        f"Everything spent on it equals {runs} runs ({spent}). The best of {runs} random orders, all truly trained, "
+        f"would be expected at {facts['best_of_n']:.5g}: {ahead} {two(abs(behind))}."
     )
 
 
@@ -88,7 +123,8 @@ REFINED = (
 def part_words(part: dict[str, Any]) -> str:
     """The gain on one part of the held-out rows, in a sentence."""
     which = "that the search never saw" if part["part"] == "confirming" else "that the search saw"
-    said = f"On {count(int(part['rows']), 'held-out row')} {which} the gain is {part['gain']:+.2g}"
+    way = "better" if part["gain"] > 0 else "worse"
+    said = f"On {count(int(part['rows']), 'held-out row')} {which} it is {way} by {two(abs(part['gain']))}"
     if part["confirmed"] is None:
         return f"{said}, as predicted."
     width = part["standard_error"]
@@ -110,7 +146,7 @@ def _simple(simple: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def _row(row: dict[str, Any]) -> dict[str, str]:
-    value, error = figures(row["predicted"], _number(row["error"]))
+    value, error = figures(row["predicted"], number(row["error"]))
     return {
         "name": plain(row["name"]),
         "source": plain(row["source"]),
@@ -118,10 +154,6 @@ def _row(row: dict[str, Any]) -> dict[str, str]:
         "error": error,
         "confirmed": "" if row["confirmed"] is None else f"{row['confirmed']:.5g}",
     }
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else value
 
 
 def _figure(facts: dict[str, Any]) -> object:
@@ -132,14 +164,14 @@ def _figure(facts: dict[str, Any]) -> object:
         lines.append(("random orders, ±1 σ", mean, spread, "band"))
     if facts["best_of_n"] is not None:
         lines.append((f"best of {facts['cost']:.0f} random", facts["best_of_n"], 0.0, "open"))
-    lines.append(("proposal, predicted", facts["predicted"], _number(facts["error"]), "open"))
+    lines.append(("proposal, predicted", facts["predicted"], number(facts["error"]), "open"))
     if facts["confirmed"] is not None:
         lines.append(("proposal, trained", facts["confirmed"], 0.0, "full"))
 
     def draw(figure: Figure, narrow: bool) -> None:
         axes = figure.subplots()
         axes.axvline(facts["reference"], color=INK, linewidth=1, zorder=1)
-        for row, (_, x, width, kind) in enumerate(reversed(lines)):
+        for row, (name, x, width, kind) in enumerate(reversed(lines)):
             if kind == "band":
                 axes.barh(row, 2 * width, left=x - width, height=0.5, color=GRID, zorder=2)
                 axes.plot([x, x], [row - 0.25, row + 0.25], color=MUTED, linewidth=2, zorder=3)
@@ -148,8 +180,10 @@ def _figure(facts: dict[str, Any]) -> object:
             else:
                 if width > 0:
                     axes.plot([x - width, x + width], [row, row], color=ACCENT, alpha=0.5, linewidth=2, zorder=3)
-                axes.plot(x, row, "o", color=ACCENT, markersize=8, markeredgewidth=1.6, zorder=4,
-                          markerfacecolor=ACCENT if kind == "full" else SURFACE)  # fmt: skip
+                (dot,) = axes.plot(x, row, "o", color=ACCENT, markersize=8, markeredgewidth=1.6, zorder=4,
+                                   markerfacecolor=ACCENT if kind == "full" else SURFACE)  # fmt: skip
+                value, error = figures(x, width)
+                tip(dot, f"{name}: {value} {error if width > 0 else ''}")
         axes.set_yticks(range(len(lines)), [name for name, *_ in reversed(lines)], color=INK)
         axes.set_ylim(-0.6, len(lines) - 0.4)
         axes.set_xlabel(short(facts["metric"], 24))
@@ -172,6 +206,10 @@ def _front(facts: dict[str, Any]) -> object:
     def draw(figure: Figure, narrow: bool) -> None:
         axes = figure.subplots()
         axes.plot(*zip(*found, strict=True), "o-", color=ACCENT, markerfacecolor=SURFACE, markersize=5, linewidth=1)
+        for row in points:
+            x, y = (row["metrics"][name] for name in names)
+            (ring,) = axes.plot(x, y, "o", color=ACCENT, markerfacecolor=SURFACE, markersize=5)
+            tip(ring, f"{plain(row['name'])}: {short(names[0], 24)} {x:.5g}, {short(names[1], 24)} {y:.5g}, predicted")
         for predicted, trained in true:
             axes.plot(*zip(predicted, trained, strict=True), color=MUTED, linewidth=0.8)
             axes.plot(*trained, "o", color=ACCENT, markersize=7)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from orderscope.report.material import Material
+from orderscope.report.download import csv_link
+from orderscope.report.material import LATER, Material
 from orderscope.report.section import Section
 from orderscope.report.strip import legend, strip
 from orderscope.report.words import count, listed, plain, short
@@ -15,11 +16,10 @@ PARTS = {
     "held-out losses": "their gradients where runs ended, and their curvature",
     "table": "all of it put together for predictions, and the probes predicted as if they had not been trained",
     "other": "starting processes, reading data, checking the task",
+    "validation": "unseen orders, trained to check the predictions, and the noise floor",
+    "search": "scoring orders to propose one",
     "confirmation": "proposed orders, trained to confirm them",
-    "validation": "unseen orders, trained to check the predictions",
 }
-
-LATER = ("validation", "confirmation")
 
 
 def section(material: Material) -> Section:
@@ -39,6 +39,7 @@ def section(material: Material) -> Section:
             "parts": parts,
             "total": f"{total - later:.3g}",
             "later": f"{later:.3g}" if later else "",
+            "csv": csv_link("cost", ("part", "runs"), ([name, float(runs)] for name, runs in material.cost.items())),
             "training": "" if material.training is None else f"{material.training:.2g} s",
             "seconds": ", ".join(f"{name} {value:.3g} s" for name, value in material.seconds.items() if value),
             "strip": strip(material.order, material.group_codes, material.group_names, "recorded order"),

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from orderscope.report.material import Material, Pairs
+from orderscope.report.gain import change, confirmed, gained
+from orderscope.report.material import PROPOSED, Material, Pairs
 from orderscope.report.truth import agreement
-from orderscope.report.words import count, signed, two
+from orderscope.report.words import count, plain, signed, two
 
 
 def headline(material: Material) -> str:
@@ -49,16 +50,13 @@ def tiles(material: Material) -> list[dict[str, str]]:
     if best is not None:
         scores = agreement(best)
         if math.isfinite(scores["pearson"]):
-            kind = "unseen order" if best.kind == "unseen" else "left-out probe"
+            kind = "unseen order" if best.kind == "unseen" else "left-out run"
             value = f"{scores['pearson']:.2f}".replace("-", "−")
             found.append(_tile(value, "predicted with true", f"correlation over {count(len(best.true), kind)}"))
     proposal = material.proposal
     if proposal is not None:
-        got = proposal.facts["confirmed"]
-        value = got if got is not None else proposal.facts["predicted"]
-        error = effect.sigma or math.nan
-        remark = "truly trained, to the recorded order" if got is not None else "predicted, to the recorded order"
-        found.append(_tile(signed(value - proposal.facts["reference"], error), "best proposed order", remark))
+        how = "predicted" if proposal.facts["confirmed"] is None else "truly trained"
+        found.append(_tile(change(proposal.facts), "best proposed order", f"{how}, to the recorded order"))
     return found
 
 
@@ -77,7 +75,7 @@ def _trust(material: Material) -> str:
         return "No probes were recorded, so predictions have no error bars and are not to be trusted."
     if not material.skilled[material.metric]:
         return "Predictions of it were no better than a constant on the probes, and are not to be trusted."
-    scores, what = agreement(best), "unseen orders" if best.kind == "unseen" else "probes left out"
+    scores, what = agreement(best), "unseen orders" if best.kind == "unseen" else "true runs, each left out"
     near = f"a mean error of {two(float(abs(best.predicted - best.true).mean()))}"
     with_correlation = f" and a correlation of {scores['pearson']:.2f}" if math.isfinite(scores["pearson"]) else ""
     return f"Over {len(best.true)} {what}, predictions made without training had {near}{with_correlation}."
@@ -89,23 +87,27 @@ def _extremes(material: Material) -> str:
     moved: list[Any] = [
         asked
         for asked in material.asked
-        if asked.trusted[material.metric] and asked.detectable(material.metric, reference) and asked.label != "proposal"
+        if asked.told(material.metric) and asked.detectable(material.metric, reference) and asked.label != PROPOSED
     ]
     if not moved:
         return ""
     most = max(moved, key=lambda asked: abs(asked.difference(material.metric, reference)))
     difference, error = most.difference(material.metric, reference), most.errors[material.metric]
-    return f"Of the orders asked about, “{most.label}” moves it most, by {signed(difference, error)}."
+    word = material.direction(material.metric).word(difference)
+    return f"Of the orders asked about, “{plain(most.label)}” moves it most: {word} by {_size(difference, error)}."
+
+
+def _size(difference: float, error: float) -> str:
+    return signed(abs(difference), error).lstrip("+")
 
 
 def _found(material: Material) -> str:
-    if material.proposal is None:
+    if material.proposal is None or not material.proposal.facts.get("searched", True):
         return ""
     facts = material.proposal.facts
-    sigma = material.effects[facts["metric"]].sigma if facts["metric"] in material.effects else math.nan
     if facts["confirmed"] is not None:
-        change = signed(facts["confirmed"] - facts["reference"], sigma)
-        return f"The proposed order was trained to confirm it: {facts['confirmed']:.5g}, {change} to the recorded one."
+        told = f"The proposed order was trained to confirm it: {confirmed(facts)}, {gained(material, facts)}"
+        return f"{told}, which is no more than luck would bring." if facts["undetectable"] else f"{told}."
     if facts["undetectable"]:
         return "The best order found is predicted to gain less than its error: no detectable effect."
-    return f"The best order found is predicted at {facts['predicted']:.5g}; it was not trained to confirm it."
+    return f"The best order found is predicted to be {gained(material, facts)}; it was not trained to confirm it."

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from orderscope.report.figure import ACCENT, GRID, INK, SURFACE, drawing
+from orderscope.report.download import csv_link
+from orderscope.report.figure import ACCENT, GRID, INK, SURFACE, drawing, tip
 from orderscope.report.material import Material, Pairs
 from orderscope.report.section import Section
-from orderscope.report.words import count, short, two
+from orderscope.report.words import count, figures, short, two
 
 
 def section(material: Material) -> Section:
@@ -41,7 +43,7 @@ def agreement(pairs: Pairs) -> dict[str, float]:
 
 
 def _panel(material: Material, metric: str) -> dict[str, Any]:
-    titles = {"probes": "probes, left out of their own prediction", "unseen": "unseen orders, trained to check"}
+    titles = {"probes": "all true runs, each left out", "unseen": "unseen orders, before training"}  # fmt: skip
     rows = []
     for pairs in material.pairs[metric]:
         found = agreement(pairs)
@@ -51,7 +53,7 @@ def _panel(material: Material, metric: str) -> dict[str, Any]:
                 "n": len(pairs.true),
                 "pearson": _ratio(found["pearson"]),
                 "mae_ratio": _ratio(found["mae_ratio"]),
-                "coverage": f"{100 * found['coverage']:.0f} %" if math.isfinite(found["coverage"]) else "",
+                "coverage": _inside(pairs),
             }
         )
     return {
@@ -60,14 +62,31 @@ def _panel(material: Material, metric: str) -> dict[str, Any]:
         "skilled": material.skilled[metric],
         "words": _words(material, metric),
         "figure": _figure(material, metric),
+        "csv": csv_link(f"predicted-and-true-{material.metrics.index(metric)}", HEADER, _csv(material, metric)),
     }
+
+
+HEADER = ("kind", "metric", "predicted", "error", "true")
+
+
+def _csv(material: Material, metric: str) -> Iterator[list[object]]:
+    for pairs in material.pairs[metric]:
+        for values in zip(pairs.predicted, pairs.error, pairs.true, strict=True):
+            yield [pairs.kind, metric, *map(float, values)]
+
+
+def _inside(pairs: Pairs) -> str:
+    """How many true values lie inside their interval, of how many that have one."""
+    known = np.isfinite(pairs.error)
+    inside = (np.abs(pairs.predicted - pairs.true) <= pairs.error)[known]
+    return f"{int(inside.sum())} of {len(inside)}" if len(inside) else ""
 
 
 def _words(material: Material, metric: str) -> str:
     best = material.pairs[metric][-1]
     mean = float(np.abs(best.predicted - best.true).mean())
     sigma = material.effects[metric].sigma
-    what = "unseen orders" if best.kind == "unseen" else "probes"
+    what = "unseen orders" if best.kind == "unseen" else "left-out runs"
     share = f", {100 * mean / sigma:.0f} % of σ" if sigma > 0 else ""
     return f"Over {count(len(best.true), what[:-1])} the prediction was off by {two(mean)} on average{share}."
 
@@ -89,10 +108,14 @@ def _figure(material: Material, metric: str) -> object:
                     pairs.true, pairs.predicted, yerr=np.nan_to_num(pairs.error), fmt="none", color=ACCENT, alpha=0.35,
                     linewidth=1.2, zorder=2,
                 )  # fmt: skip
-            axes.plot(
-                pairs.true, pairs.predicted, "o" if unseen else "D", color=ACCENT, markersize=6 if unseen else 5.5,
-                markerfacecolor=ACCENT if unseen else SURFACE, markeredgewidth=1.4, linestyle="none", zorder=3,
-            )  # fmt: skip
+            for i, (true, predicted, error) in enumerate(zip(pairs.true, pairs.predicted, pairs.error, strict=True)):
+                (dot,) = axes.plot(
+                    true, predicted, "o" if unseen else "D", color=ACCENT, markersize=6 if unseen else 5.5,
+                    markerfacecolor=ACCENT if unseen else SURFACE, markeredgewidth=1.4, zorder=3,
+                )  # fmt: skip
+                value, width = figures(float(predicted), float(error))
+                kind = "unseen order" if unseen else "run left out"
+                tip(dot, f"{kind} {i}: {value} {width if width != 'none' else ''} predicted, {true:.5g} trained")
             everything += [*pairs.true, *pairs.predicted]
         axes.plot(reference, reference, "+", color=INK, markersize=11, markeredgewidth=2, zorder=4)
         low, high = min(everything), max(everything)

@@ -149,6 +149,8 @@ def train_orders(
     for order in distinct.values():  # what is predicted is put down before the run knows better
         keep = foretell(sim, [order], allow_other_samples=True).kept and keep
     try:
+        if progress is not None and distinct:
+            progress("confirm", 0, len(distinct))
         for done, (key, order) in enumerate(distinct.items(), start=1):
             own = _kept(sim, task, order) if keep else None
             found[key] = own or _trained(task, order, parts)

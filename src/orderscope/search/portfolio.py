@@ -88,6 +88,7 @@ class Portfolio:
         guided = [s for s in picked if not s.weight and s.guided]
         hungry = sorted((s for s in picked if s.weight), key=lambda s: s.guided)
         try:
+            self._report()
             self._together(rules, math.ceil(ledger.left * (RULES if guided or hungry else 1)))
             for strategy in guided:
                 self._together([strategy], ledger.left)

@@ -164,6 +164,8 @@ def propose_rates(
     if sim.task is None and verify:
         notes.append("not confirmed: retraining needs the task")
     elif sim.task is not None:
+        if progress is not None and verify:
+            progress("confirm", 0, min(verify, len(rows)))
         for k, row in enumerate(rows[:verify]):
             true = retrain(sim.task, asked[row.order], lr=row.rates).metrics[metric][0]
             rows[k] = replace(row, confirmed=float(true))

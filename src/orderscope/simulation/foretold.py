@@ -58,6 +58,8 @@ def foretell(
     new = [order for order in orders if set(names) - set(known.get(order.tobytes(), {}))]
     new = list({order.tobytes(): order for order in new}.values())
     found: dict[bytes, dict[str, tuple[float, float]]] = {}
+    if progress is not None and new:
+        progress(0, len(new))
     for start in range(0, len(new), BLOCK):
         part = new[start : start + BLOCK]
         told = sim.predict(np.stack(part), metrics=names, allow_other_samples=allow_other_samples)

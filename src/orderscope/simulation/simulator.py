@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -48,6 +48,9 @@ class Simulator:
         device: where orders are replayed, for instance "cuda"; the CPU if not given. Only replays are done there: the
             metrics and what is asked of the simulator stay where they are.
 
+    Attributes:
+        progress: where set, called as `progress(stage, done, total)` while the real model is run.
+
     Raises:
         OrderscopeError: the task is not the recorded one; the differing parts are named. Or there is no such device.
         IncompleteRun: record or sketch is not finished.
@@ -69,6 +72,7 @@ class Simulator:
         require_probes(self.store, self.plan)
         self.window = load_window(self.store)
         self.description = self.store.attrs(TASK_SHARD)
+        self.progress: Callable[[str, int, int], None] | None = None
         self._batches = Batches(self.window.order)
         self._proxies: dict[int, ProxyEstimator] = {}
         self._reference = load_run(self.store, REFERENCE, gradients=False).metrics[-1]
@@ -160,16 +164,25 @@ class Simulator:
         states = len(self.plan.anchors) + len(self.runs)
         return "completed" if held_bytes(states, self.plan.size, self.task.layout.dtype.itemsize) else None
 
-    def _real(self, without: Sequence[str] | None = None) -> MetricModel:
+    def _real(self, without: Sequence[str] | None = None, each: Callable[[], None] | None = None) -> MetricModel:
         """The real model at estimated weights.
 
         Args:
             without: for each order a run that is not to be used.
+            each: called after every evaluation of the model.
         """
         assert self.task is not None
         if self.exact:
-            return evaluated(self.task)
-        return completed(self.task, self._known, self.held_out, without)
+            return evaluated(self.task, each)
+        return completed(self.task, self._known, self.held_out, without, each)
+
+    def _evaluations(self, names: Sequence[str], count: int) -> Callable[[], None] | None:
+        """Counts evaluations of the model for `progress`."""
+        progress, what, done = self.progress, ", ".join(names), iter(range(1, count + 1))
+        if progress is None:
+            return None
+        progress(f"run the model, {what}", 0, count)
+        return lambda: progress(f"run the model, {what}", next(done), count)
 
     def metric_model(self, theta: Tensor, names: Sequence[str], *, precise: bool = False) -> dict[str, np.ndarray]:
         """Metrics at weights on the carried coordinates, before calibration.
@@ -189,7 +202,7 @@ class Simulator:
         told = [name for name in names if name in self.losses and not precise]
         found = self.held_out(theta, told, without) if self.held_out is not None and told else {}
         real = tuple(name for name in names if name not in told)
-        return found | (self._real(without)(theta, real) if real else {})
+        return found | (self._real(without, self._evaluations(real, len(theta)))(theta, real) if real else {})
 
     @cached_property
     def _known(self) -> KnownStates:

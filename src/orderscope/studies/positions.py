@@ -68,10 +68,12 @@ def positions(
     name = _metric(sim, metric)
     losses = _Losses(sim, sim.task)
     recorded = losses.recorded(REFERENCE, chosen)
-    own = _calibrated(sim, losses, chosen, recorded)
+    own = _calibrated(sim, losses, chosen, recorded, progress)
     cells = [(i, j) for i in range(len(chosen)) for j in range(len(spots))]
     value, error, held_out, neighbours = (np.empty((len(chosen), len(spots))) for _ in range(4))
     block = max(1, BLOCK_BYTES // (sim.window.coords * 4 * 6))
+    if progress is not None:
+        progress("positions", 0, len(cells))
     for start in range(0, len(cells), block):
         part = cells[start : start + block]
         orders = np.stack([sim.order[_moved(steps, int(chosen[i]), int(spots[j]))] for i, j in part])
@@ -83,8 +85,8 @@ def positions(
             (value[i, j],), (error[i, j],) = own[i].apply(np.array([raw]), at[c : c + 1])
             held_out[i, j] = metrics[c]
             neighbours[i, j] = losses.neighbours(replayed.theta[c], int(chosen[i]))
-        if progress is not None:
-            progress("positions", start + len(part), len(cells))
+            if progress is not None:
+                progress("positions", start + c + 1, len(cells))
     here = chosen[:, None] == spots[None]
     value, error = np.where(here, recorded[:, None], value), np.where(here, 0.0, error)
     held_out = np.where(here, sim.reference[name], held_out)
@@ -109,6 +111,8 @@ def _trained(
     cells = np.argwhere(units[:, None] != places[None])
     drawn = np.random.default_rng(seed).permutation(len(cells))[:count]
     cells, own, metrics = cells[np.sort(drawn)], [], []
+    if progress is not None and len(cells):
+        progress("train cells", 0, len(cells))
     for done, (i, j) in enumerate(cells, start=1):
         order = sim.order[_moved(len(sim.order), int(units[i]), int(places[j]))]
         truth = retrain(task, order, keep_parameters=True)
@@ -206,17 +210,28 @@ class _Losses:
         return found
 
 
-def _calibrated(sim: Simulator, losses: _Losses, units: np.ndarray, recorded: np.ndarray) -> list[Calibration]:
+def _calibrated(
+    sim: Simulator, losses: _Losses, units: np.ndarray, recorded: np.ndarray, progress: Progress | None
+) -> list[Calibration]:
     """One calibration a unit, on the probes predicted without their own anchors."""
     if not sim.runs:
         nowhere = Bearing(np.zeros(0), np.zeros((0, 0)), np.zeros(0))
         return [fit_calibration(np.zeros(0), np.zeros(0), float(r), nowhere) for r in recorded]
     out = sim.left_out
-    true = np.stack([losses.recorded(name, units) for name in sim.runs], axis=1)
-    at, found = sim.left_out_bearing, []
+    at, columns, found = sim.left_out_bearing, [], []
+    parts = len(sim.runs) + len(units)
+    if progress is not None:
+        progress("measure the batches", 0, parts)
+    for name in sim.runs:
+        columns.append(losses.recorded(name, units))
+        if progress is not None:
+            progress("measure the batches", len(columns), parts)
+    true = np.stack(columns, axis=1)
     for i, unit in enumerate(units):
         raw = np.array([losses(theta, int(unit)) for theta in out.theta])
         found.append(fit_calibration(raw, true[i], float(recorded[i]), at, eps=sim.eps))
+        if progress is not None:
+            progress("measure the batches", len(columns) + len(found), parts)
     return found
 
 

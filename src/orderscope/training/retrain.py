@@ -49,7 +49,7 @@ def retrain(
         keep_parameters: also return the final weights.
         allow_other_samples: accept orders that are not rearrangements of `task.order`.
         lr: learning rates instead of the task's own, as `Simulator.predict` takes them.
-        progress: called as `progress(done, n)` after each run.
+        progress: called as `progress(done, n)`, at the beginning and after each run.
 
     Raises:
         OrderscopeError: for an order or rates that do not fit the task.
@@ -58,6 +58,8 @@ def retrain(
     evaluations, finals = [], []
     own = {} if lr is None else own_hyper(task)
     rates = None if lr is None else group_rates(lr, own["lr"], len(checked))
+    if progress is not None:
+        progress(0, len(checked))
     for done, order in enumerate(checked, start=1):
         with seeded(0):
             session = start(task)

@@ -33,6 +33,34 @@ for (const tabs of document.querySelectorAll(".tabs")) {
   tabs.prepend(list);
   show(0);
 }
+const box = document.createElement("div");
+box.className = "tipbox";
+box.hidden = true;
+document.body.append(box);
+for (const tip of document.querySelectorAll(".tip")) {
+  const title = tip.querySelector("title");
+  tip.dataset.tip = title.textContent;
+  title.remove();
+}
+for (const kind of ["pointerover", "pointerdown"]) {
+  addEventListener(kind, (event) => {
+    const tip = event.target.closest && event.target.closest(".tip");
+    box.hidden = !tip;
+    if (!tip) { return; }
+    box.textContent = tip.dataset.tip;
+    const left = Math.max(8, Math.min(event.clientX + 12, innerWidth - box.offsetWidth - 8));
+    const above = event.clientY + 18 + box.offsetHeight > innerHeight;
+    box.style.left = `${left}px`;
+    box.style.top = `${above ? event.clientY - box.offsetHeight - 10 : event.clientY + 18}px`;
+  });
+}
+addEventListener("scroll", () => { box.hidden = true; }, { passive: true });
+addEventListener("beforeprint", () => {
+  for (const part of document.querySelectorAll("details:not([open])")) {
+    part.open = true;
+    addEventListener("afterprint", () => { part.open = false; }, { once: true });
+  }
+});
 const number = (text) => parseFloat(text.replace("−", "-").replace("±", ""));
 for (const table of document.querySelectorAll("table.sortable")) {
   const heads = [...table.tHead.rows[0].cells];
