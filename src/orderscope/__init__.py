@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from orderscope.store import RunStore as RunStore
     from orderscope.studies.memory import memory as memory
     from orderscope.studies.positions import positions as positions
+    from orderscope.studies.step_errors import step_errors as step_errors
     from orderscope.studies.validation import validate as validate
     from orderscope.task import Task as Task
     from orderscope.task.layout import ParameterLayout as ParameterLayout
@@ -65,6 +66,7 @@ _HOME = {
     "recorded": "orderscope.loops",
     "retrain": "orderscope.training.retrain",
     "sketch": "orderscope.recording.record",
+    "step_errors": "orderscope.studies.step_errors",
     "validate": "orderscope.studies.validation",
     "with_ids": "orderscope.loops.adapters",
 }
@@ -95,6 +97,7 @@ __all__ = [
     "recorded",
     "retrain",
     "sketch",
+    "step_errors",
     "validate",
     "with_ids",
 ]

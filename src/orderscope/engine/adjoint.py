@@ -72,12 +72,18 @@ class Sensitivity:
 
 
 def sensitivity(
-    window: Window, expansion: Expansion, order: np.ndarray, slope: Slope, *, rank: int = RANK, places: int = PLACES
+    window: Window,
+    expansion: Expansion | None,
+    order: np.ndarray,
+    slope: Slope,
+    *,
+    rank: int = RANK,
+    places: int = PLACES,
 ) -> Sensitivity:
     """Sweep once forward and once backward around an order.
 
     Args:
-        expansion: of the metric, for the directions it is curved in.
+        expansion: of the metric, for the directions it is curved in; None to follow none.
         order: the base, [steps, batch].
         slope: value and gradient of the metric at final weights; the gradient on the carried coordinates.
         rank: curved directions to follow, at most as many as the expansion has; 0 for the metric alone.
@@ -86,7 +92,9 @@ def sensitivity(
     units = units_of(window, Batches(window.order), order[None])
     passed, final = _forward(window, units)
     typical = _typical_square(window)
-    directions = _directions(window, expansion, typical, rank) if rank else window.final[None][:0]
+    directions = window.final[None][:0]
+    if rank and expansion is not None:
+        directions = _directions(window, expansion, typical, rank)
     value, gradient = slope(final)
     rows = torch.cat([gradient[None] * window.dynamics.weight, directions])
     kept = np.unique(np.linspace(0, window.steps - 1, min(places, window.steps)).round().astype(int))

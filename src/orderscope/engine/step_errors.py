@@ -1,13 +1,15 @@
 """Where the predicted gradients go wrong: each recorded run step by step, without what it left behind.
 
-At position t a run trained on recorded batch u in state theta_t, both known, as is its gradient g_t there. Without the
-run's own anchors the gradient is predicted as
+At position t a run trained on recorded batch u in state theta_t; both are known, as is its gradient g_t there. Without
+the run's own anchors the gradient is predicted as
 
-    i_t = sum_k w_k g_u(theta_k)          interpolation,
-    c_t = C_u (theta_t - sum_k w_k theta_k)    curvature,
+    i_t = sum_k w_k g_u(theta_k)                interpolation,
+    c_t = C_u (theta_t - sum_k w_k theta_k)     curvature,
 
 and the defect e_t = i_t + c_t - g_t is what a replay adds to its error at t. With the adjoint l_t of a metric
-(`orderscope.engine.adjoint`) the sum of l_t . e_t is, to first order, the error of the metric.
+(`orderscope.engine.adjoint`) the sum of l_t . e_t is, to first order in the error of the final weights, the error of
+the metric. The metric's slope is the mean of those where the replay ends and where the run truly ended: by the
+trapezoidal rule that makes the sum exact where metric and predicted gradients are a quadratic's.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from torch import Tensor
 
 from orderscope.engine.adjoint import Slope, curved, sensitivity
 from orderscope.engine.batches import Batches
-from orderscope.engine.held_out import Expansion
+from orderscope.engine.held_out import HeldOut
 from orderscope.engine.window import Window
 
 AT_ONCE = 32  # steps
@@ -48,44 +50,65 @@ class StepErrors:
     effect: np.ndarray
 
 
-def step_errors(window: Window, expansion: Expansion, slope: Slope, run: str, order: np.ndarray) -> StepErrors:
+def mean_slope(held_out: HeldOut, name: str, run: str) -> Slope:
+    """Value of a held-out loss at final weights, and the mean of its gradients there and where a run truly ended; the
+    gradient at the weights alone where that run's end is not known."""
+    i = held_out.names.index(name)
+    ended = held_out.slopes[i, held_out.runs.index(run)] if run in held_out.runs else None
+
+    def at(theta: Tensor) -> tuple[float, Tensor]:
+        value, gradient = held_out.slope(theta, name)
+        return value, gradient if ended is None else (gradient + ended.to(gradient.dtype)) / 2
+
+    return at
+
+
+def step_errors(window: Window, slope: Slope, run: str, order: np.ndarray) -> StepErrors:
     """Of one recorded run under another order than the reference's.
 
     Args:
-        expansion, slope: of the metric, as for `orderscope.engine.adjoint.sensitivity`.
+        slope: value and gradient of the metric at final weights, the gradient on the carried coordinates; such as
+            `mean_slope`.
         run: its name among the window's anchors.
         order: the run's, int64 [steps, batch].
     """
-    left = tuple(name != run for name in window.anchor_runs)
-    allowed = torch.tensor(left)
-    columns = [k for k in range(window.anchors.shared, window.anchors.count) if not left[k]]
-    units = Batches(window.order).index(order[None])[0][0]
-    seen: dict[int, int] = {}
-    places, found, of = [], [], []
-    for t, unit in enumerate(units.tolist()):
-        if unit < window.units and seen.get(unit, 0) < len(columns):
-            places.append(t)
-            found.append(unit)
-            of.append(columns[seen.get(unit, 0)])
-            seen[unit] = seen.get(unit, 0) + 1
+    left = [name == run for name in window.anchor_runs]
+    allowed = ~torch.tensor(left)
+    places, units, columns = _trained_on(window, left, order)
+    if not places:
+        return StepErrors(run, np.zeros(0, dtype=np.int64), *np.zeros((4, 0)))
     without = replace(window, known=window.known & allowed)
-    adjoint = sensitivity(without, expansion, order, slope, rank=0, places=window.steps).rows[:, 0]
-    parts = [
-        _errors(window, allowed, adjoint[places[at : at + AT_ONCE]], found[at : at + AT_ONCE], of[at : at + AT_ONCE])
-        for at in range(0, len(places), AT_ONCE)
-    ]
-    columns_of = np.concatenate(parts, axis=1) if parts else np.zeros((4, 0))
-    return StepErrors(run, np.array(places, dtype=np.int64), *columns_of)
+    adjoint = sensitivity(without, None, order, slope, rank=0, places=window.steps).rows[:, 0]
+    parts = []
+    for at in range(0, len(places), AT_ONCE):
+        some = slice(at, at + AT_ONCE)
+        parts.append(_errors(window, allowed, adjoint[places[some]], units[some], columns[some]))
+    return StepErrors(run, np.array(places, dtype=np.int64), *np.concatenate(parts, axis=1))
+
+
+def _trained_on(window: Window, left: list[bool], order: np.ndarray) -> tuple[list[int], list[int], list[int]]:
+    """Positions at which a run trained on a recorded batch, the unit there, and the anchor that it left behind.
+
+    A run has as many columns of anchors as it may have trained on one batch; they are filled in the order of steps.
+    """
+    own = [k for k in range(window.anchors.shared, window.anchors.count) if left[k]]
+    seen: dict[int, int] = {}
+    found = []
+    for t, unit in enumerate(Batches(window.order).index(order[None])[0][0].tolist()):
+        times = seen.get(unit, 0)
+        if unit < window.units and times < len(own) and bool(window.known[unit, own[times]]):
+            found.append((t, unit, own[times]))
+            seen[unit] = times + 1
+    return [t for t, _, _ in found], [unit for _, unit, _ in found], [column for _, _, column in found]
 
 
 def _errors(window: Window, allowed: Tensor, adjoint: Tensor, units: list[int], columns: list[int]) -> np.ndarray:
     """|e| / |g|, |i - g| / |g|, cosine and effect of some steps, [4, n]."""
     anchors, unit = window.anchors, torch.tensor(units)
     tables = torch.stack([window.gradients(u) for u in units])  # [n, anchors, m]
-    own = torch.tensor(columns)
-    entries = anchors.entries(unit)[torch.arange(len(units)), own]
-    theta = anchors.start + anchors.spread[entries].to(window.dtype)
-    true = tables[torch.arange(len(units)), own]
+    rows, own = torch.arange(len(units)), torch.tensor(columns)
+    theta = anchors.start + anchors.spread[anchors.entries(unit)[rows, own]].to(window.dtype)
+    true = tables[rows, own]
     weights, remainder, _ = anchors.weights(theta, unit, window.known[unit] & allowed)
     missing = true - torch.einsum("nk,nkm->nm", weights.to(window.dtype), tables)
     bent = torch.zeros_like(missing)
