@@ -1,17 +1,21 @@
-"""Answers kept in a run: validations, proposals and position maps, each an immutable shard of its own."""
+"""Answers kept in a run: validations, proposals, position maps and errors step by step, each an immutable shard of its
+own."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
+from orderscope.errors import DamagedRun
 from orderscope.store import RunStore
 from orderscope.studies.heatmap import Heat
+from orderscope.studies.step_map import COLUMNS, TABLES, StepErrorMap
 
-VALIDATIONS, PROPOSALS, POSITIONS = "validation/", "proposal/", "positions/"
+VALIDATIONS, PROPOSALS, POSITIONS, STEP_ERRORS = "validation/", "proposal/", "positions/", "step-errors/"
 
 
 @dataclass(frozen=True)
@@ -118,6 +122,42 @@ def heats(store: RunStore) -> list[Heat]:
     """All position maps of a run, oldest first."""
     names = store.names(POSITIONS)
     return [Heat(**store.read(name), metric=store.attrs(name).get("metric", "")) for name in names]
+
+
+def keep_step_errors(store: RunStore, found: StepErrorMap) -> str:
+    """Write a `StepErrorMap` and return the name of its shard. Its cost, which differs from time to time, goes to the
+    journal."""
+    name = store.next_name(STEP_ERRORS)
+    store.write(name, found.arrays(), {"metric": found.metric, "runs": found.runs, "without": found.without})
+    if math.isfinite(found.cost):
+        store.log({"event": "step errors", "shard": name, "runs": found.cost})
+    return name
+
+
+def kept_step_errors(store: RunStore, metric: str, runs: Collection[str] | None = None) -> StepErrorMap | None:
+    """The latest of a metric, None where there is none.
+
+    Args:
+        runs: names of the true runs that it must be of; any if not given.
+
+    Raises:
+        DamagedRun: its arrays do not fit together.
+    """
+    for name in reversed(store.names(STEP_ERRORS)):
+        attrs = store.attrs(name)
+        of, without = tuple(attrs["runs"]), tuple(attrs["without"])
+        if attrs["metric"] != metric or (runs is not None and {*of, *without} != set(runs)):
+            continue
+        arrays = store.read(name)
+        shape = arrays["effect"].shape
+        sound = len(shape) == 2 and shape[0] == len(of) and all(arrays[key].shape == shape for key in TABLES)
+        if not sound or any(arrays[key].shape != shape[:1] for key in COLUMNS):
+            raise DamagedRun(f"arrays of {name} that do not fit together", "a row a run", "record the run again")
+        costs = [event.get("runs") for event in store.journal() if event.get("shard") == name]
+        known = [float(cost) for cost in costs if isinstance(cost, int | float)]
+        kept = {key: arrays[key] for key in (*TABLES, *COLUMNS)}
+        return StepErrorMap(metric, of, without, **kept, cost=known[-1] if known else math.nan)
+    return None
 
 
 def json_value(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""`orderscope inspect`: what is in a run, what is missing, what is damaged."""
+"""`orderscope inspect`: what is in a run, what is missing, what is damaged; and where its predictions go wrong."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from orderscope.cli.layout import natural_width
 from orderscope.cli.onward import not_yet, onward
 from orderscope.cli.options import run_argument
 from orderscope.cli.progress import doing
+from orderscope.cli.steps import as_json as steps_json
+from orderscope.cli.steps import show_steps, steps_of
 from orderscope.cli.tasks import remembered_task
 from orderscope.cli.text import columns, json_option, plain, print_json, say, short, size, width
 from orderscope.errors import DamagedRun, IncompleteRun, OrderscopeError
 from orderscope.recording.costs import part_runs, part_seconds
 from orderscope.store import SCHEMA, RunStore
-from orderscope.store.names import FURTHER, PLAN, SPLIT, TABLE, TASK_SHARD, latest_plan
+from orderscope.store.names import FURTHER, PLAN, REFERENCE, SPLIT, TABLE, TASK_SHARD, latest_plan
 
 SEGMENT = re.compile(r"record/([^/]+)/segment-\d+")
 STAGES = {
@@ -35,17 +37,25 @@ TASK_FACTS = (
 
 @click.command()
 @run_argument
+@click.option(
+    "--steps", "by_step", is_flag=True,
+    help="Tell at which steps predictions go wrong, on the true runs, each left out; kept in the run.",
+)  # fmt: skip
+@click.option("--metric", default=None, help="With --steps, the held-out loss that is told. Default: the first.")
 @json_option
-def inspect(run: Path, as_json: bool) -> None:
+def inspect(run: Path, by_step: bool, metric: str | None, as_json: bool) -> None:
     """Say what is in a run, what is missing and what is damaged. Reads every byte of it once.
 
     Exit code 4 if it is damaged, 5 if it is sound but not finished.
     """
+    if metric is not None and not by_step:
+        raise click.UsageError("--metric goes with --steps: what a run holds is the same for all metrics")
     try:
         store = RunStore.open(run)
         with doing(f"read every byte of {run}", quiet=as_json):
             facts = inventory(store)
         lines = list(_lines(facts))
+        told = _steps(facts, run, metric, as_json) if by_step and facts["state"] == "complete" else None
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         raise DamagedRun(
             f"shards that do not hold what they should ({type(error).__name__}: {error})",
@@ -54,11 +64,21 @@ def inspect(run: Path, as_json: bool) -> None:
         ) from error
     if as_json:
         print_json(facts)
+    elif told is not None:
+        show_steps(run, told)
     else:
         say("\n".join(lines))
     state = facts["state"]
     code = {"damaged": DamagedRun.exit_code, "incomplete": IncompleteRun.exit_code}.get(state, 0)
     click.get_current_context().exit(code)
+
+
+def _steps(facts: dict[str, Any], run: Path, metric: str | None, quiet: bool) -> Any:
+    """Errors step by step, which become part of `facts`."""
+    others = [told["name"] for told in facts["runs"] if told["finished"] and told["name"] != REFERENCE]
+    found, kept, read = steps_of(run, metric, others, quiet=quiet)
+    facts["step_errors"] = steps_json(found) | {"kept": kept, "read": read}
+    return found
 
 
 def inventory(store: RunStore) -> dict[str, Any]:

@@ -14,9 +14,7 @@ from orderscope.engine.threads import one_thread
 from orderscope.errors import OrderscopeError
 from orderscope.recording.costs import cpu_seconds, training_seconds
 from orderscope.simulation.simulator import Simulator
-from orderscope.studies.step_map import StepErrorMap, held_out_loss
-
-COLUMNS = ("gradient", "interpolation", "cosine", "effect")
+from orderscope.studies.step_map import TABLES, StepErrorMap, held_out_loss
 
 
 def step_errors(
@@ -53,7 +51,7 @@ def step_errors(
     assert held_out is not None  # there is a held-out loss
     began = cpu_seconds()
     shape = len(chosen), sim.window.steps
-    tables = {column: np.full(shape, np.nan) for column in COLUMNS}
+    tables = {column: np.full(shape, np.nan) for column in TABLES}
     kept = []
     for i, run in enumerate(chosen):
         with one_thread():
@@ -65,13 +63,14 @@ def step_errors(
         if progress is not None:
             progress("compare gradients of left-out runs", i + 1, len(chosen))
     rows = [sim.runs.index(chosen[i]) for i in kept]
-    training = training_seconds(sim.store)
+    training, true = training_seconds(sim.store), sim.run_truth[name][rows]
     return StepErrorMap(
         metric=name,
         runs=tuple(chosen[i] for i in kept),
         without=tuple(run for i, run in enumerate(chosen) if i not in kept),
         **{column: values[kept] for column, values in tables.items()},
-        error=sim.left_out.values[name][rows] - sim.run_truth[name][rows],
+        error=sim.left_out.values[name][rows] - true,
+        weights=held_out(sim.left_out.theta[rows], [name])[name] - true,
         cost=(cpu_seconds() - began) / training if training else math.nan,
     )
 

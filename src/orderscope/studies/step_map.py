@@ -14,7 +14,7 @@ import numpy as np
 from orderscope.errors import OrderscopeError
 
 SEGMENTS = 10
-ARRAYS = ("gradient", "interpolation", "cosine", "effect", "error")
+TABLES, COLUMNS = ("gradient", "interpolation", "cosine", "effect"), ("error", "weights")
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,8 @@ class StepErrorMap:
             there is no correction, as in the state that the window starts in.
         effect: what the error does to the final metric, to first order, in its units, [runs, steps].
         error: predicted minus true metric of each run, before calibration, [runs].
+        weights: the part of it that is due to the predicted final weights, [runs]: what `effect` adds up to, but for
+            higher orders. The rest is of telling the metric at these weights without the run's own end.
         cost: trainings that it took to find them; not a number where it is not known what a training costs.
     """
 
@@ -68,6 +70,7 @@ class StepErrorMap:
     cosine: np.ndarray
     effect: np.ndarray
     error: np.ndarray
+    weights: np.ndarray
     cost: float = math.nan
 
     @property
@@ -81,10 +84,10 @@ class StepErrorMap:
 
     @property
     def agreement(self) -> float:
-        """Correlation of `total` with `error` over the runs; not a number for fewer than three."""
-        if len(self.runs) < 3 or not (np.std(self.total) > 0 and np.std(self.error) > 0):
+        """Correlation of `total` with `weights` over the runs; not a number for fewer than three."""
+        if len(self.runs) < 3 or not (np.std(self.total) > 0 and np.std(self.weights) > 0):
             return math.nan
-        return float(np.corrcoef(self.total, self.error)[0, 1])
+        return float(np.corrcoef(self.total, self.weights)[0, 1])
 
     @cached_property
     def segments(self) -> tuple[Segment, ...]:
@@ -113,7 +116,7 @@ class StepErrorMap:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Everything but names and cost."""
-        return {name: np.asarray(getattr(self, name), dtype=np.float64) for name in ARRAYS}
+        return {name: np.asarray(getattr(self, name), dtype=np.float64) for name in (*TABLES, *COLUMNS)}
 
 
 def rms(values: np.ndarray) -> float:
