@@ -13,7 +13,14 @@ import numpy as np
 from orderscope.answers.asked import asked_orders, group_codes, resolve_order, sample_groups
 from orderscope.answers.effect import Effect, effects, metric_names
 from orderscope.answers.known import known_truth
-from orderscope.answers.stored import StoredProposal, StoredValidation, heats, proposals, validations
+from orderscope.answers.stored import (
+    StoredProposal,
+    StoredValidation,
+    heats,
+    kept_step_errors,
+    proposals,
+    validations,
+)
 from orderscope.errors import OrderscopeError
 from orderscope.orders import step_groups
 from orderscope.recording.costs import part_runs, part_seconds, training_seconds
@@ -22,6 +29,7 @@ from orderscope.report.words import short
 from orderscope.simulation.foretold import stored as foretold
 from orderscope.store.names import REFERENCE
 from orderscope.studies.heatmap import Heat
+from orderscope.studies.step_map import StepErrorMap
 from orderscope.studies.validation import NOISE_RUNS
 from orderscope.training import load_run
 
@@ -116,6 +124,7 @@ class Material:
         pairs: metric -> predicted beside true.
         probes: metric -> true values of the probes.
         validations, proposal, heat: what was kept in the run; the latest of each kind, all of the first.
+        step_errors: where predictions of `metric` go wrong; None where that was not looked into.
         memory: what the recorded run remembers; None without the task.
         with_task: whether the task itself was at hand.
     """
@@ -147,6 +156,7 @@ class Material:
     validations: list[StoredValidation]
     proposal: StoredProposal | None
     heat: Heat | None
+    step_errors: StepErrorMap | None
     memory: Memory | None
     with_task: bool
 
@@ -232,6 +242,7 @@ def gather(
         validations=checks,
         proposal=proposal,
         heat=_heat(sim, progress),
+        step_errors=kept_step_errors(sim.store, first),
         memory=_memory(sim, first),
         with_task=sim.task is not None,
     )

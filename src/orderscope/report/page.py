@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from orderscope import __version__
 from orderscope.files import check_output, written
-from orderscope.report import curves, heat, limits, matters, memory, proposal, recorded, summary, truth
+from orderscope.report import curves, heat, limits, matters, memory, proposal, recorded, steps, summary, truth
 from orderscope.report.material import Material, Progress, gather
 from orderscope.report.onward import onward
 from orderscope.report.section import Section
@@ -25,6 +25,7 @@ SECTIONS: tuple[Callable[[Material], Section], ...] = (
     curves.section,
     proposal.section,
     truth.section,
+    steps.section,
     heat.section,
     memory.section,
     recorded.section,
