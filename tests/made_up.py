@@ -10,6 +10,7 @@ import orderscope as osc
 from orderscope.search.confirm import PartGain
 from orderscope.search.readable import Schedule
 from orderscope.studies.heatmap import Heat
+from orderscope.studies.step_map import StepErrorMap
 
 SCRIPT = "<script>alert('é')</script>"
 IMAGE = '"><img src=x onerror=alert(1)>'
@@ -48,4 +49,16 @@ def heat(steps: int) -> Heat:
         units=at, places=places, at=at, value=value, error=np.full(value.shape, 0.015), recorded=value.mean(1),
         held_out=value + 0.2, neighbours=value + 0.1, metric=SCRIPT, cells=np.array([[0, 1], [1, 0]]),
         true=value[[0, 1], [1, 0]] + 0.01, true_held_out=np.array([2.8, 2.9]),
+    )  # fmt: skip
+
+
+def step_errors(steps: int) -> StepErrorMap:
+    """Two runs whose errors come from step 1, four fifths of their squares, and from step 2."""
+    effect = np.zeros((2, steps))
+    effect[:, 1], effect[:, 2] = (0.002, -0.002), (-0.001, 0.001)
+    share = np.full(effect.shape, 0.03)
+    share[1, 4] = np.nan
+    return StepErrorMap(
+        SCRIPT, ("probe-0", IMAGE), ("probe-1",), share, 2 * share, share + 0.5, effect,
+        error=np.array([0.002, -0.001]), weights=np.array([0.0012, -0.0011]), cost=3.0,
     )  # fmt: skip

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import orderscope as osc
-from made_up import DOLLARS, ESCAPE, IMAGE, SCRIPT, heat, proposal
-from orderscope.answers.stored import keep_heat, keep_proposal
+from made_up import DOLLARS, ESCAPE, IMAGE, SCRIPT, heat, proposal, step_errors
+from orderscope.answers.stored import keep_heat, keep_proposal, keep_step_errors
 from orderscope.store import RunStore
 from tasks_tiny import GROUPS, char
 
@@ -36,12 +36,13 @@ def bare_run(hostile: osc.Task, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture(scope="session")
 def full_run(hostile: osc.Task, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Recorded, asked, validated, with a proposal and a position map; what was found is made up."""
+    """Recorded, asked, validated, with a proposal, a position map and errors step by step; what was found is made up."""
     path = tmp_path_factory.mktemp("runs") / "<b>run & co"
     osc.record(hostile, path, anchors=3, probes=3)
     with RunStore.create(path) as store:
         keep_proposal(store, proposal(hostile))
         keep_heat(store, heat(hostile.steps))
+        keep_step_errors(store, step_errors(hostile.steps))
         order = np.stack([hostile.order[::-1], np.roll(hostile.order, 1, axis=0)])
         columns = {name: [2.85, 2.86] for name in hostile.metrics}
         floor = dict.fromkeys(hostile.metrics, 1e-5)

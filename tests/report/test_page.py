@@ -78,7 +78,7 @@ def test_well_formed(full: tuple[str, Page]) -> None:
     assert all(target[0] == "#" and target[1:] in ids for target in targets)
     assert set(re.findall(r"url\(#([^)]+)\)", text)) <= set(ids)
     assert {section for tag, attrs in page.tags if tag == "section" and (section := attrs.get("id"))} == {
-        "matters", "orders", "proposal", "truth", "heat", "memory", "recorded", "limits"
+        "matters", "orders", "proposal", "truth", "steps", "heat", "memory", "recorded", "limits"
     }  # fmt: skip
 
 
@@ -196,6 +196,19 @@ def test_names_stay_text(full: tuple[str, Page]) -> None:
     assert "<b>run & co" in shown
 
 
+def test_where_predictions_go_wrong(full: tuple[str, Page]) -> None:
+    text, page = full
+    shown = " ".join(" ".join(page.text).split())
+    assert "2 true runs, each predicted without what it left behind: gradients are off by 3.0 %" in shown
+    assert "80 %, comes from step 1." in shown
+    assert "Not among them: probe-1, whose batches were not recorded." in shown
+    told = re.findall(r'class="tip"><title>([^<]*)</title>', text)
+    assert any(line.startswith("probe-0: +0.001") and line.endswith("by the true run") for line in told)
+    header, first, *_ = csv.reader(io.StringIO(files(page)["steps.csv"].decode()))
+    assert header[:3] == ["first_step", "last_step", "gradient_error"]
+    assert first[:3] == ["0", "0", "0.03"]
+
+
 def test_colours_are_the_page_s(full: tuple[str, Page]) -> None:
     text, _ = full
     body = text[text.index("<body>") :]
@@ -217,6 +230,7 @@ def test_what_is_missing_is_said(bare_run: Path, tmp_path: Path) -> None:
     shown = " ".join(page.text)
     for words in ("No order has been proposed yet", "No position map yet", "noise floor has not been measured"):
         assert words in shown
+    assert f"orderscope inspect {bare_run} --steps --metric '{SCRIPT}'" in shown
     assert "moves the final <script>" in shown
 
 

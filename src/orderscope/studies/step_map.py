@@ -54,7 +54,7 @@ class StepErrorMap:
         gradient: norm of the predicted gradient's error over the gradient's, [runs, steps].
         interpolation: the same of the interpolation alone, [runs, steps].
         cosine: of the curvature's correction with what interpolation misses, [runs, steps]; also not a number where
-            there is no correction, as in the state that the window starts in.
+            there is no correction, as in a state that another run was in too.
         effect: what the error does to the final metric, to first order, in its units, [runs, steps].
         error: predicted minus true metric of each run, before calibration, [runs].
         weights: the part of it that is due to the predicted final weights, [runs]: what `effect` adds up to, but for
