@@ -36,7 +36,7 @@ def bare_run(hostile: osc.Task, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture(scope="session")
 def full_run(hostile: osc.Task, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Recorded, asked, validated, with a proposal, a position map and errors step by step; what was found is made up."""
+    """Recorded, asked, validated, with a proposal, a position map and errors by step; what was found is made up."""
     path = tmp_path_factory.mktemp("runs") / "<b>run & co"
     osc.record(hostile, path, anchors=3, probes=3)
     with RunStore.create(path) as store:
