@@ -118,6 +118,26 @@ def test_effects_add_up_to_errors_of_left_out_runs(char: osc.Simulator) -> None:
     errors = (char.left_out.values["eval"] - char.run_truth["eval"])[rows]
     assert np.corrcoef(sums, errors)[0, 1] > 0.8
     assert 0.5 < np.linalg.norm(sums) / np.linalg.norm(errors) < 2
+    truth = char.run_truth["eval"][rows]
+    of_the_weights = held_out_of(char)(char.left_out.theta[rows], ["eval"])["eval"] - truth
+    np.testing.assert_allclose(sums, of_the_weights, atol=0.05 * np.abs(of_the_weights).max())
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("clipped", [False, True])
+def test_with_affine_gradients_any_optimizer_adds_up(name: str, clipped: bool, tmp_path: Path) -> None:
+    """The secants of Adam's moments, of amsgrad's maximum, of clipping and of coupled decay."""
+    kw = quadratic() | {"optimizer": OPTIMIZERS[name], "max_grad_norm": 1.0 if clipped else None}
+    sim, _ = simulated(kw, tmp_path, anchors=7, probes=3, energy=1.0)
+    errors, sums = [], []
+    for i, run in enumerate(sim.runs):
+        if not sim.regrouped(sim.run_orders[i][None])[0]:
+            window = alone(crude(sim, 0.5), run)
+            sums.append(of_run(sim, window, i).effect.sum())
+            told = left_out(window, held_out_of(sim), [run], sim.run_orders[i][None]).values["eval"][0]
+            errors.append(told - sim.run_truth["eval"][i])
+    # amsgrad's maximum is split between its two arguments, and not by its secant
+    np.testing.assert_allclose(sums, errors, rtol=0, atol=(0.1 if "amsgrad" in name else 1e-4) * np.abs(errors).max())
 
 
 def test_regrouped_batches_are_left_out(char: osc.Simulator) -> None:

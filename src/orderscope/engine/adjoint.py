@@ -91,7 +91,7 @@ def sensitivity(
     """
     units = units_of(window, Batches(window.order), order[None])
     passed, final = _forward(window, units)
-    typical = _typical_square(window)
+    typical = typical_square(window)
     directions = window.final[None][:0]
     if rank and expansion is not None:
         directions = _directions(window, expansion, typical, rank)
@@ -210,16 +210,22 @@ def _forward(window: Window, units: Units) -> tuple[list[Passed], Tensor]:
     passed = []
     for t in range(window.steps):
         unit = torch.from_numpy(units.index[:, t])
-        gradient = torch.zeros_like(states.theta)
-        for part in _parts(window, units, int(unit)):
-            weights, remainder = _affine(window, states.theta[0], part.place, part.usable)
-            gradient += part.share * (weights @ part.table)
-            gradient += part.share * _bent(window, part.groups, remainder[None])
+        gradient = predicted_gradient(window, units, int(unit), states.theta[0])[None]
         before, taken = states.theta[0].clone(), None if states.taken is None else states.taken[0].clone()
         active = None if units.has_grad is None else units.has_grad[unit]
         step(window.dynamics, states, clip(window.dynamics, gradient), t, None, active)
         passed.append(Passed(before, gradient[0], _second(states), taken, int(unit)))
     return passed, states.theta[0]
+
+
+def predicted_gradient(window: Window, units: Units, unit: int, theta: Tensor) -> Tensor:
+    """Of one batch in one state, with the whole curvature, [m]."""
+    gradient = torch.zeros_like(theta)
+    for part in _parts(window, units, unit):
+        weights, remainder = _affine(window, theta, part.place, part.usable)
+        gradient += part.share * (weights @ part.table)
+        gradient += part.share * _bent(window, part.groups, remainder[None])[0]
+    return gradient
 
 
 def _second(states: States) -> Tensor | None:
@@ -229,7 +235,7 @@ def _second(states: States) -> Tensor | None:
     return None
 
 
-def _typical_square(window: Window) -> Tensor:
+def typical_square(window: Window) -> Tensor:
     """Mean square of the recorded batches' gradients, [m]."""
     total = torch.zeros_like(window.final)
     for unit in range(window.units):
@@ -278,15 +284,20 @@ def _clip_back(dynamics: Dynamics, gradient: Tensor, rows: Tensor) -> Tensor:
 
 
 def _gradient_back(window: Window, units: Units, at: Passed, rows: Tensor) -> Tensor:
+    """In the state that the forward pass was in."""
+    return gradient_back(window, units, at.unit, at.theta, rows)
+
+
+def gradient_back(window: Window, units: Units, unit: int, theta: Tensor, rows: Tensor) -> Tensor:
     """Transposed Jacobian of a unit's predicted gradient: secants along its anchors, curvature outside them.
 
     With anchor weights w(theta), W = dw / dtheta and anchor states T, g = G^T w + C (theta - T^T w), so that
     J^T x = C x + W^T (G x - T C x).
     """
     # On an anchor the weights do not move at all; what is wanted is how they move around it.
-    near = at.theta + NUDGE * (window.final - window.dynamics.start.theta)
+    near = theta + NUDGE * (window.final - window.dynamics.start.theta)
     total = torch.zeros_like(rows)
-    for part in _parts(window, units, at.unit):
+    for part in _parts(window, units, unit):
         states, jacobian = _weights_back(window, near, part.place, part.usable)
         bent = _bent(window, part.groups, rows)
         total += part.share * (bent + jacobian(rows @ part.table.T - bent @ states.T))

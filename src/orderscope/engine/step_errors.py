@@ -6,10 +6,12 @@ the run's own anchors the gradient is predicted as
     i_t = sum_k w_k g_u(theta_k)                interpolation,
     c_t = C_u (theta_t - sum_k w_k theta_k)     curvature,
 
-and the defect e_t = i_t + c_t - g_t is what a replay adds to its error at t. With the adjoint l_t of a metric
-(`orderscope.engine.adjoint`) the sum of l_t . e_t is, to first order in the error of the final weights, the error of
-the metric. The metric's slope is the mean of those where the replay ends and where the run truly ended: by the
-trapezoidal rule that makes the sum exact where metric and predicted gradients are a quadratic's.
+and the defect e_t = i_t + c_t - g_t is what a replay adds to its error at t. Swept backwards between the replay and the
+run (`orderscope.engine.secant`) the metric's slope tells what that does in the end, l_t . e_t, and the sum over t is
+the error of the metric. The slope is the mean of those where the replay ends and where the run truly ended: by the
+trapezoidal rule the sum is exact where the metric is quadratic and predicted gradients are affine. Of a run that also
+trained on batches that were not recorded the trajectory is not known, and the sweep is that around its replay alone
+(`orderscope.engine.adjoint`), right to first order.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from torch import Tensor
 from orderscope.engine.adjoint import Slope, curved, sensitivity
 from orderscope.engine.batches import Batches
 from orderscope.engine.held_out import HeldOut
+from orderscope.engine.secant import secant_sweep
 from orderscope.engine.window import Window
 
 AT_ONCE = 32  # steps
@@ -39,7 +42,7 @@ class StepErrors:
         interpolation: |i_t - g_t| / |g_t|, float64 [n].
         cosine: of the curvature's part with what interpolation misses, c_t and g_t - i_t, float64 [n]; not a number
             where there is no curvature's part.
-        effect: l_t . e_t, error of the metric to first order, in its unit, float64 [n].
+        effect: l_t . e_t, error of the metric, in its unit, float64 [n].
     """
 
     run: str
@@ -78,7 +81,11 @@ def step_errors(window: Window, slope: Slope, run: str, order: np.ndarray) -> St
     if not places:
         return StepErrors(run, np.zeros(0, dtype=np.int64), *np.zeros((4, 0)))
     without = replace(window, known=window.known & allowed)
-    adjoint = sensitivity(without, None, order, slope, rank=0, places=window.steps).rows[:, 0]
+    if len(places) == window.steps:
+        true = torch.stack([window.gradients(unit)[column] for unit, column in zip(units, columns, strict=True)])
+        adjoint = secant_sweep(without, order, true, slope)
+    else:
+        adjoint = sensitivity(without, None, order, slope, rank=0, places=window.steps).rows[:, 0]
     parts = []
     for at in range(0, len(places), AT_ONCE):
         some = slice(at, at + AT_ONCE)

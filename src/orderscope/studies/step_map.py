@@ -55,10 +55,11 @@ class StepErrorMap:
         interpolation: the same of the interpolation alone, [runs, steps].
         cosine: of the curvature's correction with what interpolation misses, [runs, steps]; also not a number where
             there is no correction, as in a state that another run was in too.
-        effect: what the error does to the final metric, to first order, in its units, [runs, steps].
+        effect: what the error does to the final metric, in its units, [runs, steps]; of a run with batches that were
+            not recorded to first order.
         error: predicted minus true metric of each run, before calibration, [runs].
-        weights: the part of it that is due to the predicted final weights, [runs]: what `effect` adds up to, but for
-            higher orders. The rest is of telling the metric at these weights without the run's own end.
+        weights: the part of it that is due to the predicted final weights, [runs]: what `effect` adds up to, nearly.
+            The rest is of telling the metric at these weights without the run's own end.
         cost: trainings that it took to find them; not a number where it is not known what a training costs.
     """
 
