@@ -137,7 +137,7 @@ def held_out_loss(description: Mapping[str, Any], metric: str | None) -> str:
     losses = [name for name in description["metric_names"] if description["metrics"].get(name) is not None]
     if metric is None and losses:
         return losses[0]
-    if metric not in losses:
+    if metric is None or metric not in losses:
         raise OrderscopeError(
             "a run without held-out losses" if metric is None else f"metric {metric!r}",
             f"a held-out loss, one of {', '.join(losses)}" if losses else "a held-out loss, whose gradients are known",
