@@ -319,11 +319,14 @@ def _weights_back(
     def weights(square: Tensor, along: Tensor) -> Tensor:
         return affine_weights(square, along, anchors.gram, unit, usable[None], anchors.ridge, anchors.scale)[0][0]
 
-    with torch.enable_grad():
-        by_square, by_along = torch.autograd.functional.jacobian(weights, (square, along))
-    by_square, by_along = by_square[:, 0].to(theta.dtype), by_along[:, 0].to(theta.dtype)
-
     def back(x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            if len(x) == 1:  # one product instead of one for each anchor
+                _, parts = torch.autograd.functional.vjp(weights, (square, along), x[0].double())
+                by_square, by_along = (part.to(theta.dtype) for part in parts)
+                return by_along @ spread + by_square[:, None] * (2 * d)
+            by_square, by_along = torch.autograd.functional.jacobian(weights, (square, along))
+        by_square, by_along = by_square[:, 0].to(theta.dtype), by_along[:, 0].to(theta.dtype)
         return (x @ by_along) @ spread + (x @ by_square)[:, None] * (2 * d)
 
     return anchors.start + spread, back
