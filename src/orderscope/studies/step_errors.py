@@ -40,11 +40,6 @@ def step_errors(
     Raises:
         OrderscopeError: for a metric that is no held-out loss, a run that is no true run under another order, or a
             recording without one.
-
-    Example:
-        >>> found = osc.step_errors(sim, "eval")  # doctest: +SKIP
-        >>> max(found.segments, key=lambda segment: segment.share).start  # doctest: +SKIP
-        5
     """
     held_out, name = sim.held_out, held_out_loss(sim.description, metric)
     chosen = _chosen(sim, runs)
