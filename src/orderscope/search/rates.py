@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from orderscope.baselines.annealing import AnnealingLaw, fit_annealing_law
+from orderscope.baselines.learning_curve import PowerLaw, fit_power_law
 from orderscope.engine import Batches
 from orderscope.errors import OrderscopeError
 from orderscope.orders.checks import check_orders
@@ -67,6 +68,8 @@ class RateProposal:
         table: every schedule that was scored, the confirmed and the best first.
         law: the fitted scaling law, or None.
         notes: what a reader should know.
+        curve: the fitted learning curve, or None. It sees neither rates nor order: it is what a longer run of the same
+            kind would reach.
     """
 
     rates: np.ndarray
@@ -79,6 +82,7 @@ class RateProposal:
     table: list[Schedule]
     law: AnnealingLaw | None = None
     notes: list[str] = field(default_factory=list)
+    curve: PowerLaw | None = None
 
 
 def propose_rates(
@@ -184,7 +188,17 @@ def propose_rates(
     table = sorted(rows, key=lambda s: (s.confirmed is None, 0.0 if s.confirmed is None else worth(s)))
     order = sim.order if best.order < 0 else asked[best.order]
     return RateProposal(
-        best.rates, order, best.predicted, best.error, best.confirmed, metric, reference, table, law, notes
+        best.rates,
+        order,
+        best.predicted,
+        best.error,
+        best.confirmed,
+        metric,
+        reference,
+        table,
+        law,
+        notes,
+        fit_power_law(training_curve(sim)),
     )
 
 
@@ -236,11 +250,16 @@ def gradient_norms(sim: Simulator) -> np.ndarray:
 
 
 def annealing_law(sim: Simulator) -> AnnealingLaw | None:
-    """Fitted to the training loss by position over the recorded runs, what each batch differs by taken off."""
+    """Fitted to the training loss by position, see `training_curve`."""
+    return fit_annealing_law(training_curve(sim), recorded_rates(sim))
+
+
+def training_curve(sim: Simulator) -> np.ndarray:
+    """Training loss by position over the recorded runs, what each batch differs by taken off, [steps]."""
     runs = [load_run(sim.store, run) for run in true_runs(sim.store)]
     losses = np.stack([run.loss.double().mean(1).numpy() for run in runs])
     units = Batches(sim.order).index(np.stack([run.order for run in runs]))[0]
-    return fit_annealing_law(position_effect(losses, units), recorded_rates(sim))
+    return position_effect(losses, units)
 
 
 def position_effect(losses: np.ndarray, units: np.ndarray) -> np.ndarray:
