@@ -14,6 +14,10 @@ import torch
 
 from orderscope.errors import OrderscopeError
 from orderscope.loops.legs import Loop, Rows, kept_states, load_state, place, read_loop
+from orderscope.loops.notices import ScaledWarning, tell
+from orderscope.loops.parts import scaled_text, scaling_of, seen_at, with_scaling
+from orderscope.loops.remembered import remember as remember_task
+from orderscope.loops.scaling import Scaling
 from orderscope.store import RunStore
 from orderscope.task import Task
 from orderscope.training.setup import RecordedSchedule, model_factory, optimizer_factory, optimizer_state
@@ -132,6 +136,8 @@ class Recorded:
         scheduler: Callable[[torch.optim.Optimizer], Any] | None = None,
         first: int | None = None,
         last: int | None = None,
+        scaling: Scaling | None = None,
+        remember: bool = True,
         **rest: Any,
     ) -> Task:
         """The recorded loop, or a window of it, as a task; `osc.record(task, path)` goes on from there.
@@ -144,6 +150,11 @@ class Recorded:
             loss, data: as for `Task`.
             optimizer, scheduler: as for `Task`; by default made again from the record.
             first, last: the window; `first` must be one of `states`. By default all.
+            scaling: how the loop weighed its samples beside the loss; by default found by comparing the gradient of the
+                loss with the recorded one, and told in a warning where it is no mean over the samples. Metrics keep the
+                loss's own scale.
+            remember: write the task beside the run, as PATH_task.py, for the command line; only where all of its parts
+                have names that can be imported. Otherwise the run notes which has none.
             **rest: as for `Task`: metrics, groups, max_grad_norm, collate.
 
         Raises:
@@ -152,6 +163,12 @@ class Recorded:
         first = self.first if first is None else first
         order = self.order[first - self.first :] if last is None else self.window(first, last)
         last = first + len(order)
+        if not self.states:
+            raise OrderscopeError(
+                f"no state kept in {self.path}",
+                "a run of osc.Recorder: osc.Watcher keeps none",
+                "record the loop with osc.Recorder",
+            )
         if first not in self.states:
             raise OrderscopeError(
                 f"first={first}",
@@ -162,16 +179,40 @@ class Recorded:
         state = load_state(self.states[first])
         hyper = {n: v[first - self.first : last - self.first] for n, v in self.rows.hyper.items()}
         names = [n for n, _ in self.header["parameters"]]
-        return Task(
-            model=model_factory(model, names, state),
-            loss=loss,
-            data=data,
-            optimizer=optimizer or optimizer_factory(self.header),
-            scheduler=scheduler or (lambda built: RecordedSchedule(built, hyper)),
-            order=order,
-            optimizer_state=optimizer_state(self.header, names, state),
-            **rest,
-        )
+        parts = {"loss": loss, "data": data, **rest}
+        fixed: dict[str, Any] = {
+            "model": model_factory(model, names, state),
+            "optimizer": optimizer or optimizer_factory(self.header),
+            "scheduler": scheduler or (lambda built: RecordedSchedule(built, hyper)),
+            "order": order,
+            "optimizer_state": optimizer_state(self.header, names, state),
+        }
+        task = Task(**fixed, **parts)
+        if scaling is None:
+            scaling = self._scaling(task, model, names, first)
+            if not scaling.plain:
+                tell(ScaledWarning, scaled_text(scaling, order))
+        if not scaling.plain:
+            task = Task(**fixed, **with_scaling(parts, task, scaling))
+        if remember:
+            said = {"model": model, **parts, "optimizer": optimizer, "scheduler": scheduler}
+            said |= {} if (first, last) == (self.first, self.last) else {"first": first, "last": last}
+            remember_task(self.path, said | {"scaling": scaling}, task)
+        return task
+
+    def _scaling(self, task: Task, model: Any, names: list[str], first: int) -> Scaling:
+        """How the loop averaged, as seen at kept states; plain where the loss given does not explain it, which is then
+        refused when the order is trained again."""
+        assert self.rows is not None
+        kept = [step for step in self.states if first <= step < first + len(task.order)]
+        steps = [
+            (
+                seen_at(self.rows, step - self.first),
+                lambda step=step: model_factory(model, names, load_state(self.states[step]))(),
+            )
+            for step in kept
+        ]
+        return scaling_of(task, steps)[0] or Scaling()
 
     def _gap_text(self) -> str:
         assert self.loop.gap is not None

@@ -45,7 +45,9 @@ class LightningRecorder(HeldRecorder):
             )
         steps = trainer.estimated_stepping_batches
         known = int(steps) if math.isfinite(steps) and steps > 0 else None
-        self.begin(module, trainer.optimizers[0], steps=known, step=trainer.global_step)
+        data = getattr(trainer.train_dataloader, "dataset", None)
+        samples = len(data) if data is not None and hasattr(data, "__len__") else None
+        self.begin(module, trainer.optimizers[0], steps=known, step=trainer.global_step, samples=samples)
         training_step = module.training_step
 
         @functools.wraps(training_step)
