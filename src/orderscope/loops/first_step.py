@@ -66,8 +66,8 @@ def standing_notices(model: nn.Module, *, training: bool = False) -> list[Notice
         training: judge modules as if they were in training mode.
     """
     found: list[Notice] = []
-    if names := [n for n, m in model.named_modules() if (training or m.training) and _rate(m)]:
-        rate = max(_rate(m) for m in model.modules() if training or m.training)
+    if names := [n for n, m in model.named_modules() if (training or m.training) and drop_rate(m)]:
+        rate = max(drop_rate(m) for m in model.modules() if training or m.training)
         found.append((
             ChanceWarning,
             f"active dropout of {rate:g} in {_named(names)}: other orders cannot be simulated; before the training "
@@ -130,7 +130,8 @@ def no_dropout(model: nn.Module) -> nn.Module:
     return model
 
 
-def _rate(module: nn.Module) -> float:
+def drop_rate(module: nn.Module) -> float:
+    """The dropout rate of a module itself, whatever its mode."""
     if isinstance(module, _DropoutNd):
         return float(module.p)
     rates = [getattr(module, name, None) for name in RATES]

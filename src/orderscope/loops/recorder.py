@@ -229,9 +229,9 @@ class Recorder:
         return self.recorded.batches
 
     def task(self, **parts: Any) -> Any:
-        """The recorded run as an `osc.Task`, see `Recorded.task`; parts that the recorder was given need not be given
-        again."""
-        return self.recorded.task(**(self._parts | parts))
+        """The recorded run as an `osc.Task`, see `Recorded.task`; the model, and parts that the recorder was given,
+        need not be given again."""
+        return self.recorded.task(**({"model": self._session.model} | self._parts | parts))
 
     def _before_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         if self._first is None:

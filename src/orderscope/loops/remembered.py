@@ -25,7 +25,7 @@ from torch import nn
 from torch.utils._pytree import tree_map
 
 from orderscope.files import written
-from orderscope.loops.first_step import RATES
+from orderscope.loops.first_step import drop_rate
 from orderscope.loops.scaling import Scaling
 from orderscope.store import RunStore
 from orderscope.task import Task
@@ -167,11 +167,14 @@ class Writer:
                 raise Unwritable(f"{what}= is made under if __name__: define it at the top of {place}")
             name = self.scripts.setdefault(place, f"script_{len(self.scripts)}")
             return f"{name}.{qualname}"
-        if file is not None and not _installed(Path(file)):
+        root = module.__name__.partition(".")[0]
+        if file is not None and root not in ("orderscope", "builtins") and not _installed(Path(file)):
             depth = module.__name__.count(".") + (Path(file).name == "__init__.py")
             folder = str(Path(file).resolve().parents[depth])
             if folder not in self.folders:
                 self.folders.append(folder)
+        if _reached(sys.modules[root], qualname) is _reached(module, qualname):  # its public name
+            module = sys.modules[root]
         self._import(module.__name__)
         return f"{module.__name__}.{qualname}"
 
@@ -191,6 +194,7 @@ class Writer:
 
             values = json.loads(config.to_json_string(use_diff=False))
             build = f"{kind}({self.expression('model', type(config))}.from_dict({values!r}))"
+            drops = any("drop" in key and isinstance(v, float) and v for key, v in values.items())
         else:
             required = [
                 p for p in list(inspect.signature(type(model).__init__).parameters.values())[1:]
@@ -202,14 +206,15 @@ class Writer:
                     "builds it"
                 )
             with kept():
-                own = {n: p.shape for n, p in type(model)().named_parameters()}
+                fresh = type(model)()
+            own, drops = {n: p.shape for n, p in fresh.named_parameters()}, any(map(drop_rate, fresh.modules()))
             if own != {n: p.shape for n, p in model.named_parameters()}:
                 raise Unwritable(
                     f"model= was changed after {type(model).__name__}(): give a function at the top of a module that "
                     "builds it as it was trained"
                 )
             build = f"{kind}()"
-        if not any(isinstance(getattr(m, n, None), float) and getattr(m, n) for m in model.modules() for n in RATES):
+        if drops and not any(map(drop_rate, model.modules())):
             build = f"osc.no_dropout({build})"
         return build if model.training else f"{build}.eval()"
 

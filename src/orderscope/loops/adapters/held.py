@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,5 +73,10 @@ class HeldRecorder:
         return self.recorder.batches
 
     def task(self, **parts: Any) -> Task:
-        """The recorded run as an `osc.Task`, see `Recorded.task`."""
-        return self.recorder.task(**parts)
+        """The recorded run as an `osc.Task`, see `Recorded.task`; what the library knows need not be said: the model,
+        and as far as it has them data, loss, held-out rows and clipping."""
+        return self.recorder.task(**(self.known_parts(parts) | parts))
+
+    def known_parts(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Parts of the task that the library knows, beside those given."""
+        return {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from orderscope.errors import OrderscopeError
 from orderscope.loops.adapters.held import HeldRecorder
 from orderscope.loops.adapters.ids import Inside, rebuilt
+from orderscope.loops.adapters.trainer_parts import trainer_parts
 from orderscope.loops.first_step import standing_notices
 from orderscope.loops.notices import ChanceWarning, UnevenStepsWarning
 from orderscope.orders import OrderSampler, check_reference
@@ -36,9 +37,10 @@ class TrainerRecorder(HeldRecorder):
 
     def __init__(self, trainer: Any, path: str | os.PathLike[str], **options: Any) -> None:
         super().__init__(path, **options)
-        self._check(trainer)
-        self._ids: list[torch.Tensor] = []
         self.samples = len(trainer.train_dataset) if hasattr(trainer.train_dataset, "__len__") else None
+        self._check(trainer)
+        self._trainer = trainer
+        self._ids: list[torch.Tensor] = []
         _change_train_loader(trainer, lambda loader: rebuilt(loader, Inside))
         training_step = trainer.training_step
 
@@ -50,6 +52,9 @@ class TrainerRecorder(HeldRecorder):
 
         trainer.training_step = step
         trainer.add_callback(_callback(self))
+
+    def known_parts(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        return trainer_parts(self._trainer, given)
 
     def _check(self, trainer: Any) -> None:
         """See before the training what can be seen of it: its optimizer, dropout, a short last step.
@@ -65,18 +70,18 @@ class TrainerRecorder(HeldRecorder):
         if getattr(args, "neftune_noise_alpha", None) is not None:
             self.say(ChanceWarning, "noise on the embeddings: other orders cannot be simulated; leave out "
                      f"neftune_noise_alpha={args.neftune_noise_alpha}")  # fmt: skip
-        samples = len(trainer.train_dataset) if hasattr(trainer.train_dataset, "__len__") else 0
-        step = args.per_device_train_batch_size * max(1, args.n_gpu) * args.gradient_accumulation_steps
-        step *= args.world_size
-        whole = samples // step * step
-        if samples % step and (args.max_steps <= 0 or args.max_steps * step > whole):
-            drop = "dataloader_drop_last=True" if args.gradient_accumulation_steps == 1 else (
-                f"train_dataset=data.select(range({whole})), or a max_steps= before it"
-            )  # fmt: skip
+        size, parts = (
+            args.per_device_train_batch_size * max(1, args.n_gpu) * args.world_size,
+            args.gradient_accumulation_steps,
+        )
+        step, samples = size * parts, self.samples or 0
+        dropped = args.dataloader_drop_last and not samples // size % parts
+        if samples % step and not dropped and (args.max_steps <= 0 or args.max_steps > samples // step):
+            line = f"max_steps={samples // step}" if samples // size % parts else "dataloader_drop_last=True"
             self.say(
                 UnevenStepsWarning,
                 f"the last step of an epoch has {samples % step} samples, the others {step}: only windows without it "
-                f"can be asked about; pass {drop}",
+                f"can be asked about; pass {line} to the arguments",
             )
 
     def end_step(self) -> None:
