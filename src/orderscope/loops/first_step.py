@@ -20,6 +20,7 @@ from orderscope.loops.notices import BatchStatisticsWarning, ChanceWarning, Reco
 from orderscope.task.checks import AT_ONCE
 from orderscope.task.per_sample import each_sample
 from orderscope.task.untouched import copied, untouched
+from orderscope.training.setup import unwrapped
 
 Notice = tuple[type[RecorderWarning], str]
 RATES = ("dropout", "attention_dropout", "dropout_p", "dropout_prob")  # floats that modules hand to functional dropout
@@ -130,6 +131,15 @@ def no_dropout(model: nn.Module) -> nn.Module:
     return model
 
 
+def own_copy(model: nn.Module) -> nn.Module:
+    """A copy of a model in training, with the forward passes of its classes: libraries put their own around them, for
+    mixed precision or a fused loss, which a copy would take from the model that trains."""
+    found = copied(unwrapped(model))
+    for part in found.modules():
+        vars(part).pop("forward", None)
+    return found
+
+
 def drop_rate(module: nn.Module) -> float:
     """The dropout rate of a module itself, whatever its mode."""
     if isinstance(module, _DropoutNd):
@@ -164,11 +174,9 @@ def _slow(why: str) -> Notice:
 
 
 def _bare(module: nn.Module) -> nn.Module:
-    """A copy without hooks, which may count calls or write, and with the forward pass of its class: libraries put
-    theirs around it, for mixed precision or another loss, which no task has."""
-    found = copied(module)
+    """A copy without hooks, which may count calls or write."""
+    found = own_copy(module)
     for part in found.modules():
-        vars(part).pop("forward", None)
         for name in HOOKS:
             getattr(part, name).clear()
     return found

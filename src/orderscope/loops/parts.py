@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from orderscope.errors import OrderscopeError
+from orderscope.loops.first_step import own_copy
 from orderscope.loops.legs import Rows
 from orderscope.loops.notices import NoGroupsWarning, RecorderWarning, ScaledWarning, SlowPathWarning, TaskWarning
 from orderscope.loops.scaling import (
@@ -97,7 +99,8 @@ def part_notices(
     given = {k: v for k, v in parts.items() if k not in ("optimizer", "scheduler", "first", "last", "scaling")}
     try:
         with seeded(0):
-            build = model_factory(given.pop("model", session.model), names, start)
+            model = given.pop("model", session.model)
+            build = model_factory(own_copy(model) if isinstance(model, nn.Module) else model, names, start)
             task = Task(
                 model=build, optimizer=optimizer_factory(header), order=rows.batches[0][None],
                 **{k: v for k, v in given.items() if k != "remember"},

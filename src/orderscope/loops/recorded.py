@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from orderscope.errors import OrderscopeError
+from orderscope.loops.first_step import own_copy
 from orderscope.loops.legs import Loop, Rows, kept_states, load_state, place, read_loop
-from orderscope.loops.notices import ScaledWarning, tell
+from orderscope.loops.notices import ScaledWarning, UnevenStepsWarning, tell
 from orderscope.loops.parts import scaled_text, scaling_of, seen_at, with_scaling
 from orderscope.loops.remembered import remember as remember_task
 from orderscope.loops.scaling import Scaling
@@ -149,7 +151,7 @@ class Recorded:
             model: the module that was trained (it is copied), or `() -> module`.
             loss, data: as for `Task`.
             optimizer, scheduler: as for `Task`; by default made again from the record.
-            first, last: the window; `first` must be one of `states`. By default all.
+            first, last: the window; `first` must be one of `states`. By default all, but for a shorter last step.
             scaling: how the loop weighed its samples beside the loss; by default found by comparing the gradient of the
                 loss with the recorded one, and told in a warning where it is no mean over the samples. Metrics keep the
                 loss's own scale.
@@ -161,6 +163,13 @@ class Recorded:
             OrderscopeError: no state was kept at `first`, steps are missing or uneven, or as `Task`.
         """
         first = self.first if first is None else first
+        if last is None and self._short_tail(first):
+            last = self.last - 1
+            tell(
+                UnevenStepsWarning,
+                f"the last step has {len(self.batches[-1])} samples, the others {len(self.batches[-2])}: the task ends "
+                f"before it, last={last}; train with drop_last=True to have all",
+            )
         order = self.order[first - self.first :] if last is None else self.window(first, last)
         last = first + len(order)
         if not self.states:
@@ -176,6 +185,7 @@ class Recorded:
                 "choose one of these",
             )
         assert self.rows is not None
+        model = own_copy(model) if isinstance(model, nn.Module) else model
         state = load_state(self.states[first])
         hyper = {n: v[first - self.first : last - self.first] for n, v in self.rows.hyper.items()}
         names = [n for n, _ in self.header["parameters"]]
@@ -199,6 +209,11 @@ class Recorded:
             said |= {} if (first, last) == (self.first, self.last) else {"first": first, "last": last}
             remember_task(self.path, said | {"scaling": scaling}, task)
         return task
+
+    def _short_tail(self, first: int) -> bool:
+        """Whether all steps but the last have one size, and it is shorter."""
+        sizes = [len(ids) for ids in self.batches[first - self.first :]]
+        return self.loop.gap is None and len(sizes) > 2 and len(set(sizes[:-1])) == 1 and 0 < sizes[-1] < sizes[0]
 
     def _scaling(self, task: Task, model: Any, names: list[str], first: int) -> Scaling:
         """How the loop averaged, as seen at kept states; plain where the loss given does not explain it, which is then

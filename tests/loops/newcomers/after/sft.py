@@ -41,7 +41,7 @@ def make_trainer(out):
     arguments = SFTConfig(
         f"{out}/trainer", packing=True, max_length=48, per_device_train_batch_size=2, gradient_accumulation_steps=2,
         num_train_epochs=1, learning_rate=1e-2, use_cpu=True, report_to=[], disable_tqdm=True, save_strategy="no",
-        gradient_checkpointing=False, bf16=False,
+        gradient_checkpointing=False, bf16=False, dataloader_drop_last=True,
     )  # fmt: skip
     return SFTTrainer(
         build(), args=arguments, train_dataset=texts(160, 0), eval_dataset=texts(64, 1), processing_class=tokenizer()
