@@ -60,11 +60,11 @@ def main(out):
     torch.manual_seed(0)
     model = Tagger()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    data = sequences(96, 0)
+    data = sequences(64, 0)
     loader = DataLoader(data, batch_size=8, shuffle=True, collate_fn=collate)
     with osc.Recorder(f"{out}/run", model, optimizer) as rec:
         train(model, optimizer, loader, rec)
-    task = rec.task(loss=per_sample, data=data, collate=collate, metrics={"eval": sequences(96, 1)})
+    task = rec.task(loss=per_sample, data=data, collate=collate, metrics={"eval": sequences(48, 1)})
     osc.record(task, f"{out}/run")
 
 

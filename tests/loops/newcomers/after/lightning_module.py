@@ -51,10 +51,10 @@ def fit(out, loader, callbacks):
 
 def main(out):
     torch.manual_seed(0)
-    loader = DataLoader(rows(96, 0), batch_size=8, shuffle=True)
+    loader = DataLoader(rows(64, 0), batch_size=8, shuffle=True)
     rec = osc.LightningRecorder(f"{out}/run")
     fit(out, osc.with_ids(loader), [rec])
-    osc.record(rec.task(model=Module, loss=loss, metrics={"eval": rows(96, 1)}), f"{out}/run")
+    osc.record(rec.task(model=Module, loss=loss, metrics={"eval": rows(48, 1)}), f"{out}/run")
 
 
 if __name__ == "__main__":

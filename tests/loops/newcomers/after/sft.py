@@ -44,7 +44,7 @@ def make_trainer(out):
         gradient_checkpointing=False, bf16=False, dataloader_drop_last=True,
     )  # fmt: skip
     return SFTTrainer(
-        build(), args=arguments, train_dataset=texts(160, 0), eval_dataset=texts(64, 1), processing_class=tokenizer()
+        build(), args=arguments, train_dataset=texts(90, 0), eval_dataset=texts(48, 1), processing_class=tokenizer()
     )
 
 

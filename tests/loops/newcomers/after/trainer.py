@@ -31,7 +31,7 @@ def make_trainer(out):
         learning_rate=3e-3, use_cpu=True, report_to=[], disable_tqdm=True, save_strategy="no",
     )  # fmt: skip
     model = osc.no_dropout(build())
-    return transformers.Trainer(model, arguments, train_dataset=passages(96, 0), eval_dataset=passages(96, 1))
+    return transformers.Trainer(model, arguments, train_dataset=passages(64, 0), eval_dataset=passages(48, 1))
 
 
 def main(out):

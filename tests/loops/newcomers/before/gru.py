@@ -52,7 +52,7 @@ def main(out):
     torch.manual_seed(0)
     model = Tagger()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    data = sequences(96, 0)
+    data = sequences(64, 0)
     loader = DataLoader(data, batch_size=8, shuffle=True, collate_fn=collate)
     train(model, optimizer, loader)
 

@@ -44,7 +44,7 @@ def fit(out, loader, callbacks):
 
 def main(out):
     torch.manual_seed(0)
-    loader = DataLoader(rows(96, 0), batch_size=8, shuffle=True)
+    loader = DataLoader(rows(64, 0), batch_size=8, shuffle=True)
     fit(out, loader, [])
 
 
