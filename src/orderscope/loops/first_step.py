@@ -108,7 +108,8 @@ def called_notices(
                 "orders cannot be simulated; take noise and functional dropout out, for instance with "
                 "osc.no_dropout(model)",
             ))  # fmt: skip
-        if SlowPathWarning not in known | {kind for kind, _ in found} and (why := _unmapped(copy, args, kwargs)):
+        known = known | {kind for kind, _ in found}
+        if not {ChanceWarning, SlowPathWarning} & known and (why := _unmapped(copy, args, kwargs)):
             found.append(_slow(why))
     except Exception:  # a model that cannot be copied or run again: nothing is known then
         return found

@@ -46,10 +46,10 @@ def scaling_of(task: Task, steps: list[tuple[Seen, Any]]) -> tuple[Scaling | Non
             model, batch = build(), task.batch(seen.ids)
             ways = ways_to_weigh(token_counts(batch), len(seen.ids))
             found.append((seen, compared(model, task.layout, task.loss, batch, seen, ways)))
-        if len(found) == 1 and (early := found_scaling(found, task.max_grad_norm)) is not None and early.plain:
-            free = task.max_grad_norm is None or seen.norm < CLIPPED * task.max_grad_norm
-            if free:
-                break
+        early = found_scaling(found, task.max_grad_norm)
+        clipped = task.max_grad_norm is not None and seen.norm >= CLIPPED * task.max_grad_norm
+        if early is not None and early.plain and len(ways) == 1 and not clipped:
+            break
     return found_scaling(found, task.max_grad_norm), found[0][1][0]
 
 

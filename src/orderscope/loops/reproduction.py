@@ -130,7 +130,9 @@ class Reproduction:
         if capped and ratio > 1.05:
             reasons.insert(0, f"the loop seems to clip at {top:.3g}: pass max_grad_norm={top:.3g}")
         elif abs(np.log(ratio)) > 0.05:
-            reasons.insert(0, f"gradients are {ratio:.3g} times the recorded: compare how losses are averaged")
+            reasons.insert(
+                0, f"gradients are {ratio:.3g} times the recorded: compare how losses are averaged, or pass scaling="
+            )
         return "; ".join(reasons)
 
 

@@ -136,8 +136,12 @@ def compared(
     parameters = layout.of_model(model)
     probe = GradientProbe(layout, parameters)
     losses = loss(model, batch)
-    found = {}
+    found: dict[int, Compared] = {}
     for micro_batches, each in weights.items():
+        same = next((m for m in found if np.abs(weights[m] - each).max() < 1e-6), None)
+        if same is not None:
+            found[micro_batches] = found[same]
+            continue
         value = (losses * torch.as_tensor(each, dtype=losses.dtype, device=losses.device)).mean()
         gradients = list(torch.autograd.grad(value, parameters, allow_unused=True, retain_graph=True))
         mine = probe.of(gradients).double().cpu().numpy()
@@ -152,12 +156,14 @@ def found_scaling(steps: Sequence[tuple[Seen, Mapping[int, Compared]]], max_grad
     """The scaling that recorded steps show; None where the documented loss does not explain them.
 
     Args:
-        steps: the first of them decides how samples are weighed; the factor comes from the first that was not clipped.
+        steps: recorded steps, each under the same ways; the factor comes from the first that was not clipped.
     """
     first, ways = steps[0]
-    ranked = sorted(ways, key=lambda m: (ways[m].error, m))
-    best = 0 if ways[0].error <= SHARPER * ways[ranked[0]].error + 1e-4 else ranked[0]
-    if not ways[best].error <= ALIKE or not ways[best].factor > 0:
+    both = [m for m in ways if all(m in w for _, w in steps)]
+    errors = {m: max(w[m].error for _, w in steps) for m in both}
+    ranked = sorted(both, key=lambda m: (errors[m], m))
+    best = next(m for m in sorted(both) if errors[m] <= SHARPER * errors[ranked[0]] + 1e-4)
+    if not errors[best] <= ALIKE or not ways[best].factor > 0:
         return None
     value = ways[best].loss
     if np.isfinite(first.loss) and not abs(value - first.loss) <= LOSS * max(abs(first.loss), abs(value)):
@@ -206,13 +212,10 @@ def token_counts(batch: Any) -> np.ndarray | None:
 
 
 def ways_to_weigh(counts: np.ndarray | None, size: int) -> dict[int, np.ndarray]:
-    """Micro-batches as in `Scaling` -> weights of the samples of a step, of the ways that differ."""
+    """Micro-batches as in `Scaling` -> weights of the samples of a step."""
     found = {0: np.ones(size)}
     if counts is not None and counts.sum() > 0:
-        for m in (m for m in range(1, min(MOST, size) + 1) if size % m == 0):
-            each = token_weights(counts[None], m)[0]
-            if all(np.abs(each - other).max() > 1e-3 for other in found.values()):
-                found[m] = each
+        found |= {m: token_weights(counts[None], m)[0] for m in range(1, min(MOST, size) + 1) if size % m == 0}
     return found
 
 

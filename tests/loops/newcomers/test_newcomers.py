@@ -38,6 +38,8 @@ def lines(name: str) -> tuple[int, int]:
     before, after = ((HERE / part / f"{name}.py").read_text().splitlines() for part in ("before", "after"))
     new = changed = 0
     for tag, i, j, k, m in difflib.SequenceMatcher(None, before, after, autojunk=False).get_opcodes():
+        if tag == "equal":
+            continue
         count = sum(bool(line.strip()) for line in after[k:m])
         altered = min(count, j - i) if tag == "replace" else 0
         changed += altered
