@@ -15,6 +15,14 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from orderscope.errors import OrderscopeError
+from orderscope.loops.beginning import (
+    FIRST_STRIDE,
+    check_recordable,
+    counts_steps,
+    members,
+    place_among_ranks,
+    stride_after,
+)
 from orderscope.loops.first_step import FirstStep
 from orderscope.loops.gradient_sample import GradientProbe
 from orderscope.loops.legs import LegWriter, place
@@ -28,7 +36,7 @@ from orderscope.loops.notices import (
 )
 from orderscope.loops.parts import part_notices
 from orderscope.loops.recorded import Recorded, recorded
-from orderscope.loops.steps import Applied, Ids, as_ids, to_rows
+from orderscope.loops.steps import Applied, Ids, as_ids, joined, to_rows
 from orderscope.loops.watching import Watch, cold_moments, same_batches
 from orderscope.task.hyper import hyper_parameters
 from orderscope.task.layout import ParameterLayout
@@ -38,7 +46,6 @@ from orderscope.training.setup import describe_optimizer, unwrapped
 from orderscope.training.state import TrainingState, capture, require_supported
 
 FLUSH_STEPS, FLUSH_SECONDS = 64, 20.0
-FIRST_STRIDE = 4
 SHARE, DISK = 0.02, 5e8  # states may take this share of the training's time, at this many bytes a second
 HELD_BYTES = 1 << 28  # states up to this size wait in memory: most of those of the first steps are thinned out again
 HOPELESS = (ChanceWarning, BatchStatisticsWarning, TaskWarning)  # with these no other order can be asked about
@@ -107,12 +114,12 @@ class Recorder:
         strict: bool = False,
     ) -> None:
         self.path = place(path, 0)
-        self._rank, self._world_size = _place_among_ranks(rank, world_size)
+        self._rank, self._world_size = place_among_ranks(rank, world_size)
         optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper has no hooks
         require_supported(optimizer)
         called, model = model, unwrapped(model)
         layout = ParameterLayout.of(model, optimizer)
-        _check(layout, layout.of_model(model), anchors, steps, step)
+        check_recordable(layout, layout.of_model(model), anchors, steps, step)
         self._session = Session(model, optimizer, scheduler, layout)
         self._probe = GradientProbe(layout, self._session.parameters)
         self._targets = None if steps is None else {round(x) for x in np.linspace(0, steps, max(2, anchors))}
@@ -121,7 +128,7 @@ class Recorder:
         self._kept: list[int] = []
         self._held: dict[int, TrainingState] = {}
         self._writer = LegWriter(place(path, self._rank))
-        if self._writer.before is not None and step is None and not _counts(optimizer):
+        if self._writer.before is not None and step is None and not counts_steps(optimizer):
             self._writer.close()
             raise OrderscopeError(
                 f"a loop to go on with at {self.path} under {type(optimizer).__name__}, which does not count its steps",
@@ -231,13 +238,14 @@ class Recorder:
     def task(self, **parts: Any) -> Any:
         """The recorded run as an `osc.Task`, see `Recorded.task`; the model, and parts that the recorder was given,
         need not be given again."""
-        return self.recorded.task(**({"model": self._session.model} | self._parts | parts))
+        given: dict[str, Any] = {"model": self._session.model, **self._parts, **parts}
+        return self.recorded.task(**given)
 
     def _before_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         if self._first is None:
-            self._groups = _members(optimizer)
+            self._groups = members(optimizer)
             self._begin()
-        elif _members(optimizer) != self._groups:
+        elif members(optimizer) != self._groups:
             if self._rank == 0 and self._states and self._done not in self._kept:
                 self._save()  # so that what was recorded ends with its state
             raise OrderscopeError(
@@ -276,7 +284,7 @@ class Recorder:
             self._writer.state(first, state)
         self._start = state if self._parts else None
         if before is not None and first > before["first"]:
-            self._stride = _stride(first - before["first"], self._anchors)
+            self._stride = stride_after(first - before["first"], self._anchors)
 
     def _after_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         gradients = [p.grad for p in self._session.parameters]
@@ -355,12 +363,11 @@ class Recorder:
 
     def _see(self, number: int, step: Applied) -> None:
         """Look at the ids of a step, and at the task's parts where these were given and it is the first."""
-        rows = to_rows([step])
-        ids = rows.batches[0]
+        ids = joined(step.ids)
         self._tell(self._watch.step(number, ids))
         if self._parts and self._start is not None and len(ids) and self._world_size == 1:
             start, self._start = self._start, None
-            self._tell(part_notices(self._parts, self._session, start, rows))
+            self._tell(part_notices(self._parts, self._session, start, to_rows([step])))
 
     def _tell(self, notices: list[tuple[type[RecorderWarning], str]]) -> None:
         """Warn, of each kind once."""
@@ -486,46 +493,3 @@ class Watcher(Recorder):
         self, path: str | os.PathLike[str], model: nn.Module, optimizer: torch.optim.Optimizer, **options: Any
     ) -> None:
         super().__init__(path, model, optimizer, **{**options, "states": False})
-
-
-def _check(
-    layout: ParameterLayout, parameters: list[nn.Parameter], anchors: int, steps: int | None, step: int | None
-) -> None:
-    if layout.dtype not in (torch.float32, torch.float64):
-        raise OrderscopeError(
-            f"weights of dtype {layout.dtype}",
-            "float32 or float64 master weights",
-            "keep the weights in float32 and train under torch.autocast",
-        )
-    sharded = next((n for n, p in zip(layout.names, parameters, strict=True) if hasattr(p, "placements")), None)
-    if sharded is not None or any(p.is_meta for p in parameters):
-        raise OrderscopeError(
-            f"parameter {sharded or layout.names[0]!r} that is sharded or on the meta device",
-            "whole parameters in every process (plain or DDP)",
-            "record an unsharded run, for instance of the adapter weights alone",
-        )
-    for name, value, least in (("anchors", anchors, 2), ("steps", steps, 1), ("step", step, 0)):
-        if value is not None and (int(value) != value or value < least):
-            raise OrderscopeError(f"{name}={value!r}", f"a whole number from {least}", f"change {name}=")
-
-
-def _place_among_ranks(rank: int | None, world_size: int | None) -> tuple[int, int]:
-    if rank is None and torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return rank or 0, world_size or 1
-
-
-def _members(optimizer: torch.optim.Optimizer) -> list[list[int]]:
-    return [[id(p) for p in group["params"]] for group in optimizer.param_groups]
-
-
-def _counts(optimizer: torch.optim.Optimizer) -> bool:
-    return not isinstance(optimizer, torch.optim.SGD)
-
-
-def _stride(steps: int, anchors: int) -> int:
-    """The stride a loop of `steps` steps had come to."""
-    stride = FIRST_STRIDE
-    while steps // stride > 2 * anchors:
-        stride *= 2
-    return stride

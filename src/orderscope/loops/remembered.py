@@ -189,7 +189,7 @@ class Writer:
             return self.expression("model", model)
         kind = self.expression("model", type(model))
         config = getattr(model, "config", None)
-        if hasattr(config, "to_json_string") and hasattr(type(config), "from_dict"):
+        if config is not None and hasattr(config, "to_json_string") and hasattr(type(config), "from_dict"):
             import json
 
             values = json.loads(config.to_json_string(use_diff=False))

@@ -45,6 +45,12 @@ def as_ids(ids: Any) -> Ids:
     return found
 
 
+def joined(ids: list[Ids]) -> np.ndarray:
+    """The ids of a step's micro-batches as one row, int64 [batch]."""
+    parts = [np.asarray(part.cpu() if isinstance(part, Tensor) else part, np.int64) for part in ids]
+    return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
+
+
 def to_rows(steps: list[Applied]) -> Rows:
     losses = [
         sum(float(loss) * n for loss, n in step.losses) / sum(n for _, n in step.losses)
@@ -52,14 +58,8 @@ def to_rows(steps: list[Applied]) -> Rows:
         else np.nan
         for step in steps
     ]
-    empty = np.empty(0, dtype=np.int64)
     return Rows(
-        batches=[
-            np.concatenate([np.asarray(ids.cpu() if isinstance(ids, Tensor) else ids, np.int64) for ids in step.ids])
-            if step.ids
-            else empty
-            for step in steps
-        ],
+        batches=[joined(step.ids) for step in steps],
         loss=np.array(losses, dtype=np.float64),
         norm=torch.stack([step.norm for step in steps]).double().cpu().numpy(),
         probe=torch.stack([step.probe for step in steps]).double().cpu().numpy(),
