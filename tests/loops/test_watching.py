@@ -28,7 +28,7 @@ def test_a_resume_without_the_optimizers_state(kind: Any, tmp_path: Path) -> Non
     with pytest.warns(notices.ColdMomentsWarning, match=r"moments of AdamW are empty: load them too, optimizer.load"):
         again.run(rec, 5, 7)
     rec.close()
-    unsaid = make("plain")
+    unsaid = make("plain")  # of a loop that says no step
     unsaid.model.load_state_dict(first.model.state_dict())
     rec = kind(tmp_path / "run", unsaid.model, unsaid.opt)
     with pytest.warns(notices.ColdMomentsWarning, match="with weights that were trained already"):
@@ -49,9 +49,14 @@ def test_a_resume_with_it_and_a_start_over_are_fine(kind: Any, tmp_path: Path) -
     assert rec.said == set()
     assert rec.order.tolist() == again.order.tolist()
     afresh = make("plain")
-    with kind(tmp_path / "run", afresh.model, afresh.opt) as rec:
+    with (
+        pytest.warns(
+            notices.StartedOverWarning, match=r"the 10 steps .* superseded .* leave the training out: osc\.rec"
+        ),
+        kind(tmp_path / "run", afresh.model, afresh.opt) as rec,
+    ):
         afresh.run(rec)
-    assert rec.said == set()
+    assert rec.said == {notices.StartedOverWarning}
 
 
 def ordered(order: Any, path: Path, **options: Any) -> osc.Recorder:

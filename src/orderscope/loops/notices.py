@@ -41,6 +41,10 @@ class ScaledWarning(RecorderWarning):
     """The loop averages otherwise than the documented loss; the difference was found and is applied."""
 
 
+class StartedOverWarning(RecorderWarning):
+    """A loop that had come to its end is trained once more into the same run."""
+
+
 class ColdMomentsWarning(RecorderWarning):
     """Training goes on from a checkpoint with an optimizer that has forgotten its moments."""
 

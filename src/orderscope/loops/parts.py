@@ -30,6 +30,10 @@ from orderscope.training.loop import Session
 from orderscope.training.setup import describe_optimizer, model_factory, optimizer_factory
 from orderscope.training.state import TrainingState
 
+NO_GROUPS = (
+    "the task has no groups, so orders like groups:a,b cannot be asked; where they should be, pass "
+    "groups=[label of sample 0, label of sample 1, ...]"
+)
 STATES = 4  # kept states at most at which the documented loss is compared
 
 
@@ -133,6 +137,5 @@ def part_notices(
             "fewer samples to keep it short",
         ))  # fmt: skip
     if task.groups is None:
-        found.append((NoGroupsWarning, "the task given has no groups, so orders like groups:a,b cannot be asked: pass "
-                      "groups=[label of sample 0, label of sample 1, ...]"))  # fmt: skip
+        found.append((NoGroupsWarning, NO_GROUPS))
     return found

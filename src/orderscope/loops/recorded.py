@@ -16,8 +16,8 @@ from torch import nn
 from orderscope.errors import OrderscopeError
 from orderscope.loops.first_step import own_copy
 from orderscope.loops.legs import Loop, Rows, kept_states, load_state, place, read_loop
-from orderscope.loops.notices import ScaledWarning, UnevenStepsWarning, tell
-from orderscope.loops.parts import scaled_text, scaling_of, seen_at, with_scaling
+from orderscope.loops.notices import NoGroupsWarning, ScaledWarning, UnevenStepsWarning, tell
+from orderscope.loops.parts import NO_GROUPS, scaled_text, scaling_of, seen_at, with_scaling
 from orderscope.loops.remembered import remember as remember_task
 from orderscope.loops.scaling import Scaling
 from orderscope.store import RunStore
@@ -204,6 +204,8 @@ class Recorded:
                 tell(ScaledWarning, scaled_text(scaling, order))
         if not scaling.plain:
             task = Task(**fixed, **with_scaling(parts, task, scaling))
+        if remember and task.groups is None:
+            tell(NoGroupsWarning, NO_GROUPS)
         if remember:
             said = {"model": model, **parts, "optimizer": optimizer, "scheduler": scheduler}
             said |= {} if (first, last) == (self.first, self.last) else {"first": first, "last": last}

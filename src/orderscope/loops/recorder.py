@@ -37,7 +37,7 @@ from orderscope.loops.notices import (
 from orderscope.loops.parts import part_notices
 from orderscope.loops.recorded import Recorded, recorded
 from orderscope.loops.steps import Applied, Ids, as_ids, joined, to_rows
-from orderscope.loops.watching import Watch, cold_moments, same_batches
+from orderscope.loops.watching import Watch, cold_moments, same_batches, started_over
 from orderscope.task.hyper import hyper_parameters
 from orderscope.task.layout import ParameterLayout
 from orderscope.training.description import environment
@@ -271,6 +271,7 @@ class Recorder:
         started = None if before is None else before.get("weights")
         moved = started is not None and not np.array_equal(started, weights)
         self._tell(cold_moments(session.optimizer, state, step=self.expected, moved=moved))
+        self._tell(started_over(self.path, self._writer.earlier, first))
         self._watch.begin(first, fresh=not (first or state.count.any()))
         if self._first_step is not None:
             self._tell(self._first_step.notices(session.model))

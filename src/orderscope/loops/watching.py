@@ -18,6 +18,7 @@ from orderscope.loops.notices import (
     RecorderWarning,
     RepeatedSamplesWarning,
     SameBatchWarning,
+    StartedOverWarning,
     UnseenSamplesWarning,
 )
 from orderscope.store import RunStore
@@ -39,7 +40,7 @@ class Watch:
         self._samples, self._before = samples, before
         self._seen = np.zeros(samples or 0, dtype=bool)  # in this epoch
         self._ever = self._seen.copy()
-        self._largest = self._trained = 0
+        self._largest = self._trained = self._count = 0  # samples: of a step, in all, seen in this epoch
         self._blind = False  # in the midst of an epoch whose beginning is not known
         self.early: dict[int, np.ndarray] = {}
 
@@ -91,30 +92,46 @@ class Watch:
         if self._samples is None or not len(ids):
             return []
         self._largest, self._trained = max(self._largest, len(ids)), self._trained + len(ids)
-        outside = ids[(ids < 0) | (ids >= self._samples)]
-        if len(outside):
+        if ids.min() < 0 or ids.max() >= self._samples:
+            outside = ids[(ids < 0) | (ids >= self._samples)]
             return [(RepeatedSamplesWarning, f"sample id {outside[0]} at step {step}, of {self._samples} samples: call "
                      "rec.step with indices into the data set")]  # fmt: skip
-        count = int(self._seen.sum())
-        again = self._seen[ids]
+        count, again = self._count, self._seen[ids]
         self._ever[ids] = True
-        if not again.any() and len(np.unique(ids)) == len(ids):
-            self._seen[ids] = True
+        self._seen[ids] = True
+        if not again.any() and len(set(ids.tolist())) == len(ids):
+            self._count += len(ids)
             return []
         if self._blind or self._samples - count <= self._largest:  # an epoch ended: the rest may have been dropped
             self._blind = False
             self._seen[:] = False
             self._seen[ids[again]] = True
+            self._count = int(self._seen[np.unique(ids)].sum())
             return []
+        self._count += len(np.unique(ids[~again]))
         values, times = np.unique(ids, return_counts=True)
         twice = ids[again][0] if again.any() else values[times > 1][0]
-        self._seen[ids] = True
         return [(
             RepeatedSamplesWarning,
             f"sample {twice} came again at step {step}, when {count} of the epoch's {self._samples} samples had been "
             "seen: a sampler with replacement, a data set that holds it twice, or a restarted epoch (then skip what "
             "was trained before the resume)",
         )]  # fmt: skip
+
+
+def started_over(path: Path, before: Loop | None, first: int) -> list[Notice]:
+    """Whether a loop that had come to its end begins anew, which supersedes what it recorded.
+
+    Args:
+        first: the step it begins at.
+    """
+    if before is None or before.rows is None or before.legs[-1].end is None or first > before.first:
+        return []
+    return [(
+        StartedOverWarning,
+        f"the {len(before.rows)} steps recorded there before are superseded by this training; to go on from them leave "
+        f"the training out: osc.recorded({str(path)!r}).task(...); to keep them too give another path",
+    )]  # fmt: skip
 
 
 def cold_moments(
