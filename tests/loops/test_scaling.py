@@ -88,7 +88,8 @@ def test_the_averaging_is_found_and_the_task_is_the_loop(name: str, clip: float 
                 nn.utils.clip_grad_norm_(model.parameters(), clip)
             optimizer.step()
             rec.step(ids)
-    arguments = {"model": Model, "loss": per_sample, "data": data, "metrics": {"eval": data}, "max_grad_norm": clip}
+    arguments = {"model": Model, "loss": per_sample, "data": data, "metrics": {"eval": data}, "max_grad_norm": clip,
+                 "groups": ["all"] * len(data)}  # fmt: skip
     if clip and scaling.factor > 1:
         scaling = replace(scaling, factor=1.0)  # every step is clipped either way: it is the same run
     if scaling.plain:
@@ -118,7 +119,7 @@ def test_with_probes_and_sketch_it_answers_in_the_documented_scale(tmp_path: Pat
             optimizer.step()
             rec.step(ids)
     with pytest.warns(notices.ScaledWarning, match="times 2"):
-        task = rec.task(loss=per_sample, data=data, metrics={"eval": data})
+        task = rec.task(loss=per_sample, data=data, metrics={"eval": data}, groups=["all"] * len(data))
     osc.record(task, tmp_path / "run", anchors=3, probes=2, jobs=1)
     simulator = osc.Simulator(tmp_path / "run", task)
     assert simulator.plan is not None

@@ -270,8 +270,8 @@ class Recorder:
         weights = self._probe.of(session.parameters).double().cpu().numpy()
         started = None if before is None else before.get("weights")
         moved = started is not None and not np.array_equal(started, weights)
-        self._tell(cold_moments(session.optimizer, state, step=self.expected, moved=moved))
-        self._tell(started_over(self.path, self._writer.earlier, first))
+        cold = cold_moments(session.optimizer, state, step=self.expected, moved=moved)
+        self._tell(cold or started_over(self.path, self._writer.earlier, first))
         self._watch.begin(first, fresh=not (first or state.count.any()))
         if self._first_step is not None:
             self._tell(self._first_step.notices(session.model))

@@ -30,7 +30,7 @@ HERE = Path(__file__).parent
 DOCS = HERE.parents[2] / "docs" / "loops.md"
 NAMES = ("trainer", "sft", "lightning_module", "gru")
 
-pytestmark = pytest.mark.filterwarnings("ignore:::(?!orderscope)", "ignore::UserWarning:(?!orderscope)")
+pytestmark = pytest.mark.filterwarnings("ignore:::(?!orderscope)", "ignore::orderscope.loops.notices.NoGroupsWarning")
 
 
 def lines(name: str) -> tuple[int, int]:
