@@ -28,7 +28,7 @@ def expanded(expansion: Expansion) -> Slope:
 
     def at(theta: torch.Tensor) -> tuple[float, torch.Tensor]:
         d = theta - expansion.center
-        bent = expansion.factor.T @ (expansion.factor @ d)
+        bent = d @ expansion.curvature
         return float(expansion(theta)), expansion.gradient + bent
 
     return at

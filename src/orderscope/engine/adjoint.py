@@ -113,8 +113,8 @@ def step_effects(window: Window, found: Sensitivity) -> np.ndarray:
         weights, remainder, _ = window.anchors.weights(theta.expand(len(units), -1), units, window.known)
         products = torch.stack([window.gradients(unit) @ rows.T for unit in range(window.units)])
         effect = torch.einsum("uk,ukr->ur", weights.to(rows.dtype), products)
-        for group, factor in enumerate(window.factors):
-            effect += window.fractions[:, group, None] * _curved_products(factor, remainder, rows)
+        for group, curvature in enumerate(window.curvatures):
+            effect += window.fractions[:, group, None] * curvature.products(remainder, rows)
         out.append(effect.double().numpy())
     return _all_steps(found.places, np.stack(out), window.steps)
 
@@ -124,12 +124,12 @@ def sample_effects(window: Window, found: Sensitivity, ids: np.ndarray) -> np.nd
     places, count, coords = found.rows.shape
     allowed = window.sampled[None]
     group = torch.from_numpy(window.group_codes[ids])
-    shares, bent = [], found.rows.new_empty(places, len(window.factors), count)
+    shares, bent = [], found.rows.new_empty(places, len(window.curvatures), count)
     for p, (rows, theta) in enumerate(zip(found.rows, found.states, strict=True)):
         weights, remainder, _ = window.anchors.weights(theta[None], torch.zeros(1, dtype=torch.int64), allowed)
         shares.append(weights[0].to(rows.dtype))
-        for g, factor in enumerate(window.factors):
-            bent[p, g] = _curved_products(factor, remainder, rows)[0]
+        for g, curvature in enumerate(window.curvatures):
+            bent[p, g] = curvature.products(remainder, rows)[0]
     share = torch.stack(shares)  # [places, anchors]
     flat = found.rows.flatten(0, 1)
     effect = bent[:, group]  # [places, ids, rows]
@@ -151,10 +151,7 @@ def _forward(window: Window, units: Units) -> tuple[list[Passed], Tensor]:
         place, rows = _table(window, units, int(unit))
         usable = _usable(window, unit)
         weights, remainder, _ = window.anchors.weights(states.theta, torch.tensor([place]), usable)
-        gradient = weights.to(rows.dtype) @ rows
-        for share, factor in zip(units.fractions[int(unit)].tolist(), window.factors, strict=True):
-            if share:
-                gradient += share * _curved(factor, remainder)
+        gradient = weights.to(rows.dtype) @ rows + remainder @ window.curvature(units.fractions[int(unit)])
         before, taken = states.theta[0].clone(), None if states.taken is None else states.taken[0].clone()
         active = None if units.has_grad is None else units.has_grad[unit]
         step(window.dynamics, states, clip(window.dynamics, gradient), t, None, active)
@@ -194,8 +191,9 @@ def _directions(window: Window, expansion: Expansion, typical: Tensor, rank: int
     apart = (shared - shared.mean(0)).flatten(0, 1)
     if window.dynamics.optimizer != "SGD":
         apart = apart / (typical.sqrt() + 1e-8)
-    left = torch.linalg.svd(expansion.factor @ apart.T, full_matrices=False)[0]
-    return left[:, :rank].T @ expansion.factor
+    factor = expansion.curvature.factor
+    left = torch.linalg.svd(factor @ apart.T, full_matrices=False)[0]
+    return left[:, :rank].T @ factor
 
 
 def _step_back(
@@ -244,23 +242,8 @@ def _gradient_back(window: Window, units: Units, at: Passed, rows: Tensor) -> Te
     with torch.enable_grad():
         weights = window.anchors.weights(theta, torch.full((count,), place), usable.expand(count, -1))[0]
         (along,) = torch.autograd.grad(weights.diagonal().sum(), theta)
-    bent = torch.zeros_like(rows)
-    for share, factor in zip(units.fractions[at.unit].tolist(), window.factors, strict=True):
-        if share:
-            bent += share * _curved(factor, rows)
+    bent = rows @ window.curvature(units.fractions[at.unit])
     return bent + (rows @ table.T - bent @ states.T) @ along.to(rows.dtype)
-
-
-def _curved(factor: Tensor, rows: Tensor) -> Tensor:
-    """C x of one group, [rows, m]."""
-    factor = factor.to(rows.dtype)
-    return (rows @ factor.T) @ factor
-
-
-def _curved_products(factor: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """x C y of one group for all rows x and y, [left, right]."""
-    factor = factor.to(left.dtype)
-    return (left @ factor.T) @ (right @ factor.T).T
 
 
 def _all_steps(places: np.ndarray, values: np.ndarray, steps: int) -> np.ndarray:

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from orderscope.engine.anchors import RIDGE
+from orderscope.engine.curvature import Curvature
 from orderscope_kernels.reference import affine_weights
 
 NEAREST = 0.5
@@ -43,18 +44,18 @@ class Expansion:
         center: theta_ref, [m].
         value: L.
         gradient: g times P / m, [m].
-        factor: A times P / m, [rows, m]: the products A d are sums over coordinates too.
+        curvature: A^T A, with A times P / m: the products A d are sums over coordinates too.
     """
 
     center: Tensor
     value: float
     gradient: Tensor
-    factor: Tensor
+    curvature: Curvature
 
     def __call__(self, theta: Tensor) -> Tensor:
         """[..., m] -> [...] float64."""
         d = theta - self.center
-        return self.value + (d @ self.gradient).double() + 0.5 * (d @ self.factor.T).double().pow(2).sum(-1)
+        return self.value + (d @ self.gradient).double() + 0.5 * self.curvature.square(d)
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ class HeldOut:
             center=self.center,
             value=float(self.values[i, 0]),
             gradient=self.slopes[i, 0] * self.weight,
-            factor=self._factor[used] * (self.weight * self.shares[i][used].sqrt()[:, None]),
+            curvature=Curvature.of(self._factor[used] * (self.weight * self.shares[i][used].sqrt()[:, None])),
         )
 
     def _placed(self, theta: Tensor, without: Sequence[Without] | None) -> _Placed:

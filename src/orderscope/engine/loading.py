@@ -17,7 +17,7 @@ from torch import Tensor
 
 from orderscope.engine.anchors import AnchorSpace, gram_of
 from orderscope.engine.batches import Batches
-from orderscope.engine.compress import compress
+from orderscope.engine.curvature import Curvature, factor_products
 from orderscope.engine.driven import recorded_dynamics
 from orderscope.engine.held_out import HeldOut, scaled_as_known
 from orderscope.engine.left_out import LeftOut, left_out
@@ -269,9 +269,7 @@ def raw_window(store: RunStore, count: int | None = None) -> Window:
     kept = theta.dtype if exact else torch.bfloat16
     anchors = AnchorSpace.of(shared, own.states, theta, dtype=kept)
     fractions = group_fractions(order, codes, len(store.attrs(TASK_SHARD)["group_names"]))
-    factors = _factors(store, plan, some, _energy(fractions), fractions.shape[1])
-    factor = torch.cat(factors).to(theta.dtype)
-    crossed = torch.cat([part.to(theta.dtype) @ factor.T for part in anchors.spread.split(4096)])
+    curvature = _curvature_arrays(store, plan, some, fractions, anchors.spread, theta.dtype)
     return Window(
         dynamics=dynamics,
         anchors=anchors,
@@ -283,9 +281,7 @@ def raw_window(store: RunStore, count: int | None = None) -> Window:
         sample_place=place,
         fractions=fractions,
         has_grad=load_run(store, REFERENCE, gradients=False).has_grad if dynamics.masked else None,
-        factor=factor if theta.dtype == torch.float64 else factor.bfloat16(),
-        sizes=tuple(map(len, factors)),
-        crossed=crossed,
+        **curvature,
         order=order,
         group_codes=codes,
         anchor_runs=(*(a.run for a in plan.anchors), *own.runs),
@@ -297,11 +293,10 @@ def halved(store: RunStore, window: Window, count: int | None) -> Window:
     """A raw window on as many coordinates with half of the curvature's rows."""
     plan = SketchPlan.read(store)
     some = Some.of(plan, count)
-    factors = _factors(store, plan, some, _energy(window.fractions), window.fractions.shape[1], every=2)
-    factor = torch.cat(factors).to(window.dtype)
-    crossed = torch.cat([part.to(window.dtype) @ factor.T for part in window.anchors.spread.split(4096)])
-    kept = factor if window.dtype == torch.float64 else factor.bfloat16()
-    return replace(window, factor=kept, sizes=tuple(map(len, factors)), crossed=crossed)
+    return replace(
+        window,
+        **_curvature_arrays(store, plan, some, window.fractions, window.anchors.spread, window.dtype, every=2),
+    )
 
 
 def extended(store: RunStore, window: Window, runs: Sequence[str]) -> Window:
@@ -325,7 +320,7 @@ def extended(store: RunStore, window: Window, runs: Sequence[str]) -> Window:
         norms=torch.cat([window.norms, own.norms], dim=1),
         known=torch.cat([window.known, own.known], dim=1),
         entries=torch.cat([window.entries[: window.single], rows.flatten(0, 1)]),
-        crossed=torch.cat([part.to(theta.dtype) @ window.factor.to(theta.dtype).T for part in spread.split(4096)]),
+        crossed=factor_products(spread, window.factor.to(theta.dtype)),
         anchor_runs=(*window.anchor_runs, *own.runs),
     )
 
@@ -442,8 +437,28 @@ def _held_out_rows(store: RunStore, plan: SketchPlan, names: Sequence[str]) -> t
     return torch.cat(rows), shares / shares.sum(1, keepdim=True).clamp_min(1)
 
 
-def _factors(store: RunStore, plan: SketchPlan, some: Some, energy: float, groups: int, every: int = 1) -> list[Tensor]:
-    """The curvature of each group, [rank, m], of every so many rows."""
+def _curvature_arrays(
+    store: RunStore,
+    plan: SketchPlan,
+    some: Some,
+    fractions: Tensor,
+    spread: Tensor,
+    dtype: torch.dtype,
+    every: int = 1,
+) -> dict[str, Any]:
+    """`factor`, `sizes` and `crossed` of a `Window`: the curvature of each group from every so many sampled rows."""
+    factors = _factors(store, plan, some, fractions, every)
+    factor = torch.cat(factors).to(dtype)
+    return {
+        "factor": factor if dtype == torch.float64 else factor.bfloat16(),
+        "sizes": tuple(map(len, factors)),
+        "crossed": factor_products(spread, factor),
+    }
+
+
+def _factors(store: RunStore, plan: SketchPlan, some: Some, fractions: Tensor, every: int) -> list[Tensor]:
+    """The curvature's rows of each group, [rank, m]."""
+    energy, groups = _energy(fractions), fractions.shape[1]
     blocks: list[list[Tensor]] = [[] for _ in range(groups)]
     for block in range(len(plan.curvature_ids)):
         name = f"sketch/curvature/b{block:03d}"
@@ -451,7 +466,7 @@ def _factors(store: RunStore, plan: SketchPlan, some: Some, energy: float, group
     found, weight = [], some.coordinates.weight
     for parts in blocks:
         rows = torch.cat(parts) if parts else torch.zeros(0, some.coordinates.carried, dtype=torch.bfloat16)
-        found.append(compress(rows, energy).float() * (weight / max(1, len(rows))) ** 0.5)
+        found.append(Curvature.compressed(rows, energy, weight).factor)
     return found
 
 

@@ -42,7 +42,7 @@ class ReplayTables:
 
 def replay_tables(window: Window) -> ReplayTables:
     """Lay out a window."""
-    sizes = torch.tensor([len(factor) for factor in window.factors])
+    sizes = torch.tensor(window.sizes)
     last = sizes.cumsum(0)
     device = window.factor.device
     return ReplayTables(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from orderscope.engine.anchors import AnchorSpace
+from orderscope.engine.curvature import Curvature
 from orderscope.engine.optimizers import Dynamics, Start
 from orderscope.engine.tables import ReplayTables, replay_tables
 from orderscope.sketching.stage import first_use
@@ -99,9 +100,13 @@ class Window:
         return self.entries[: self.single].view(len(self.sample_anchors), self.samples, -1)
 
     @property
-    def factors(self) -> tuple[Tensor, ...]:
-        """The curvature's rows of each group, [rank, m] each."""
-        return self.factor.split(list(self.sizes))
+    def curvatures(self) -> tuple[Curvature, ...]:
+        """Of each group."""
+        return tuple(Curvature.of(factor) for factor in self.factor.split(list(self.sizes)))
+
+    def curvature(self, shares: Tensor) -> Curvature:
+        """Of a unit with these shares of the groups, [groups]."""
+        return Curvature.joined(zip(shares.tolist(), self.curvatures, strict=True), self.coords)
 
     def gradients(self, unit: int) -> Tensor:
         """Of one recorded batch at its anchors, [K + R, m], in the states' type."""

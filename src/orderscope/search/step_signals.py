@@ -50,8 +50,7 @@ def brackets(window: Window, expansion: Expansion) -> np.ndarray:
     mean, scale = _mean_gradients(window)
     moved = mean * scale
     pushed = scale * expansion.gradient
-    factors = [factor.to(pushed.dtype) for factor in window.factors]
-    bent = torch.stack([(pushed @ a.T) @ a for a in factors])  # [groups, m]
+    bent = torch.stack([pushed @ curvature for curvature in window.curvatures])  # [groups, m]
     response = (window.fractions.to(moved.dtype) @ bent @ moved.T).double().numpy()  # [v, u]: a D C_v D g_u
     return response.T - response
 

@@ -199,11 +199,8 @@ class _Losses:
         window = self._sim.window
         end = max(i for i in range(window.anchors.shared) if window.anchor_runs[i] == REFERENCE)
         d = theta - self._final
-        found = (d @ window.gradients(unit)[end]).double() * window.dynamics.weight
-        for share, factor in zip(window.fractions[unit].tolist(), window.factors, strict=True):
-            if share:
-                found += 0.5 * share * (d @ factor.to(d.dtype).T).double().pow(2).sum(1)
-        return found
+        along = (d @ window.gradients(unit)[end]).double() * window.dynamics.weight
+        return along + 0.5 * window.curvature(window.fractions[unit]).square(d)
 
 
 def _calibrated(sim: Simulator, losses: _Losses, units: np.ndarray, recorded: np.ndarray) -> list[Calibration]:
