@@ -24,7 +24,7 @@ from numba import types
 from numba.extending import intrinsic
 from torch import Tensor
 
-from orderscope_kernels.reference import FAR, JITTER, Clip, Part, Products, Terms, clip_factor
+from orderscope_kernels.reference import FAR, JITTER, Clip, Part, Products, Terms, clip_factor, step_with
 
 BLOCK = 2048  # coordinates at once: a dozen entries of a short type and the states stay in the second cache
 ALIGN = 32  # rows of a matrix product come in multiples of this: few shapes are compiled, and fewer rows take as long
@@ -85,6 +85,9 @@ def replay_step(
     clip: Clip | None = None,
 ) -> None:
     """As `reference.replay_step`; float32 states, all rows take the step of every part."""
+    if optimizer not in STEPS:
+        step_with(optimizer, theta, moments, at, predicted_gradient(terms), parts, clip)
+        return
     gathered, bent = _gathered(terms), _bent(terms)
     scale = np.ones(len(at), dtype=np.float32)
     if clip is not None:
@@ -96,25 +99,31 @@ def replay_step(
     columns = np.array([(part.first, part.last) for part in parts])
     options = {name: [part.options[name] for part in parts] for name in parts[0].options}
     rates = np.stack([np.broadcast_to(np.asarray(lr).reshape(-1), len(at)) for lr in options.pop("lr")], axis=1)
-    states = [_array(theta)]
-    if optimizer == "SGD":
-        states += [_array(moments["momentum_buffer"]) if "momentum_buffer" in moments else np.empty((0, 0), np.float32)]
-        numbers = [
-            (h["momentum"], 0.0 if h["first"] else h["momentum"], 1.0 if h["first"] else 1 - h["dampening"],
-             h["nesterov"], h["weight_decay"], -1.0 if h["maximize"] else 1.0)
-            for h in _rows(options)
-        ]  # fmt: skip
-    else:
-        states += [_array(moments[key]) for key in ("exp_avg", "exp_avg_sq")]
-        states += [_array(moments.get("max_exp_avg_sq", torch.empty(0, 0)))]
-        numbers = [
-            (1 - h["beta1"], h["beta2"], 1 - h["beta2"], 1 / (1 - h["beta2"] ** h["count"]) ** 0.5, h["eps"],
-             0.0 if h["decoupled"] else h["weight_decay"], h["weight_decay"] if h["decoupled"] else 0.0,
-             -1.0 if h["maximize"] else 1.0, 1 - h["beta1"] ** h["count"])
-            for h in _rows(options)
-        ]  # fmt: skip
-    step = _sgd if optimizer == "SGD" else _adam
-    step(*states, _array(at), *gathered, *bent, scale, columns, rates.astype(np.float32), np.array(numbers, np.float32))
+    step, arguments = STEPS[optimizer]
+    states, numbers = arguments(moments, list(_rows(options)))
+    states, numbers = [_array(theta), *states], np.array(numbers, np.float32)
+    step(*states, _array(at), *gathered, *bent, scale, columns, rates.astype(np.float32), numbers)
+
+
+def _sgd_arguments(moments: dict[str, Tensor], options: list[dict[str, Any]]) -> tuple[list[np.ndarray], list[Any]]:
+    """Arrays of the state, and numbers of each part, as `_sgd` reads them."""
+    buffer = [_array(moments["momentum_buffer"]) if "momentum_buffer" in moments else np.empty((0, 0), np.float32)]
+    return buffer, [
+        (h["momentum"], 0.0 if h["first"] else h["momentum"], 1.0 if h["first"] else 1 - h["dampening"],
+         h["nesterov"], h["weight_decay"], -1.0 if h["maximize"] else 1.0)
+        for h in options
+    ]  # fmt: skip
+
+
+def _adam_arguments(moments: dict[str, Tensor], options: list[dict[str, Any]]) -> tuple[list[np.ndarray], list[Any]]:
+    """The same, as `_adam` reads them."""
+    states = [_array(moments[key]) for key in ("exp_avg", "exp_avg_sq")]
+    return [*states, _array(moments.get("max_exp_avg_sq", torch.empty(0, 0)))], [
+        (1 - h["beta1"], h["beta2"], 1 - h["beta2"], 1 / (1 - h["beta2"] ** h["count"]) ** 0.5, h["eps"],
+         0.0 if h["decoupled"] else h["weight_decay"], h["weight_decay"] if h["decoupled"] else 0.0,
+         -1.0 if h["maximize"] else 1.0, 1 - h["beta1"] ** h["count"])
+        for h in options
+    ]  # fmt: skip
 
 
 def _small_product(a: Tensor, b: Tensor) -> Tensor:
@@ -485,3 +494,7 @@ def _sgd(theta, buffer, at, table, index, weights, bent, place, scale, columns, 
                     _momentum_row(theta[at[i], first:last], moment, g, scale[i], lr[i, part], h[part])
                 else:
                     _plain_row(theta[at[i], first:last], g, scale[i], lr[i, part], h[part])
+
+
+# Optimizers whose steps are compiled; others take the plain step on gradients from here.
+STEPS = {"SGD": (_sgd, _sgd_arguments), "Adam": (_adam, _adam_arguments), "AdamW": (_adam, _adam_arguments)}

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from orderscope_kernels.optimizers import KINDS
+
 JITTER = 1e-6
 FAR = 1e6
 
@@ -44,7 +46,7 @@ class Part(NamedTuple):
 
     Args:
         first, last: their range in [0, coords).
-        options: keywords of `adam_update` or `sgd_update`; `lr` may be [rows, 1].
+        options: what `Kind.update` reads; `lr` may be [rows, 1].
         among: which of the rows take the step, int64, or None for all.
     """
 
@@ -169,15 +171,27 @@ def replay_step(
     """Predict the gradient of some states and take the optimizer's step in place.
 
     Args:
-        optimizer: "Adam", "AdamW" or "SGD".
+        optimizer: one of `orderscope_kernels.optimizers.KINDS`.
         theta: [states, coords].
-        moments: exp_avg, exp_avg_sq and perhaps max_exp_avg_sq; or momentum_buffer, or none. [states, coords] each.
+        moments: its state by key, [states, coords] each.
         at: int64 [rows], the states that step.
         terms: their gradients.
         parts: what steps alike.
         clip: clipping, or None.
     """
-    gradient = predicted_gradient(terms)
+    step_with(optimizer, theta, moments, at, predicted_gradient(terms), parts, clip)
+
+
+def step_with(
+    optimizer: str,
+    theta: Tensor,
+    moments: dict[str, Tensor],
+    at: Tensor,
+    gradient: Tensor,
+    parts: Sequence[Part],
+    clip: Clip | None = None,
+) -> None:
+    """`replay_step` with the gradient given, [rows, coords], not yet clipped; the other arguments as there."""
     if clip is not None:
         norm = torch.where(
             clip.known.isnan(),
@@ -191,8 +205,9 @@ def replay_step(
 def optimizer_step(
     optimizer: str, theta: Tensor, moments: dict[str, Tensor], at: Tensor, gradient: Tensor, parts: Sequence[Part]
 ) -> None:
-    """`replay_step` with the gradient given, [rows, coords]."""
+    """`replay_step` with the gradient given, [rows, coords], already clipped; the other arguments as there."""
     # A view where every state steps, in its place: nothing is copied.
+    update = KINDS[optimizer].update
     whole = len(at) == len(theta) and bool((at == torch.arange(len(at), device=at.device)).all())
     for part in parts:
         among = slice(None) if part.among is None else part.among
@@ -204,10 +219,7 @@ def optimizer_step(
         take = slice(None) if view else rows
         own = {key: values[take, on] for key, values in moments.items()}
         weights, grad = theta[take, on], gradient[among, on]
-        if optimizer == "SGD":
-            sgd_update(weights, grad, own.get("momentum_buffer"), **options)
-        else:
-            adam_update(weights, grad, own["exp_avg"], own["exp_avg_sq"], own.get("max_exp_avg_sq"), **options)
+        update(weights, grad, own, options)
         if not view:
             theta[take, on] = weights
             for key, values in own.items():
@@ -259,79 +271,3 @@ def by_range(ranges: Tensor) -> Iterator[tuple[Tensor, tuple[int, int]]]:
     for rows, value in by_value(which):
         low, high = distinct[value].tolist()
         yield rows, (low, high)
-
-
-def adam_update(
-    theta: Tensor,
-    gradient: Tensor,
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
-    max_exp_avg_sq: Tensor | None,
-    *,
-    count: float | Tensor,
-    lr: float | Tensor,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    weight_decay: float,
-    decoupled: bool,
-    maximize: bool,
-) -> None:
-    """One step of torch.optim.Adam or AdamW in place, with the bits of torch's own single-tensor code.
-
-    `count` is the step being taken, from 1; eps is added outside the root, as torch does. All tensors [orders, coords];
-    `lr` and `count` may be [orders, 1].
-    """
-    if maximize:
-        gradient = -gradient
-    if weight_decay != 0:
-        if decoupled:
-            theta.mul_(1 - lr * weight_decay)
-        else:
-            gradient = gradient.add(theta, alpha=weight_decay)
-    exp_avg.lerp_(gradient, 1 - beta1)
-    exp_avg_sq.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-    correction1, correction2 = 1 - beta1**count, 1 - beta2**count
-    second = exp_avg_sq
-    if max_exp_avg_sq is not None:
-        torch.maximum(max_exp_avg_sq, exp_avg_sq, out=max_exp_avg_sq)
-        second = max_exp_avg_sq
-    denominator = (second.sqrt() / correction2**0.5).add_(eps)
-    size = lr / correction1
-    if isinstance(size, Tensor):
-        theta.sub_(size * exp_avg / denominator)
-    else:
-        theta.addcdiv_(exp_avg, denominator, value=-size)
-
-
-def sgd_update(
-    theta: Tensor,
-    gradient: Tensor,
-    momentum_buffer: Tensor | None,
-    *,
-    first: bool | Tensor,
-    lr: float | Tensor,
-    momentum: float,
-    dampening: float,
-    nesterov: bool,
-    weight_decay: float,
-    maximize: bool,
-) -> None:
-    """One step of torch.optim.SGD in place. `first`: no momentum yet, so the buffer becomes the gradient itself,
-    without dampening, as torch does; bool, or [orders, 1]."""
-    if maximize:
-        gradient = -gradient
-    if weight_decay != 0:
-        gradient = gradient.add(theta, alpha=weight_decay)
-    if momentum != 0:
-        assert momentum_buffer is not None
-        if first is True:
-            momentum_buffer.copy_(gradient)
-        else:
-            moved = (momentum_buffer * momentum).add_(gradient, alpha=1 - dampening)
-            momentum_buffer.copy_(moved if first is False else torch.where(first, gradient, moved))
-        gradient = gradient.add(momentum_buffer, alpha=momentum) if nesterov else momentum_buffer
-    if isinstance(lr, Tensor):
-        theta.sub_(lr * gradient)
-    else:
-        theta.add_(gradient, alpha=-lr)

@@ -12,12 +12,14 @@ squares    with clipping the norm is needed before the step, so the gradient is 
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportIndexIssue=false, reportOperatorIssue=false
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from orderscope_kernels import reference
 from orderscope_kernels.reference import (
     Clip,
     Part,
@@ -30,6 +32,7 @@ from orderscope_kernels.reference import (
 
 __all__ = ["affine_weights", "displacement_products", "remainder_coefficients", "replay_step"]
 
+_Arguments = tuple[list[Tensor], list[float], dict[str, bool]]
 ROWS = 16  # the least that tl.dot takes
 COORDS = 128
 RANK = 32
@@ -146,7 +149,7 @@ def adam_step(
     rows, coords, terms, rank, begin, end, blend, beta2, rest, correction1, root, eps, coupled, decoupled, sign,
     AMSGRAD: tl.constexpr, ROWS: tl.constexpr, RANK: tl.constexpr, COORDS: tl.constexpr,
 ):  # fmt: skip
-    """Gradient and Adam's or AdamW's step on a tile; formulas as `reference.adam_update`."""
+    """Gradient and Adam's or AdamW's step on a tile; formulas as `optimizers.adam.adam_update`."""
     i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     on = begin + tl.program_id(1) * COORDS + tl.arange(0, COORDS)
     g = _gradient_tile(
@@ -176,7 +179,7 @@ def sgd_step(
     begin, end, momentum, kept, taken, decay, sign, MOMENTUM: tl.constexpr, NESTEROV: tl.constexpr,
     ROWS: tl.constexpr, RANK: tl.constexpr, COORDS: tl.constexpr,
 ):  # fmt: skip
-    """Gradient and SGD's step on a tile; formulas as `reference.sgd_update`."""
+    """Gradient and SGD's step on a tile; formulas as `optimizers.sgd.sgd_update`."""
     i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     on = begin + tl.program_id(1) * COORDS + tl.arange(0, COORDS)
     g = _gradient_tile(
@@ -224,6 +227,9 @@ def replay_step(
     clip: Clip | None = None,
 ) -> None:
     """As `reference.replay_step`; float32 states, all rows take the step of every part."""
+    if optimizer not in STEPS:
+        reference.replay_step(optimizer, theta, moments, at, terms, parts, clip)
+        return
     (rows, count), coords, rank = terms.index.shape, theta.shape[1], len(terms.factor)
     weights, coefficients = terms.weights.float().contiguous(), terms.coefficients.float().contiguous()
     gathered = (terms.table, terms.index.contiguous(), weights, terms.factor, coefficients, terms.ranges.contiguous())
@@ -239,20 +245,33 @@ def replay_step(
         h = part.options
         lr = torch.as_tensor(h["lr"], dtype=theta.dtype, device=theta.device).reshape(-1).expand(rows).contiguous()
         grid = (triton.cdiv(rows, ROWS), triton.cdiv(part.last - part.first, COORDS))
-        bounds, sign = (part.first, part.last), -1.0 if h["maximize"] else 1.0
-        if optimizer == "SGD":
-            first = bool(h["first"])
-            sgd_step[grid](
-                theta, moments.get("momentum_buffer", theta), at, *gathered, scale, lr, *sizes, *bounds,
-                h["momentum"], 0.0 if first else h["momentum"], 1.0 if first else 1 - h["dampening"],
-                h["weight_decay"], sign, MOMENTUM=h["momentum"] != 0, NESTEROV=bool(h["nesterov"]), **tile,
-            )  # fmt: skip
-            continue
-        decay = float(h["weight_decay"])
-        largest = moments.get("max_exp_avg_sq")
-        adam_step[grid](
-            theta, moments["exp_avg"], moments["exp_avg_sq"], theta if largest is None else largest, at, *gathered,
-            scale, lr, *sizes, *bounds, 1 - h["beta1"], h["beta2"], 1 - h["beta2"], 1 - h["beta1"] ** h["count"],
-            (1 - h["beta2"] ** h["count"]) ** -0.5, h["eps"], 0.0 if h["decoupled"] else decay,
-            decay if h["decoupled"] else 0.0, sign, AMSGRAD=largest is not None, **tile,
-        )  # fmt: skip
+        kernel, arguments = STEPS[optimizer]
+        states, numbers, flags = arguments(theta, moments, h)
+        sign = -1.0 if h["maximize"] else 1.0
+        kernel[grid](
+            theta, *states, at, *gathered, scale, lr, *sizes, part.first, part.last, *numbers, sign, **flags, **tile
+        )
+
+
+def _sgd_arguments(theta: Tensor, moments: dict[str, Tensor], h: dict[str, Any]) -> _Arguments:
+    """State, numbers and flags of `sgd_step`; `theta` stands for a state that there is not."""
+    first = bool(h["first"])
+    numbers = [h["momentum"], 0.0 if first else h["momentum"], 1.0 if first else 1 - h["dampening"], h["weight_decay"]]
+    flags = dict(MOMENTUM=h["momentum"] != 0, NESTEROV=bool(h["nesterov"]))
+    return [moments.get("momentum_buffer", theta)], numbers, flags
+
+
+def _adam_arguments(theta: Tensor, moments: dict[str, Tensor], h: dict[str, Any]) -> _Arguments:
+    """The same of `adam_step`."""
+    decay, largest = float(h["weight_decay"]), moments.get("max_exp_avg_sq")
+    states = [moments["exp_avg"], moments["exp_avg_sq"], theta if largest is None else largest]
+    numbers = [
+        1 - h["beta1"], h["beta2"], 1 - h["beta2"], 1 - h["beta1"] ** h["count"],
+        (1 - h["beta2"] ** h["count"]) ** -0.5, h["eps"], 0.0 if h["decoupled"] else decay,
+        decay if h["decoupled"] else 0.0,
+    ]  # fmt: skip
+    return states, numbers, dict(AMSGRAD=largest is not None)
+
+
+# Optimizers whose steps are kernels; others take the plain step.
+STEPS = {"SGD": (sgd_step, _sgd_arguments), "Adam": (adam_step, _adam_arguments), "AdamW": (adam_step, _adam_arguments)}

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from orderscope.engine import Batches, Units, Window, units_of
 from orderscope.engine.held_out import Expansion
-from orderscope.engine.optimizers import Dynamics, Slice, States, adam_back, clip, sgd_back, start_states, step
+from orderscope.engine.optimizers import Dynamics, Slice, clip, start_states, step
 from orderscope.engine.units import regrouped_gradients
 
 RANK = 12
@@ -155,7 +155,8 @@ def _forward(window: Window, units: Units) -> tuple[list[Passed], Tensor]:
         before, taken = states.theta[0].clone(), None if states.taken is None else states.taken[0].clone()
         active = None if units.has_grad is None else units.has_grad[unit]
         step(window.dynamics, states, clip(window.dynamics, gradient), t, None, active)
-        passed.append(Passed(before, gradient[0], _second(states), taken, int(unit)))
+        second = window.dynamics.kind.second(states.moments)
+        passed.append(Passed(before, gradient[0], None if second is None else second[0].clone(), taken, int(unit)))
     return passed, states.theta[0]
 
 
@@ -170,13 +171,6 @@ def _table(window: Window, units: Units, unit: int) -> tuple[int, Tensor]:
     return 0, rows
 
 
-def _second(states: States) -> Tensor | None:
-    for key in ("max_exp_avg_sq", "exp_avg_sq"):
-        if key in states.moments:
-            return states.moments[key][0].clone()
-    return None
-
-
 def _typical_square(window: Window) -> Tensor:
     """Mean square of the recorded batches' gradients, [m]."""
     total = torch.zeros_like(window.final)
@@ -189,7 +183,7 @@ def _directions(window: Window, expansion: Expansion, typical: Tensor, rank: int
     """B A, [rank, m]: the metric's curved directions that the recorded batches differ in most once preconditioned."""
     shared = window.table[:, : window.anchors.shared].to(window.dtype)
     apart = (shared - shared.mean(0)).flatten(0, 1)
-    if window.dynamics.optimizer != "SGD":
+    if window.dynamics.kind.seconds:
         apart = apart / (typical.sqrt() + 1e-8)
     factor = expansion.curvature.factor
     left = torch.linalg.svd(factor @ apart.T, full_matrices=False)[0]
@@ -200,18 +194,14 @@ def _step_back(
     dynamics: Dynamics, part: Slice, t: int, at: Passed, typical: Tensor, rows: Tensor, moment: Tensor, out: Tensor
 ) -> None:
     """Adjoint of one optimizer step on a slice: `rows` and `moment` are updated, `out` gets that of the gradient."""
-    h = {name: float(values[t, part.group]) for name, values in dynamics.hyper.items()}
-    on = part.coords
+    h, kind, on = dynamics.options(t, part.group), dynamics.kind, part.coords
     weights, first = rows[:, on], moment[:, on]
-    count = part.count + (t if at.taken is None else float(at.taken[part.parameter])) + 1
-    if dynamics.optimizer == "SGD":
-        fresh = not part.present and (t == 0 if at.taken is None else float(at.taken[part.parameter]) == 0)
-        gradient, rows[:, on], moment[:, on] = sgd_back(h, weights, first, first=fresh)
-    else:
+    taken = t if at.taken is None else float(at.taken[part.parameter])
+    count, fresh, scale = part.count + taken + 1, not part.present and taken == 0, None
+    if kind.preconditioner is not None:
         assert at.second is not None
-        second = torch.maximum(at.second[on], (1 - h["beta2"]) * typical[on])
-        preconditioner = 1 / ((second / (1 - h["beta2"] ** count)).sqrt() + h["eps"])
-        gradient, rows[:, on], moment[:, on] = adam_back(h, weights, first, preconditioner, count)
+        scale = kind.preconditioner(h, torch.maximum(at.second[on], (1 - h["beta2"]) * typical[on]), count)
+    gradient, rows[:, on], moment[:, on] = kind.back(h, weights, first, scale, count=count, first=fresh)
     out[:, on] = -gradient if h.get("maximize") else gradient
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -11,13 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from orderscope_kernels.optimizers import KINDS, Kind
 from orderscope_kernels.reference import Part, clip_factor, optimizer_step
-
-MOMENTS = {
-    "Adam": ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"),
-    "AdamW": ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"),
-    "SGD": ("momentum_buffer",),
-}
 
 
 @dataclass(frozen=True)
@@ -52,7 +47,7 @@ class Dynamics:
     """The optimizer of a dynamics.
 
     Args:
-        optimizer: "Adam", "AdamW" or "SGD".
+        optimizer: its name in torch.optim, one of `orderscope_kernels.optimizers.KINDS`.
         hyper: hyper-parameter -> float64 [steps, param_groups].
         start: state before the first step.
         slices: how hyper-parameters and step counts map to coordinates.
@@ -75,6 +70,15 @@ class Dynamics:
     def steps(self) -> int:
         return len(self.hyper["lr"])
 
+    @property
+    def kind(self) -> Kind:
+        """What the optimizer is."""
+        return KINDS[self.optimizer]
+
+    def options(self, position: int, group: int) -> dict[str, float]:
+        """Options of the step at a position, by name, for a parameter group."""
+        return {name: float(values[position, group]) for name, values in self.hyper.items()}
+
 
 @dataclass
 class States:
@@ -94,14 +98,11 @@ class States:
 
 def start_states(dynamics: Dynamics, rows: int) -> States:
     """`rows` copies of the window's start."""
-    amsgrad = bool(dynamics.hyper.get("amsgrad", np.zeros(1)).any())
-    momentum = bool(dynamics.hyper.get("momentum", np.ones(1)).any())
     moments = {}
-    for key in MOMENTS[dynamics.optimizer]:
-        if (key == "max_exp_avg_sq" and not amsgrad) or (key == "momentum_buffer" and not momentum):
-            continue
-        given = dynamics.start.moments.get(key)
-        moments[key] = (torch.zeros_like(dynamics.start.theta) if given is None else given).repeat(rows, 1)
+    for key in dynamics.kind.keys:
+        if key.option is None or dynamics.hyper[key.option].any():
+            given = dynamics.start.moments.get(key.name)
+            moments[key.name] = (key.start(dynamics.start.theta) if given is None else given).repeat(rows, 1)
     taken = torch.zeros(rows, dynamics.parameters, device=dynamics.start.theta.device) if dynamics.masked else None
     return States(dynamics.start.theta.repeat(rows, 1), moments, taken)
 
@@ -140,7 +141,7 @@ def step_parts(
     """
     parts = []
     for part in dynamics.slices:
-        h = {name: float(values[position, part.group]) for name, values in dynamics.hyper.items()}
+        h = dynamics.options(position, part.group)
         rate: float | Tensor = h["lr"] if lr is None else lr[:, part.group, None]
         if active is None or states.taken is None:
             parts.append(_part(dynamics, part, h, rate, position, None))
@@ -158,13 +159,11 @@ def _part(
     dynamics: Dynamics, part: Slice, h: dict[str, float], lr: float | Tensor, taken: float, among: Tensor | None
 ) -> Part:
     """A slice's options; `taken` steps inside the window came before."""
-    options: dict[str, Any] = {"lr": lr, "weight_decay": h["weight_decay"], "maximize": bool(h.get("maximize", 0))}
-    if dynamics.optimizer == "SGD":
-        options |= {"momentum": h["momentum"], "dampening": h["dampening"], "nesterov": bool(h["nesterov"])}
-        options |= {"first": taken == 0 and not part.present}
+    options: dict[str, Any] = {"lr": lr} | {name: h[name] for name in dynamics.kind.options}
+    if dynamics.kind.counts:
+        options["count"] = part.count + taken + 1
     else:
-        options |= {"beta1": h["beta1"], "beta2": h["beta2"], "eps": h["eps"], "decoupled": bool(h["decoupled"])}
-        options |= {"count": part.count + taken + 1}
+        options["first"] = taken == 0 and not part.present
     return Part(part.coords.start, part.coords.stop, options, among)
 
 
@@ -187,35 +186,3 @@ def slices(
         elif high > low:
             slices.append(new)
     return tuple(slices)
-
-
-def adam_back(
-    h: Mapping[str, float], weights: Tensor, moment: Tensor, preconditioner: Tensor, count: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Adjoint of one step of Adam or AdamW whose preconditioner D is frozen.
-
-    Args:
-        h: hyper-parameters of the step.
-        weights, moment: adjoints of the weights and the first moment after the step, [..., coords].
-        preconditioner: D, [coords].
-        count: number of the step, from 1.
-
-    Returns:
-        adjoints of the gradient, of the weights before and of the first moment before.
-    """
-    moment = moment - h["lr"] / (1 - h["beta1"] ** count) * preconditioner * weights
-    gradient = (1 - h["beta1"]) * moment
-    weights = weights * (1 - h["lr"] * h["weight_decay"]) if h["decoupled"] else weights + h["weight_decay"] * gradient
-    return gradient, weights, h["beta1"] * moment
-
-
-def sgd_back(h: Mapping[str, float], weights: Tensor, moment: Tensor, *, first: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Adjoint of one step of SGD; as `adam_back`. `first`: the step makes the momentum buffer."""
-    step = -h["lr"] * weights
-    if not h["momentum"]:
-        gradient, before = step, torch.zeros_like(moment)
-    else:
-        moment = moment + (h["momentum"] * step if h["nesterov"] else step)
-        gradient = moment * (1.0 if first else 1 - h["dampening"]) + (step if h["nesterov"] else 0.0)
-        before = torch.zeros_like(moment) if first else h["momentum"] * moment
-    return gradient, weights + h["weight_decay"] * gradient, before

@@ -9,22 +9,21 @@ import numpy as np
 import torch
 
 from orderscope.errors import OrderscopeError
+from orderscope_kernels.optimizers import KINDS
 
-NAMES = (
-    "lr", "weight_decay", "beta1", "beta2", "eps", "amsgrad", "decoupled",
-    "momentum", "dampening", "nesterov", "maximize",
-)  # fmt: skip
+NAMES = tuple(dict.fromkeys(name for kind in KINDS.values() for name in kind.recorded))
 
 
 def hyper_parameters(optimizer: torch.optim.Optimizer) -> dict[str, list[float]]:
     """Name -> one value per parameter group, as they stand now; flags are 0 or 1, `betas` are beta1 and beta2."""
     values: dict[str, list[float]] = {}
+    kind = KINDS.get(type(optimizer).__name__)
     for group in optimizer.param_groups:
         flat = dict(group)
         if "betas" in flat:
             flat["beta1"], flat["beta2"] = flat["betas"]
             flat["decoupled"] = flat.get("decoupled_weight_decay", isinstance(optimizer, torch.optim.AdamW))
-        for name in NAMES:
+        for name in NAMES if kind is None else kind.recorded:
             if name in flat:
                 values.setdefault(name, []).append(float(flat[name]))
     return values
