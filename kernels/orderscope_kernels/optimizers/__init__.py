@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from orderscope_kernels.optimizers.adam import ADAM, ADAMW
 from orderscope_kernels.optimizers.kind import Kind, StateKey
+from orderscope_kernels.optimizers.nadam import NADAM
 from orderscope_kernels.optimizers.sgd import SGD
 
-KINDS: dict[str, Kind] = {kind.name: kind for kind in (SGD, ADAM, ADAMW)}
+KINDS: dict[str, Kind] = {kind.name: kind for kind in (SGD, ADAM, ADAMW, NADAM)}
 
 __all__ = ["KINDS", "Kind", "StateKey"]
