@@ -30,7 +30,7 @@ from orderscope_kernels.reference import Products
 
 OVERRIDE = "ORDERSCOPE_KERNELS"
 LITTLE = 1 << 23  # coordinates of steps of all orders, below which the reference is quicker than loading numba
-MODULES = {"reference": "reference", "numba": "cpu_replay", "triton": "triton_replay"}
+MODULES = {"reference": "reference", "numba": "numba_replay", "triton": "triton_replay"}
 
 
 class ReplayKernels(Protocol):
