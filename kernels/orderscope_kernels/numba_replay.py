@@ -17,13 +17,20 @@ from torch import Tensor
 
 from orderscope_kernels import numba_loops
 from orderscope_kernels.reference import Clip, Part, Products, Terms, clip_factor, step_with
+from orderscope_kernels.shapes import Bool, Float, Float64, Int32, Int64, Shaped
 
 ALIGN = 32  # rows of a matrix product come in multiples of this: few shapes are compiled, and fewer rows take as long
 COLUMNS = 8192  # of a long product at once: the whole at once is four times slower
 
 
 def displacement_products(
-    theta: Tensor, start: Tensor, at: Tensor, table: Tensor, index: Tensor, factor: Tensor, ranges: Tensor
+    theta: Float[Tensor, "states coords"],
+    start: Float[Tensor, " coords"],
+    at: Int64[Tensor, " rows"],
+    table: Shaped[Tensor, "entries coords"],
+    index: Int64[Tensor, "rows terms"],
+    factor: Float[Tensor, "rank coords"],
+    ranges: Int32[Tensor, "rows 2"],
 ) -> Products:
     """As `reference.displacement_products`; float32 states."""
     rows, terms = index.shape
@@ -40,8 +47,14 @@ def displacement_products(
 
 
 def affine_weights(
-    square: Tensor, along: Tensor, gram: Tensor, unit: Tensor, allowed: Tensor, ridge: float, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
+    square: Float[Tensor, " rows"],
+    along: Float[Tensor, "rows terms"],
+    gram: Float64[Tensor, "units terms terms"],
+    unit: Int64[Tensor, " rows"],
+    allowed: Bool[Tensor, "rows terms"],
+    ridge: float,
+    scale: float,
+) -> tuple[Float64[Tensor, "rows terms"], Float64[Tensor, "rows terms"], Float64[Tensor, " rows"]]:
     """As `reference.affine_weights`."""
     weights, distance, left = np.empty(along.shape), np.empty(along.shape), np.empty(len(along))
     given = (_array(x) for x in (square.double(), along.double(), gram, unit, allowed))
@@ -50,15 +63,21 @@ def affine_weights(
 
 
 def remainder_coefficients(
-    curved: Tensor, crossed: Tensor, index: Tensor, weights: Tensor, shares: Tensor, piece: Tensor, ranges: Tensor
-) -> Tensor:
+    curved: Float[Tensor, "rows rank"],
+    crossed: Float[Tensor, "entries rank"],
+    index: Int64[Tensor, "rows terms"],
+    weights: Float[Tensor, "rows terms"],
+    shares: Float[Tensor, "rows pieces"],
+    piece: Int64[Tensor, " rank"],
+    ranges: Int32[Tensor, "rows 2"],
+) -> Float[Tensor, "rows rank"]:
     """As `reference.remainder_coefficients`, float32."""
     out = torch.zeros(curved.shape)
     numba_loops.coefficients(*(_array(x) for x in (curved, crossed, index, weights, shares, piece, ranges, out)))
     return out
 
 
-def predicted_gradient(terms: Terms) -> Tensor:
+def predicted_gradient(terms: Terms) -> Float[Tensor, "rows coords"]:
     """As `reference.predicted_gradient`, float32."""
     out = torch.empty(len(terms.index), terms.factor.shape[1])
     numba_loops.gradient_rows(*_gathered(terms), *_bent(terms), _array(out))
@@ -67,9 +86,9 @@ def predicted_gradient(terms: Terms) -> Tensor:
 
 def replay_step(
     optimizer: str,
-    theta: Tensor,
-    moments: dict[str, Tensor],
-    at: Tensor,
+    theta: Float[Tensor, "states coords"],
+    moments: dict[str, Float[Tensor, "states coords"]],
+    at: Int64[Tensor, " rows"],
     terms: Terms,
     parts: Sequence[Part],
     clip: Clip | None = None,

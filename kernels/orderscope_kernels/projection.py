@@ -17,6 +17,8 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
+from orderscope_kernels.shapes import Float, Int64
+
 SPARSE = 8  # entries of a column of a sparse projection that are not zero
 WIDTH = 4096  # columns at once
 WORD = 32  # signs in a word
@@ -33,7 +35,9 @@ def mixed(x: Tensor) -> Tensor:
     return x ^ (x >> 16)
 
 
-def random_words(seed: int, columns: Tensor, words: Tensor) -> Tensor:
+def random_words(
+    seed: int, columns: Int64[Tensor, " columns"], words: Int64[Tensor, " words"]
+) -> Int64[Tensor, "words columns"]:
     """32 random bits at (seed, column, word), int64 [words, columns].
 
     Example:
@@ -44,7 +48,7 @@ def random_words(seed: int, columns: Tensor, words: Tensor) -> Tensor:
     return mixed((start + (words[:, None] * GOLDEN)) & MASK)
 
 
-def rademacher_block(rank: int, columns: Tensor, seed: int) -> Tensor:
+def rademacher_block(rank: int, columns: Int64[Tensor, " columns"], seed: int) -> Float[Tensor, "{rank} columns"]:
     """Entries +-1 / sqrt(rank), float32 [rank, columns]: bit r % 32 of word r // 32 says the sign."""
     rows = torch.arange(rank, device=columns.device)
     words = random_words(seed, columns, torch.arange(-(-rank // WORD), device=columns.device))
@@ -52,7 +56,9 @@ def rademacher_block(rank: int, columns: Tensor, seed: int) -> Tensor:
     return (1 - 2 * bits).float() / math.sqrt(rank)
 
 
-def sparse_block(rank: int, columns: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+def sparse_block(
+    rank: int, columns: Int64[Tensor, " columns"], seed: int
+) -> tuple[Float[Tensor, "s columns"], Int64[Tensor, "s columns"]]:
     """Entries of a sparse projection: values +-1 / sqrt(s) and the rows they stand in, [s, columns] each.
 
     Rows are cut into s = min(`SPARSE`, rank) ranges as even as can be; word j chooses sign and row in range j.
@@ -64,7 +70,9 @@ def sparse_block(rank: int, columns: Tensor, seed: int) -> tuple[Tensor, Tensor]
     return (1 - 2 * (words & 1)).float() / math.sqrt(count), rows
 
 
-def project(x: Tensor, kind: str, rank: int, seed: int, *, first: int = 0) -> Tensor:
+def project(
+    x: Float[Tensor, "rows size"], kind: str, rank: int, seed: int, *, first: int = 0
+) -> Float[Tensor, "rows {rank}"]:
     """P x: [rows, size] -> [rows, rank].
 
     Args:

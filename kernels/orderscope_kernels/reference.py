@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from orderscope_kernels.optimizers import KINDS
+from orderscope_kernels.shapes import Bool, Float, Float64, Int32, Int64, Shaped
 
 JITTER = 1e-6
 FAR = 1e6
@@ -79,7 +80,13 @@ class Products(NamedTuple):
 
 
 def displacement_products(
-    theta: Tensor, start: Tensor, at: Tensor, table: Tensor, index: Tensor, factor: Tensor, ranges: Tensor
+    theta: Float[Tensor, "states coords"],
+    start: Float[Tensor, " coords"],
+    at: Int64[Tensor, " rows"],
+    table: Shaped[Tensor, "entries coords"],
+    index: Int64[Tensor, "rows terms"],
+    factor: Float[Tensor, "rank coords"],
+    ranges: Int32[Tensor, "rows 2"],
 ) -> Products:
     """All the inner products that a step needs of the states, in one pass over them.
 
@@ -100,8 +107,14 @@ def displacement_products(
 
 
 def affine_weights(
-    square: Tensor, along: Tensor, gram: Tensor, unit: Tensor, allowed: Tensor, ridge: float, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
+    square: Float[Tensor, " rows"],
+    along: Float[Tensor, "rows terms"],
+    gram: Float64[Tensor, "units terms terms"],
+    unit: Int64[Tensor, " rows"],
+    allowed: Bool[Tensor, "rows terms"],
+    ridge: float,
+    scale: float,
+) -> tuple[Float64[Tensor, "rows terms"], Float64[Tensor, "rows terms"], Float64[Tensor, " rows"]]:
     """Affine weights of displacements d among those of their unit, d_j, from inner products: they minimise
 
         | d - sum_j w_j d_j |^2  +  ridge * sum_j w_j^2 | d - d_j |^4 / scale,    sum_j w_j = 1.
@@ -131,8 +144,14 @@ def affine_weights(
 
 
 def remainder_coefficients(
-    curved: Tensor, crossed: Tensor, index: Tensor, weights: Tensor, shares: Tensor, piece: Tensor, ranges: Tensor
-) -> Tensor:
+    curved: Float[Tensor, "rows rank"],
+    crossed: Float[Tensor, "entries rank"],
+    index: Int64[Tensor, "rows terms"],
+    weights: Float[Tensor, "rows terms"],
+    shares: Float[Tensor, "rows pieces"],
+    piece: Int64[Tensor, " rank"],
+    ranges: Int32[Tensor, "rows 2"],
+) -> Float[Tensor, "rows rank"]:
     """Coefficients of the factor's rows in the curvature times a remainder,
 
         c[i, r] = shares[i, piece[r]] * (curved[i, r] - sum_j weights[i, j] crossed[index[i, j], r]).
@@ -149,7 +168,7 @@ def remainder_coefficients(
     return shares[:, piece] * (curved - gather_entries(crossed, index, weights))
 
 
-def predicted_gradient(terms: Terms) -> Tensor:
+def predicted_gradient(terms: Terms) -> Float[Tensor, "rows coords"]:
     """g as in `Terms`, [rows, coords]."""
     gradient = gather_entries(terms.table, terms.index, terms.weights)
     for rows, (low, high) in by_range(terms.ranges):
@@ -161,9 +180,9 @@ def predicted_gradient(terms: Terms) -> Tensor:
 
 def replay_step(
     optimizer: str,
-    theta: Tensor,
-    moments: dict[str, Tensor],
-    at: Tensor,
+    theta: Float[Tensor, "states coords"],
+    moments: dict[str, Float[Tensor, "states coords"]],
+    at: Int64[Tensor, " rows"],
     terms: Terms,
     parts: Sequence[Part],
     clip: Clip | None = None,
@@ -184,10 +203,10 @@ def replay_step(
 
 def step_with(
     optimizer: str,
-    theta: Tensor,
-    moments: dict[str, Tensor],
-    at: Tensor,
-    gradient: Tensor,
+    theta: Float[Tensor, "states coords"],
+    moments: dict[str, Float[Tensor, "states coords"]],
+    at: Int64[Tensor, " rows"],
+    gradient: Float[Tensor, "rows coords"],
     parts: Sequence[Part],
     clip: Clip | None = None,
 ) -> None:
@@ -203,7 +222,12 @@ def step_with(
 
 
 def optimizer_step(
-    optimizer: str, theta: Tensor, moments: dict[str, Tensor], at: Tensor, gradient: Tensor, parts: Sequence[Part]
+    optimizer: str,
+    theta: Float[Tensor, "states coords"],
+    moments: dict[str, Float[Tensor, "states coords"]],
+    at: Int64[Tensor, " rows"],
+    gradient: Float[Tensor, "rows coords"],
+    parts: Sequence[Part],
 ) -> None:
     """`replay_step` with the gradient given, [rows, coords], already clipped; the other arguments as there."""
     # A view where every state steps, in its place: nothing is copied.
@@ -226,12 +250,14 @@ def optimizer_step(
                 moments[key][take, on] = values
 
 
-def clip_factor(norm: Tensor, max_norm: float) -> Tensor:
+def clip_factor(norm: Float[Tensor, "*rows"], max_norm: float) -> Float[Tensor, "*rows"]:
     """What torch.nn.utils.clip_grad_norm_ multiplies gradients of this norm by."""
     return (max_norm / (norm + 1e-6)).clamp_max(1.0)
 
 
-def gather_entries(table: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+def gather_entries(
+    table: Shaped[Tensor, "entries coords"], index: Int64[Tensor, "rows terms"], weights: Float[Tensor, "rows terms"]
+) -> Float[Tensor, "rows coords"]:
     """Weighted sums of entries, out[i] = sum_j weights[i, j] table[index[i, j]].
 
     An entry with weight one beside zeros comes back with its own bits.
@@ -249,7 +275,9 @@ def gather_entries(table: Tensor, index: Tensor, weights: Tensor) -> Tensor:
     return out
 
 
-def entry_products(table: Tensor, index: Tensor, rows: Tensor) -> Tensor:
+def entry_products(
+    table: Shaped[Tensor, "entries coords"], index: Int64[Tensor, "rows terms"], rows: Float[Tensor, "rows coords"]
+) -> Float[Tensor, "rows terms"]:
     """Inner products of rows with entries, out[i, j] = table[index[i, j]] . rows[i]; [rows, terms]."""
     out = torch.empty(index.shape, dtype=rows.dtype, device=rows.device)
     distinct, which = torch.unique(index, dim=0, return_inverse=True)
@@ -258,14 +286,14 @@ def entry_products(table: Tensor, index: Tensor, rows: Tensor) -> Tensor:
     return out
 
 
-def by_value(values: Tensor) -> Iterator[tuple[Tensor, int]]:
+def by_value(values: Int64[Tensor, " rows"]) -> Iterator[tuple[Tensor, int]]:
     """Rows of each value that occurs, with the value, ascending; values int64 [rows]."""
     order = torch.argsort(values, stable=True)
     distinct, counts = torch.unique_consecutive(values[order], return_counts=True)
     yield from zip(order.split(counts.tolist()), distinct.tolist(), strict=True)
 
 
-def by_range(ranges: Tensor) -> Iterator[tuple[Tensor, tuple[int, int]]]:
+def by_range(ranges: Int32[Tensor, "rows 2"]) -> Iterator[tuple[Tensor, tuple[int, int]]]:
     """Rows of each range of the factor, and the range."""
     distinct, which = torch.unique(ranges, dim=0, return_inverse=True)
     for rows, value in by_value(which):

@@ -21,7 +21,7 @@ import os
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -33,6 +33,7 @@ LITTLE = 1 << 23  # coordinates of steps of all orders, below which the referenc
 MODULES = {"reference": "reference", "numba": "numba_replay", "triton": "triton_replay"}
 
 
+@runtime_checkable
 class ReplayKernels(Protocol):
     """What each of the modules offers; see `orderscope_kernels.reference` for the arguments."""
 

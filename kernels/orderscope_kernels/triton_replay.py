@@ -29,6 +29,7 @@ from orderscope_kernels.reference import (
     clip_factor,
     remainder_coefficients,
 )
+from orderscope_kernels.shapes import Float, Int32, Int64, Shaped
 from orderscope_kernels.triton_tiles import (
     COORDS,
     RANK,
@@ -47,7 +48,13 @@ _Arguments = tuple[list[Tensor], list[float], dict[str, bool]]
 
 
 def displacement_products(
-    theta: Tensor, start: Tensor, at: Tensor, table: Tensor, index: Tensor, factor: Tensor, ranges: Tensor
+    theta: Float[Tensor, "states coords"],
+    start: Float[Tensor, " coords"],
+    at: Int64[Tensor, " rows"],
+    table: Shaped[Tensor, "entries coords"],
+    index: Int64[Tensor, "rows terms"],
+    factor: Float[Tensor, "rank coords"],
+    ranges: Int32[Tensor, "rows 2"],
 ) -> Products:
     """As `reference.displacement_products`; float32 states."""
     (rows, terms), coords, rank = index.shape, theta.shape[1], len(factor)
@@ -68,9 +75,9 @@ def displacement_products(
 
 def replay_step(
     optimizer: str,
-    theta: Tensor,
-    moments: dict[str, Tensor],
-    at: Tensor,
+    theta: Float[Tensor, "states coords"],
+    moments: dict[str, Float[Tensor, "states coords"]],
+    at: Int64[Tensor, " rows"],
     terms: Terms,
     parts: Sequence[Part],
     clip: Clip | None = None,

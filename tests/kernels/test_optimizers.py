@@ -90,7 +90,7 @@ def test_the_adjoint_is_that_of_the_step(name):
     theta_1, mean_1, _ = after(gradient + d_gradient, theta + d_theta, mean + d_mean)
     count, first = options.get("count", 1.0), options.get("first", False)
     second = kind.second(own)
-    scale = None if second is None or kind.preconditioner is None else kind.preconditioner(options, second, count)
+    scale = None if second is None or kind.preconditioner is None else kind.preconditioner(options, second[0], count)
     back = kind.back(options, weights, moment, scale, count=count, first=first)
     sign = -1.0 if options["maximize"] else 1.0  # the adjoint is that of the gradient as the step sees it
     forward = (weights * (theta_1 - theta_0)).sum() + (moment * (mean_1 - mean_0)).sum()

@@ -8,23 +8,24 @@ import torch
 from torch import Tensor
 
 from orderscope_kernels.optimizers.kind import Kind, Options, StateKey
+from orderscope_kernels.shapes import Float
 
 
 def adam_update(
-    theta: Tensor,
-    gradient: Tensor,
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
-    max_exp_avg_sq: Tensor | None,
+    theta: Float[Tensor, "rows coords"],
+    gradient: Float[Tensor, "rows coords"],
+    exp_avg: Float[Tensor, "rows coords"],
+    exp_avg_sq: Float[Tensor, "rows coords"],
+    max_exp_avg_sq: Float[Tensor, "rows coords"] | None,
     *,
-    count: float | Tensor,
-    lr: float | Tensor,
+    count: float | Float[Tensor, "rows 1"],
+    lr: float | Float[Tensor, "rows 1"],
     beta1: float,
     beta2: float,
     eps: float,
     weight_decay: float,
-    decoupled: bool,
-    maximize: bool,
+    decoupled: float,
+    maximize: float,
 ) -> None:
     """One step in place, with the bits of torch's own single-tensor code:
 
@@ -58,8 +59,13 @@ def adam_update(
 
 
 def decayed(
-    theta: Tensor, gradient: Tensor, lr: float | Tensor, weight_decay: float, decoupled: bool, maximize: bool
-) -> Tensor:
+    theta: Float[Tensor, "rows coords"],
+    gradient: Float[Tensor, "rows coords"],
+    lr: float | Float[Tensor, "rows 1"],
+    weight_decay: float,
+    decoupled: float,
+    maximize: float,
+) -> Float[Tensor, "rows coords"]:
     """The gradient as the moments see it, [rows, coords]; decoupled decay is done on `theta`, in place. Arguments as
     `adam_update`."""
     if maximize:
@@ -73,8 +79,14 @@ def decayed(
 
 
 def adam_back(
-    h: Options, weights: Tensor, moment: Tensor, preconditioner: Tensor | None, *, count: float, first: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+    h: Options,
+    weights: Float[Tensor, "*rows coords"],
+    moment: Float[Tensor, "*rows coords"],
+    preconditioner: Float[Tensor, " coords"] | None,
+    *,
+    count: float,
+    first: bool,
+) -> tuple[Float[Tensor, "*rows coords"], Float[Tensor, "*rows coords"], Float[Tensor, "*rows coords"]]:
     """Adjoint of one step; arguments and results as `Kind.back`, of which `first` is not used."""
     assert preconditioner is not None
     moment = moment - h["lr"] / (1 - h["beta1"] ** count) * preconditioner * weights
@@ -87,7 +99,7 @@ def decay_back(h: Options, weights: Tensor, gradient: Tensor) -> Tensor:
     return weights * (1 - h["lr"] * h["weight_decay"]) if h["decoupled"] else weights + h["weight_decay"] * gradient
 
 
-def adam_preconditioner(h: Options, second: Tensor, count: float) -> Tensor:
+def adam_preconditioner(h: Options, second: Float[Tensor, " coords"], count: float) -> Float[Tensor, " coords"]:
     """D = 1 / (sqrt(v / (1 - beta2^t)) + eps), [coords]; arguments as `Kind.preconditioner`."""
     return 1 / ((second / (1 - h["beta2"] ** count)).sqrt() + h["eps"])
 

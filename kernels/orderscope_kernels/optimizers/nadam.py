@@ -15,6 +15,7 @@ from torch import Tensor
 
 from orderscope_kernels.optimizers.adam import adam_preconditioner, decay_back, decayed, smooth_moments
 from orderscope_kernels.optimizers.kind import Kind, Options, StateKey
+from orderscope_kernels.shapes import Float
 
 
 def strength(beta1: float, momentum_decay: float, count: float) -> float:
@@ -23,21 +24,21 @@ def strength(beta1: float, momentum_decay: float, count: float) -> float:
 
 
 def nadam_update(
-    theta: Tensor,
-    gradient: Tensor,
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
-    mu_product: Tensor,
+    theta: Float[Tensor, "rows coords"],
+    gradient: Float[Tensor, "rows coords"],
+    exp_avg: Float[Tensor, "rows coords"],
+    exp_avg_sq: Float[Tensor, "rows coords"],
+    mu_product: Float[Tensor, "rows coords"],
     *,
     count: float,
-    lr: float | Tensor,
+    lr: float | Float[Tensor, "rows 1"],
     beta1: float,
     beta2: float,
     eps: float,
     weight_decay: float,
     momentum_decay: float,
-    decoupled: bool,
-    maximize: bool,
+    decoupled: float,
+    maximize: float,
 ) -> None:
     """One step in place, with the bits of torch's own single-tensor code where all rows have the same P:
 
@@ -72,8 +73,14 @@ def nadam_update(
 
 
 def nadam_back(
-    h: Options, weights: Tensor, moment: Tensor, preconditioner: Tensor | None, *, count: float, first: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+    h: Options,
+    weights: Float[Tensor, "*rows coords"],
+    moment: Float[Tensor, "*rows coords"],
+    preconditioner: Float[Tensor, " coords"] | None,
+    *,
+    count: float,
+    first: bool,
+) -> tuple[Float[Tensor, "*rows coords"], Float[Tensor, "*rows coords"], Float[Tensor, "*rows coords"]]:
     """Adjoint of one step; arguments and results as `Kind.back`, of which `first` is not used.
 
     P is that of a run with the same beta1 and momentum_decay at every step.

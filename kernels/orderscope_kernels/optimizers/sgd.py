@@ -8,20 +8,21 @@ import torch
 from torch import Tensor
 
 from orderscope_kernels.optimizers.kind import Kind, Options, StateKey
+from orderscope_kernels.shapes import Bool, Float
 
 
 def sgd_update(
-    theta: Tensor,
-    gradient: Tensor,
-    momentum_buffer: Tensor | None,
+    theta: Float[Tensor, "rows coords"],
+    gradient: Float[Tensor, "rows coords"],
+    momentum_buffer: Float[Tensor, "rows coords"] | None,
     *,
-    first: bool | Tensor,
-    lr: float | Tensor,
+    first: bool | Bool[Tensor, "rows 1"],
+    lr: float | Float[Tensor, "rows 1"],
     momentum: float,
     dampening: float,
-    nesterov: bool,
+    nesterov: float,
     weight_decay: float,
-    maximize: bool,
+    maximize: float,
 ) -> None:
     """One step in place, with the bits of torch's own single-tensor code:
 
@@ -56,8 +57,14 @@ def sgd_update(
 
 
 def sgd_back(
-    h: Options, weights: Tensor, moment: Tensor, preconditioner: Tensor | None, *, count: float, first: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+    h: Options,
+    weights: Float[Tensor, "*rows coords"],
+    moment: Float[Tensor, "*rows coords"],
+    preconditioner: Float[Tensor, " coords"] | None,
+    *,
+    count: float,
+    first: bool,
+) -> tuple[Float[Tensor, "*rows coords"], Float[Tensor, "*rows coords"], Float[Tensor, "*rows coords"]]:
     """Adjoint of one step; arguments and results as `Kind.back`, of which `preconditioner` and `count` are not used."""
     step = -h["lr"] * weights
     if not h["momentum"]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from orderscope_kernels.reference import affine_weights, entry_products, gather_entries
+from orderscope_kernels.shapes import Bool, Float, Float64, Int64
 
 RIDGE = 0.1
 NEAR = 1e-5
@@ -34,14 +35,28 @@ class AnchorSpace:
         ridge: strength of the penalty.
     """
 
-    def __init__(self, start: Tensor, spread: Tensor, shared: int, gram: Tensor, *, ridge: float = RIDGE) -> None:
+    def __init__(
+        self,
+        start: Float[Tensor, " coords"],
+        spread: Float[Tensor, "entries coords"],
+        shared: int,
+        gram: Float64[Tensor, "units anchors anchors"],
+        *,
+        ridge: float = RIDGE,
+    ) -> None:
         self.start, self.spread, self.shared, self.gram, self.ridge = start, spread, shared, gram, ridge
         self.norms = gram.diagonal(dim1=1, dim2=2)
         self.scale = float(self.norms[:, :shared].max().clamp_min(1e-30) / 2)
 
     @classmethod
     def of(
-        cls, shared: Tensor, own: Tensor, start: Tensor, *, ridge: float = RIDGE, dtype: torch.dtype | None = None
+        cls,
+        shared: Float[Tensor, "shared coords"],
+        own: Float[Tensor, "units own coords"],
+        start: Float[Tensor, " coords"],
+        *,
+        ridge: float = RIDGE,
+        dtype: torch.dtype | None = None,
     ) -> AnchorSpace:
         """From states: shared [K, coords], own [units, R, coords]; distances are kept in `dtype`."""
         units, count, coords = own.shape
@@ -63,7 +78,7 @@ class AnchorSpace:
         """R."""
         return self.count - self.shared
 
-    def states(self, unit: int) -> Tensor:
+    def states(self, unit: int) -> Float[Tensor, "anchors coords"]:
         """A unit's anchors, [K + R, coords]."""
         return self.start + self.spread[self.entries(torch.tensor([unit]))[0]].to(self.start.dtype)
 
@@ -72,13 +87,18 @@ class AnchorSpace:
         """K + R."""
         return self.gram.shape[1]
 
-    def entries(self, unit: Tensor) -> Tensor:
+    def entries(self, unit: Int64[Tensor, " rows"]) -> Int64[Tensor, "rows anchors"]:
         """Rows of `spread` that are a unit's anchors, int64 [rows, K + R]; unit int64 [rows]."""
         shared, own = self.shared, self.own
         common = torch.arange(shared, device=unit.device).expand(len(unit), -1)
         return torch.cat([common, shared + unit[:, None] * own + torch.arange(own, device=unit.device)], 1)
 
-    def weights(self, theta: Tensor, unit: Tensor, allowed: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def weights(
+        self,
+        theta: Float[Tensor, "rows coords"],
+        unit: Int64[Tensor, " rows"],
+        allowed: Bool[Tensor, "rows anchors"] | None = None,
+    ) -> tuple[Float64[Tensor, "rows anchors"], Float[Tensor, "rows coords"], Float64[Tensor, " rows"]]:
         """Weights, what they leave, and how much that is.
 
         Args:
@@ -99,7 +119,14 @@ class AnchorSpace:
         remainder[self.snap(theta, torch.arange(len(unit), device=unit.device), unit, distance, weights)] = 0
         return weights, remainder, remainder.norm(dim=1).double() / self.scale**0.5
 
-    def snap(self, theta: Tensor, at: Tensor, unit: Tensor, distance: Tensor, weights: Tensor) -> Tensor:
+    def snap(
+        self,
+        theta: Float[Tensor, "states coords"],
+        at: Int64[Tensor, " rows"],
+        unit: Int64[Tensor, " rows"],
+        distance: Float64[Tensor, "rows anchors"],
+        weights: Float64[Tensor, "rows anchors"],
+    ) -> Bool[Tensor, " rows"]:
         """Rows that are one of their anchors take it alone: their weights are written over. Bool [rows].
 
         They are it to the bit; where distances from the start are kept in a short type, as far as that can tell.
@@ -123,7 +150,9 @@ class AnchorSpace:
         return on
 
 
-def gram_of(spread: Tensor, shared: int, units: int, dtype: torch.dtype) -> Tensor:
+def gram_of(
+    spread: Float[Tensor, "entries coords"], shared: int, units: int, dtype: torch.dtype
+) -> Float64[Tensor, "{units} anchors anchors"]:
     """Inner products of each unit's anchors, float64 [units, K + R, K + R]; arguments as `AnchorSpace`, products in
     `dtype`."""
     common = spread[:shared].to(dtype)

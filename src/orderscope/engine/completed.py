@@ -27,6 +27,7 @@ from orderscope.store import RunStore
 from orderscope.store.names import REFERENCE
 from orderscope.task import Task
 from orderscope.training import load_run, true_runs
+from orderscope_kernels.shapes import Float
 
 RIDGE = 0.1  # of the states' mean squared distance
 KNOWN_BYTES = 1 << 33
@@ -61,7 +62,9 @@ class KnownStates:
     runs: tuple[str, ...]
     indices: Tensor
 
-    def interpolated(self, carried: Tensor, without: str | None = None) -> tuple[Tensor, Tensor]:
+    def interpolated(
+        self, carried: Float[Tensor, " coords"], without: str | None = None
+    ) -> tuple[Float[Tensor, " size"], Float[Tensor, " coords"]]:
         """The state between known ones that is nearest to carried weights [m]: all its weights [P], and the carried.
 
         Args:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from orderscope.engine.compress import compress
+from orderscope_kernels.shapes import Float, Float64
 
 AT_ONCE = 4096  # rows of a short type that are widened at the same time
 
@@ -38,7 +39,7 @@ class Curvature:
     coords: int
 
     @classmethod
-    def of(cls, factor: Tensor) -> Curvature:
+    def of(cls, factor: Float[Tensor, "rank coords"]) -> Curvature:
         """A^T A from one factor [rank, m]."""
         return cls(((1.0, factor),), factor.shape[1])
 
@@ -53,7 +54,7 @@ class Curvature:
         return cls(tuple((w * s, a) for w, each in weighed if w for s, a in each.parts), coords)
 
     @classmethod
-    def compressed(cls, rows: Tensor, energy: float, weight: float) -> Curvature:
+    def compressed(cls, rows: Float[Tensor, "n coords"], energy: float, weight: float) -> Curvature:
         """The mean over sampled pseudo-gradients by the leading directions that hold a share of its trace.
 
         Args:
@@ -64,25 +65,27 @@ class Curvature:
         return cls.of(compress(rows, energy).float() * (weight / max(1, len(rows))) ** 0.5)
 
     @property
-    def factor(self) -> Tensor:
+    def factor(self) -> Float[Tensor, "rank coords"]:
         """A with C = A^T A, [rank, m], a copy unless there is one part of weight 1; [0, m] where there is none."""
         if len(self.parts) == 1 and self.parts[0][0] == 1:
             return self.parts[0][1]
         return torch.cat([s**0.5 * a for s, a in self.parts]) if self.parts else torch.zeros(0, self.coords)
 
-    def __rmatmul__(self, rows: Tensor) -> Tensor:
+    def __rmatmul__(self, rows: Float[Tensor, "*rows coords"]) -> Float[Tensor, "*rows coords"]:
         """x C of all rows x, [..., m] -> [..., m]."""
         found = [s * ((rows @ a.T) @ a) for s, a in self._in(rows.dtype)]
         return sum(found[1:], found[0]) if found else torch.zeros_like(rows)
 
-    def products(self, left: Tensor, right: Tensor) -> Tensor:
+    def products(
+        self, left: Float[Tensor, "left coords"], right: Float[Tensor, "right coords"]
+    ) -> Float[Tensor, "left right"]:
         """x C y of all rows x [left, m] and y [right, m], [left, right]."""
         found = left.new_zeros(len(left), len(right))
         for s, a in self._in(left.dtype):
             found += s * ((left @ a.T) @ (right @ a.T).T)
         return found
 
-    def square(self, rows: Tensor) -> Tensor:
+    def square(self, rows: Float[Tensor, "*rows coords"]) -> Float64[Tensor, "*rows"]:
         """x C x of each row x, [..., m] -> float64 [...]."""
         found = torch.zeros(rows.shape[:-1], dtype=torch.float64, device=rows.device)
         for s, a in self._in(rows.dtype):
@@ -93,7 +96,7 @@ class Curvature:
         return ((s, a.to(dtype)) for s, a in self.parts)
 
 
-def factor_products(rows: Tensor, factor: Tensor) -> Tensor:
+def factor_products(rows: Float[Tensor, "n coords"], factor: Float[Tensor, "rank coords"]) -> Float[Tensor, "n rank"]:
     """Products of all rows with those of a factor, in the factor's type, some rows at once.
 
     Args:

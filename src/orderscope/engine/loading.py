@@ -91,7 +91,7 @@ def load_left_out(store: RunStore, window: Window, held_out: HeldOut | None) -> 
 def _left_out(store: RunStore, window: Window, held_out: HeldOut | None) -> LeftOut:
     runs = [run for run in true_runs(store) if run != REFERENCE]
     orders = [load_run(store, run, gradients=False).order for run in runs]
-    return left_out(window, held_out, runs, np.array(orders).reshape(len(runs), *window.order.shape))
+    return left_out(window, held_out, runs, np.array(orders, dtype=np.int64).reshape(len(runs), *window.order.shape))
 
 
 def untold(store: RunStore) -> list[str]:

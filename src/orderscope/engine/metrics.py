@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor
@@ -11,6 +11,7 @@ from orderscope.sketching.gradients import set_parameters
 from orderscope.task import Task
 
 
+@runtime_checkable
 class MetricModel(Protocol):
     """Weights [rows, m] -> name -> values [rows]."""
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from orderscope_kernels.optimizers import KINDS, Kind
 from orderscope_kernels.reference import Part, clip_factor, optimizer_step
+from orderscope_kernels.shapes import Bool, Float, Float64, Int64
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,8 @@ class Slice:
 class Start:
     """Where the window starts: weights [m] and moments by key, [m] each."""
 
-    theta: Tensor
-    moments: dict[str, Tensor]
+    theta: Float[Tensor, " coords"]
+    moments: dict[str, Float[Tensor, " coords"]]
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Dynamics:
     """
 
     optimizer: str
-    hyper: dict[str, np.ndarray]
+    hyper: dict[str, Float64[np.ndarray, "steps groups"]]
     start: Start
     slices: tuple[Slice, ...]
     parameters: int
@@ -91,9 +92,9 @@ class States:
             takes every step.
     """
 
-    theta: Tensor
-    moments: dict[str, Tensor]
-    taken: Tensor | None
+    theta: Float[Tensor, "rows coords"]
+    moments: dict[str, Float[Tensor, "rows coords"]]
+    taken: Float[Tensor, "rows params"] | None
 
 
 def start_states(dynamics: Dynamics, rows: int) -> States:
@@ -107,7 +108,9 @@ def start_states(dynamics: Dynamics, rows: int) -> States:
     return States(dynamics.start.theta.repeat(rows, 1), moments, taken)
 
 
-def clip(dynamics: Dynamics, gradient: Tensor, norm: Tensor | None = None) -> Tensor:
+def clip(
+    dynamics: Dynamics, gradient: Float[Tensor, "rows coords"], norm: Float[Tensor, " rows"] | None = None
+) -> Float[Tensor, "rows coords"]:
     """As torch.nn.utils.clip_grad_norm_: [rows, m]. `norm` [rows] is estimated from the coordinates if not given."""
     if not dynamics.max_grad_norm:
         return gradient
@@ -116,7 +119,12 @@ def clip(dynamics: Dynamics, gradient: Tensor, norm: Tensor | None = None) -> Te
 
 
 def step(
-    dynamics: Dynamics, states: States, gradient: Tensor, position: int, lr: Tensor | None, active: Tensor | None
+    dynamics: Dynamics,
+    states: States,
+    gradient: Float[Tensor, "rows coords"],
+    position: int,
+    lr: Float[Tensor, "rows groups"] | None,
+    active: Bool[Tensor, "rows params"] | None,
 ) -> None:
     """Take the step at `position` with a given gradient, in place.
 
@@ -130,7 +138,12 @@ def step(
 
 
 def step_parts(
-    dynamics: Dynamics, states: States, at: Tensor, position: int, lr: Tensor | None, active: Tensor | None
+    dynamics: Dynamics,
+    states: States,
+    at: Int64[Tensor, " rows"],
+    position: int,
+    lr: Float[Tensor, "rows groups"] | None,
+    active: Bool[Tensor, "rows params"] | None,
 ) -> list[Part]:
     """What steps alike at `position`; the steps that parameters have taken are counted on.
 
@@ -169,9 +182,9 @@ def _part(
 
 def slices(
     parameters: Sequence[dict[str, Any]],
-    indices: Tensor | None,
-    count: Tensor,
-    present: Tensor,
+    indices: Int64[Tensor, " coords"] | None,
+    count: Float[Tensor, " params"],
+    present: Bool[Tensor, " params"],
     single: bool,
 ) -> tuple[Slice, ...]:
     """One slice a parameter, or, where every parameter always gets a gradient, one a run of like parameters."""

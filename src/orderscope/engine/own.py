@@ -12,6 +12,7 @@ from torch import Tensor
 from orderscope.engine.batches import Batches
 from orderscope.engine.optimizers import Dynamics, clip, start_states, step
 from orderscope.training import RecordedRun
+from orderscope_kernels.shapes import Bool, Float
 
 
 @dataclass(frozen=True)
@@ -25,10 +26,10 @@ class OwnAnchors:
         runs: name of the run of each column.
     """
 
-    states: Tensor
-    gradients: Tensor
-    norms: Tensor
-    known: Tensor
+    states: Float[Tensor, "units own coords"]
+    gradients: Float[Tensor, "units own coords"]
+    norms: Float[Tensor, "units own"]
+    known: Bool[Tensor, "units own"]
     runs: tuple[str, ...]
 
 
@@ -56,7 +57,7 @@ def own_anchors(dynamics: Dynamics, batches: Batches, runs: Sequence[RecordedRun
     return OwnAnchors(states, gradients, norms, known, tuple(run.name for run in runs for _ in range(times)))
 
 
-def trained_states(dynamics: Dynamics, runs: Sequence[RecordedRun]) -> Tensor:
+def trained_states(dynamics: Dynamics, runs: Sequence[RecordedRun]) -> Float[Tensor, "steps runs coords"]:
     """Weights before each step of each run, [steps, runs, m], by replaying its recorded gradients."""
     states = start_states(dynamics, len(runs))
     before = torch.empty(dynamics.steps, *states.theta.shape, dtype=states.theta.dtype)

@@ -11,6 +11,7 @@ from torch import Tensor
 from orderscope.engine.batches import Batches
 from orderscope.engine.window import Window, group_fractions
 from orderscope.errors import OrderscopeError
+from orderscope_kernels.shapes import Bool, Float, Int, Int64
 
 
 @dataclass(frozen=True)
@@ -24,13 +25,13 @@ class Units:
         has_grad: bool [U + regrouped, n_params], or None.
     """
 
-    index: np.ndarray
-    new: np.ndarray
-    fractions: Tensor
-    has_grad: Tensor | None
+    index: Int64[np.ndarray, "orders steps"]
+    new: Int64[np.ndarray, "new batch"]
+    fractions: Float[Tensor, "units groups"]
+    has_grad: Bool[Tensor, "units params"] | None
 
 
-def units_of(window: Window, batches: Batches, orders: np.ndarray) -> Units:
+def units_of(window: Window, batches: Batches, orders: Int[np.ndarray, "orders steps batch"]) -> Units:
     """Raises: OrderscopeError where samples are regrouped but no per-sample gradients were kept."""
     index, new = batches.index(orders)
     if len(new) and not window.sample_anchors:
@@ -46,7 +47,7 @@ def units_of(window: Window, batches: Batches, orders: np.ndarray) -> Units:
     return Units(index, new, fractions, has_grad)
 
 
-def regrouped_gradients(window: Window, new: np.ndarray, anchor: int) -> Tensor:
+def regrouped_gradients(window: Window, new: Int[np.ndarray, "new batch"], anchor: int) -> Float[Tensor, "new coords"]:
     """Mean gradients of regrouped batches at an anchor with samples, [regrouped, m].
 
     Args:
