@@ -17,7 +17,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from orderscope_kernels.shapes import Float, Int64
+from orderscope_kernels.shapes import Float, Int, Int64
 
 SPARSE = 8  # entries of a column of a sparse projection that are not zero
 WIDTH = 4096  # columns at once
@@ -26,7 +26,7 @@ GOLDEN = 0x9E3779B9
 MASK = 0xFFFFFFFF
 
 
-def mixed(x: Tensor) -> Tensor:
+def mixed(x: Int64[Tensor, "*shape"]) -> Int64[Tensor, "*shape"]:
     """A bijection of the 32-bit numbers that looks random; int64 tensors."""
     x = x ^ (x >> 16)
     x = (x * 0x7FEB352D) & MASK
@@ -91,14 +91,18 @@ def project(
     return out
 
 
-def column_blocks(x: Tensor, first: int) -> Iterator[tuple[Tensor, Tensor]]:
+def column_blocks(x: Float[Tensor, "rows size"], first: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Coordinates `WIDTH` at a time, with the columns they meet."""
     for start in range(0, x.shape[1], WIDTH):
         part = x[:, start : start + WIDTH]
         yield part, torch.arange(first + start, first + start + part.shape[1], device=x.device)
 
 
-def linear_entries(inputs: Tensor, output_gradients: Tensor, entries: Tensor) -> Tensor:
+def linear_entries(
+    inputs: Float[Tensor, "samples positions width_in"],
+    output_gradients: Float[Tensor, "samples positions width_out"],
+    entries: Int64[Tensor, " coords"],
+) -> Float[Tensor, "samples coords"]:
     """Some entries of each sample's gradient of a linear layer's weight, without forming the whole of it.
 
         G_b[i, j] = sum_t output_gradients[b, t, i] inputs[b, t, j]
@@ -121,7 +125,11 @@ def linear_entries(inputs: Tensor, output_gradients: Tensor, entries: Tensor) ->
     return out
 
 
-def embedding_entries(ids: Tensor, output_gradients: Tensor, entries: Tensor) -> Tensor:
+def embedding_entries(
+    ids: Int[Tensor, "samples positions"],
+    output_gradients: Float[Tensor, "samples positions width"],
+    entries: Int64[Tensor, " coords"],
+) -> Float[Tensor, "samples coords"]:
     """Some entries of each sample's gradient of an embedding's weight.
 
         G_b[v, j] = sum_t [ids[b, t] = v] output_gradients[b, t, j]
@@ -148,8 +156,14 @@ def embedding_entries(ids: Tensor, output_gradients: Tensor, entries: Tensor) ->
 
 
 def linear_projection(
-    inputs: Tensor, output_gradients: Tensor, kind: str, rank: int, seed: int, *, first: int = 0
-) -> Tensor:
+    inputs: Float[Tensor, "samples positions width_in"],
+    output_gradients: Float[Tensor, "samples positions width_out"],
+    kind: str,
+    rank: int,
+    seed: int,
+    *,
+    first: int = 0,
+) -> Float[Tensor, "samples {rank}"]:
     """P times each sample's gradient of a linear layer's weight, some rows of the weight at a time, [samples, rank].
 
     Arguments as `linear_entries` and `project`.

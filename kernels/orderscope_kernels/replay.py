@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from orderscope_kernels.reference import Products
+from orderscope_kernels.shapes import Float
 
 OVERRIDE = "ORDERSCOPE_KERNELS"
 LITTLE = 1 << 23  # coordinates of steps of all orders, below which the reference is quicker than loading numba
@@ -46,7 +47,9 @@ class ReplayKernels(Protocol):
     def replay_step(self, *args: Any, **kwargs: Any) -> None: ...
 
 
-def replay_kernels(theta: Tensor, *, separate: bool = False, work: float = math.inf) -> ReplayKernels:
+def replay_kernels(
+    theta: Float[Tensor, "states coords"], *, separate: bool = False, work: float = math.inf
+) -> ReplayKernels:
     """The kernels for these states.
 
     Args:

@@ -94,7 +94,9 @@ def adam_back(
     return gradient, decay_back(h, weights, gradient), h["beta1"] * moment
 
 
-def decay_back(h: Options, weights: Tensor, gradient: Tensor) -> Tensor:
+def decay_back(
+    h: Options, weights: Float[Tensor, "*rows coords"], gradient: Float[Tensor, "*rows coords"]
+) -> Float[Tensor, "*rows coords"]:
     """Adjoint of the weights before a step, from those of the weights after it and of the gradient, [..., coords]."""
     return weights * (1 - h["lr"] * h["weight_decay"]) if h["decoupled"] else weights + h["weight_decay"] * gradient
 
@@ -105,8 +107,14 @@ def adam_preconditioner(h: Options, second: Float[Tensor, " coords"], count: flo
 
 
 def adam_direction(
-    h: Options, g: Tensor, theta: Tensor, state: Mapping[str, Tensor], *, count: float, first: bool
-) -> Tensor:
+    h: Options,
+    g: Float[Tensor, "*rows coords"],
+    theta: Float[Tensor, "*rows coords"],
+    state: Mapping[str, Tensor],
+    *,
+    count: float,
+    first: bool,
+) -> Float[Tensor, "*rows coords"]:
     """Gamma, elementwise; arguments as `Kind.direction`, of which `first` is not used.
 
     Example:
@@ -123,8 +131,12 @@ def adam_direction(
 
 
 def smooth_moments(
-    h: Options, g: Tensor, theta: Tensor, state: Mapping[str, Tensor], count: float
-) -> tuple[Tensor, Tensor, Tensor]:
+    h: Options,
+    g: Float[Tensor, "*rows coords"],
+    theta: Float[Tensor, "*rows coords"],
+    state: Mapping[str, Tensor],
+    count: float,
+) -> tuple[Float[Tensor, "*rows coords"], Float[Tensor, "*rows coords"], Float[Tensor, "*rows coords"]]:
     """Gradient as the moments see it, m and sqrt(v / (1 - beta2^t)) + eps after a step, [..., coords] each.
 
     Where the second moment is zero its root has no derivative; none is taken there. Arguments as `Kind.direction`.

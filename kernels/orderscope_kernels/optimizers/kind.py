@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from orderscope_kernels.shapes import Float
+
 Options = Mapping[str, Any]
 Back = Callable[..., tuple[Tensor, Tensor, Tensor]]
 
@@ -30,20 +32,20 @@ class StateKey:
     scalar: bool = False
     initial: float = 0.0
 
-    def start(self, like: Tensor) -> Tensor:
+    def start(self, like: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """The vector before the first step, in the shape of `like`."""
         if not self.scalar:
             return torch.full_like(like, self.initial)
         wide = torch.get_default_dtype() == torch.float64
         return torch.full_like(like, self.initial, dtype=torch.float64 if wide else torch.float32)
 
-    def of_torch(self, value: Tensor | None, parameter: Tensor) -> Tensor:
+    def of_torch(self, value: Float[Tensor, ...] | None, parameter: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """The vector for what torch keeps, in the parameter's shape; `value` is None where it keeps nothing yet."""
         if value is None:
             return self.start(parameter)
         return torch.full_like(parameter, float(value), dtype=value.dtype) if self.scalar else value
 
-    def for_torch(self, values: Tensor) -> Tensor:
+    def for_torch(self, values: Float[Tensor, "*shape"]) -> Float[Tensor, ...]:
         """The other way round: what torch keeps, from the vector in the parameter's shape; a copy."""
         return values.flatten()[0].clone() if self.scalar else values.clone()
 

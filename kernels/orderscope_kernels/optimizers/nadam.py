@@ -94,8 +94,14 @@ def nadam_back(
 
 
 def nadam_direction(
-    h: Options, g: Tensor, theta: Tensor, state: Mapping[str, Tensor], *, count: float, first: bool
-) -> Tensor:
+    h: Options,
+    g: Float[Tensor, "*rows coords"],
+    theta: Float[Tensor, "*rows coords"],
+    state: Mapping[str, Tensor],
+    *,
+    count: float,
+    first: bool,
+) -> Float[Tensor, "*rows coords"]:
     """Gamma, elementwise; arguments as `Kind.direction`, of which `first` is not used."""
     g, m, denominator = smooth_moments(h, g, theta, state, count)
     mu = strength(h["beta1"], h["momentum_decay"], count)

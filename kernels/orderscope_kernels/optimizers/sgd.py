@@ -77,8 +77,14 @@ def sgd_back(
 
 
 def sgd_direction(
-    h: Options, g: Tensor, theta: Tensor, state: Mapping[str, Tensor], *, count: float, first: bool
-) -> Tensor:
+    h: Options,
+    g: Float[Tensor, "*rows coords"],
+    theta: Float[Tensor, "*rows coords"],
+    state: Mapping[str, Tensor],
+    *,
+    count: float,
+    first: bool,
+) -> Float[Tensor, "*rows coords"]:
     """Gamma, elementwise; arguments as `Kind.direction`, of which `count` is not used."""
     g = -g if h.get("maximize") else g
     g = g + h["weight_decay"] * theta if h["weight_decay"] else g

@@ -30,6 +30,7 @@ from orderscope.store import RunStore
 from orderscope.store.names import REFERENCE, TABLE, TASK_SHARD
 from orderscope.training import load_run, true_runs
 from orderscope.training.segments import segment_name
+from orderscope_kernels.shapes import Shaped
 
 # Share of the curvature's trace that is kept. What is cut off is missing from the restoring force and adds up to a
 # drift, most in long windows and where batches mix groups: with 0.85 text_mixed has a mae_ratio of 0.97 before
@@ -234,7 +235,7 @@ class Some:
         assert places is not None
         return cls(Coordinates(places if own.indices is None else own.indices[places], own.size), places)
 
-    def __call__(self, rows: Tensor) -> Tensor:
+    def __call__(self, rows: Shaped[Tensor, "*rows carried"]) -> Shaped[Tensor, "*rows some"]:
         """[..., carried] -> [..., some]."""
         return rows if self.places is None else rows[..., self.places]
 

@@ -9,13 +9,16 @@ from torch import Tensor
 
 from orderscope.sketching.gradients import set_parameters
 from orderscope.task import Task
+from orderscope_kernels.shapes import Float
 
 
 @runtime_checkable
 class MetricModel(Protocol):
     """Weights [rows, m] -> name -> values [rows]."""
 
-    def __call__(self, theta: Tensor, names: tuple[str, ...]) -> dict[str, np.ndarray]: ...
+    def __call__(
+        self, theta: Float[Tensor, "rows coords"], names: tuple[str, ...]
+    ) -> dict[str, Float[np.ndarray, " rows"]]: ...
 
 
 def evaluated(task: Task) -> MetricModel:

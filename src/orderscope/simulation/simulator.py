@@ -107,7 +107,9 @@ class Simulator:
     @cached_property
     def run_orders(self) -> np.ndarray:
         """Their orders, [runs, steps, batch]."""
-        return np.array([run.order for run in self._run_files], dtype=np.int64).reshape(len(self.runs), *self.order.shape)
+        return np.array([run.order for run in self._run_files], dtype=np.int64).reshape(
+            len(self.runs), *self.order.shape
+        )
 
     @cached_property
     def run_truth(self) -> dict[str, np.ndarray]:
