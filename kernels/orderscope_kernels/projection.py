@@ -76,7 +76,10 @@ def project(
     """P x: [rows, size] -> [rows, rank].
 
     Args:
+        x: [rows, size].
         kind: "rademacher" or "sparse".
+        rank: rows of P.
+        seed: of P's random numbers.
         first: column of the projection that the first coordinate meets.
     """
     if x.is_cuda and x.dtype == torch.float32 and find_spec("triton"):

@@ -125,7 +125,8 @@ def affine_weights(
         gram: d_i . d_j of each unit, float64 [units, terms, terms].
         unit: int64 [rows].
         allowed: bool [rows, terms], which d_j may weigh in.
-        ridge, scale: as in the formula.
+        ridge: strength of the penalty, without unit.
+        scale: unit of squared distances, > 0.
 
     Returns:
         weights [rows, terms]; |d - d_j|^2, infinite where not allowed, [rows, terms]; |d - sum_j w_j d_j|^2 / scale,

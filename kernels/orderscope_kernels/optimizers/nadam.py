@@ -49,12 +49,18 @@ def nadam_update(
     Args:
         theta: weights, [rows, coords].
         gradient: already clipped, [rows, coords].
-        exp_avg, exp_avg_sq: m and v, [rows, coords].
+        exp_avg: m, the running mean of gradients, [rows, coords].
+        exp_avg_sq: v, that of their squares, [rows, coords].
         mu_product: P, the same number on all coordinates of a parameter, [rows, coords].
         count: t, the number of the step being taken, from 1.
         lr: learning rate, a number or [rows, 1].
-        beta1, beta2, eps, weight_decay, momentum_decay, maximize: options as in torch.
+        beta1: share of m that is kept a step, in [0, 1).
+        beta2: share of v that is kept a step, in [0, 1).
+        eps: added to the root, > 0.
+        weight_decay: lambda, >= 0.
+        momentum_decay: psi, >= 0.
         decoupled: whether weights are decayed by themselves rather than through the gradient.
+        maximize: whether to step against the gradient's sign.
     """
     gradient = decayed(theta, gradient, lr, weight_decay, decoupled, maximize)
     mu, after = strength(beta1, momentum_decay, count), strength(beta1, momentum_decay, count + 1)

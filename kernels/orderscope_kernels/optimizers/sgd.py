@@ -36,7 +36,11 @@ def sgd_update(
         momentum_buffer: b, [rows, coords], or None without momentum.
         first: no momentum yet, so that b becomes g itself, without dampening, as torch does; bool, or [rows, 1].
         lr: learning rate, a number or [rows, 1].
-        momentum, dampening, nesterov, weight_decay, maximize: options as in torch.
+        momentum: share of b that is kept a step; 0 for none.
+        dampening: share of g that b leaves out.
+        nesterov: whether to look one step ahead.
+        weight_decay: lambda, >= 0.
+        maximize: whether to step against the gradient's sign.
     """
     if maximize:
         gradient = -gradient

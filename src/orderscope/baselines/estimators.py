@@ -48,6 +48,7 @@ def impulse(sim: Recorded, orders: np.ndarray, names: tuple[str, ...], rates: np
     """First-order impulse weights, from the stored sketch alone.
 
     Args:
+        sim: the run, opened.
         orders: sample ids, [n, steps, batch].
         names: metrics; one without a stored gradient, as any that is no held-out set, comes out as not a number.
         rates: learning rates instead of the recorded ones, [n, steps, groups].

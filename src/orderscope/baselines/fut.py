@@ -279,6 +279,7 @@ def replay_seed(
     """Final weights of many orders and the gradient evaluations they cost beside the table, in runs.
 
     Args:
+        made: the table, or what stands for it.
         index: batches of each order, [orders, steps]: u < T is the recorded batch u, T + x the batch `new[x]`.
         new: sample ids of batches that were not recorded, [x, batch]; they are in no table and are evaluated on demand.
         lr: learning rates instead of the recorded ones, as `orderscope.task.hyper.group_rates` reads them.

@@ -47,6 +47,7 @@ def impulses(dynamics: Dynamics, preconditioner: Tensor, final: Tensor, lr: np.n
     """Sweep backwards through the optimizer with its preconditioner frozen.
 
     Args:
+        dynamics: the recorded optimizer: kind, hyper-parameters, start.
         preconditioner: D at each step, [steps, m].
         final: gradient of the metric in the final weights, [m].
         lr: learning rates instead of the recorded ones, [steps, groups].
@@ -77,6 +78,8 @@ def impulse_weights(lr: np.ndarray, *, beta1: float, weight_decay: float = 0.0, 
 
     Args:
         lr: learning rates, [steps].
+        beta1: of Adam, in [0, 1).
+        weight_decay: of AdamW, >= 0.
         count: optimizer steps taken before the window.
 
     Example:
@@ -94,6 +97,9 @@ def impulse_values(store: RunStore, window: Window, units: Units, final: Tensor,
     """Predicted change of a metric against the reference run, float64 [orders].
 
     Args:
+        store: the run on disk, for the second moments at its anchors.
+        window: the same run, ready to be replayed.
+        units: what the orders train on, see `units_of`.
         final: gradient of the metric at the end of the reference run times P / m, [m].
         lr: learning rates instead of the recorded ones, as `orderscope.task.hyper.group_rates` reads them.
     """

@@ -89,6 +89,7 @@ def train_few(
     """Train orders of fewer samples a step than the task's own.
 
     Args:
+        task: what was recorded.
         dynamics: the recorded optimizer, on all coordinates.
         orders: sample ids, [n, steps, count].
         names: metrics to evaluate.

@@ -132,8 +132,11 @@ class AnchorSpace:
         They are it to the bit; where distances from the start are kept in a short type, as far as that can tell.
 
         Args:
-            theta: [states, coords]; `at` says which of them the rows are, int64 [rows].
-            unit, distance, weights: of each row; the last two as `affine_weights` returns them.
+            theta: [states, coords].
+            at: which of them the rows are, int64 [rows].
+            unit: unit of each row, int64 [rows].
+            distance: squared distances from the unit's anchors as `affine_weights` returns them, [rows, K + R].
+            weights: weights of the unit's anchors as `affine_weights` returns them, [rows, K + R]; written over.
         """
         candidates = distance <= NEAR * (self.scale + self.norms[unit])
         on = torch.zeros(len(unit), dtype=torch.bool, device=unit.device)

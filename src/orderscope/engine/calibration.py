@@ -247,7 +247,8 @@ def errs_less(one: Sequence[Calibration], other: Sequence[Calibration]) -> bool:
     difference, by Student's t, lies on its side. Differences of |error| / sigma, mean over the metrics.
 
     Args:
-        one, other: the two estimators' calibrations, one a metric.
+        one: calibrations of the estimator, one a metric.
+        other: those of the one that it is compared with, in the same sequence of metrics.
     """
     pairs = [(a, b) for a, b in zip(one, other, strict=True) if a.sigma > 0]
     if not pairs:

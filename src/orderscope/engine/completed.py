@@ -68,6 +68,7 @@ class KnownStates:
         """The state between known ones that is nearest to carried weights [m]: all its weights [P], and the carried.
 
         Args:
+            carried: weights on the carried coordinates, [m].
             without: a run whose states are not to be used.
         """
         rows = [k for k, run in enumerate(self.runs) if run != without]
@@ -101,6 +102,9 @@ def completed(
     """Metrics by the real model at interpolated weights, held-out losses corrected by what is known of them.
 
     Args:
+        task: builds the model and evaluates it.
+        known: whole weights of the recorded runs.
+        held_out: what is known of held-out losses; None where none is a metric.
         without: for each of n orders a run whose states are not to be used.
     """
     model = task.build_model()

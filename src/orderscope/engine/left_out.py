@@ -41,6 +41,8 @@ def left_out(
     """Predict runs without what they left behind.
 
     Args:
+        window: the run, ready to be replayed.
+        held_out: what is known of held-out losses, or None.
         runs: names of true runs.
         orders: theirs, [runs, steps, batch].
     """

@@ -244,6 +244,7 @@ def raw_window(store: RunStore, count: int | None = None) -> Window:
     """The window from the shards of the recording and the sketch. Raises as `load_window`.
 
     Args:
+        store: the run on disk.
         count: on how many of the carried coordinates, then without single samples; all if not given.
     """
     plan = SketchPlan.read(store)
@@ -336,6 +337,8 @@ def raw_held_out(store: RunStore, window: Window, before: HeldOut | None, count:
     """What held-out losses are told by, from the known states and the pseudo-gradients of held-out rows.
 
     Args:
+        store: the run on disk.
+        window: the same run, ready to be replayed.
         before: as it was, where the pseudo-gradients' products with earlier states are known; those with later states
             are estimated from the carried coordinates, as far as earlier states do not span them.
         count: on how many of the carried coordinates; as the window.

@@ -129,8 +129,12 @@ def step(
     """Take the step at `position` with a given gradient, in place.
 
     Args:
+        dynamics: the optimizer and its hyper-parameters at every step.
+        states: the states that step; changed.
         gradient: mean gradient, already clipped, [rows, m].
-        lr, active: as `step_parts`.
+        position: which step of the window, from 0.
+        lr: learning rates instead of the recorded ones, [rows, groups].
+        active: parameters with a gradient, bool [rows, n_params]; None where all have one.
     """
     every = torch.arange(len(gradient), device=gradient.device)
     parts = step_parts(dynamics, states, every, position, lr, active)
@@ -148,7 +152,10 @@ def step_parts(
     """What steps alike at `position`; the steps that parameters have taken are counted on.
 
     Args:
+        dynamics: the optimizer and its hyper-parameters at every step.
+        states: whose steps are counted; changed in `taken`.
         at: which states take the step, int64 [rows].
+        position: which step of the window, from 0.
         lr: learning rates instead of the recorded ones, [rows, groups].
         active: parameters with a gradient, bool [rows, n_params], where some have none.
     """

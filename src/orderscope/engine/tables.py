@@ -61,6 +61,7 @@ def factor_ranges(tables: ReplayTables, fractions: Float[Tensor, "rows groups"])
     """Rows of the factor that each row of states uses, int32 [rows, 2]: from the first to the last of its groups.
 
     Args:
+        tables: the window's, for the rows of the factor that are a group's.
         fractions: share of each group, [rows, groups].
     """
     used = (fractions > 0) & (tables.ranges[:, 1] > tables.ranges[:, 0])

@@ -51,6 +51,7 @@ def regrouped_gradients(window: Window, new: Int[np.ndarray, "new batch"], ancho
     """Mean gradients of regrouped batches at an anchor with samples, [regrouped, m].
 
     Args:
+        window: has single samples' gradients.
         new: samples of each, [regrouped, batch].
         anchor: one of `window.sample_anchors`.
     """

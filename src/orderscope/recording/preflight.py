@@ -114,8 +114,15 @@ def preflight(
     """Try a task out.
 
     Args:
+        task: what is to be recorded.
         where: a directory for what is tried, a temporary one if not given; nothing is left there.
-        anchors, probes, budget, sample_anchors, coords, curvature_rows, seed: as `record` will be given them.
+        anchors: as `record` will be given it.
+        probes: as `record` will be given it.
+        budget: as `record` will be given it, in runs.
+        sample_anchors: as `record` will be given it.
+        coords: as `record` will be given it.
+        curvature_rows: as `record` will be given it.
+        seed: as `record` will be given it.
 
     Raises:
         OrderscopeError: recording would fail at its start.

@@ -260,8 +260,11 @@ def sketch_share(
     of each other. `osc.sketch` then makes what they left part of the run, and computes what they did not.
 
     Args:
+        task: what was recorded.
+        path: directory of the run.
         worker: which one, from 0.
         workers: how many there are.
+        progress: called as `progress(stage, done, total)`.
 
     Raises:
         OrderscopeError: another task was recorded there, or no such worker.
@@ -288,6 +291,8 @@ def add_runs(
     they were, has their states as anchors of their batches, and is calibrated on them too.
 
     Args:
+        task: what was recorded.
+        path: directory of the run.
         orders: [n, steps, batch]. One that is recorded already is not trained again.
         prefix: "validated-" or "confirmed-"; a number makes the name.
         jobs: processes; the bytes are the same for any.

@@ -51,6 +51,9 @@ def record_run(
     was killed and is recorded again ends with the same bytes as one that was not.
 
     Args:
+        task: what is trained.
+        store: the run that it becomes a part of.
+        name: of its shards.
         order: sample ids, [steps, batch].
         boundaries: ascending steps, from 0 to `task.steps`.
         coords: ascending coordinates of [P] on which each step's gradient is kept; all if not given.

@@ -97,6 +97,7 @@ class Bench:
         """Do one piece. A model is moved about and random numbers are seeded, so threads take turns.
 
         Args:
+            piece: what to do.
             leave: leave what was written for a writer that is not told of it.
         """
         with self._lock, one_thread():
@@ -153,6 +154,9 @@ def complete(
     """Do what is not done of `pieces`, and make it part of the run in their order.
 
     Args:
+        task: what is recorded.
+        store: the run, which is written to.
+        pieces: independent of one another; the sequence is that in which they become part of the run.
         jobs: local processes, one thread each; see `default_jobs`.
         executor: who does it instead. Its workers must see the run's directory under the same path.
         progress: called as `progress(done, pieces)`.

@@ -76,7 +76,11 @@ def part_gains(
     """Of one order, the confirming part first; none where there are no parts.
 
     Args:
+        objective: what is to be lowered.
+        parts: searched and confirming rows, or None.
         told: "confirming" and "searched" -> predicted value and error, as a reader is shown them.
+        own: what training the order gave; None where it was not trained.
+        reference: what the recorded order gave.
     """
     if parts is None:
         return []

@@ -70,6 +70,7 @@ def exchange_path(effects: Effects, start: np.ndarray, rounds: int = 48) -> list
     through in the order of their joint gain, each made if it still is one, curvature included.
 
     Args:
+        effects: the local model that is descended on.
         start: where to begin, int64 [slots].
         rounds: most points of the path.
     """

@@ -102,11 +102,13 @@ def propose_rates(
     has the last word.
 
     Args:
+        sim: the run, opened.
         metric: a recorded metric, of which less is better.
         orders: orders to search together with the schedules, [n, steps, batch]; the recorded one if not given.
         verify: how many of the best are retrained; none without `sim.task`.
         maximize: more of the metric is better.
         peaks: largest rates to try, in units of the recorded one.
+        seed: of the neighbours that are tried around the best.
         progress: called as `progress(stage, done, total)`.
 
     Raises:

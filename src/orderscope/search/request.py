@@ -50,7 +50,14 @@ def question(
     """Check what was asked.
 
     Args:
+        sim: the run, opened.
+        metric: a name, weights by name, or several names.
+        maximize: whether more is better; of several metrics, the names of those.
+        strategies: names; None for all.
+        constraints: rules that orders must keep to, or their texts.
+        regroup: whether samples may leave their recorded batches; None where the run decides.
         numbers: option -> (value, least).
+        seconds: most wall seconds of the search; None for no limit.
 
     Raises:
         OrderscopeError: for a metric, strategy, number or constraint that is not there or cannot be.

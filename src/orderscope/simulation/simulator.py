@@ -178,6 +178,7 @@ class Simulator:
 
         Args:
             theta: [rows, m].
+            names: metrics.
             precise: by the real model, also held-out losses.
 
         Returns:
@@ -433,6 +434,7 @@ class Simulator:
         back to the CPU.
 
         Args:
+            orders: sample ids, [n, steps, batch].
             options: of `orderscope.engine.replay`.
         """
         units = units_of(self.window, self._batches, orders)

@@ -116,6 +116,8 @@ def verdict(sim: Simulator, metric: str, floor: float = math.nan) -> Verdict:
     """Of one metric.
 
     Args:
+        sim: the run, opened.
+        metric: its name.
         floor: the noise floor, where it was measured.
     """
     held_out, rows = held_out_noise(sim, metric)

@@ -97,7 +97,11 @@ def sample_gradients(
     as long as computing them, and whoever keeps them copies them anyway, see `join`.
 
     Args:
+        at: weights, moments and buffers at which gradients are taken.
         batch_of: sample ids -> collated batch.
+        ids: samples, [n].
+        coordinates: the carried coordinates, m of the P weights.
+        micro_batch: samples of one forward pass; changes the rounding alone.
         taps: layers whose weights' gradients are not formed.
     """
     if not at.mapped:
@@ -178,6 +182,7 @@ def micro_batch_size(size: int, memory: int = MEMORY, *, outputs: int = 0) -> in
 
     Args:
         size: weights that are trained.
+        memory: bytes that gradients may take at once.
         outputs: numbers that the model returns for one sample; of a language model tokens times vocabulary.
     """
     return int(min(128, max(1, memory // (4 * max(3 * size, OUTPUT_COPIES * outputs)))))

@@ -61,8 +61,14 @@ def pseudo_gradients(
     Source: McKay, Beckman and Conover, "A comparison of three methods for selecting values of input variables", 1979.
 
     Args:
+        at: weights, moments and buffers at which gradients are taken.
+        split: the loss as a function of the model's outputs.
         batch_of: ids -> collated batch.
+        ids: samples, [n].
+        coordinates: the carried coordinates, m of the P weights.
+        draws: pseudo-gradients of each sample.
         seed: numbers depend on it and on the position of a sample in `ids`, not on `micro_batch`.
+        micro_batch: samples of one forward pass; changes the rounding alone.
         dtype: of the result; the parameters' if not given.
         taps: layers whose weights' gradients are not formed.
     """

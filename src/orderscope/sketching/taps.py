@@ -78,6 +78,8 @@ class Taps:
         """The carried entries of tapped weights' gradients, as pairs of a place in [m] and [rows, entries].
 
         Args:
+            layout: which entry of [P] belongs to which weight.
+            coordinates: the carried coordinates, m of the P weights.
             inputs: what went in, [rows, *shape] by key.
             slopes: gradients of what came out, [rows, *shape] by key.
         """

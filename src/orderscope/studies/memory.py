@@ -61,6 +61,7 @@ def memory(sim: Simulator, metric: str | None = None) -> Memory:
     """Measure what the reference run remembers: one pass over its samples at each anchor.
 
     Args:
+        sim: the run, opened with its task.
         metric: what `held_out` is; the first metric by default.
 
     Raises:
@@ -129,7 +130,8 @@ def forgetting(losses: np.ndarray, steps: np.ndarray, codes: np.ndarray) -> tupl
     """The forgetting curve: ages ascending [a], and the mean change of loss at that age beyond that of batches to come.
 
     Args:
-        losses, steps: as in `seen_and_unseen`.
+        losses: of each batch at each anchor, [K, batches]; batch t is trained on at step t.
+        steps: steps trained at each anchor, [K].
         codes: group of each batch, [batches].
     """
     change = losses - losses[0]
@@ -169,6 +171,7 @@ def layer_norms(window: Window, parameters: list[dict], indices: Tensor | None) 
     batch, [K, parameters, groups].
 
     Args:
+        window: the run, ready to be replayed.
         parameters: descriptions with `shape`, in layout order.
         indices: carried coordinates, ascending; all if None.
     """

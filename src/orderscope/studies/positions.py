@@ -45,6 +45,7 @@ def positions(
     from the probes: their final losses on the same batches are known.
 
     Args:
+        sim: the run, opened with its task.
         units: recorded steps; all by default.
         places: positions; by default 12 or so, evenly spaced, the first and the last among them.
         metric: what `held_out` estimates; the first metric by default.

@@ -72,6 +72,7 @@ def validate(
     before, the prediction of that time is compared.
 
     Args:
+        sim: the run, opened with its task.
         orders: how many; a quarter each are shuffled steps, steps sorted by group, half of that, a few swaps. Every
             eighth regroups samples, where single samples' gradients were kept.
         seed: of the orders.

@@ -52,7 +52,9 @@ def group_rates(lr: Any, recorded: np.ndarray, count: int) -> np.ndarray:
     as [steps, groups] is [count, steps].
 
     Args:
+        lr: rates >= 0, of one of the shapes above.
         recorded: [steps, groups].
+        count: orders that they are for.
 
     Raises:
         OrderscopeError: rates of another shape, below 0 or not finite.

@@ -70,6 +70,8 @@ def one_after_another(loss: Callable[[Any], Tensor], parameters: Sequence[Tensor
 
     Args:
         loss: of a batch of one.
+        parameters: weights to differentiate by.
+        batch: collated samples.
     """
     rows = []
     for i in range(len(tree_leaves(batch)[0])):

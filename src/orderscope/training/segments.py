@@ -182,6 +182,8 @@ def load_run(store: RunStore, name: str, *, gradients: bool = True) -> RecordedR
     """The run `name` of a store.
 
     Args:
+        store: the run on disk.
+        name: of one of its trainings.
         gradients: whether to read those of the steps too, which are most of it.
 
     Raises:

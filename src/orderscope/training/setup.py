@@ -71,6 +71,7 @@ def optimizer_state(header: Mapping[str, Any], layout_names: list[str], state: T
     Args:
         header: of the leg; its groups give the places of the parameters in the model.
         layout_names: names of the trained parameters, in layout order.
+        state: moments and counts to hand over.
     """
     if not bool(state.present.any()):
         return None
@@ -101,6 +102,8 @@ def model_factory(model: Any, names: list[str], state: TrainingState) -> Callabl
 
     Args:
         model: a module to be copied, or `() -> module`.
+        names: of the trained parameters, in layout order.
+        state: weights and buffers that the built model gets.
     """
     template = copy.deepcopy(unwrapped(model)) if isinstance(model, nn.Module) else None
 
