@@ -40,6 +40,11 @@ def random_words(
 ) -> Int64[Tensor, "words columns"]:
     """32 random bits at (seed, column, word), int64 [words, columns].
 
+    Args:
+        seed: of the random numbers.
+        columns: of the projection, int64 [columns].
+        words: their numbers, int64 [words].
+
     Example:
         >>> random_words(0, torch.tensor([0, 1]), torch.tensor([0]))
         tensor([[3958346208, 1562012930]])
@@ -49,7 +54,13 @@ def random_words(
 
 
 def rademacher_block(rank: int, columns: Int64[Tensor, " columns"], seed: int) -> Float[Tensor, "{rank} columns"]:
-    """Entries +-1 / sqrt(rank), float32 [rank, columns]: bit r % 32 of word r // 32 says the sign."""
+    """Entries +-1 / sqrt(rank), float32 [rank, columns]: bit r % 32 of word r // 32 says the sign.
+
+    Args:
+        rank: rows of the projection.
+        columns: which of its columns, int64 [columns].
+        seed: of the random numbers.
+    """
     rows = torch.arange(rank, device=columns.device)
     words = random_words(seed, columns, torch.arange(-(-rank // WORD), device=columns.device))
     bits = (words[rows // WORD] >> (rows % WORD)[:, None]) & 1
@@ -62,6 +73,11 @@ def sparse_block(
     """Entries of a sparse projection: values +-1 / sqrt(s) and the rows they stand in, [s, columns] each.
 
     Rows are cut into s = min(`SPARSE`, rank) ranges as even as can be; word j chooses sign and row in range j.
+
+    Args:
+        rank: rows of the projection.
+        columns: which of its columns, int64 [columns].
+        seed: of the random numbers.
     """
     count = min(SPARSE, rank)
     words = random_words(seed, columns, torch.arange(count, device=columns.device))

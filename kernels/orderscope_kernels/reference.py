@@ -211,7 +211,17 @@ def step_with(
     parts: Sequence[Part],
     clip: Clip | None = None,
 ) -> None:
-    """`replay_step` with the gradient given, [rows, coords], not yet clipped; the other arguments as there."""
+    """`replay_step` with the gradient given, [rows, coords], not yet clipped; the other arguments as there.
+
+    Args:
+        optimizer: one of `orderscope_kernels.optimizers.KINDS`.
+        theta: [states, coords]; changed.
+        moments: its state by key, [states, coords] each; changed.
+        at: int64 [rows], the states that step.
+        gradient: [rows, coords], not yet clipped.
+        parts: what steps alike.
+        clip: clipping, or None.
+    """
     if clip is not None:
         norm = torch.where(
             clip.known.isnan(),
@@ -230,7 +240,16 @@ def optimizer_step(
     gradient: Float[Tensor, "rows coords"],
     parts: Sequence[Part],
 ) -> None:
-    """`replay_step` with the gradient given, [rows, coords], already clipped; the other arguments as there."""
+    """`replay_step` with the gradient given, [rows, coords], already clipped; the other arguments as there.
+
+    Args:
+        optimizer: one of `orderscope_kernels.optimizers.KINDS`.
+        theta: [states, coords]; changed.
+        moments: its state by key, [states, coords] each; changed.
+        at: int64 [rows], the states that step.
+        gradient: [rows, coords], already clipped.
+        parts: what steps alike.
+    """
     # A view where every state steps, in its place: nothing is copied.
     update = KINDS[optimizer].update
     whole = len(at) == len(theta) and bool((at == torch.arange(len(at), device=at.device)).all())
@@ -279,7 +298,13 @@ def gather_entries(
 def entry_products(
     table: Shaped[Tensor, "entries coords"], index: Int64[Tensor, "rows terms"], rows: Float[Tensor, "rows coords"]
 ) -> Float[Tensor, "rows terms"]:
-    """Inner products of rows with entries, out[i, j] = table[index[i, j]] . rows[i]; [rows, terms]."""
+    """Inner products of rows with entries, out[i, j] = table[index[i, j]] . rows[i]; [rows, terms].
+
+    Args:
+        table: [entries, coords].
+        index: which entries each row is multiplied with, int64 [rows, terms].
+        rows: [rows, coords].
+    """
     out = torch.empty(index.shape, dtype=rows.dtype, device=rows.device)
     distinct, which = torch.unique(index, dim=0, return_inverse=True)
     for entries, (of, _) in zip(distinct, by_value(which), strict=True):

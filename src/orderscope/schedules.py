@@ -18,6 +18,11 @@ from orderscope.errors import OrderscopeError
 def constant(steps: int, peak: float, *, warmup: int = 0) -> np.ndarray:
     """The same rate throughout.
 
+    Args:
+        steps: number of steps.
+        peak: the largest rate.
+        warmup: steps over which the rate rises to the peak.
+
     Example:
         >>> constant(4, 1.0, warmup=2)
         array([0.5, 1. , 1. , 1. ])
@@ -28,6 +33,12 @@ def constant(steps: int, peak: float, *, warmup: int = 0) -> np.ndarray:
 def linear(steps: int, peak: float, *, warmup: int = 0, floor: float = 0.0) -> np.ndarray:
     """Linear decay, peak * (1 - t / steps).
 
+    Args:
+        steps: number of steps.
+        peak: the largest rate.
+        warmup: steps over which the rate rises to the peak.
+        floor: the last rate, as a share of the peak.
+
     Example:
         >>> linear(4, 1.0)
         array([1.  , 0.75, 0.5 , 0.25])
@@ -37,6 +48,12 @@ def linear(steps: int, peak: float, *, warmup: int = 0, floor: float = 0.0) -> n
 
 def cosine(steps: int, peak: float, *, warmup: int = 0, floor: float = 0.0) -> np.ndarray:
     """Half a cosine, peak * (1 + cos(pi t / steps)) / 2.
+
+    Args:
+        steps: number of steps.
+        peak: the largest rate.
+        warmup: steps over which the rate rises to the peak.
+        floor: the last rate, as a share of the peak.
 
     Source: Loshchilov and Hutter, "SGDR", 2017.
 
@@ -49,6 +66,12 @@ def cosine(steps: int, peak: float, *, warmup: int = 0, floor: float = 0.0) -> n
 
 def rex(steps: int, peak: float, *, warmup: int = 0, floor: float = 0.0) -> np.ndarray:
     """Reflected exponential decay, peak * (1 - x) / (1 - x / 2) with x = t / steps: above linear, falling late.
+
+    Args:
+        steps: number of steps.
+        peak: the largest rate.
+        warmup: steps over which the rate rises to the peak.
+        floor: the last rate, as a share of the peak.
 
     Source: Chen, Wolfe and Kyrillidis, "REX: revisiting budgeted training with an improved schedule", 2022.
 
@@ -63,6 +86,13 @@ def stable_then_decay(
     steps: int, peak: float, *, decay: float = 0.2, warmup: int = 0, floor: float = 0.0
 ) -> np.ndarray:
     """Warm up, hold, and decay linearly over the last share `decay` of the steps.
+
+    Args:
+        steps: number of steps.
+        peak: the largest rate.
+        decay: share of the steps over which the rate falls.
+        warmup: steps over which the rate rises to the peak.
+        floor: the last rate, as a share of the peak.
 
     Source: Hu et al., "MiniCPM" (warmup-stable-decay), 2024.
 

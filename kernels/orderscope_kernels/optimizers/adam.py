@@ -72,7 +72,16 @@ def decayed(
     maximize: float,
 ) -> Float[Tensor, "rows coords"]:
     """The gradient as the moments see it, [rows, coords]; decoupled decay is done on `theta`, in place. Arguments as
-    `adam_update`."""
+    `adam_update`.
+
+    Args:
+        theta: weights, [rows, coords].
+        gradient: already clipped, [rows, coords].
+        lr: learning rate, a number or [rows, 1].
+        weight_decay: lambda, >= 0.
+        decoupled: whether weights are decayed by themselves.
+        maximize: whether to step against the gradient's sign.
+    """
     if maximize:
         gradient = -gradient
     if weight_decay == 0:
@@ -102,12 +111,24 @@ def adam_back(
 def decay_back(
     h: Options, weights: Float[Tensor, "*rows coords"], gradient: Float[Tensor, "*rows coords"]
 ) -> Float[Tensor, "*rows coords"]:
-    """Adjoint of the weights before a step, from those of the weights after it and of the gradient, [..., coords]."""
+    """Adjoint of the weights before a step, from those of the weights after it and of the gradient, [..., coords].
+
+    Args:
+        h: options of the step by name, lr among them.
+        weights: adjoint of the weights after the step, [..., coords].
+        gradient: adjoint of the gradient, [..., coords].
+    """
     return weights * (1 - h["lr"] * h["weight_decay"]) if h["decoupled"] else weights + h["weight_decay"] * gradient
 
 
 def adam_preconditioner(h: Options, second: Float[Tensor, " coords"], count: float) -> Float[Tensor, " coords"]:
-    """D = 1 / (sqrt(v / (1 - beta2^t)) + eps), [coords]; arguments as `Kind.preconditioner`."""
+    """D = 1 / (sqrt(v / (1 - beta2^t)) + eps), [coords]; arguments as `Kind.preconditioner`.
+
+    Args:
+        h: options of the step by name, lr among them.
+        second: v after the step, [coords].
+        count: t, the number of the step, from 1.
+    """
     return 1 / ((second / (1 - h["beta2"] ** count)).sqrt() + h["eps"])
 
 
@@ -145,6 +166,13 @@ def smooth_moments(
     """Gradient as the moments see it, m and sqrt(v / (1 - beta2^t)) + eps after a step, [..., coords] each.
 
     Where the second moment is zero its root has no derivative; none is taken there. Arguments as `Kind.direction`.
+
+    Args:
+        h: options of the step by name, lr among them.
+        g: gradient, already clipped, [..., coords].
+        theta: weights before the step, [..., coords].
+        state: moments before the step, key -> [..., coords].
+        count: t, the number of the step, from 1.
     """
     g = -g if h.get("maximize") else g
     if h["weight_decay"] and not h["decoupled"]:

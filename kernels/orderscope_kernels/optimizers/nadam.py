@@ -19,7 +19,13 @@ from orderscope_kernels.shapes import Float
 
 
 def strength(beta1: float, momentum_decay: float, count: float) -> float:
-    """mu_t of step t = `count`, from 1."""
+    """mu_t of step t = `count`, from 1.
+
+    Args:
+        beta1: of NAdam, in [0, 1).
+        momentum_decay: psi, >= 0.
+        count: t, from 1.
+    """
     return beta1 * (1.0 - 0.5 * (0.96 ** (count * momentum_decay)))
 
 

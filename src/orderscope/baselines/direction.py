@@ -61,7 +61,15 @@ class Direction:
 def direction_at(
     layout: ParameterLayout, optimizer: str, hyper: Mapping[str, np.ndarray], step: int, state: TrainingState
 ) -> Direction:
-    """Gamma at `state`, the state before `step`; `hyper` holds float64 [steps, param_groups]."""
+    """Gamma at `state`, the state before `step`; `hyper` holds float64 [steps, param_groups].
+
+    Args:
+        layout: which entry of [P] belongs to which weight.
+        optimizer: its name in torch.optim.
+        hyper: hyper-parameter -> float64 [steps, param_groups].
+        step: which step of the window, from 0.
+        state: weights, moments and counts before that step.
+    """
     groups = range(len(next(iter(hyper.values()))[step]))
     own = tuple({name: float(values[step, g]) for name, values in hyper.items()} for g in groups)
     return Direction(optimizer, own, state, _runs(layout, state.count.tolist(), state.present.tolist()))

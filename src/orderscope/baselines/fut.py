@@ -81,6 +81,12 @@ class SeedOptions:
 def expand(function: Callable[[Tensor], Tensor], at: Tensor, along: Tensor, order: int) -> list[Tensor]:
     """[f(x), Df(x) d, D2f(x) d d][: order + 1]: a function and its directional derivatives, by forward mode.
 
+    Args:
+        function: tensor -> tensor, smooth at `at`.
+        at: x.
+        along: d, in the shape of x.
+        order: 0, 1 or 2.
+
     Example:
         >>> expand(lambda x: x**3, torch.tensor(2.0), torch.tensor(1.0), 2)
         [tensor(8.), tensor(12.), tensor(12.)]

@@ -58,7 +58,15 @@ class AnchorSpace:
         ridge: float = RIDGE,
         dtype: torch.dtype | None = None,
     ) -> AnchorSpace:
-        """From states: shared [K, coords], own [units, R, coords]; distances are kept in `dtype`."""
+        """From states: shared [K, coords], own [units, R, coords]; distances are kept in `dtype`.
+
+        Args:
+            shared: states shared by all units, [K, coords].
+            own: states of each unit's own, [units, R, coords].
+            start: state the window starts in, [coords].
+            ridge: strength of the penalty.
+            dtype: type in which distances from the start are kept; the start's if not given.
+        """
         units, count, coords = own.shape
         spread = torch.empty(len(shared) + units * count, coords, dtype=dtype or start.dtype)
         spread[: len(shared)] = shared - start
@@ -157,7 +165,14 @@ def gram_of(
     spread: Float[Tensor, "entries coords"], shared: int, units: int, dtype: torch.dtype
 ) -> Float64[Tensor, "{units} anchors anchors"]:
     """Inner products of each unit's anchors, float64 [units, K + R, K + R]; arguments as `AnchorSpace`, products in
-    `dtype`."""
+    `dtype`.
+
+    Args:
+        spread: displacements as in `AnchorSpace`, [K + units R, coords].
+        shared: K.
+        units: how many.
+        dtype: type that products are made in.
+    """
     common = spread[:shared].to(dtype)
     within, across, among = common.double() @ common.double().T, [], []
     for unit in spread[shared:].unflatten(0, (units, -1)):

@@ -36,6 +36,11 @@ KNOWN_BYTES = 1 << 33
 def held_bytes(states: int, size: int, item: int) -> int:
     """Bytes of `states` recorded states of `size` weights, `item` bytes each; 0 where so many are not held in memory.
 
+    Args:
+        states: how many.
+        size: weights of each.
+        item: bytes of a weight.
+
     Example:
         >>> held_bytes(17, 22_714_756, 4)
         1544603408

@@ -27,7 +27,13 @@ ROUNDED = 4  # epsilons of the weights that a step may be off by rounding
 
 
 def recorded_dynamics(store: RunStore, coordinates: Coordinates, name: str = REFERENCE) -> Dynamics:
-    """The optimizer of a recorded run, on the carried coordinates."""
+    """The optimizer of a recorded run, on the carried coordinates.
+
+    Args:
+        store: the run on disk.
+        coordinates: the carried coordinates, m of the P weights.
+        name: of one of its trainings.
+    """
     attrs, run = store.attrs(TASK_SHARD), load_run(store, name, gradients=False)
     first, masked = read_state(store, name, 0), not bool(run.has_grad.all())
     return Dynamics(
@@ -44,6 +50,11 @@ def recorded_dynamics(store: RunStore, coordinates: Coordinates, name: str = REF
 
 def check_reached(store: RunStore, coordinates: Coordinates, name: str = REFERENCE) -> None:
     """Step a recorded run again, from boundary to boundary.
+
+    Args:
+        store: the run on disk.
+        coordinates: the carried coordinates, m of the P weights.
+        name: of one of its trainings.
 
     Raises:
         OrderscopeError: naming the steps between which something else was done.

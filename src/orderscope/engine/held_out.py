@@ -149,7 +149,14 @@ class HeldOut:
         without: Sequence[Without] | None = None,
     ) -> Float64[np.ndarray, "rows runs"]:
         """What the errors of left-out runs' weights would do to a loss at other weights [rows, m], to first order,
-        float64 [rows, runs]; not a number for a run whose last state is not known."""
+        float64 [rows, runs]; not a number for a run whose last state is not known.
+
+        Args:
+            theta: weights on the carried coordinates, [n, m].
+            name: of the loss.
+            missed: the errors, as a loss sees them.
+            without: for each row a run whose states are not to be used, or several.
+        """
         place, i = self._placed(theta, without), self.names.index(name)
         return (place.weights @ missed.along[i] + (place.bent * self.shares[i]) @ missed.bent).numpy()
 

@@ -292,7 +292,13 @@ def raw_window(store: RunStore, count: int | None = None) -> Window:
 
 
 def halved(store: RunStore, window: Window, count: int | None) -> Window:
-    """A raw window on as many coordinates with half of the curvature's rows."""
+    """A raw window on as many coordinates with half of the curvature's rows.
+
+    Args:
+        store: the run on disk.
+        window: the run, ready to be replayed.
+        count: coordinates of the window; None where all are carried.
+    """
     plan = SketchPlan.read(store)
     some = Some.of(plan, count)
     return replace(
@@ -302,7 +308,13 @@ def halved(store: RunStore, window: Window, count: int | None) -> Window:
 
 
 def extended(store: RunStore, window: Window, runs: Sequence[str]) -> Window:
-    """The window with the states at which more runs trained on its batches."""
+    """The window with the states at which more runs trained on its batches.
+
+    Args:
+        store: the run on disk.
+        window: the run, ready to be replayed.
+        runs: names of true runs that the window lacks.
+    """
     batches = Batches(window.order)
     found = _runs_with_anchors(store, batches, runs)
     if not found:

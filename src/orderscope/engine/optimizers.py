@@ -111,7 +111,13 @@ def start_states(dynamics: Dynamics, rows: int) -> States:
 def clip(
     dynamics: Dynamics, gradient: Float[Tensor, "rows coords"], norm: Float[Tensor, " rows"] | None = None
 ) -> Float[Tensor, "rows coords"]:
-    """As torch.nn.utils.clip_grad_norm_: [rows, m]. `norm` [rows] is estimated from the coordinates if not given."""
+    """As torch.nn.utils.clip_grad_norm_: [rows, m]. `norm` [rows] is estimated from the coordinates if not given.
+
+    Args:
+        dynamics: the optimizer, its hyper-parameters at every step and the start.
+        gradient: mean gradients, [rows, m].
+        norm: of the whole gradients, [rows]; estimated from the coordinates if not given.
+    """
     if not dynamics.max_grad_norm:
         return gradient
     size = gradient.norm(dim=1) * dynamics.weight**0.5 if norm is None else norm
@@ -194,7 +200,15 @@ def slices(
     present: Bool[Tensor, " params"],
     single: bool,
 ) -> tuple[Slice, ...]:
-    """One slice a parameter, or, where every parameter always gets a gradient, one a run of like parameters."""
+    """One slice a parameter, or, where every parameter always gets a gradient, one a run of like parameters.
+
+    Args:
+        parameters: descriptions with `shape` and `group`, in layout order.
+        indices: carried coordinates, ascending; all if None.
+        count: steps already taken, [n_params].
+        present: whether there is optimizer state, bool [n_params].
+        single: keep parameters apart, for some lack a gradient in some step.
+    """
     edges = np.cumsum([0, *(int(np.prod(p["shape"])) for p in parameters)])
     cuts = edges if indices is None else np.searchsorted(indices.numpy(), edges)
     slices: list[Slice] = []

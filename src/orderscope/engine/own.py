@@ -35,7 +35,13 @@ class OwnAnchors:
 
 def own_anchors(dynamics: Dynamics, batches: Batches, runs: Sequence[RecordedRun]) -> OwnAnchors:
     """Find where each recorded batch was trained on. Nothing is computed but the optimizer's own steps: the recorded
-    gradients drive it through the very states of the run."""
+    gradients drive it through the very states of the run.
+
+    Args:
+        dynamics: the optimizer, its hyper-parameters at every step and the start.
+        batches: finds recorded batches.
+        runs: recorded trainings with their gradients.
+    """
     units = len(batches.order)
     trained = trained_states(dynamics, runs)
     index = batches.index(np.stack([run.order for run in runs]))[0]

@@ -46,6 +46,13 @@ class RowSpread:
 def row_spread(
     center: Float[Tensor, " coords"], gradients: Float[Tensor, "r coords"], rows: int, weight: float
 ) -> RowSpread:
-    """From the gradients of some rows [r, m], standing for `rows` of them; `weight` is P / m."""
+    """From the gradients of some rows [r, m], standing for `rows` of them; `weight` is P / m.
+
+    Args:
+        center: weights at the end of the reference run, [m].
+        gradients: of single rows there, [r, m].
+        rows: how many rows they stand for.
+        weight: P / m.
+    """
     apart = gradients - gradients.mean(0)
     return RowSpread(center, apart * (weight / (rows * max(1, len(gradients) - 1)) ** 0.5))

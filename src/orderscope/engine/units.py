@@ -32,7 +32,13 @@ class Units:
 
 
 def units_of(window: Window, batches: Batches, orders: Int[np.ndarray, "orders steps batch"]) -> Units:
-    """Raises: OrderscopeError where samples are regrouped but no per-sample gradients were kept."""
+    """Raises: OrderscopeError where samples are regrouped but no per-sample gradients were kept.
+
+    Args:
+        window: the run, ready to be replayed.
+        batches: finds recorded batches.
+        orders: sample ids, [orders, steps, batch].
+    """
     index, new = batches.index(orders)
     if len(new) and not window.sample_anchors:
         raise OrderscopeError(

@@ -145,7 +145,13 @@ class Window:
 def group_fractions(
     batches: Int[np.ndarray, "n batch"], codes: Int[np.ndarray, " samples"], groups: int
 ) -> Float[Tensor, "n {groups}"]:
-    """Share of each group in each batch of ids [n, batch], [n, groups]."""
+    """Share of each group in each batch of ids [n, batch], [n, groups].
+
+    Args:
+        batches: sample ids, [n, batch].
+        codes: group of each sample id, [samples].
+        groups: how many groups there are.
+    """
     counts = [np.bincount(codes[ids], minlength=groups) for ids in batches]
     return torch.from_numpy(np.stack(counts) / batches.shape[1]).float()
 

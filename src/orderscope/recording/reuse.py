@@ -40,6 +40,11 @@ class Reused:
 def reused_orders(task: Task, store: RunStore, given: Sequence[Any]) -> Reused:
     """The orders of what was given, each once; those of an earlier call where nothing is given now.
 
+    Args:
+        task: what is trained.
+        store: the run on disk.
+        given: arrays [steps, batch], .npy files of them, or directories of older recordings.
+
     Raises:
         OrderscopeError: one that is no order of this task, a run of another task, or others than an earlier call had.
     """

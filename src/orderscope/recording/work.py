@@ -123,7 +123,13 @@ def sketching(store: RunStore) -> list[Piece]:
 
 def further(store: RunStore, prefix: str, orders: Sequence[np.ndarray]) -> list[Training]:
     """Pieces that train more orders, under names that begin with `prefix`. A run of the same order that a killed
-    command left unfinished is gone on with; other remnants are left where they are."""
+    command left unfinished is gone on with; other remnants are left where they are.
+
+    Args:
+        store: the run on disk.
+        prefix: of the names.
+        orders: sample ids, [steps, batch] each.
+    """
     plan = SketchPlan.read(store)
     steps, coords = plan.steps, plan.coordinates.indices
     number = store.next_number(f"record/{prefix}")
@@ -194,7 +200,15 @@ def complete(
 
 def share(task: Task, store: RunStore, worker: int, workers: int, progress: Report | None = None) -> None:
     """One of several workers that know nothing of each other: compute every `workers`-th unit of the sketch, from
-    number `worker` on, and leave it for whoever opens the run for writing next."""
+    number `worker` on, and leave it for whoever opens the run for writing next.
+
+    Args:
+        task: what is trained.
+        store: the run on disk.
+        worker: which one, from 0.
+        workers: how many there are.
+        progress: called as `progress(done, units)`.
+    """
     bench = Bench(task, store)
     units = SketchPlan.read(store).units()[worker::workers]
     for count, unit in enumerate(units, start=1):

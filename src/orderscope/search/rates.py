@@ -189,7 +189,13 @@ def propose_rates(
 
 
 def schedules_to_try(recorded: np.ndarray, norms: np.ndarray, peaks: Sequence[float]) -> dict[str, np.ndarray]:
-    """Name -> rates [steps] of a grid of schedules."""
+    """Name -> rates [steps] of a grid of schedules.
+
+    Args:
+        recorded: rates of the leading parameter group as recorded, [steps].
+        norms: norms of the recorded gradients, [steps].
+        peaks: largest rates, in units of the recorded one.
+    """
     steps, top = len(recorded), float(recorded.max())
     tried: dict[str, np.ndarray] = {}
     for peak in peaks:
@@ -208,7 +214,13 @@ def schedules_to_try(recorded: np.ndarray, norms: np.ndarray, peaks: Sequence[fl
 
 
 def neighbours_of(best: Schedule, recorded: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Schedules near one: scaled, and bent towards its beginning or its end."""
+    """Schedules near one: scaled, and bent towards its beginning or its end.
+
+    Args:
+        best: the schedule to start from.
+        recorded: rates of the leading parameter group as recorded, [steps].
+        rng: random numbers.
+    """
     steps = len(recorded)
     x = np.linspace(0, 1, steps)
     tried = {}
@@ -261,7 +273,14 @@ def position_effect(losses: np.ndarray, units: np.ndarray) -> np.ndarray:
 
 def law_value(sim: Simulator, law: AnnealingLaw, metric: str, rates: np.ndarray) -> float:
     """The recorded metric plus the change of the law's final loss, in the metric's units: scaled by how the metric went
-    with the law along the reference run's anchors."""
+    with the law along the reference run's anchors.
+
+    Args:
+        sim: the run, opened.
+        law: training loss as a function of learning rates, fitted to the recorded losses.
+        metric: its name.
+        rates: of the leading parameter group, [steps].
+    """
     run = load_run(sim.store, REFERENCE)
     recorded = recorded_rates(sim)
     along = law.losses(recorded)

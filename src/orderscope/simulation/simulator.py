@@ -223,7 +223,13 @@ class Simulator:
         return self.held_out.missed(self.left_out.runs, self.left_out.theta) if self.held_out and self.runs else None
 
     def pushed(self, theta: Tensor, name: str, without: Sequence[str] | None = None) -> np.ndarray | None:
-        """What the errors of the left-out runs' weights would do to a held-out loss at weights [n, m], [n, runs]."""
+        """What the errors of the left-out runs' weights would do to a held-out loss at weights [n, m], [n, runs].
+
+        Args:
+            theta: weights on the carried coordinates, [n, m].
+            name: of the loss.
+            without: for each row a run whose states are not to be used, or several.
+        """
         if self.held_out is None or self._missed is None or name not in self.losses:
             return None
         return self.held_out.pushed(theta, name, self._missed, without)
@@ -353,6 +359,11 @@ class Simulator:
         """Estimated final weights of an order by parameter name. Where only some coordinates are carried, the others
         are interpolated between the recorded runs' final weights. With the task, weights that are not trained are
         among them, as the model has them.
+
+        Args:
+            order: sample ids, [steps, batch].
+            lr: learning rates instead of the recorded ones, see `group_rates`; None for those.
+            allow_other_samples: whether an order may repeat samples and leave others out.
         """
         checked = self._checked(check_order(order, self.order, allow_other_samples=allow_other_samples), True)
         theta = self.replay_of(checked, lr=self._rates(lr, 1)).theta[0]
@@ -373,6 +384,11 @@ class Simulator:
         """Estimated metrics of an order at the steps of the reference run's anchors.
 
         What calibration adds at the end is added along the way in proportion to the steps taken.
+
+        Args:
+            order: sample ids, [steps, batch].
+            lr: learning rates instead of the recorded ones, see `group_rates`; None for those.
+            metrics: names; all if not given.
         """
         names = self._names(metrics)
         reference = load_run(self.store, REFERENCE, gradients=False)

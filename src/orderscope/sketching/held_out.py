@@ -66,7 +66,13 @@ def held_out_rows(task: Task) -> HeldOutRows:
 
 
 def held_out_slopes(task: Task, at: Point, rows: HeldOutRows) -> Tensor:
-    """Gradients of the held-out losses at a point, [names, P]."""
+    """Gradients of the held-out losses at a point, [names, P].
+
+    Args:
+        task: what is trained.
+        at: weights, moments and buffers at which it is computed.
+        rows: the distinct held-out rows, and what each counts in each loss.
+    """
     parameters = at.layout.of_model(at.model)
     total = torch.zeros(len(rows.names), at.layout.size, dtype=at.layout.dtype)
     per_row = rows.counts / np.maximum(rows.counts.sum(1, keepdims=True), 1)

@@ -138,6 +138,11 @@ def find_taps(model: nn.Module, layout: ParameterLayout, coordinates: Coordinate
     """Plain linear layers and embeddings of whose weights few entries are carried.
 
     That a weight is used by its layers alone cannot be seen from here; whoever uses taps compares a sample.
+
+    Args:
+        model: the model, as it stands.
+        layout: which entry of [P] belongs to which weight.
+        coordinates: the carried coordinates, m of the P weights.
     """
     holders: dict[int, list[nn.Module]] = {}
     for module in model.modules():

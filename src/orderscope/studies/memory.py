@@ -153,6 +153,11 @@ def generalized(steps: np.ndarray, seen: np.ndarray, held_out: np.ndarray) -> in
     """The first step from which on held-out data gains at least half of what batches trained before do; None where that
     is not so at the end.
 
+    Args:
+        steps: of the anchors, [K].
+        seen: mean change of loss over batches trained before, [K].
+        held_out: that over held-out rows, [K].
+
     Example:
         >>> generalized(np.array([0, 4, 8]), np.array([np.nan, -1.0, -1.0]), np.array([0.0, -0.1, -0.6]))
         8

@@ -125,6 +125,11 @@ class _Checked:
 def unseen_orders(sim: Simulator, count: int, seed: int) -> np.ndarray:
     """Orders that were not recorded, [count, steps, batch], no two alike.
 
+    Args:
+        sim: the run, opened.
+        count: how many.
+        seed: of the random numbers.
+
     Raises:
         OrderscopeError: there are not so many.
     """
@@ -199,7 +204,15 @@ def _stored(sim: Simulator) -> tuple[dict[bytes, _Checked], dict[str, float]]:
 def train_runs(
     sim: Simulator, task: Task, orders: list[np.ndarray], keep: bool, progress: Progress | None
 ) -> dict[str, np.ndarray]:
-    """True metrics; the runs are kept where what was predicted for them is, and none diverges."""
+    """True metrics; the runs are kept where what was predicted for them is, and none diverges.
+
+    Args:
+        sim: the run, opened.
+        task: what is trained.
+        orders: sample ids, [n, steps, batch].
+        keep: whether they become part of the run.
+        progress: called as `progress(done, total)`.
+    """
     if not orders:
         return {name: np.zeros(0) for name in task.metrics}
     report = _stage(progress, "train unseen orders")

@@ -243,6 +243,13 @@ def check_mates(losses: Tensor, others: Tensor, ids: Sequence[int], tolerance: f
     """Losses of samples in one batch and in others must be the same but for rounding; a dependence on mates is of order
     one.
 
+    Args:
+        losses: of samples in one batch, [batch].
+        others: of the same samples in other batches, or each alone, [batch].
+        ids: the samples, [batch].
+        tolerance: relative difference that rounding explains.
+        where: which batch it is, for the message: "at step 3".
+
     Raises:
         OrderscopeError: naming the sample that is farthest off.
     """

@@ -92,6 +92,11 @@ def scheduled(
 
     Steps a freshly built optimizer and scheduler without training: with no gradients `optimizer.step()` moves nothing,
     but keeps the scheduler from warning that it was called first.
+
+    Args:
+        optimizer: freshly built.
+        scheduler: freshly built, or None.
+        steps: how many.
     """
     rows: dict[str, list[list[float]]] = {}
     for _ in range(steps):
@@ -105,6 +110,11 @@ def advance(
     optimizer: torch.optim.Optimizer, scheduler: torch.optim.lr_scheduler.LRScheduler | None, steps: int
 ) -> None:
     """Move the schedule on by `steps` steps without training.
+
+    Args:
+        optimizer: the one that the schedule moves.
+        scheduler: or None.
+        steps: how many.
 
     Raises:
         OrderscopeError: it cannot be told without.

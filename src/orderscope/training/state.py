@@ -76,7 +76,13 @@ def capture(session: Session, *, rng: bool = True) -> TrainingState:
 
 
 def restore(session: Session, state: TrainingState, step: int) -> None:
-    """Bring a freshly started session to `state` at `step`: the schedule is stepped again, nothing is trained."""
+    """Bring a freshly started session to `state` at `step`: the schedule is stepped again, nothing is trained.
+
+    Args:
+        session: freshly started; changed.
+        state: to go on from.
+        step: steps taken before it.
+    """
     advance(session.optimizer, session.scheduler, step)
     views = session.layout.unflatten(state.theta)
     kind, moments = _kind(session), {key: session.layout.unflatten(flat) for key, flat in state.moments.items()}
