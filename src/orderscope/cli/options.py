@@ -86,6 +86,9 @@ def open_simulator(run: Path, spec: str | None, threads: int, *, with_task: bool
     """The simulator of a run, with its task where there is one, and what to tell about the task. Raises as both.
 
     Args:
+        run: the run's directory or packed file.
+        spec: where its task is, FILE:NAME; None for what the run remembers.
+        threads: of torch.
         with_task: look for the task also where none is named.
     """
     RunStore.open(run)  # a path that holds no run is told before torch is loaded

@@ -75,6 +75,7 @@ def sensitivity(
     """Sweep once forward and once backward around an order.
 
     Args:
+        window: the run, ready to be replayed.
         expansion: of the metric, for the directions it is curved in.
         order: the base, [steps, batch].
         slope: value and gradient of the metric at final weights; the gradient on the carried coordinates.

@@ -70,6 +70,7 @@ def replay(
     """Replay orders side by side.
 
     Args:
+        window: the run, ready to be replayed.
         units: what they train on, see `units_of`.
         allowed: bool [orders, anchors], anchors that may be used; all if not given.
         lr: learning rates instead of the recorded ones, as `orderscope.task.hyper.group_rates` reads them.
@@ -132,8 +133,13 @@ def _predict(
     """Gradients of some states at recorded batches.
 
     Args:
-        at: which states, int64 [rows]; the other arguments are of these: unit [rows], allowed [rows, anchors], None for
-            all, ranges [rows, 2] of the curvature's factor.
+        window: the run, ready to be replayed.
+        kernels: who does the arithmetic.
+        theta: [states, m].
+        at: which states, int64 [rows].
+        unit: of each row, int64 [rows].
+        allowed: anchors that each may use, bool [rows, anchors]; None for all.
+        ranges: rows of the curvature's factor that each uses, int32 [rows, 2].
         shares: of each group in each recorded batch, [units, groups].
 
     Returns:

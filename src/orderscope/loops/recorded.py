@@ -141,9 +141,12 @@ class Recorded:
 
         Args:
             model: the module that was trained (it is copied), or `() -> module`.
-            loss, data: as for `Task`.
-            optimizer, scheduler: as for `Task`; by default made again from the record.
-            first, last: the window; `first` must be one of `states`. By default all.
+            loss: as for `Task`.
+            data: as for `Task`.
+            optimizer: as for `Task`; by default made again from the record.
+            scheduler: as for `Task`; by default the recorded rates.
+            first: step that the window begins at, one of `states`; by default the first.
+            last: step that it ends before; by default the last.
             **rest: as for `Task`: metrics, groups, max_grad_norm, collate.
 
         Raises:
