@@ -25,6 +25,7 @@ from orderscope.engine import Batches, Units, Window, units_of
 from orderscope.engine.held_out import Expansion
 from orderscope.engine.optimizers import Dynamics, Slice, clip, start_states, step
 from orderscope.engine.units import regrouped_gradients
+from orderscope_kernels.shapes import Float, Float64, Int
 
 RANK = 12
 PLACES = 8
@@ -64,13 +65,19 @@ class Sensitivity:
     """
 
     value: float
-    places: np.ndarray
-    rows: Tensor
-    states: Tensor
+    places: Int[np.ndarray, " places"]
+    rows: Float[Tensor, "places rows coords"]
+    states: Float[Tensor, "places coords"]
 
 
 def sensitivity(
-    window: Window, expansion: Expansion, order: np.ndarray, slope: Slope, *, rank: int = RANK, places: int = PLACES
+    window: Window,
+    expansion: Expansion,
+    order: Int[np.ndarray, "steps batch"],
+    slope: Slope,
+    *,
+    rank: int = RANK,
+    places: int = PLACES,
 ) -> Sensitivity:
     """Sweep once forward and once backward around an order.
 
@@ -106,7 +113,7 @@ def sensitivity(
     return Sensitivity(value, kept, torch.stack(found[::-1]), torch.stack(states[::-1]))
 
 
-def step_effects(window: Window, found: Sensitivity) -> np.ndarray:
+def step_effects(window: Window, found: Sensitivity) -> Float64[np.ndarray, "steps units rows"]:
     """Effect of each recorded batch at each position, [steps, units, 1 + rank]."""
     units = torch.arange(window.units)
     out = []
@@ -120,7 +127,9 @@ def step_effects(window: Window, found: Sensitivity) -> np.ndarray:
     return _all_steps(found.places, np.stack(out), window.steps)
 
 
-def sample_effects(window: Window, found: Sensitivity, ids: np.ndarray) -> np.ndarray:
+def sample_effects(
+    window: Window, found: Sensitivity, ids: Int[np.ndarray, " ids"]
+) -> Float64[np.ndarray, "steps ids rows"]:
     """Effect of each of these samples in a batch at each position, [steps, ids, 1 + rank]."""
     places, count, coords = found.rows.shape
     allowed = window.sampled[None]

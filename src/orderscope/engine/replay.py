@@ -29,6 +29,7 @@ from orderscope.task.hyper import group_rates
 from orderscope_kernels import reference
 from orderscope_kernels.reference import Clip, Terms
 from orderscope_kernels.replay import ReplayKernels, replay_kernels
+from orderscope_kernels.shapes import Bool, Float, Float64
 
 HOMES = 4  # samples of a regrouped batch whose recorded batches weigh in: a third of the time of all sixteen
 
@@ -45,10 +46,10 @@ class Replayed:
         snapshots: weights after the steps asked for, [orders, m] each.
     """
 
-    theta: Tensor
-    outside: Tensor
-    regrouped: Tensor
-    snapshots: dict[int, Tensor]
+    theta: Float[Tensor, "orders coords"]
+    outside: Float64[Tensor, " orders"]
+    regrouped: Float64[Tensor, " orders"]
+    snapshots: dict[int, Float[Tensor, "orders coords"]]
 
     def cpu(self) -> Replayed:
         """The same on the CPU."""
@@ -60,8 +61,8 @@ def replay(
     window: Window,
     units: Units,
     *,
-    allowed: Tensor | None = None,
-    lr: np.ndarray | None = None,
+    allowed: Bool[Tensor, "orders anchors"] | None = None,
+    lr: Float[np.ndarray, ...] | None = None,
     snapshots: Sequence[int] = (),
     curvature: bool = True,
     homes: int | None = HOMES,
