@@ -375,7 +375,7 @@ def resolved(file: Path, study: Study, task: Task) -> Study:
 
     Raises: WrongStudy.
     """
-    from orderscope.recording.record import allotted, coordinates_of
+    from orderscope.recording.choices import allotted, coordinates_of
 
     slips, places = Slips(file), Places(file, study)
     names = list(task.metrics)
