@@ -2,6 +2,8 @@
 
 import ast
 import dataclasses
+import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,8 @@ from jaxtyping import TypeCheckError
 import orderscope.engine
 import orderscope_kernels
 from orderscope.engine.optimizers import Start
-from orderscope_kernels.reference import affine_weights, gather_entries
+from orderscope_kernels.reference import Part, affine_weights, gather_entries
+from shape_checks import checked
 
 ROOMS = [Path(package.__file__).parent for package in (orderscope.engine, orderscope_kernels)]
 COMPILED = {"numba_loops.py", "triton_tiles.py", "triton_projection.py"}  # their arguments are pointers or plain arrays
@@ -34,6 +37,19 @@ def test_fields_that_do_not_fit_together_are_refused():
     start = Start(torch.zeros(4), {"exp_avg": torch.zeros(4)})
     with pytest.raises(TypeCheckError):
         dataclasses.replace(start, theta=torch.zeros(2, 2))
+
+
+def test_checking_draws_no_random_numbers():
+    """A run records the state of Python's generator."""
+    before = random.getstate()
+    parts = [Part(0, 2, {"lr": 0.1}), Part(2, 3, {"lr": 0.2})]
+    assert [part.first for part in _sequence(parts)] == [0, 2]
+    assert random.getstate() == before
+
+
+@checked
+def _sequence(parts: Sequence[Part]) -> Sequence[Part]:
+    return parts
 
 
 def bare(annotation: ast.expr | None) -> bool:
