@@ -16,12 +16,13 @@ os.environ["ORDERSCOPE_STATE"] = tempfile.mkdtemp(prefix="orderscope-state-")
 atexit.register(shutil.rmtree, os.environ["ORDERSCOPE_STATE"], ignore_errors=True)
 
 from hypothesis import settings  # noqa: E402
-from jaxtyping import install_import_hook  # noqa: E402
 
-# Types and shapes of all that these modules define are checked while tests run. Not the modules whose functions are
-# compiled (numba_loops, triton_tiles, triton_projection).
+from shape_checks import check_public_functions  # noqa: E402
+
+# Types and shapes are checked while tests run. Not in the modules whose functions are compiled (numba_loops,
+# triton_tiles, triton_projection).
 KERNELS = ("numba_replay", "optimizers", "projection", "reference", "replay", "triton_replay")
-install_import_hook(["orderscope.engine", *(f"orderscope_kernels.{name}" for name in KERNELS)], "shape_checks.checked")
+check_public_functions(["orderscope.engine", *(f"orderscope_kernels.{name}" for name in KERNELS)])
 
 # No deadline: a machine may be busy. The same examples every time: what CI says can be repeated.
 settings.register_profile("orderscope", deadline=None, derandomize=True, max_examples=50)
