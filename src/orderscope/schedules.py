@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from orderscope.errors import OrderscopeError
+from orderscope.errors import OrderscopeError, check_whole
 
 
 def constant(steps: int, peak: float, *, warmup: int = 0) -> np.ndarray:
@@ -182,8 +182,7 @@ def _shaped(
     steps: int, peak: float, warmup: int, floor: float, shape: Callable[[np.ndarray], np.ndarray]
 ) -> np.ndarray:
     """Warm-up, then floor + (1 - floor) * shape(x) times the peak, x in [0, 1) over the other steps."""
-    if int(steps) != steps or steps < 1:
-        raise OrderscopeError(f"steps={steps!r}", "a whole number from 1", "change steps=")
+    check_whole(1, steps=steps)
     if not (np.isfinite(peak) and peak >= 0):
         raise OrderscopeError(f"peak={peak!r}", "a finite learning rate >= 0", "change peak=")
     if int(warmup) != warmup or not 0 <= warmup < steps:

@@ -49,6 +49,7 @@ from orderscope.task import Task
 from orderscope.task.functional import frozen_and_buffers, functional_loss
 from orderscope.task.hyper import group_rates
 from orderscope.task.layout import ParameterLayout
+from orderscope.task.per_sample import filled
 from orderscope.task.rng import seeded
 from orderscope.training.loop import start, train
 from orderscope.training.state import TrainingState, capture
@@ -152,10 +153,9 @@ class ReferencePath:
         parameters = self.layout.of_model(self._model)
         loss = self.task.loss(self._model, self.task.batch(ids)).mean()
         grads = torch.autograd.grad(loss, parameters, allow_unused=True)
-        filled = [torch.zeros_like(p) if g is None else g for g, p in zip(grads, parameters, strict=True)]
         got = torch.tensor([g is not None for g in grads])
         moved = 1.0 if bool(got.all()) else got.repeat_interleave(torch.tensor(self.layout.sizes)).to(self.layout.dtype)
-        return self._clipped(self.layout.flatten(filled).cpu()), moved
+        return self._clipped(self.layout.flatten(filled(grads, parameters)).cpu()), moved
 
     def update_function(self, t: int, ids: Any) -> Callable[[Tensor], Tensor]:
         """theta -> Gamma(theta, B) with the moments of step t, for exact derivatives."""

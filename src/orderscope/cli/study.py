@@ -1,6 +1,8 @@
 """A study file: everything that is done with one task, as it is written and as it is checked.
 
 It is read by `orderscope run`. Needs pydantic, and pyyaml for YAML: the extra `study`.
+
+Past 400 lines: the schema of a study file beside the checks of each of its parts.
 """
 
 from __future__ import annotations

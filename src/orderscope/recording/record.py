@@ -16,7 +16,7 @@ import torch
 
 from orderscope.engine.driven import check_loop, check_reached
 from orderscope.engine.loading import build_table, table_number, untold
-from orderscope.errors import OrderscopeError
+from orderscope.errors import OrderscopeError, check_whole
 from orderscope.recording.choices import (
     ANCHORS,
     LEAST_ROWS,
@@ -335,8 +335,7 @@ def _check_counts(**counts: tuple[int | None, int]) -> None:
     for name, (value, least) in counts.items():
         if value is None:
             continue
-        if int(value) != value or value < least:
-            raise OrderscopeError(f"{name}={value!r}", f"a whole number from {least}", f"change {name}=")
+        check_whole(least, **{name: value})
 
 
 def _stage(progress: Progress | None, stage: str) -> Callable[[int, int], None] | None:

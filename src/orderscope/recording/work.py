@@ -3,6 +3,8 @@
 Once the reference is recorded, every probe and every unit of the sketch is a piece of its own. A worker writes the
 shards of its piece itself; the run's writer adopts them in the order of the list, so that the bytes of a run are the
 same for any number of workers and any engine.
+
+Past 400 lines: pieces, and what happens when a process, a thread or a machine that does one is lost, belong together.
 """
 
 from __future__ import annotations

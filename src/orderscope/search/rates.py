@@ -10,7 +10,7 @@ import numpy as np
 
 from orderscope.baselines.annealing import AnnealingLaw, fit_annealing_law
 from orderscope.engine import Batches
-from orderscope.errors import OrderscopeError
+from orderscope.errors import OrderscopeError, check_whole, unknown_metric
 from orderscope.orders.checks import check_orders
 from orderscope.schedules import SCHEDULES, refined, rewarm
 from orderscope.search.portfolio import Progress
@@ -115,11 +115,8 @@ def propose_rates(
         OrderscopeError: for a metric, order or number that is not there.
     """
     if metric not in sim.metric_names:
-        raise OrderscopeError(
-            f"metric {metric!r}", "one of " + (", ".join(sim.metric_names) or "none"), "name a recorded metric"
-        )
-    if int(verify) != verify or verify < 0:
-        raise OrderscopeError(f"verify={verify!r}", "a whole number from 0", "change verify=")
+        raise unknown_metric(metric, sim.metric_names)
+    check_whole(0, verify=verify)
     if not len(peaks) or not np.isfinite(peaks).all() or min(peaks) <= 0:
         raise OrderscopeError(f"peaks={list(peaks)}", "at least one, finite and above 0", "change peaks=")
     sign, notes = -1.0 if maximize else 1.0, []

@@ -1,4 +1,7 @@
-"""Ask a recorded run: what would the final model have been under another order?"""
+"""Ask a recorded run: what would the final model have been under another order?
+
+Past 400 lines: one object, whose cached parts (window, known states, calibrations) every question shares.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ from orderscope.engine.left_out import LeftOut
 from orderscope.engine.loading import load_held_out, load_left_out, load_window, table_number
 from orderscope.engine.metrics import MetricModel, evaluated
 from orderscope.engine.threads import one_thread
-from orderscope.errors import OrderscopeError
+from orderscope.errors import OrderscopeError, unknown_metric
 from orderscope.orders.checks import check_order, check_orders
 from orderscope.simulation.effort import ProxyEstimator
 from orderscope.simulation.prediction import Prediction, Trajectory
@@ -520,9 +523,7 @@ class Simulator:
             return self.losses or possible
         for name in metrics:
             if name not in possible:
-                raise OrderscopeError(
-                    f"metric {name!r}", "one of " + (", ".join(possible) or "none"), "name a recorded metric"
-                )
+                raise unknown_metric(name, possible)
         return tuple(metrics)
 
     def _rates(self, lr: Any, count: int) -> np.ndarray | None:

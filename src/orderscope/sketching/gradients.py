@@ -17,7 +17,7 @@ from orderscope.sketching.taps import LIKE, NO_TAPS, Taps, find_taps
 from orderscope.task import Task
 from orderscope.task.functional import FunctionalLoss, frozen_and_buffers, functional_loss, sample_loss
 from orderscope.task.layout import ParameterLayout
-from orderscope.task.per_sample import each_sample, one_after_another
+from orderscope.task.per_sample import each_sample, filled, one_after_another
 from orderscope.training.state import TrainingState
 
 MEMORY = 1 << 30
@@ -92,8 +92,8 @@ def batch_gradient(at: Point, loss: Callable[[Any, Any], Tensor], batch: Any, co
     """
     parameters = at.layout.of_model(at.model)
     grads = torch.autograd.grad(loss(at.model, batch).mean(), parameters, allow_unused=True)
-    filled = [torch.zeros_like(p) if g is None else g for g, p in zip(grads, parameters, strict=True)]
-    return coordinates.take(at.layout.flatten(filled))
+    whole = filled(grads, parameters)
+    return coordinates.take(at.layout.flatten(whole))
 
 
 Parts = list[tuple[slice, Tensor]]

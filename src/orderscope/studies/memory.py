@@ -14,7 +14,7 @@ from torch import Tensor
 
 from orderscope.engine import Window
 from orderscope.engine.threads import one_thread
-from orderscope.errors import OrderscopeError
+from orderscope.errors import unknown_metric, without_task
 from orderscope.simulation.simulator import Simulator
 from orderscope.sketching.gradients import set_parameters
 from orderscope.store.names import REFERENCE
@@ -68,13 +68,11 @@ def memory(sim: Simulator, metric: str | None = None) -> Memory:
         OrderscopeError: without the task, or for an unknown metric.
     """
     if sim.task is None:
-        raise OrderscopeError(
-            "a simulator without its task", "the task, for the losses of its samples", "Simulator(path, task)"
-        )
+        raise without_task("for the losses of its samples")
     names = list(sim.description["metric_names"])
     name = metric or (names[0] if names else "none")
     if name not in names:
-        raise OrderscopeError(f"metric {metric!r}", "one of " + (", ".join(names) or "none"), "name a recorded metric")
+        raise unknown_metric(metric, names)
     run = load_run(sim.store, REFERENCE)
     steps = np.asarray(run.boundaries, dtype=np.int64)
     losses = batch_losses(sim, run.theta())

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from orderscope.engine.calibration import Bearing, Calibration, fit_calibration
-from orderscope.errors import OrderscopeError
+from orderscope.errors import OrderscopeError, check_whole, unknown_metric, without_task
 from orderscope.simulation.simulator import Simulator
 from orderscope.sketching.gradients import set_parameters
 from orderscope.store.names import REFERENCE
@@ -57,11 +57,8 @@ def positions(
         OrderscopeError: without the task, or for units, places or a metric that are not there.
     """
     if sim.task is None:
-        raise OrderscopeError(
-            "a simulator without its task", "the task, for the losses of its samples", "Simulator(path, task)"
-        )
-    if int(verify) != verify or verify < 0:
-        raise OrderscopeError(f"verify={verify!r}", "a whole number from 0", "change verify=")
+        raise without_task("for the losses of its samples")
+    check_whole(0, verify=verify)
     steps = len(sim.order)
     chosen = _steps("units", np.arange(steps) if units is None else units, steps)
     spots = np.linspace(0, steps - 1, min(PLACES, steps)).round() if places is None else places
@@ -233,5 +230,5 @@ def _steps(name: str, given: Sequence[int] | np.ndarray, steps: int) -> np.ndarr
 def _metric(sim: Simulator, metric: str | None) -> str:
     names = [name for name in sim.description["metric_names"] if name in sim.metric_names]
     if not names or (metric is not None and metric not in names):
-        raise OrderscopeError(f"metric {metric!r}", "one of " + (", ".join(names) or "none"), "name a recorded metric")
+        raise unknown_metric(metric, names)
     return metric or names[0]

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from orderscope.errors import OrderscopeError
+from orderscope.errors import OrderscopeError, check_whole, unknown_metric, without_task
 from orderscope.orders import step_groups
 from orderscope.recording.record import add_runs
 from orderscope.simulation.foretold import foretell
@@ -83,9 +83,8 @@ def validate(
         OrderscopeError: without the task, for fewer than two orders, or an unknown metric.
     """
     if sim.task is None:
-        raise OrderscopeError("a simulator without its task", "the task, to train it", "Simulator(path, task)")
-    if int(orders) != orders or orders < 2:
-        raise OrderscopeError(f"orders={orders!r}", "a whole number from 2", "change orders=")
+        raise without_task("to train it")
+    check_whole(2, orders=orders)
     names = _names(sim, metric)
     asked = unseen_orders(sim, int(orders), seed)
     known, floor = _stored(sim)
@@ -179,9 +178,7 @@ def _names(sim: Simulator, metric: str | Sequence[str] | None) -> list[str]:
     names = known if metric is None else [metric] if isinstance(metric, str) else list(metric)
     for name in names or [""]:
         if name not in known:
-            raise OrderscopeError(
-                f"metric {name!r}", "one of " + (", ".join(known) or "none"), "name a recorded metric"
-            )
+            raise unknown_metric(name, known)
     return names
 
 

@@ -18,7 +18,7 @@ from orderscope.errors import OrderscopeError
 from orderscope.task.functional import frozen_and_buffers, functional_loss, sample_loss
 from orderscope.task.hyper import scheduled
 from orderscope.task.layout import ParameterLayout
-from orderscope.task.per_sample import each_sample, one_after_another
+from orderscope.task.per_sample import each_sample, filled, one_after_another
 from orderscope.task.rounding import coarsest, tolerated, tolerated_gradient
 
 if TYPE_CHECKING:
@@ -298,8 +298,8 @@ def _check_gradients(
             raise OrderscopeError(
                 f"a sparse gradient of parameter {name!r}", "dense gradients", "build the embedding with sparse=False"
             )
-    filled = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, ordinary, strict=True)]
-    batch_gradient = layout.flatten(filled).cpu()
+    whole = filled(ordinary, parameters)
+    batch_gradient = layout.flatten(whole).cpu()
     model.zero_grad()
     said, mapped = "", True
     try:
