@@ -91,6 +91,7 @@ def aligned(
         width: of a whole line.
         right: columns that stand right and whose cells are not folded.
         header: whether the first row is one, which stands low where it is folded.
+        indent: what every line begins with.
     """
     if not rows:
         return []

@@ -49,6 +49,7 @@ def load_task(spec: str, run: Path | None = None, home: Path | None = None) -> T
     """The task a spec names: a Task, the keyword arguments of one, or a function without arguments returning either.
 
     Args:
+        spec: FILE:NAME or MODULE:NAME.
         run: the run it is for, none of whose files is run.
         home: as for `task_file`.
 
@@ -95,6 +96,8 @@ def task_file(spec: str, run: Path | None = None, home: Path | None = None) -> P
     """The file whose code a spec stands for, where links lead; nothing is run to find it.
 
     Args:
+        spec: FILE:NAME or MODULE:NAME.
+        run: the run it is for, none of whose files is run.
         home: where a module's search begins, the working directory if not given.
 
     Raises:

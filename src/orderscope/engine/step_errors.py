@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from orderscope.engine.adjoint import Slope, curved, sensitivity
+from orderscope.engine.adjoint import Slope, sensitivity
 from orderscope.engine.batches import Batches
 from orderscope.engine.held_out import Expansion
 from orderscope.engine.window import Window
@@ -52,7 +52,9 @@ def step_errors(window: Window, expansion: Expansion, slope: Slope, run: str, or
     """Of one recorded run under another order than the reference's.
 
     Args:
-        expansion, slope: of the metric, as for `orderscope.engine.adjoint.sensitivity`.
+        window: the run, ready to be replayed.
+        expansion: of the metric, as for `orderscope.engine.adjoint.sensitivity`.
+        slope: value and gradient of the metric at final weights [m].
         run: its name among the window's anchors.
         order: the run's, int64 [steps, batch].
     """
@@ -89,8 +91,8 @@ def _errors(window: Window, allowed: Tensor, adjoint: Tensor, units: list[int], 
     weights, remainder, _ = anchors.weights(theta, unit, window.known[unit] & allowed)
     missing = true - torch.einsum("nk,nkm->nm", weights.to(window.dtype), tables)
     bent = torch.zeros_like(missing)
-    for share, factor in zip(window.fractions[unit].T, window.factors, strict=True):
-        bent += share[:, None] * curved(factor, remainder)
+    for share, curvature in zip(window.fractions[unit].T, window.curvatures, strict=True):
+        bent += share[:, None] * (remainder @ curvature)
     norms = [x.double().norm(dim=1) for x in (true, missing, bent, missing - bent)]
     cosine = (bent.double() * missing.double()).sum(1) / (norms[1] * norms[2])
     effect = (adjoint.double() * (bent - missing).double()).sum(1)

@@ -64,6 +64,7 @@ def standing_notices(model: nn.Module, *, training: bool = False) -> list[Notice
     """What can be said of a model without running it: dropout, batch statistics, recurrent layers.
 
     Args:
+        model: the one that is trained.
         training: judge modules as if they were in training mode.
     """
     found: list[Notice] = []
@@ -92,6 +93,9 @@ def called_notices(
     """What running a module again on its first batch shows: chance outside of dropout layers, the slow path.
 
     Args:
+        module: as it was before the step; it is run again on a copy of what it was called with.
+        args: positional arguments of its first call.
+        kwargs: named arguments of that call.
         known: kinds that were said already and are not looked for.
     """
     parameters = {n: p.detach() for n, p in module.named_parameters() if p.requires_grad}

@@ -42,6 +42,7 @@ def scaling_of(task: Task, steps: list[tuple[Seen, Any]]) -> tuple[Scaling | Non
     the first step.
 
     Args:
+        task: made of the parts beside the loop.
         steps: each step with `() -> model` in the state before it; the first decides.
     """
     found = []
@@ -77,6 +78,7 @@ def scaled_text(scaling: Scaling, order: np.ndarray) -> str:
     """What is said of a scaling that was found.
 
     Args:
+        scaling: what `scaling_of` found.
         order: of the task, [steps, batch].
     """
     again = len(np.unique(order)) < order.size and scaling.micro_batches
@@ -94,6 +96,8 @@ def part_notices(
     """The parts beside the loop's first step: a task is made of them and compared with the gradient applied.
 
     Args:
+        parts: arguments of `Task` by name.
+        session: of the loop that is recorded.
         start: the state before the step.
         rows: that step alone.
     """

@@ -149,9 +149,12 @@ class Recorded:
 
         Args:
             model: the module that was trained (it is copied), or `() -> module`.
-            loss, data: as for `Task`.
-            optimizer, scheduler: as for `Task`; by default made again from the record.
-            first, last: the window; `first` must be one of `states`. By default all, but for a shorter last step.
+            loss: as for `Task`.
+            data: as for `Task`.
+            optimizer: as for `Task`; by default made again from the record.
+            scheduler: as for `Task`; by default the recorded rates.
+            first: step that the window begins at, one of `states`; by default the first.
+            last: step that it ends before; by default the last, but for a shorter last step.
             scaling: how the loop weighed its samples beside the loss; by default found by comparing the gradient of the
                 loss with the recorded one, and told in a warning where it is no mean over the samples. Metrics keep the
                 loss's own scale.

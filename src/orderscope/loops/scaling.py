@@ -66,6 +66,7 @@ class Scaling:
         Args:
             order: sample ids, int64 [steps, batch], the samples of a micro-batch side by side.
             counts: tokens of each sample, int64 [samples]; None for a mean over samples.
+            samples: how many the data set has.
         """
         if self.micro_batches == 0 or counts is None:
             return np.full(samples, self.factor)
@@ -80,6 +81,7 @@ def token_weights(counts: np.ndarray, micro_batches: int) -> np.ndarray:
 
     Args:
         counts: their tokens, [steps, batch].
+        micro_batches: in how many parts, one after the other, a step is trained.
 
     Example:
         >>> token_weights(np.array([[3, 1]]), 1)
@@ -157,6 +159,7 @@ def found_scaling(steps: Sequence[tuple[Seen, Mapping[int, Compared]]], max_grad
 
     Args:
         steps: recorded steps, each under the same ways; the factor comes from the first that was not clipped.
+        max_grad_norm: bound of the gradient norm in the loop, None for no clipping.
     """
     first, ways = steps[0]
     both = [m for m in ways if all(m in w for _, w in steps)]

@@ -48,6 +48,7 @@ class Watch:
         """Where the loop begins: what was recorded before that step was seen.
 
         Args:
+            first: the step it begins at.
             fresh: whether nothing was trained before the record begins.
         """
         rows = None if self._before is None else self._before.rows
@@ -123,6 +124,8 @@ def started_over(path: Path, before: Loop | None, first: int) -> list[Notice]:
     """Whether a loop that had come to its end begins anew, which supersedes what it recorded.
 
     Args:
+        path: of the run, for the message.
+        before: what was recorded of the loop, None for nothing.
         first: the step it begins at.
     """
     if before is None or before.rows is None or before.legs[-1].end is None or first > before.first:
@@ -140,6 +143,7 @@ def cold_moments(
     """Whether a loop that is under way starts with an optimizer that knows nothing of it.
 
     Args:
+        optimizer: the loop's.
         state: at the start.
         step: steps trained before, as far as anybody said.
         moved: whether the weights are others than at the start of the run.
@@ -161,6 +165,7 @@ def same_batches(path: Path, rank: int, mine: dict[int, np.ndarray]) -> list[Not
 
     Args:
         path: of rank 0's run.
+        rank: of this process.
         mine: step -> sorted ids of this rank.
     """
     other = 0 if rank else 1

@@ -27,10 +27,10 @@ import torch
 from orderscope.engine.batches import Batches
 from orderscope.engine.completed import held_bytes
 from orderscope.engine.compress import GRAM_COORDS
-from orderscope.engine.loading import ENERGY, EXACT_BYTES
+from orderscope.engine.raw import ENERGY, EXACT_BYTES
 from orderscope.engine.threads import one_thread
 from orderscope.errors import OrderscopeError, ended_by_task
-from orderscope.recording import record as recording
+from orderscope.recording import choices
 from orderscope.recording.budget import LEAST
 from orderscope.recording.runs import record_run
 from orderscope.recording.work import available_cores, default_jobs, sendable
@@ -114,17 +114,24 @@ def preflight(
     """Try a task out.
 
     Args:
+        task: what is to be recorded.
         where: a directory for what is tried, a temporary one if not given; nothing is left there.
-        anchors, probes, budget, sample_anchors, coords, curvature_rows, seed: as `record` will be given them.
+        anchors: as `record` will be given it.
+        probes: as `record` will be given it.
+        budget: as `record` will be given it, in runs.
+        sample_anchors: as `record` will be given it.
+        coords: as `record` will be given it.
+        curvature_rows: as `record` will be given it.
+        seed: as `record` will be given it.
 
     Raises:
         OrderscopeError: recording would fail at its start.
     """
-    coords = recording.coordinates_of(task) if coords is None else coords
+    coords = choices.coordinates_of(task) if coords is None else coords
     budget = None if budget is None else max(budget, LEAST)  # the least is done all the same
-    anchors, probes, rows = recording.allotted(task, anchors, probes, curvature_rows, budget)
-    ends = recording.spaced(task.steps, anchors)
-    plan = recording.sketch_plan(task, ends, sample_anchors, coords, rows, seed, probes)
+    anchors, probes, rows = choices.allotted(task, anchors, probes, curvature_rows, budget)
+    ends = choices.spaced(task.steps, anchors)
+    plan = choices.sketch_plan(task, ends, sample_anchors, coords, rows, seed, probes)
     with tempfile.TemporaryDirectory(dir=where, prefix=".orderscope-preflight-") as folder:
 
         def tried() -> Preflight:

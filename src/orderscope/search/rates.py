@@ -11,7 +11,7 @@ import numpy as np
 from orderscope.baselines.annealing import AnnealingLaw, fit_annealing_law
 from orderscope.baselines.learning_curve import PowerLaw, fit_power_law
 from orderscope.engine import Batches
-from orderscope.errors import OrderscopeError
+from orderscope.errors import OrderscopeError, check_whole, unknown_metric
 from orderscope.orders.checks import check_orders
 from orderscope.schedules import SCHEDULES, refined, rewarm
 from orderscope.search.portfolio import Progress
@@ -106,22 +106,21 @@ def propose_rates(
     has the last word.
 
     Args:
+        sim: the run, opened.
         metric: a recorded metric, of which less is better.
         orders: orders to search together with the schedules, [n, steps, batch]; the recorded one if not given.
         verify: how many of the best are retrained; none without `sim.task`.
         maximize: more of the metric is better.
         peaks: largest rates to try, in units of the recorded one.
+        seed: of the neighbours that are tried around the best.
         progress: called as `progress(stage, done, total)`.
 
     Raises:
         OrderscopeError: for a metric, order or number that is not there.
     """
     if metric not in sim.metric_names:
-        raise OrderscopeError(
-            f"metric {metric!r}", "one of " + (", ".join(sim.metric_names) or "none"), "name a recorded metric"
-        )
-    if int(verify) != verify or verify < 0:
-        raise OrderscopeError(f"verify={verify!r}", "a whole number from 0", "change verify=")
+        raise unknown_metric(metric, sim.metric_names)
+    check_whole(0, verify=verify)
     if not len(peaks) or not np.isfinite(peaks).all() or min(peaks) <= 0:
         raise OrderscopeError(f"peaks={list(peaks)}", "at least one, finite and above 0", "change peaks=")
     sign, notes = -1.0 if maximize else 1.0, []
@@ -203,7 +202,13 @@ def propose_rates(
 
 
 def schedules_to_try(recorded: np.ndarray, norms: np.ndarray, peaks: Sequence[float]) -> dict[str, np.ndarray]:
-    """Name -> rates [steps] of a grid of schedules."""
+    """Name -> rates [steps] of a grid of schedules.
+
+    Args:
+        recorded: rates of the leading parameter group as recorded, [steps].
+        norms: norms of the recorded gradients, [steps].
+        peaks: largest rates, in units of the recorded one.
+    """
     steps, top = len(recorded), float(recorded.max())
     tried: dict[str, np.ndarray] = {}
     for peak in peaks:
@@ -222,7 +227,13 @@ def schedules_to_try(recorded: np.ndarray, norms: np.ndarray, peaks: Sequence[fl
 
 
 def neighbours_of(best: Schedule, recorded: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Schedules near one: scaled, and bent towards its beginning or its end."""
+    """Schedules near one: scaled, and bent towards its beginning or its end.
+
+    Args:
+        best: the schedule to start from.
+        recorded: rates of the leading parameter group as recorded, [steps].
+        rng: random numbers.
+    """
     steps = len(recorded)
     x = np.linspace(0, 1, steps)
     tried = {}
@@ -280,7 +291,14 @@ def position_effect(losses: np.ndarray, units: np.ndarray) -> np.ndarray:
 
 def law_value(sim: Simulator, law: AnnealingLaw, metric: str, rates: np.ndarray) -> float:
     """The recorded metric plus the change of the law's final loss, in the metric's units: scaled by how the metric went
-    with the law along the reference run's anchors."""
+    with the law along the reference run's anchors.
+
+    Args:
+        sim: the run, opened.
+        law: training loss as a function of learning rates, fitted to the recorded losses.
+        metric: its name.
+        rates: of the leading parameter group, [steps].
+    """
     run = load_run(sim.store, REFERENCE)
     recorded = recorded_rates(sim)
     along = law.losses(recorded)
