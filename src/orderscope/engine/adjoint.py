@@ -22,7 +22,6 @@ import torch
 from torch import Tensor
 
 from orderscope.engine import Batches, Units, Window, units_of
-from orderscope.engine.curvature import Curvature
 from orderscope.engine.held_out import Expansion
 from orderscope.engine.optimizers import Dynamics, Slice, clip, start_states, step
 from orderscope.engine.replay import HOMES
@@ -168,14 +167,14 @@ class _Part:
         table: gradients G there, [anchors, m].
         usable: which of them weigh in, bool [anchors].
         share: what the summand counts.
-        curvature: C; of no parts for none.
+        groups: share of each group in the curvature C, [groups]; all zero for none.
     """
 
     place: int
     table: Tensor
     usable: Tensor
     share: float
-    curvature: Curvature
+    groups: Tensor
 
 
 def _parts(window: Window, units: Units, unit: int) -> list[_Part]:
@@ -185,18 +184,18 @@ def _parts(window: Window, units: Units, unit: int) -> list[_Part]:
     its samples apart from these at the shared anchors.
     """
     if unit < window.units:
-        return [_Part(unit, window.gradients(unit), window.known[unit], 1.0, window.curvature(window.fractions[unit]))]
+        return [_Part(unit, window.gradients(unit), window.known[unit], 1.0, window.fractions[unit])]
     ids = units.new[unit - window.units]
     some = ids[np.linspace(0, len(ids) - 1, min(HOMES, len(ids))).round().astype(int)]
     parts = [
-        _Part(u, window.gradients(u), window.known[u], 1 / len(some), window.curvature(window.fractions[u]))
+        _Part(u, window.gradients(u), window.known[u], 1 / len(some), window.fractions[u])
         for u in window.home[some].tolist()
     ]
     apart = torch.zeros(window.anchors.count, window.coords, dtype=window.dtype)
     for anchor in window.sample_anchors:
         own = torch.stack([part.table[anchor] for part in parts]).mean(0)
         apart[anchor] = regrouped_gradients(window, ids[None], anchor)[0] - own
-    return [*parts, _Part(parts[0].place, apart, window.sampled, 1.0, Curvature((), window.coords))]
+    return [*parts, _Part(parts[0].place, apart, window.sampled, 1.0, torch.zeros_like(parts[0].groups))]
 
 
 def _affine(window: Window, theta: Tensor, place: int, usable: Tensor) -> tuple[Tensor, Tensor]:
@@ -211,11 +210,14 @@ def _forward(window: Window, units: Units) -> tuple[list[Passed], Tensor]:
     passed = []
     for t in range(window.steps):
         unit = torch.from_numpy(units.index[:, t])
-        gradient = torch.zeros_like(states.theta)
+        gradient, left = torch.zeros_like(states.theta), states.theta.new_zeros(len(window.curvatures), window.coords)
         for part in _parts(window, units, int(unit)):
             weights, remainder = _affine(window, states.theta[0], part.place, part.usable)
             gradient += part.share * (weights @ part.table)
-            gradient += part.share * (remainder @ part.curvature)
+            left += part.share * part.groups[:, None].to(left.dtype) * remainder  # C is linear: one product a group
+        for rows, curvature in zip(left[:, None], window.curvatures, strict=True):
+            if bool(rows.any()):
+                gradient += rows @ curvature
         before, taken = states.theta[0].clone(), None if states.taken is None else states.taken[0].clone()
         active = None if units.has_grad is None else units.has_grad[unit]
         step(window.dynamics, states, clip(window.dynamics, gradient), t, None, active)
@@ -277,10 +279,12 @@ def _gradient_back(window: Window, units: Units, at: Passed, rows: Tensor) -> Te
     """
     # On an anchor the weights do not move at all; what is wanted is how they move around it.
     near = at.theta + NUDGE * (window.final - window.dynamics.start.theta)
-    total = torch.zeros_like(rows)
-    for part in _parts(window, units, at.unit):
+    total, parts = torch.zeros_like(rows), _parts(window, units, at.unit)
+    used = torch.stack([part.groups for part in parts]).any(0).tolist()
+    every = [rows @ c if on else torch.zeros_like(rows) for on, c in zip(used, window.curvatures, strict=True)]
+    for part in parts:
         states, jacobian = _weights_back(window, near, part.place, part.usable)
-        bent = rows @ part.curvature
+        bent = sum((float(f) * x for f, x in zip(part.groups, every, strict=True) if f), torch.zeros_like(rows))
         total += part.share * (bent + jacobian(rows @ part.table.T - bent @ states.T))
     return total
 
