@@ -18,6 +18,7 @@ import json
 import sys
 import sysconfig
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ BLOCK = 2000  # characters; every tenth block of a text is kept for held-out pas
 Order = np.ndarray  # sample ids, int64 [steps, batch]
 
 
+@cache
 def texts() -> dict[str, Tensor]:
     """Domain -> its characters, integers [length]."""
     found = corpora()
