@@ -32,6 +32,7 @@ from characters import ALPHABET, BATCH, CONTEXT, CharacterModel, Passages, corpo
 
 import orderscope as osc
 from orderscope.errors import IncompleteRun
+from orderscope.files import written
 from orderscope.orders import resolve, step_groups
 from orderscope.recording.costs import cpu_seconds, part_runs, training_seconds
 
@@ -53,13 +54,13 @@ def texts() -> dict[str, Tensor]:
     """Domain -> its characters, integers [length]."""
     found = corpora()
     package = sorted((Path(sysconfig.get_path("stdlib")) / "asyncio").glob("*.py"))
-    written = {
+    sources = {
         "prose": found["prose"],
         "code": found["code"],
         "numbers": "\n".join(f"{n:6d} {n * n:10d} {n**0.5:9.4f} {1000 / n:9.4f}" for n in range(1, 20001)),
         GOOD: "\n".join(path.read_text(encoding="utf-8") for path in package),
     }
-    return {name: torch.tensor([min(ord(c), ALPHABET - 1) for c in text]) for name, text in written.items()}
+    return {name: torch.tensor([min(ord(c), ALPHABET - 1) for c in text]) for name, text in sources.items()}
 
 
 def passages(text: Tensor, count: int, seed: int, *, held_out: bool = False) -> Tensor:
@@ -85,10 +86,10 @@ def training_data(steps: int) -> tuple[Passages, list[str]]:
 
 def held_out_data() -> dict[str, Passages]:
     """What the final model is judged by: the three domains together, each of them, and the good data."""
-    written = texts()
-    rows = {name: passages(written[name], HELD_OUT, 10, held_out=True) for name in DOMAINS}
+    sources = texts()
+    rows = {name: passages(sources[name], HELD_OUT, 10, held_out=True) for name in DOMAINS}
     rows = {"eval": torch.cat(list(rows.values())), **rows}
-    rows[GOOD] = passages(written[GOOD], len(DOMAINS) * HELD_OUT, 10, held_out=True)
+    rows[GOOD] = passages(sources[GOOD], len(DOMAINS) * HELD_OUT, 10, held_out=True)
     return {name: Passages(found) for name, found in rows.items()}
 
 
@@ -98,8 +99,8 @@ def build() -> CharacterModel:
 
 def checkpoint() -> tuple[CharacterModel, torch.optim.AdamW]:
     """A model and its optimizer after `WARM_UP` steps on mixed batches of the three domains."""
-    written = texts()
-    rows = torch.cat([passages(written[name], 1600, 20) for name in DOMAINS])
+    sources = texts()
+    rows = torch.cat([passages(sources[name], 1600, 20) for name in DOMAINS])
     torch.manual_seed(0)
     model = build()
     adam = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.95), weight_decay=0.01)
@@ -201,21 +202,30 @@ def record(out: Path, steps: int = STEPS, **options: Any) -> None:
 def kept(path: Path, make: Callable[[], Any]) -> Any:
     """What a JSON file holds; where there is none it is made."""
     if not path.exists():
-        path.write_text(json.dumps(make(), indent=1) + "\n")
+        made = json.dumps(make(), indent=1)
+        with written(path) as file:
+            file.write(made.encode())
     return json.loads(path.read_text())
 
 
 def ask(out: Path) -> dict[str, Any]:
-    """The answers of Orderscope and of the rival, and what they cost."""
-    return kept(out / "answers.json", lambda: answered(out / "run"))
+    """The answers of Orderscope and of the rival, and what they cost; prints them."""
+    task = recorded_task(out / "run")
+    answers = kept(out / "answers.json", lambda: answered(out / "run", task))
+    print(table(answers, {}, asked(task)))
+    return answers
 
 
-def answered(run: Path) -> dict[str, Any]:
-    task = recorded_task(run)
-    found = questions(task)
-    names = [name for _, orders in found.values() for name in orders]
-    orders = np.stack([order for _, asked in found.values() for order in asked.values()])
-    answers: dict[str, Any] = {"orders": names}
+def asked(task: osc.Task) -> list[tuple[str, str, str]]:
+    """Question, the metric that decides it, and the name of an order that it compares, for all orders."""
+    return [(question, metric, name) for question, (metric, orders) in questions(task).items() for name in orders]
+
+
+def answered(run: Path, task: osc.Task) -> dict[str, Any]:
+    """Of both estimators: values, errors and trust by order, and CPU time in trainings."""
+    found = {name: order for _, orders in questions(task).values() for name, order in orders.items()}
+    orders = np.stack(list(found.values()))
+    answers: dict[str, Any] = {"orders": list(found)}
     for who, options in {"carried": {}, "proxy": {"effort": EFFORT}}.items():
         began = cpu_seconds()
         sim = osc.Simulator(run, task)
@@ -234,19 +244,24 @@ def answered(run: Path) -> dict[str, Any]:
 
 def train(out: Path) -> dict[str, Any]:
     """Train every order that was asked about; prints answers and truths."""
-    answers = ask(out)
     task = recorded_task(out / "run")
-    truths: dict[str, Any] = {}
-    asked = [(question, metric, name, order)
-             for question, (metric, orders) in questions(task).items() for name, order in orders.items()]  # fmt: skip
-    for place, (_, _, name, order) in enumerate(asked):
-        truths[name] = kept(out / f"truth-{place}.json", lambda order=order: trained(task, order))
-    print(table(answers, truths, [row[:3] for row in asked]))
-    costs = {"recording": answers["recording"], "answers": answers["carried"]["trainings"],
-             "rival": answers["proxy"]["trainings"], "truths": sum(t["seconds"] for t in truths.values())
-             / (training_seconds(osc.RunStore.open(out / "run")) or float("nan"))}  # fmt: skip
-    print("\ncosts, in trainings: " + ", ".join(f"{what} {cost:.2f}" for what, cost in costs.items()))
-    print(f"sigma_order: {answers['sigma_order']}; estimator=\"auto\" would have taken: {answers['auto']}")
+    answers = kept(out / "answers.json", lambda: answered(out / "run", task))
+    found = {name: order for _, orders in questions(task).values() for name, order in orders.items()}
+    truths = {
+        name: kept(out / f"truth-{place}.json", lambda order=order: trained(task, order))
+        for place, (name, order) in enumerate(found.items())
+    }
+    seconds = training_seconds(osc.RunStore.open(out / "run")) or float("nan")
+    costs = {
+        "recording": answers["recording"],
+        "answers": answers["carried"]["trainings"],
+        "rival": answers["proxy"]["trainings"],
+        "truths": sum(truth["seconds"] for truth in truths.values()) / seconds,
+    }
+    print(table(answers, truths, asked(task)))
+    print("costs, in trainings: " + ", ".join(f"{what} {cost:.2f}" for what, cost in costs.items()))
+    print("sigma_order: " + ", ".join(f"{name} {value:.4f}" for name, value in answers["sigma_order"].items()))
+    print(f'estimator="auto" takes: {answers["auto"]}')
     return {"answers": answers, "truths": truths, "costs": costs}
 
 
@@ -256,17 +271,17 @@ def trained(task: osc.Task, order: Order) -> dict[str, Any]:
     return {"seconds": cpu_seconds() - began} | {name: float(values[0]) for name, values in metrics.items()}
 
 
-def table(answers: dict[str, Any], truths: dict[str, Any], asked: list[tuple[str, str, str]]) -> str:
-    """Changes against the recorded order, in Markdown."""
+def table(answers: dict[str, Any], truths: dict[str, Any], rows: list[tuple[str, str, str]]) -> str:
+    """Changes against the recorded order, in Markdown; a dash where the truth is not known."""
     lines = ["| question | order | metric | predicted | trusted | true | rival | trusted |", "|---" * 8 + "|"]
-    for place, (question, metric, name) in enumerate(asked):
+    for place, (question, metric, name) in enumerate(rows):
         reference = answers["reference"][metric]
         cells = []
         for who in ("carried", "proxy"):
             told = answers[who]
             change, error = told["values"][metric][place] - reference, told["errors"][metric][place]
             cells += [f"{change:+.4f} ± {error:.4f}", "yes" if told["trusted"][place] else "no"]
-        true = f"{truths[name][metric] - reference:+.4f}"
+        true = f"{truths[name][metric] - reference:+.4f}" if name in truths else "-"
         lines.append("| " + " | ".join([question, f"`{name}`", metric, *cells[:2], true, *cells[2:]]) + " |")
     return "\n".join(lines)
 

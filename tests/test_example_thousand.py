@@ -100,6 +100,9 @@ def test_answers_stand_beside_truths(
     for name in ("trained", "answered", "fine_tune"):
         monkeypatch.setattr(thousand, name, again)
     assert thousand.train(out) == found
+    capsys.readouterr()
+    assert thousand.ask(out) == answers
+    assert capsys.readouterr().out.count("| - |") == 10  # the truth is not told before it is trained
     files = {path: path.read_bytes() for path in (out / "run").glob("*.h5")}
     thousand.record(out, STEPS, probes=4, jobs=1)
     assert files == {path: path.read_bytes() for path in (out / "run").glob("*.h5")}
