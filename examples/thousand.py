@@ -212,57 +212,57 @@ def ask(out: Path) -> dict[str, Any]:
     """The answers of Orderscope and of the rival, and what they cost; prints them."""
     task = recorded_task(out / "run")
     answers = kept(out / "answers.json", lambda: answered(out / "run", task))
-    print(table(answers, {}, asked(task)))
+    print(table(answers, {}))
     return answers
 
 
-def asked(task: osc.Task) -> list[tuple[str, str, str]]:
-    """Question, the metric that decides it, and the name of an order that it compares, for all orders."""
-    return [(question, metric, name) for question, (metric, orders) in questions(task).items() for name in orders]
-
-
 def answered(run: Path, task: osc.Task) -> dict[str, Any]:
-    """Of both estimators: values, errors and trust by order, and CPU time in trainings."""
-    found = {name: order for _, orders in questions(task).values() for name, order in orders.items()}
-    orders = np.stack(list(found.values()))
-    answers: dict[str, Any] = {"orders": list(found)}
+    """A row an order, with what both estimators say of its question's metric, and the CPU time of all in trainings."""
+    asked = questions(task)
+    rows: list[dict[str, Any]] = [{"question": question, "metric": metric, "order": name}
+            for question, (metric, orders) in asked.items() for name in orders]  # fmt: skip
+    costs = {}
     for who, options in {"carried": {}, "proxy": {"effort": EFFORT}}.items():
         began = cpu_seconds()
         sim = osc.Simulator(run, task)
-        told = sim.predict(orders, who, metrics=["eval", GOOD], **options)
-        spent = cpu_seconds() - began
-        answers[who] = {
-            "values": {name: values.tolist() for name, values in told.metrics.items()},
-            "errors": {name: errors.tolist() for name, errors in told.error.items()},
-            "trusted": told.trusted.tolist(),
-            "trainings": spent / (training_seconds(sim.store) or float("nan")),
-        }
-        answers |= {"reference": told.reference, "sigma_order": told.sigma_order}
-    auto = sim.predict(task.order, effort=EFFORT, metrics=["eval", GOOD])
-    return answers | {"auto": auto.estimator, "recording": sum(part_runs(sim.store).values())}
+        found = [answer for metric, orders in asked.values() for answer in told(sim, orders, who, metric, options)]
+        costs[who] = (cpu_seconds() - began) / (training_seconds(sim.store) or float("nan"))
+        for row, answer in zip(rows, found, strict=True):
+            row[who] = answer
+    auto = {name: sim.predict(task.order, effort=EFFORT, metrics=[name]).estimator for name in ("eval", GOOD)}
+    sigma = {name: sim.sigma_order(name) for name in auto}
+    recording = sum(part_runs(sim.store).values())
+    return {"rows": rows, "auto": auto, "sigma_order": sigma, "costs": {"recording": recording, **costs}}
+
+
+def told(sim: osc.Simulator, orders: dict[str, Order], who: str, metric: str, options: Any) -> list[dict[str, Any]]:
+    """What an estimator says of each order: change against the recorded order, its error, whether it is trusted."""
+    found = sim.predict(np.stack(list(orders.values())), who, metrics=[metric], **options)
+    change = found.metrics[metric] - found.reference[metric]
+    columns = zip(change.tolist(), found.error[metric].tolist(), found.trusted.tolist(), strict=True)
+    return [{"change": value, "error": error, "trusted": trusted} for value, error, trusted in columns]
 
 
 def train(out: Path) -> dict[str, Any]:
     """Train every order that was asked about; prints answers and truths."""
-    task = recorded_task(out / "run")
-    answers = kept(out / "answers.json", lambda: answered(out / "run", task))
-    found = {name: order for _, orders in questions(task).values() for name, order in orders.items()}
-    truths = {
-        name: kept(out / f"truth-{place}.json", lambda order=order: trained(task, order))
-        for place, (name, order) in enumerate(found.items())
-    }
-    seconds = training_seconds(osc.RunStore.open(out / "run")) or float("nan")
-    costs = {
-        "recording": answers["recording"],
-        "answers": answers["carried"]["trainings"],
-        "rival": answers["proxy"]["trainings"],
-        "truths": sum(truth["seconds"] for truth in truths.values()) / seconds,
-    }
-    print(table(answers, truths, asked(task)))
+    run = out / "run"
+    task = recorded_task(run)
+    answers = kept(out / "answers.json", lambda: answered(run, task))
+    orders = [order for _, orders in questions(task).values() for order in orders.values()]
+    truths = [
+        kept(out / f"truth-{place}.json", lambda order=order: trained(task, order))
+        for place, order in enumerate(orders)
+    ]
+    reference = osc.Simulator(run).reference
+    changes = [truth[row["metric"]] - reference[row["metric"]]
+               for row, truth in zip(answers["rows"], truths, strict=True)]  # fmt: skip
+    seconds = training_seconds(osc.RunStore.open(run)) or float("nan")
+    costs = answers["costs"] | {"trained": sum(truth["seconds"] for truth in truths) / seconds}
+    print(table(answers, dict(enumerate(changes))))
     print("costs, in trainings: " + ", ".join(f"{what} {cost:.2f}" for what, cost in costs.items()))
     print("sigma_order: " + ", ".join(f"{name} {value:.4f}" for name, value in answers["sigma_order"].items()))
-    print(f'estimator="auto" takes: {answers["auto"]}')
-    return {"answers": answers, "truths": truths, "costs": costs}
+    print('estimator="auto" takes: ' + ", ".join(f"{name} {who}" for name, who in answers["auto"].items()))
+    return {"answers": answers, "changes": changes, "truths": truths, "costs": costs}
 
 
 def trained(task: osc.Task, order: Order) -> dict[str, Any]:
@@ -271,18 +271,16 @@ def trained(task: osc.Task, order: Order) -> dict[str, Any]:
     return {"seconds": cpu_seconds() - began} | {name: float(values[0]) for name, values in metrics.items()}
 
 
-def table(answers: dict[str, Any], truths: dict[str, Any], rows: list[tuple[str, str, str]]) -> str:
-    """Changes against the recorded order, in Markdown; a dash where the truth is not known."""
+def table(answers: dict[str, Any], changes: dict[int, float]) -> str:
+    """Changes against the recorded order, in Markdown; a dash where the true one is not known."""
     lines = ["| question | order | metric | predicted | trusted | true | rival | trusted |", "|---" * 8 + "|"]
-    for place, (question, metric, name) in enumerate(rows):
-        reference = answers["reference"][metric]
-        cells = []
-        for who in ("carried", "proxy"):
-            told = answers[who]
-            change, error = told["values"][metric][place] - reference, told["errors"][metric][place]
-            cells += [f"{change:+.4f} ± {error:.4f}", "yes" if told["trusted"][place] else "no"]
-        true = f"{truths[name][metric] - reference:+.4f}" if name in truths else "-"
-        lines.append("| " + " | ".join([question, f"`{name}`", metric, *cells[:2], true, *cells[2:]]) + " |")
+    for place, row in enumerate(answers["rows"]):
+        cells = [row["question"], f"`{row['order']}`", row["metric"]]
+        true = f"{changes[place]:+.4f}" if place in changes else "-"
+        for who, after in (("carried", [true]), ("proxy", [])):
+            said = row[who]
+            cells += [f"{said['change']:+.4f} ± {said['error']:.4f}", "yes" if said["trusted"] else "no", *after]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

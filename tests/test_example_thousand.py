@@ -82,16 +82,18 @@ def test_answers_stand_beside_truths(
     thousand: ModuleType, out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = thousand.train(out)
-    printed = capsys.readouterr().out
-    assert printed.count("| `") == len(found["truths"]) == 10
-    answers = found["answers"]
-    names = answers["orders"]
-    true = np.array([found["truths"][name]["eval"] for name in names])
-    told = answers["carried"]["values"]["eval"]
-    assert np.abs(told - true).mean() < np.abs(answers["reference"]["eval"] - true).mean()  # better than no change
+    assert capsys.readouterr().out.count("| `") == len(found["truths"]) == len(found["changes"]) == 10
+    rows = found["answers"]["rows"]
+    told, true = np.array([row["carried"]["change"] for row in rows]), np.array(found["changes"])
+    by_all = np.array([row["metric"] == "eval" for row in rows])
+    assert np.abs(told - true)[by_all].mean() < np.abs(true)[by_all].mean()  # better than "nothing changes"
     task = thousand.recorded_task(out / "run")
+    names = [row["order"] for row in rows]
     order = thousand.questions(task)["which domain last"][1]["late:code"]
-    assert found["truths"]["late:code"]["eval"] == pytest.approx(osc.retrain(task, order).metrics["eval"][0], abs=1e-6)
+    place, again_trained = names.index("late:code"), osc.retrain(task, order).metrics
+    assert found["truths"][place]["eval"] == pytest.approx(again_trained["eval"][0], abs=1e-6)
+    assert true[place] == pytest.approx(again_trained["eval"][0] - osc.Simulator(out / "run").reference["eval"])
+    assert set(found["costs"]) == {"recording", "carried", "proxy", "trained"}
     assert all(cost > 0 for cost in found["costs"].values())
 
     def again(*_: object, **__: object) -> None:
@@ -101,7 +103,7 @@ def test_answers_stand_beside_truths(
         monkeypatch.setattr(thousand, name, again)
     assert thousand.train(out) == found
     capsys.readouterr()
-    assert thousand.ask(out) == answers
+    assert thousand.ask(out) == found["answers"]
     assert capsys.readouterr().out.count("| - |") == 10  # the truth is not told before it is trained
     files = {path: path.read_bytes() for path in (out / "run").glob("*.h5")}
     thousand.record(out, STEPS, probes=4, jobs=1)
