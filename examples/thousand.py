@@ -289,10 +289,12 @@ if __name__ == "__main__":
     parser.add_argument("verb", choices=["record", "ask", "train"])
     parser.add_argument("out", type=Path, help="directory of the run, the answers and the truths")
     parser.add_argument("--steps", type=int, default=STEPS, help="of the loop, for `record`")
+    parser.add_argument("--anchors", type=int, help="as `osc.record` takes them, for `record`")
+    parser.add_argument("--curvature-rows", type=int, help="as `osc.record` takes them, for `record`")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.verb == "record":
         options.out.mkdir(parents=True, exist_ok=True)
-        record(options.out, options.steps)
+        record(options.out, options.steps, anchors=options.anchors, curvature_rows=options.curvature_rows)
     else:
         {"ask": ask, "train": train}[options.verb](options.out)
