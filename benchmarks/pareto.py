@@ -20,7 +20,7 @@ from fidelity import compare, load, unseen_orders
 from speed import cpu_seconds, write_section
 
 import orderscope as osc
-from orderscope.engine import loading
+from orderscope.engine import raw
 
 COORDS = (4096, 16384, 1 << 20)
 ENERGIES = (0.6, 0.8, 0.9, 0.95)
@@ -41,7 +41,7 @@ def rows(name: str, orders: int) -> list[str]:
     lines = []
     for coords, energy in settings():
         with tempfile.TemporaryDirectory() as folder:
-            with patch.multiple(loading, ENERGY=energy, HIGH_ENERGY=energy):
+            with patch.multiple(raw, ENERGY=energy, HIGH_ENERGY=energy):
                 store = osc.record(task, f"{folder}/run", coords=coords)
             sim = osc.Simulator(f"{folder}/run")
             found = sim.predict(asked, metrics=[metric])

@@ -259,7 +259,7 @@ def made(rows: int, coords: int, anchors: int) -> Callable[[str], None]:
 def growth() -> list[str]:
     """How the time of a step grows in each of three sizes, against the smallest."""
     name = replay_kernels(torch.zeros(1)).__name__.rpartition(".")[2]
-    kernels = "numba" if name == "cpu_replay" else "reference"
+    kernels = "numba" if name == "numba_replay" else "reference"
     lines = []
     for label, sizes in {
         "orders": [(n, COORDS, ANCHORS) for n in (128, 256, 512)],

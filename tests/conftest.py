@@ -17,6 +17,13 @@ atexit.register(shutil.rmtree, os.environ["ORDERSCOPE_STATE"], ignore_errors=Tru
 
 from hypothesis import settings  # noqa: E402
 
+from shape_checks import check_public_functions  # noqa: E402
+
+# Types and shapes are checked while tests run. Not in the modules whose functions are compiled (numba_loops,
+# triton_tiles, triton_projection).
+KERNELS = ("numba_replay", "optimizers", "projection", "reference", "replay", "triton_replay")
+check_public_functions(["orderscope.engine", *(f"orderscope_kernels.{name}" for name in KERNELS)])
+
 # No deadline: a machine may be busy. The same examples every time: what CI says can be repeated.
 settings.register_profile("orderscope", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("orderscope")

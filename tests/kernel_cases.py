@@ -2,16 +2,19 @@
 
 import torch
 
+from orderscope_kernels.optimizers import KINDS
 from orderscope_kernels.reference import Clip, Part, Terms
 from tasks_tiny import generator
 
 UNITS, ANCHORS, STATES = 5, 3, 19
 ADAM = dict(beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1, decoupled=True, maximize=False, count=3.0, lr=1e-2)
 SGD = dict(momentum=0.9, dampening=0.2, nesterov=False, weight_decay=0.1, maximize=False, first=False, lr=1e-2)
+NADAM = ADAM | {"momentum_decay": 0.04}
 OPTIMIZERS = {
     "adamw": ("AdamW", ADAM),
     "adam, coupled decay": ("Adam", ADAM | {"decoupled": False}),
     "amsgrad, maximize": ("AdamW", ADAM | {"maximize": True}),
+    "nadam": ("NAdam", NADAM),
     "plain": ("SGD", SGD | {"momentum": 0.0}),
     "momentum": ("SGD", SGD),
     "first momentum": ("SGD", SGD | {"first": True}),
@@ -49,9 +52,9 @@ def made_states(name, coords, seed=1):
     g = generator(seed)
     optimizer, options = OPTIMIZERS[name]
     theta = torch.randn(STATES, coords, generator=g)
-    keys = ["exp_avg", "exp_avg_sq"] if optimizer != "SGD" else ["momentum_buffer"] if options["momentum"] else []
-    keys += ["max_exp_avg_sq"] if "amsgrad" in name else []
-    moments = {key: torch.rand(STATES, coords, generator=g) for key in keys}
+    present = options | {"amsgrad": "amsgrad" in name}
+    keys = [key for key in KINDS[optimizer].keys if key.option is None or present[key.option]]
+    moments = {key.name: torch.rand(STATES, coords, generator=g) for key in keys}
     return theta, moments, torch.randperm(STATES, generator=g)
 
 

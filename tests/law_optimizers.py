@@ -37,6 +37,8 @@ OPTIMIZERS = {
     "adam, amsgrad": adam(amsgrad=True),
     "adamw": adam(torch.optim.AdamW, weight_decay=0.1),
     "adamw, amsgrad, maximize": adam(torch.optim.AdamW, amsgrad=True, maximize=True),
+    "nadam": adam(torch.optim.NAdam),
+    "nadam, decoupled decay": adam(torch.optim.NAdam, weight_decay=0.1, decoupled_weight_decay=True, maximize=True),
     "two groups": two_groups(adam(torch.optim.AdamW), lr=1e-3, weight_decay=0.2, betas=(0.5, 0.9)),
     "two groups, sgd": two_groups(lambda p: sgd(p, momentum=0.9), lr=0.01, momentum=0.0),
 }
@@ -51,6 +53,7 @@ MAKE = {
     "nesterov": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True),
     "adam": lambda p: torch.optim.Adam(p, lr=0.01, weight_decay=0.1),
     "amsgrad": lambda p: torch.optim.AdamW(p, lr=0.01, amsgrad=True),
+    "nadam": lambda p: torch.optim.NAdam(p, lr=0.01, weight_decay=0.1, momentum_decay=0.1),
     "two groups": lambda p: torch.optim.AdamW([
         {"params": p[:2]}, {"params": p[2:], "lr": 0.03, "betas": (0.5, 0.9), "weight_decay": 0.2},
     ], lr=0.01),

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import orderscope as osc
-from orderscope.engine import loading
+from orderscope.engine import raw
 from orderscope.recording import record as recording
 from tasks_tiny import Rows, cross_entropy, generator, sgd
 
@@ -153,7 +153,7 @@ def simulated(
 ) -> tuple[osc.Simulator, osc.Task]:
     """Record, sketch and open; `energy` of the curvature is kept instead of the usual share."""
     task = osc.Task(**kw)
-    with nullcontext() if energy is None else patch.multiple(loading, ENERGY=energy, HIGH_ENERGY=energy):
+    with nullcontext() if energy is None else patch.multiple(raw, ENERGY=energy, HIGH_ENERGY=energy):
         osc.record(task, path / "run", **options)
     return osc.Simulator(path / "run", task), task
 

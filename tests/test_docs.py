@@ -209,3 +209,24 @@ def test_every_public_name_is_in_the_reference(site: Path) -> None:
 def test_every_command_is_in_the_reference(site: Path) -> None:
     page = (site / "cli.html").read_text(encoding="utf-8")
     assert [verb for verb in VERBS if f"orderscope {verb} [OPTIONS]" not in page] == []
+
+
+def test_contributing_leads_to_rooms_that_exist() -> None:
+    """Each path of the table, and each name in capitals in some module of the row's room."""
+    root = DOCS.parent
+    rows = [line for line in (root / "CONTRIBUTING.md").read_text().splitlines() if line.startswith("| a")]
+    assert len(rows) >= 8
+    for row in rows:
+        _, what, room, test, *_rest = (cell.strip() for cell in row.split("|"))
+        for cell in (room, test):
+            paths = re.findall(r"`((?:src|kernels|tests|docs)/[^`]*)`", cell)
+            assert paths, what
+            missing = [path for path in paths if not (root / path).exists()]
+            assert not missing, (what, missing)
+        source = "\n".join(
+            file.read_text()
+            for path in re.findall(r"`((?:src|kernels)/[^`]*)`", room)
+            for file in ([root / path] if path.endswith(".py") else (root / path).rglob("*.py"))
+        )
+        for name in re.findall(r"`([A-Z][A-Z_]+)`", room):
+            assert re.search(rf"^{name}\b", source, re.MULTILINE), (what, name)

@@ -17,6 +17,8 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
+from orderscope_kernels.shapes import Float, Int, Int64
+
 SPARSE = 8  # entries of a column of a sparse projection that are not zero
 WIDTH = 4096  # columns at once
 WORD = 32  # signs in a word
@@ -24,7 +26,7 @@ GOLDEN = 0x9E3779B9
 MASK = 0xFFFFFFFF
 
 
-def mixed(x: Tensor) -> Tensor:
+def mixed(x: Int64[Tensor, "*shape"]) -> Int64[Tensor, "*shape"]:
     """A bijection of the 32-bit numbers that looks random; int64 tensors."""
     x = x ^ (x >> 16)
     x = (x * 0x7FEB352D) & MASK
@@ -33,8 +35,15 @@ def mixed(x: Tensor) -> Tensor:
     return x ^ (x >> 16)
 
 
-def random_words(seed: int, columns: Tensor, words: Tensor) -> Tensor:
+def random_words(
+    seed: int, columns: Int64[Tensor, " columns"], words: Int64[Tensor, " words"]
+) -> Int64[Tensor, "words columns"]:
     """32 random bits at (seed, column, word), int64 [words, columns].
+
+    Args:
+        seed: of the random numbers.
+        columns: of the projection, int64 [columns].
+        words: their numbers, int64 [words].
 
     Example:
         >>> random_words(0, torch.tensor([0, 1]), torch.tensor([0]))
@@ -44,18 +53,31 @@ def random_words(seed: int, columns: Tensor, words: Tensor) -> Tensor:
     return mixed((start + (words[:, None] * GOLDEN)) & MASK)
 
 
-def rademacher_block(rank: int, columns: Tensor, seed: int) -> Tensor:
-    """Entries +-1 / sqrt(rank), float32 [rank, columns]: bit r % 32 of word r // 32 says the sign."""
+def rademacher_block(rank: int, columns: Int64[Tensor, " columns"], seed: int) -> Float[Tensor, "{rank} columns"]:
+    """Entries +-1 / sqrt(rank), float32 [rank, columns]: bit r % 32 of word r // 32 says the sign.
+
+    Args:
+        rank: rows of the projection.
+        columns: which of its columns, int64 [columns].
+        seed: of the random numbers.
+    """
     rows = torch.arange(rank, device=columns.device)
     words = random_words(seed, columns, torch.arange(-(-rank // WORD), device=columns.device))
     bits = (words[rows // WORD] >> (rows % WORD)[:, None]) & 1
     return (1 - 2 * bits).float() / math.sqrt(rank)
 
 
-def sparse_block(rank: int, columns: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+def sparse_block(
+    rank: int, columns: Int64[Tensor, " columns"], seed: int
+) -> tuple[Float[Tensor, "s columns"], Int64[Tensor, "s columns"]]:
     """Entries of a sparse projection: values +-1 / sqrt(s) and the rows they stand in, [s, columns] each.
 
     Rows are cut into s = min(`SPARSE`, rank) ranges as even as can be; word j chooses sign and row in range j.
+
+    Args:
+        rank: rows of the projection.
+        columns: which of its columns, int64 [columns].
+        seed: of the random numbers.
     """
     count = min(SPARSE, rank)
     words = random_words(seed, columns, torch.arange(count, device=columns.device))
@@ -64,11 +86,16 @@ def sparse_block(rank: int, columns: Tensor, seed: int) -> tuple[Tensor, Tensor]
     return (1 - 2 * (words & 1)).float() / math.sqrt(count), rows
 
 
-def project(x: Tensor, kind: str, rank: int, seed: int, *, first: int = 0) -> Tensor:
+def project(
+    x: Float[Tensor, "rows size"], kind: str, rank: int, seed: int, *, first: int = 0
+) -> Float[Tensor, "rows {rank}"]:
     """P x: [rows, size] -> [rows, rank].
 
     Args:
+        x: [rows, size].
         kind: "rademacher" or "sparse".
+        rank: rows of P.
+        seed: of P's random numbers.
         first: column of the projection that the first coordinate meets.
     """
     if x.is_cuda and x.dtype == torch.float32 and find_spec("triton"):
@@ -83,14 +110,18 @@ def project(x: Tensor, kind: str, rank: int, seed: int, *, first: int = 0) -> Te
     return out
 
 
-def column_blocks(x: Tensor, first: int) -> Iterator[tuple[Tensor, Tensor]]:
+def column_blocks(x: Float[Tensor, "rows size"], first: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Coordinates `WIDTH` at a time, with the columns they meet."""
     for start in range(0, x.shape[1], WIDTH):
         part = x[:, start : start + WIDTH]
         yield part, torch.arange(first + start, first + start + part.shape[1], device=x.device)
 
 
-def linear_entries(inputs: Tensor, output_gradients: Tensor, entries: Tensor) -> Tensor:
+def linear_entries(
+    inputs: Float[Tensor, "samples positions width_in"],
+    output_gradients: Float[Tensor, "samples positions width_out"],
+    entries: Int64[Tensor, " coords"],
+) -> Float[Tensor, "samples coords"]:
     """Some entries of each sample's gradient of a linear layer's weight, without forming the whole of it.
 
         G_b[i, j] = sum_t output_gradients[b, t, i] inputs[b, t, j]
@@ -113,7 +144,11 @@ def linear_entries(inputs: Tensor, output_gradients: Tensor, entries: Tensor) ->
     return out
 
 
-def embedding_entries(ids: Tensor, output_gradients: Tensor, entries: Tensor) -> Tensor:
+def embedding_entries(
+    ids: Int[Tensor, "samples positions"],
+    output_gradients: Float[Tensor, "samples positions width"],
+    entries: Int64[Tensor, " coords"],
+) -> Float[Tensor, "samples coords"]:
     """Some entries of each sample's gradient of an embedding's weight.
 
         G_b[v, j] = sum_t [ids[b, t] = v] output_gradients[b, t, j]
@@ -140,8 +175,14 @@ def embedding_entries(ids: Tensor, output_gradients: Tensor, entries: Tensor) ->
 
 
 def linear_projection(
-    inputs: Tensor, output_gradients: Tensor, kind: str, rank: int, seed: int, *, first: int = 0
-) -> Tensor:
+    inputs: Float[Tensor, "samples positions width_in"],
+    output_gradients: Float[Tensor, "samples positions width_out"],
+    kind: str,
+    rank: int,
+    seed: int,
+    *,
+    first: int = 0,
+) -> Float[Tensor, "samples {rank}"]:
     """P times each sample's gradient of a linear layer's weight, some rows of the weight at a time, [samples, rank].
 
     Arguments as `linear_entries` and `project`.

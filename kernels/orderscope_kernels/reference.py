@@ -13,6 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from orderscope_kernels.optimizers import KINDS
+from orderscope_kernels.shapes import Bool, Float, Float64, Int32, Int64, Shaped
+
 JITTER = 1e-6
 FAR = 1e6
 
@@ -44,7 +47,7 @@ class Part(NamedTuple):
 
     Args:
         first, last: their range in [0, coords).
-        options: keywords of `adam_update` or `sgd_update`; `lr` may be [rows, 1].
+        options: what `Kind.update` reads; `lr` may be [rows, 1].
         among: which of the rows take the step, int64, or None for all.
     """
 
@@ -77,7 +80,13 @@ class Products(NamedTuple):
 
 
 def displacement_products(
-    theta: Tensor, start: Tensor, at: Tensor, table: Tensor, index: Tensor, factor: Tensor, ranges: Tensor
+    theta: Float[Tensor, "states coords"],
+    start: Float[Tensor, " coords"],
+    at: Int64[Tensor, " rows"],
+    table: Shaped[Tensor, "entries coords"],
+    index: Int64[Tensor, "rows terms"],
+    factor: Float[Tensor, "rank coords"],
+    ranges: Int32[Tensor, "rows 2"],
 ) -> Products:
     """All the inner products that a step needs of the states, in one pass over them.
 
@@ -98,8 +107,14 @@ def displacement_products(
 
 
 def affine_weights(
-    square: Tensor, along: Tensor, gram: Tensor, unit: Tensor, allowed: Tensor, ridge: float, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
+    square: Float[Tensor, " rows"],
+    along: Float[Tensor, "rows terms"],
+    gram: Float64[Tensor, "units terms terms"],
+    unit: Int64[Tensor, " rows"],
+    allowed: Bool[Tensor, "rows terms"],
+    ridge: float,
+    scale: float,
+) -> tuple[Float64[Tensor, "rows terms"], Float64[Tensor, "rows terms"], Float64[Tensor, " rows"]]:
     """Affine weights of displacements d among those of their unit, d_j, from inner products: they minimise
 
         | d - sum_j w_j d_j |^2  +  ridge * sum_j w_j^2 | d - d_j |^4 / scale,    sum_j w_j = 1.
@@ -110,7 +125,8 @@ def affine_weights(
         gram: d_i . d_j of each unit, float64 [units, terms, terms].
         unit: int64 [rows].
         allowed: bool [rows, terms], which d_j may weigh in.
-        ridge, scale: as in the formula.
+        ridge: strength of the penalty, without unit.
+        scale: unit of squared distances, > 0.
 
     Returns:
         weights [rows, terms]; |d - d_j|^2, infinite where not allowed, [rows, terms]; |d - sum_j w_j d_j|^2 / scale,
@@ -129,8 +145,14 @@ def affine_weights(
 
 
 def remainder_coefficients(
-    curved: Tensor, crossed: Tensor, index: Tensor, weights: Tensor, shares: Tensor, piece: Tensor, ranges: Tensor
-) -> Tensor:
+    curved: Float[Tensor, "rows rank"],
+    crossed: Float[Tensor, "entries rank"],
+    index: Int64[Tensor, "rows terms"],
+    weights: Float[Tensor, "rows terms"],
+    shares: Float[Tensor, "rows pieces"],
+    piece: Int64[Tensor, " rank"],
+    ranges: Int32[Tensor, "rows 2"],
+) -> Float[Tensor, "rows rank"]:
     """Coefficients of the factor's rows in the curvature times a remainder,
 
         c[i, r] = shares[i, piece[r]] * (curved[i, r] - sum_j weights[i, j] crossed[index[i, j], r]).
@@ -147,7 +169,7 @@ def remainder_coefficients(
     return shares[:, piece] * (curved - gather_entries(crossed, index, weights))
 
 
-def predicted_gradient(terms: Terms) -> Tensor:
+def predicted_gradient(terms: Terms) -> Float[Tensor, "rows coords"]:
     """g as in `Terms`, [rows, coords]."""
     gradient = gather_entries(terms.table, terms.index, terms.weights)
     for rows, (low, high) in by_range(terms.ranges):
@@ -159,9 +181,9 @@ def predicted_gradient(terms: Terms) -> Tensor:
 
 def replay_step(
     optimizer: str,
-    theta: Tensor,
-    moments: dict[str, Tensor],
-    at: Tensor,
+    theta: Float[Tensor, "states coords"],
+    moments: dict[str, Float[Tensor, "states coords"]],
+    at: Int64[Tensor, " rows"],
     terms: Terms,
     parts: Sequence[Part],
     clip: Clip | None = None,
@@ -169,15 +191,37 @@ def replay_step(
     """Predict the gradient of some states and take the optimizer's step in place.
 
     Args:
-        optimizer: "Adam", "AdamW" or "SGD".
+        optimizer: one of `orderscope_kernels.optimizers.KINDS`.
         theta: [states, coords].
-        moments: exp_avg, exp_avg_sq and perhaps max_exp_avg_sq; or momentum_buffer, or none. [states, coords] each.
+        moments: its state by key, [states, coords] each.
         at: int64 [rows], the states that step.
         terms: their gradients.
         parts: what steps alike.
         clip: clipping, or None.
     """
-    gradient = predicted_gradient(terms)
+    step_with(optimizer, theta, moments, at, predicted_gradient(terms), parts, clip)
+
+
+def step_with(
+    optimizer: str,
+    theta: Float[Tensor, "states coords"],
+    moments: dict[str, Float[Tensor, "states coords"]],
+    at: Int64[Tensor, " rows"],
+    gradient: Float[Tensor, "rows coords"],
+    parts: Sequence[Part],
+    clip: Clip | None = None,
+) -> None:
+    """`replay_step` with the gradient given, [rows, coords], not yet clipped; the other arguments as there.
+
+    Args:
+        optimizer: one of `orderscope_kernels.optimizers.KINDS`.
+        theta: [states, coords]; changed.
+        moments: its state by key, [states, coords] each; changed.
+        at: int64 [rows], the states that step.
+        gradient: [rows, coords], not yet clipped.
+        parts: what steps alike.
+        clip: clipping, or None.
+    """
     if clip is not None:
         norm = torch.where(
             clip.known.isnan(),
@@ -189,10 +233,25 @@ def replay_step(
 
 
 def optimizer_step(
-    optimizer: str, theta: Tensor, moments: dict[str, Tensor], at: Tensor, gradient: Tensor, parts: Sequence[Part]
+    optimizer: str,
+    theta: Float[Tensor, "states coords"],
+    moments: dict[str, Float[Tensor, "states coords"]],
+    at: Int64[Tensor, " rows"],
+    gradient: Float[Tensor, "rows coords"],
+    parts: Sequence[Part],
 ) -> None:
-    """`replay_step` with the gradient given, [rows, coords]."""
+    """`replay_step` with the gradient given, [rows, coords], already clipped; the other arguments as there.
+
+    Args:
+        optimizer: one of `orderscope_kernels.optimizers.KINDS`.
+        theta: [states, coords]; changed.
+        moments: its state by key, [states, coords] each; changed.
+        at: int64 [rows], the states that step.
+        gradient: [rows, coords], already clipped.
+        parts: what steps alike.
+    """
     # A view where every state steps, in its place: nothing is copied.
+    update = KINDS[optimizer].update
     whole = len(at) == len(theta) and bool((at == torch.arange(len(at), device=at.device)).all())
     for part in parts:
         among = slice(None) if part.among is None else part.among
@@ -204,22 +263,21 @@ def optimizer_step(
         take = slice(None) if view else rows
         own = {key: values[take, on] for key, values in moments.items()}
         weights, grad = theta[take, on], gradient[among, on]
-        if optimizer == "SGD":
-            sgd_update(weights, grad, own.get("momentum_buffer"), **options)
-        else:
-            adam_update(weights, grad, own["exp_avg"], own["exp_avg_sq"], own.get("max_exp_avg_sq"), **options)
+        update(weights, grad, own, options)
         if not view:
             theta[take, on] = weights
             for key, values in own.items():
                 moments[key][take, on] = values
 
 
-def clip_factor(norm: Tensor, max_norm: float) -> Tensor:
+def clip_factor(norm: Float[Tensor, "*rows"], max_norm: float) -> Float[Tensor, "*rows"]:
     """What torch.nn.utils.clip_grad_norm_ multiplies gradients of this norm by."""
     return (max_norm / (norm + 1e-6)).clamp_max(1.0)
 
 
-def gather_entries(table: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+def gather_entries(
+    table: Shaped[Tensor, "entries coords"], index: Int64[Tensor, "rows terms"], weights: Float[Tensor, "rows terms"]
+) -> Float[Tensor, "rows coords"]:
     """Weighted sums of entries, out[i] = sum_j weights[i, j] table[index[i, j]].
 
     An entry with weight one beside zeros comes back with its own bits.
@@ -237,8 +295,16 @@ def gather_entries(table: Tensor, index: Tensor, weights: Tensor) -> Tensor:
     return out
 
 
-def entry_products(table: Tensor, index: Tensor, rows: Tensor) -> Tensor:
-    """Inner products of rows with entries, out[i, j] = table[index[i, j]] . rows[i]; [rows, terms]."""
+def entry_products(
+    table: Shaped[Tensor, "entries coords"], index: Int64[Tensor, "rows terms"], rows: Float[Tensor, "rows coords"]
+) -> Float[Tensor, "rows terms"]:
+    """Inner products of rows with entries, out[i, j] = table[index[i, j]] . rows[i]; [rows, terms].
+
+    Args:
+        table: [entries, coords].
+        index: which entries each row is multiplied with, int64 [rows, terms].
+        rows: [rows, coords].
+    """
     out = torch.empty(index.shape, dtype=rows.dtype, device=rows.device)
     distinct, which = torch.unique(index, dim=0, return_inverse=True)
     for entries, (of, _) in zip(distinct, by_value(which), strict=True):
@@ -246,92 +312,16 @@ def entry_products(table: Tensor, index: Tensor, rows: Tensor) -> Tensor:
     return out
 
 
-def by_value(values: Tensor) -> Iterator[tuple[Tensor, int]]:
+def by_value(values: Int64[Tensor, " rows"]) -> Iterator[tuple[Tensor, int]]:
     """Rows of each value that occurs, with the value, ascending; values int64 [rows]."""
     order = torch.argsort(values, stable=True)
     distinct, counts = torch.unique_consecutive(values[order], return_counts=True)
     yield from zip(order.split(counts.tolist()), distinct.tolist(), strict=True)
 
 
-def by_range(ranges: Tensor) -> Iterator[tuple[Tensor, tuple[int, int]]]:
+def by_range(ranges: Int32[Tensor, "rows 2"]) -> Iterator[tuple[Tensor, tuple[int, int]]]:
     """Rows of each range of the factor, and the range."""
     distinct, which = torch.unique(ranges, dim=0, return_inverse=True)
     for rows, value in by_value(which):
         low, high = distinct[value].tolist()
         yield rows, (low, high)
-
-
-def adam_update(
-    theta: Tensor,
-    gradient: Tensor,
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
-    max_exp_avg_sq: Tensor | None,
-    *,
-    count: float | Tensor,
-    lr: float | Tensor,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    weight_decay: float,
-    decoupled: bool,
-    maximize: bool,
-) -> None:
-    """One step of torch.optim.Adam or AdamW in place, with the bits of torch's own single-tensor code.
-
-    `count` is the step being taken, from 1; eps is added outside the root, as torch does. All tensors [orders, coords];
-    `lr` and `count` may be [orders, 1].
-    """
-    if maximize:
-        gradient = -gradient
-    if weight_decay != 0:
-        if decoupled:
-            theta.mul_(1 - lr * weight_decay)
-        else:
-            gradient = gradient.add(theta, alpha=weight_decay)
-    exp_avg.lerp_(gradient, 1 - beta1)
-    exp_avg_sq.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-    correction1, correction2 = 1 - beta1**count, 1 - beta2**count
-    second = exp_avg_sq
-    if max_exp_avg_sq is not None:
-        torch.maximum(max_exp_avg_sq, exp_avg_sq, out=max_exp_avg_sq)
-        second = max_exp_avg_sq
-    denominator = (second.sqrt() / correction2**0.5).add_(eps)
-    size = lr / correction1
-    if isinstance(size, Tensor):
-        theta.sub_(size * exp_avg / denominator)
-    else:
-        theta.addcdiv_(exp_avg, denominator, value=-size)
-
-
-def sgd_update(
-    theta: Tensor,
-    gradient: Tensor,
-    momentum_buffer: Tensor | None,
-    *,
-    first: bool | Tensor,
-    lr: float | Tensor,
-    momentum: float,
-    dampening: float,
-    nesterov: bool,
-    weight_decay: float,
-    maximize: bool,
-) -> None:
-    """One step of torch.optim.SGD in place. `first`: no momentum yet, so the buffer becomes the gradient itself,
-    without dampening, as torch does; bool, or [orders, 1]."""
-    if maximize:
-        gradient = -gradient
-    if weight_decay != 0:
-        gradient = gradient.add(theta, alpha=weight_decay)
-    if momentum != 0:
-        assert momentum_buffer is not None
-        if first is True:
-            momentum_buffer.copy_(gradient)
-        else:
-            moved = (momentum_buffer * momentum).add_(gradient, alpha=1 - dampening)
-            momentum_buffer.copy_(moved if first is False else torch.where(first, gradient, moved))
-        gradient = gradient.add(momentum_buffer, alpha=momentum) if nesterov else momentum_buffer
-    if isinstance(lr, Tensor):
-        theta.sub_(lr * gradient)
-    else:
-        theta.add_(gradient, alpha=-lr)

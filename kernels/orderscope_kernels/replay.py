@@ -21,18 +21,20 @@ import os
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from orderscope_kernels.reference import Products
+from orderscope_kernels.shapes import Float
 
 OVERRIDE = "ORDERSCOPE_KERNELS"
 LITTLE = 1 << 23  # coordinates of steps of all orders, below which the reference is quicker than loading numba
-MODULES = {"reference": "reference", "numba": "cpu_replay", "triton": "triton_replay"}
+MODULES = {"reference": "reference", "numba": "numba_replay", "triton": "triton_replay"}
 
 
+@runtime_checkable
 class ReplayKernels(Protocol):
     """What each of the modules offers; see `orderscope_kernels.reference` for the arguments."""
 
@@ -45,7 +47,9 @@ class ReplayKernels(Protocol):
     def replay_step(self, *args: Any, **kwargs: Any) -> None: ...
 
 
-def replay_kernels(theta: Tensor, *, separate: bool = False, work: float = math.inf) -> ReplayKernels:
+def replay_kernels(
+    theta: Float[Tensor, "states coords"], *, separate: bool = False, work: float = math.inf
+) -> ReplayKernels:
     """The kernels for these states.
 
     Args:

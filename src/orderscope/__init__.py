@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from orderscope.errors import OrderscopeError as OrderscopeError
     from orderscope.loops import Recorded as Recorded
     from orderscope.loops import Recorder as Recorder
+    from orderscope.loops import RecorderWarning as RecorderWarning
+    from orderscope.loops import Watcher as Watcher
+    from orderscope.loops import no_dropout as no_dropout
     from orderscope.loops import recorded as recorded
     from orderscope.loops.adapters import LightningRecorder as LightningRecorder
     from orderscope.loops.adapters import TrainerRecorder as TrainerRecorder
@@ -51,12 +54,15 @@ _HOME = {
     "ParameterLayout": "orderscope.task.layout",
     "Recorded": "orderscope.loops",
     "Recorder": "orderscope.loops",
+    "RecorderWarning": "orderscope.loops",
     "RunStore": "orderscope.store",
     "Simulator": "orderscope.simulation.simulator",
     "Study": "orderscope.answers.study",
     "Task": "orderscope.task",
     "TrainerRecorder": "orderscope.loops.adapters",
     "Truth": "orderscope.training.retrain",
+    "Watcher": "orderscope.loops",
+    "no_dropout": "orderscope.loops",
     "play": "orderscope.loops.adapters",
     "positions": "orderscope.studies.positions",
     "memory": "orderscope.studies.memory",
@@ -81,14 +87,17 @@ __all__ = [
     "ParameterLayout",
     "Recorded",
     "Recorder",
+    "RecorderWarning",
     "RunStore",
     "Simulator",
     "Study",
     "Task",
     "TrainerRecorder",
     "Truth",
+    "Watcher",
     "__version__",
     "memory",
+    "no_dropout",
     "play",
     "positions",
     "propose",

@@ -6,6 +6,7 @@ is the one the command line ends with.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from orderscope.text import plain
@@ -41,6 +42,23 @@ class IncompleteRun(OrderscopeError):
     """The record or the sketch was interrupted; what is there is sound and can be resumed."""
 
     exit_code = 5
+
+
+def unknown_metric(name: str | None, known: Iterable[str]) -> OrderscopeError:
+    """What is said of a metric that is not among the known ones."""
+    return OrderscopeError(f"metric {name!r}", "one of " + (", ".join(known) or "none"), "name a recorded metric")
+
+
+def without_task(why: str) -> OrderscopeError:
+    """What is said where a simulator's task is needed; `why` says what for, as "to train it"."""
+    return OrderscopeError("a simulator without its task", f"the task, {why}", "Simulator(path, task)")
+
+
+def check_whole(least: int, **numbers: float) -> None:
+    """Raises: OrderscopeError naming a number that is not whole or less than the least."""
+    for name, value in numbers.items():
+        if int(value) != value or value < least:
+            raise OrderscopeError(f"{name}={value!r}", f"a whole number from {least}", f"change {name}=")
 
 
 def ended_by_task(stop: SystemExit) -> OrderscopeError:

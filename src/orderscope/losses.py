@@ -33,6 +33,11 @@ def causal_lm(model: Any, batch: Mapping[str, Tensor], *, label_smoothing: float
     The model is run without its labels, so that the loss is a function of its outputs alone. Labels of -100 are left
     out. Each sample is averaged over its own tokens, or, where the batch has a "weight" (see `Weighted`), summed and
     multiplied by it.
+
+    Args:
+        model: returns an object with `.logits` [batch, tokens, vocabulary].
+        batch: "labels" [batch, tokens], perhaps "weight" [batch], and what the model takes.
+        label_smoothing: share of the target's probability that is spread over the vocabulary.
     """
     inputs = {key: value for key, value in batch.items() if key not in ("labels", WEIGHT)}
     scores = model(**inputs).logits[:, :-1].transpose(1, 2)
@@ -46,7 +51,13 @@ def causal_lm(model: Any, batch: Mapping[str, Tensor], *, label_smoothing: float
 
 
 def classification(model: Any, batch: Mapping[str, Tensor], *, label_smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy of a classifier that returns `.logits` [batch, classes], one value per sample, [batch]."""
+    """Cross-entropy of a classifier that returns `.logits` [batch, classes], one value per sample, [batch].
+
+    Args:
+        model: returns an object with `.logits` [batch, classes].
+        batch: "labels" [batch], perhaps "weight" [batch], and what the model takes.
+        label_smoothing: share of the target's probability that is spread over all classes.
+    """
     inputs = {key: value for key, value in batch.items() if key not in ("labels", WEIGHT)}
     losses = F.cross_entropy(
         model(**inputs).logits, batch["labels"], label_smoothing=label_smoothing, reduction="none"

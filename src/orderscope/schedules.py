@@ -12,11 +12,16 @@ from collections.abc import Callable
 
 import numpy as np
 
-from orderscope.errors import OrderscopeError
+from orderscope.errors import OrderscopeError, check_whole
 
 
 def constant(steps: int, peak: float, *, warmup: int = 0) -> np.ndarray:
     """The same rate throughout.
+
+    Args:
+        steps: number of steps.
+        peak: the largest rate.
+        warmup: steps over which the rate rises to the peak.
 
     Example:
         >>> constant(4, 1.0, warmup=2)
@@ -28,6 +33,12 @@ def constant(steps: int, peak: float, *, warmup: int = 0) -> np.ndarray:
 def linear(steps: int, peak: float, *, warmup: int = 0, floor: float = 0.0) -> np.ndarray:
     """Linear decay, peak * (1 - t / steps).
 
+    Args:
+        steps: number of steps.
+        peak: the largest rate.
+        warmup: steps over which the rate rises to the peak.
+        floor: the last rate, as a share of the peak.
+
     Example:
         >>> linear(4, 1.0)
         array([1.  , 0.75, 0.5 , 0.25])
@@ -37,6 +48,12 @@ def linear(steps: int, peak: float, *, warmup: int = 0, floor: float = 0.0) -> n
 
 def cosine(steps: int, peak: float, *, warmup: int = 0, floor: float = 0.0) -> np.ndarray:
     """Half a cosine, peak * (1 + cos(pi t / steps)) / 2.
+
+    Args:
+        steps: number of steps.
+        peak: the largest rate.
+        warmup: steps over which the rate rises to the peak.
+        floor: the last rate, as a share of the peak.
 
     Source: Loshchilov and Hutter, "SGDR", 2017.
 
@@ -49,6 +66,12 @@ def cosine(steps: int, peak: float, *, warmup: int = 0, floor: float = 0.0) -> n
 
 def rex(steps: int, peak: float, *, warmup: int = 0, floor: float = 0.0) -> np.ndarray:
     """Reflected exponential decay, peak * (1 - x) / (1 - x / 2) with x = t / steps: above linear, falling late.
+
+    Args:
+        steps: number of steps.
+        peak: the largest rate.
+        warmup: steps over which the rate rises to the peak.
+        floor: the last rate, as a share of the peak.
 
     Source: Chen, Wolfe and Kyrillidis, "REX: revisiting budgeted training with an improved schedule", 2022.
 
@@ -63,6 +86,13 @@ def stable_then_decay(
     steps: int, peak: float, *, decay: float = 0.2, warmup: int = 0, floor: float = 0.0
 ) -> np.ndarray:
     """Warm up, hold, and decay linearly over the last share `decay` of the steps.
+
+    Args:
+        steps: number of steps.
+        peak: the largest rate.
+        decay: share of the steps over which the rate falls.
+        warmup: steps over which the rate rises to the peak.
+        floor: the last rate, as a share of the peak.
 
     Source: Hu et al., "MiniCPM" (warmup-stable-decay), 2024.
 
@@ -152,8 +182,7 @@ def _shaped(
     steps: int, peak: float, warmup: int, floor: float, shape: Callable[[np.ndarray], np.ndarray]
 ) -> np.ndarray:
     """Warm-up, then floor + (1 - floor) * shape(x) times the peak, x in [0, 1) over the other steps."""
-    if int(steps) != steps or steps < 1:
-        raise OrderscopeError(f"steps={steps!r}", "a whole number from 1", "change steps=")
+    check_whole(1, steps=steps)
     if not (np.isfinite(peak) and peak >= 0):
         raise OrderscopeError(f"peak={peak!r}", "a finite learning rate >= 0", "change peak=")
     if int(warmup) != warmup or not 0 <= warmup < steps:

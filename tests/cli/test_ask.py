@@ -218,6 +218,13 @@ def test_query_for_a_person(run: Path) -> None:
     assert lines[0].endswith("task: not needed for held-out losses")
 
 
+def test_of_a_long_run_the_proxy_is_offered(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "--effort" not in call("query", run, "--order", "reverse").output
+    monkeypatch.setattr("orderscope.cli.query.LONG", 5)
+    assert "--effort 0.125" in call("query", run, "--order", "reverse").output
+    assert "--effort" not in call("query", run, "--order", "reverse", "--estimator", "impulse").output
+
+
 def test_query_and_train(run: Path, tasks: Path) -> None:
     task = load_task(f"{tasks}:char")
     facts = answer("query", run, "--order", "reverse", "--order", "reference", "--train")

@@ -51,8 +51,8 @@ def test_tritons_kernels_answer_as_the_reference_does(recorded, asked, monkeypat
 def test_a_window_moved_is_the_same_window(recorded):
     window = recorded[0].window
     moved = window.to(torch.device("meta"))
-    tensors = [moved.table, moved.final, moved.norms, moved.anchors.spread, moved.anchors.gram, *moved.factors,
-               moved.dynamics.start.theta, *moved.dynamics.start.moments.values()]  # fmt: skip
+    tensors = [moved.table, moved.final, moved.norms, moved.anchors.spread, moved.anchors.gram, moved.factor,
+               moved.crossed, moved.dynamics.start.theta, *moved.dynamics.start.moments.values()]  # fmt: skip
     assert {x.device.type for x in tensors} == {"meta"}
     assert moved.table.shape == window.table.shape
     assert window.anchors.spread.device.type == "cpu"

@@ -159,6 +159,7 @@ OPTIMIZERS = [
     lambda p: torch.optim.AdamW(p, lr=3e-3, foreach=False),
     lambda p: torch.optim.AdamW(p, lr=3e-3, fused=True),
     lambda p: torch.optim.AdamW([{"params": p[:2], "lr": 0.0}, {"params": p[2:], "lr": 0.01}]),
+    lambda p: torch.optim.NAdam(p, lr=3e-3),
     sgd,
     lambda p: sgd(p, momentum=0.9, nesterov=True, weight_decay=0.01),
     lambda p: sgd(p, momentum=0.9, dampening=0.5),

@@ -8,6 +8,7 @@ import torch
 
 from law_tasks import logistic, quadratic, simulated, slope
 from orderscope.engine import Expansion, HeldOut
+from orderscope.engine.curvature import Curvature
 from orderscope.engine.held_out import scaled_as_known
 from orderscope.engine.metrics import evaluated
 from orderscope.sketching import draw_coordinates
@@ -205,7 +206,7 @@ def test_the_linear_term_of_an_expansion_is_unbiased_over_the_coordinates_carrie
     for seed in range(400):
         c = draw_coordinates(300, 60, seed)
         center, none = torch.zeros(60, dtype=torch.float64), torch.zeros(0, 60, dtype=torch.float64)
-        values.append(float(Expansion(center, 0.0, c.take(gradient) * c.weight, none)(c.take(d))))
+        values.append(float(Expansion(center, 0.0, c.take(gradient) * c.weight, Curvature.of(none))(c.take(d))))
     error = np.std(values) / len(values) ** 0.5
     assert abs(np.mean(values) - float(gradient @ d)) < 4 * error
 

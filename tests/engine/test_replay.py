@@ -385,10 +385,7 @@ def test_a_regrouped_batch_learns_from_the_batches_that_its_samples_were_in(grou
                 - shared @ table[u]
             )
             left = theta[0] - own @ anchors.states(u)
-            bent = sum(
-                share * (factor.T @ (factor @ left))
-                for share, factor in zip(window.fractions[u], window.factors, strict=True)
-            )
+            bent = left @ window.curvature(window.fractions[u])
             gradient += (own @ table[u] + bent + apart) / len(order[t])
         torch.testing.assert_close(after[t], theta[0] - 0.3 * gradient, rtol=1e-6, atol=1e-6)
 

@@ -8,7 +8,6 @@ import torch
 
 import orderscope as osc
 from law_tasks import permuted_steps, untabled
-from orderscope.engine import loading
 from orderscope.recording.record import add_runs, sketch
 from orderscope.store import RunStore, pack
 from orderscope.training import has_gradients, load_run
@@ -212,7 +211,7 @@ def test_a_packed_run_answers_the_same(task, whole, tmp_path):
 def test_large_tables_are_short_and_answer_alike(tmp_path, monkeypatch):
     task = osc.Task(**char())
     osc.record(task, tmp_path / "plain", **COUNTS)
-    monkeypatch.setattr(loading, "EXACT_BYTES", 1000)
+    monkeypatch.setattr("orderscope.engine.raw.EXACT_BYTES", 1000)
     osc.record(task, tmp_path / "short", **COUNTS)
     plain, short = (osc.Simulator(tmp_path / name) for name in ("plain", "short"))
     assert plain.window.entries.dtype == plain.window.anchors.spread.dtype == torch.float32

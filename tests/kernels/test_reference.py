@@ -6,13 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kernel_cases import made_terms
+from orderscope_kernels.optimizers.adam import adam_update
+from orderscope_kernels.optimizers.sgd import sgd_update
 from orderscope_kernels.reference import (
-    adam_update,
     displacement_products,
     entry_products,
     gather_entries,
     predicted_gradient,
-    sgd_update,
 )
 from tasks_tiny import generator
 

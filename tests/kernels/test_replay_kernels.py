@@ -188,7 +188,7 @@ def test_the_choice(monkeypatch):
 COMPILE = """
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
-from orderscope_kernels import triton_replay as kernels
+from orderscope_kernels import triton_tiles as kernels
 
 def signature(kernel, types, constants):
     names = kernel.arg_names
@@ -235,7 +235,7 @@ def test_every_triton_kernel_compiles_for_real_gpus(tmp_path):
 @pytest.mark.parametrize("orders", [1, 40])  # within the padding of a matrix product, and beyond it
 def test_numba_writes_all_of_a_gradient_where_members_share_the_factor(orders, monkeypatch):
     """Rows of one half, of both and of the other half overlap in pairs; memory that is not written yet is poisoned."""
-    cpu_replay = pytest.importorskip("orderscope_kernels.cpu_replay")
+    numba_replay = pytest.importorskip("orderscope_kernels.numba_replay")
     rank, rows = 70, 3 * orders
     terms = made_terms(rows, 63, rank=rank)
     ranges = torch.tensor([[0, 30], [0, rank], [30, rank]]).repeat_interleave(orders, 0).int()
@@ -244,7 +244,7 @@ def test_numba_writes_all_of_a_gradient_where_members_share_the_factor(orders, m
     terms = terms._replace(coefficients=torch.randn(rows, rank, generator=generator(7)) * used, ranges=ranges)
     expected, empty = reference.predicted_gradient(terms), torch.empty
     monkeypatch.setattr(torch, "empty", lambda *size, **options: empty(*size, **options).fill_(torch.nan))
-    torch.testing.assert_close(cpu_replay.predicted_gradient(terms), expected, **CLOSE)
+    torch.testing.assert_close(numba_replay.predicted_gradient(terms), expected, **CLOSE)
 
 
 @kernels

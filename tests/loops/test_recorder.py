@@ -15,7 +15,7 @@ from torch import nn
 import loops_plain
 import orderscope as osc
 from loops_plain import NAMES, make
-from orderscope.loops import recorder
+from orderscope.loops import notices, recorder
 from orderscope.loops.legs import load_state
 from orderscope.training import load_run
 
@@ -151,6 +151,7 @@ def test_other_data_after_a_resume_is_told_and_what_was_trained_is_kept(tmp_path
     again.order = again.order.copy()
     again.order[5:] = again.order[5:][::-1].copy()
     with (
+        pytest.warns(notices.OtherOrderWarning, match=r"step 5 trains on other samples than before the resume"),
         pytest.warns(UserWarning, match=r"steps 5 to 7 with other samples after.*seed the sampler"),
         watch(again, tmp_path) as rec,
     ):

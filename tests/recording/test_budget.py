@@ -15,8 +15,8 @@ from orderscope.engine.worth import worth
 from orderscope.recording import record as recording
 from orderscope.recording import spending
 from orderscope.recording.budget import Held, affordable, falling, purchase
+from orderscope.recording.choices import growing_orders
 from orderscope.recording.costs import cpu_seconds
-from orderscope.recording.record import growing_orders
 from orderscope.sketching import SketchPlan
 from orderscope.store import RunStore
 from orderscope.training import has_gradients, load_run, true_runs

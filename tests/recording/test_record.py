@@ -15,8 +15,9 @@ import orderscope as osc
 import tasks_tiny
 from orderscope.cli.inspect import inventory
 from orderscope.orders import step_groups
-from orderscope.recording import record as recording
-from orderscope.recording.record import probe_orders, sketch, spaced
+from orderscope.recording import choices
+from orderscope.recording.choices import probe_orders, spaced
+from orderscope.recording.record import sketch
 from orderscope.sketching import SketchPlan, missing_units
 from orderscope.store import RunStore
 from run_bytes import digests
@@ -117,8 +118,8 @@ def test_where_few_of_many_weights_are_carried_it_buys_probes_rather_than_curvat
     task: osc.Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bought = []
-    for most in (recording.COORDS, task.layout.size // 2 // recording.COORDS_SHARE):
-        monkeypatch.setattr(recording, "COORDS", most)
+    for most in (choices.COORDS, task.layout.size // 2 // choices.COORDS_SHARE):
+        monkeypatch.setattr(choices, "COORDS", most)
         store = osc.record(task, tmp_path / str(most), budget=20, sketch=False)
         probes = sum(name.startswith("record/probe-") and name.endswith("000") for name in store.names())
         bought.append((probes, SketchPlan.read(store).draws))

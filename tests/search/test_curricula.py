@@ -136,10 +136,11 @@ def test_brackets_are_what_two_steps_in_either_sequence_differ_by(char: osc.Simu
 
     def bent(x: torch.Tensor, unit: int) -> torch.Tensor:
         """C x of a unit."""
-        out = torch.zeros_like(x)
-        for share, factor in zip(window.fractions[unit].tolist(), window.factors, strict=True):
-            out += share * (factor.double().T @ (factor.double() @ x))
-        return out
+        factors = window.factor.double().split(list(window.sizes))
+        return sum(
+            (share * (a.T @ (a @ x)) for share, a in zip(window.fractions[unit].tolist(), factors, strict=True)),
+            torch.zeros_like(x),
+        )
 
     # theta - D g_u - D (g_v - C_v D g_u) against the same with u and v exchanged
     expected = (a * scale) @ (bent(scale * g[u], v) - bent(scale * g[v], u))

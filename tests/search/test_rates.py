@@ -11,6 +11,7 @@ import orderscope as osc
 import tasks_tiny
 from law_tasks import permuted_steps, simulated
 from orderscope.baselines.annealing import AnnealingLaw, areas, fit_annealing_law
+from orderscope.baselines.learning_curve import PowerLaw, fit_power_law
 from orderscope.schedules import cosine, linear, refined
 from orderscope.search.rates import RateProposal, neighbours_of, position_effect, propose_rates, with_rates
 
@@ -111,6 +112,21 @@ def test_the_law_is_found_again() -> None:
     np.testing.assert_allclose(found.losses(cosine(60, 0.3)), true.losses(cosine(60, 0.3)), rtol=1e-6)
     assert fit_annealing_law(np.ones(4), np.ones(4)) is None
     assert fit_annealing_law(np.ones(20), np.zeros(20)) is None
+
+
+def test_the_learning_curve_is_found_again_and_goes_on() -> None:
+    """On losses that follow it exactly, beyond the steps that it was fitted to; noise moves its end by little."""
+    true = PowerLaw(floor=1.0, scale=0.8, alpha=0.5, before=4.0, residual=0.0)
+    losses = true.losses(np.arange(60))
+    found = fit_power_law(losses)
+    assert found is not None
+    assert found.residual < 1e-9
+    np.testing.assert_allclose(found.losses(np.array([120, 600])), true.losses(np.array([120, 600])), rtol=1e-6)
+    noisy = fit_power_law(losses + 0.01 * np.random.default_rng(0).normal(size=60))
+    assert noisy is not None
+    assert abs(noisy.losses(np.array([120]))[0] - true.losses(np.array([120]))[0]) < 0.03
+    assert fit_power_law(np.ones(4)) is None
+    assert fit_power_law(np.linspace(1, 2, 20)) is None
 
 
 def test_annealing_counts_falls_of_the_rate() -> None:

@@ -51,6 +51,14 @@ def test_reference_and_reverse(char: osc.Simulator) -> None:
     assert (steps("reverse", char) == np.arange(12)[::-1]).all()
 
 
+def test_even_losses_mixes_easy_and_hard_at_every_scale(char: osc.Simulator) -> None:
+    rank = np.argsort(np.argsort(Samples(char).loss()[char.order].mean(1)))
+    placed = rank[steps("even losses", char)]
+    for length in (4, 6):  # every stretch of a third, of a half of the run: some of each third of the ranks
+        for start in range(0, char.window.steps - length + 1, length):
+            assert set(placed[start : start + length] // 4) == {0, 1, 2}
+
+
 def test_easy_and_hard_first_sort_by_the_loss_on_the_starting_weights(char: osc.Simulator) -> None:
     assert char.task is not None
     model = char.task.build_model()

@@ -31,6 +31,7 @@ def card(sim: Simulator, text: str | None = None) -> tuple[str, np.ndarray]:
     """The page and the order that it is about, int64 [steps, batch].
 
     Args:
+        sim: of the run; its validated orders say how good predictions are.
         text: an order expression or a .npy file; that of `chosen_order` if not given.
 
     Raises:

@@ -138,6 +138,8 @@ def kept_step_errors(store: RunStore, metric: str, runs: Collection[str] | None 
     """The latest of a metric, None where there is none.
 
     Args:
+        store: of the run.
+        metric: name of the held-out loss.
         runs: names of the true runs that it must be of; any if not given.
 
     Raises:

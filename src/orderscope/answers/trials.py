@@ -61,6 +61,7 @@ def trial_row(trial: Trial, reference: float) -> tuple[Any, ...]:
     """A trial under `COLUMNS`.
 
     Args:
+        trial: what was asked or told of one order.
         reference: the metric of the recorded order.
     """
     value = trial.value

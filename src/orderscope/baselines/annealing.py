@@ -65,14 +65,26 @@ def fit_annealing_law(losses: np.ndarray, rates: np.ndarray) -> AnnealingLaw | N
     for alpha in ALPHAS:
         for before in BEFORE:
             area, momentum = areas(rates / unit, before)
-            columns = np.stack([np.ones(len(losses) - 1), area[:-1] ** -alpha, -momentum[:-1]], axis=1)
-            centred = columns[:, 1:] - columns[:, 1:].mean(0)
-            (scale, annealing), left = nnls(centred, losses[1:] - losses[1:].mean())
-            floor = float(losses[1:].mean() - columns[:, 1:].mean(0) @ [scale, annealing])
-            residual = float(left / len(columns) ** 0.5)
+            floor, (scale, annealing), residual = fitted(losses[1:], area[:-1] ** -alpha, -momentum[:-1])
             if best is None or residual < best.residual - 1e-12:
-                best = AnnealingLaw(floor, float(scale), alpha, float(annealing), before, unit, residual)
+                best = AnnealingLaw(floor, scale, alpha, annealing, before, unit, residual)
     return best if best is not None and (best.scale or best.annealing) else None
+
+
+def fitted(losses: np.ndarray, *columns: np.ndarray) -> tuple[float, list[float], float]:
+    """Least squares of losses by a constant and columns with coefficients from 0.
+
+    Args:
+        losses: [n].
+        columns: [n] each.
+
+    Returns:
+        the constant, the coefficients, and the root mean square of what is left.
+    """
+    terms = np.stack(columns, axis=1)
+    centred = terms - terms.mean(0)
+    found, left = nnls(centred, losses - losses.mean())
+    return float(losses.mean() - terms.mean(0) @ found), found.tolist(), float(left / len(losses) ** 0.5)
 
 
 def areas(rates: np.ndarray, before: float) -> tuple[np.ndarray, np.ndarray]:

@@ -48,6 +48,7 @@ def impulse(sim: Recorded, orders: np.ndarray, names: tuple[str, ...], rates: np
     """First-order impulse weights, from the stored sketch alone.
 
     Args:
+        sim: the run, opened.
         orders: sample ids, [n, steps, batch].
         names: metrics; one without a stored gradient, as any that is no held-out set, comes out as not a number.
         rates: learning rates instead of the recorded ones, [n, steps, groups].
@@ -82,6 +83,13 @@ def seed_estimate(
 
     The reference run is trained again and the table made on first use, and kept as long as the Simulator is. The cost
     of an answer includes the table it rests on.
+
+    Args:
+        sim: the run, opened.
+        orders: sample ids, [n, steps, batch].
+        names: metrics.
+        rates: learning rates instead of the recorded ones, [n, steps, groups]; None for those.
+        options: the method's choices.
 
     Raises:
         OrderscopeError: the Simulator has no task.

@@ -49,6 +49,7 @@ from orderscope.task import Task
 from orderscope.task.functional import frozen_and_buffers, functional_loss
 from orderscope.task.hyper import group_rates
 from orderscope.task.layout import ParameterLayout
+from orderscope.task.per_sample import filled
 from orderscope.task.rng import seeded
 from orderscope.training.loop import start, train
 from orderscope.training.state import TrainingState, capture
@@ -80,6 +81,12 @@ class SeedOptions:
 
 def expand(function: Callable[[Tensor], Tensor], at: Tensor, along: Tensor, order: int) -> list[Tensor]:
     """[f(x), Df(x) d, D2f(x) d d][: order + 1]: a function and its directional derivatives, by forward mode.
+
+    Args:
+        function: tensor -> tensor, smooth at `at`.
+        at: x.
+        along: d, in the shape of x.
+        order: 0, 1 or 2.
 
     Example:
         >>> expand(lambda x: x**3, torch.tensor(2.0), torch.tensor(1.0), 2)
@@ -146,10 +153,9 @@ class ReferencePath:
         parameters = self.layout.of_model(self._model)
         loss = self.task.loss(self._model, self.task.batch(ids)).mean()
         grads = torch.autograd.grad(loss, parameters, allow_unused=True)
-        filled = [torch.zeros_like(p) if g is None else g for g, p in zip(grads, parameters, strict=True)]
         got = torch.tensor([g is not None for g in grads])
         moved = 1.0 if bool(got.all()) else got.repeat_interleave(torch.tensor(self.layout.sizes)).to(self.layout.dtype)
-        return self._clipped(self.layout.flatten(filled).cpu()), moved
+        return self._clipped(self.layout.flatten(filled(grads, parameters)).cpu()), moved
 
     def update_function(self, t: int, ids: Any) -> Callable[[Tensor], Tensor]:
         """theta -> Gamma(theta, B) with the moments of step t, for exact derivatives."""
@@ -279,6 +285,7 @@ def replay_seed(
     """Final weights of many orders and the gradient evaluations they cost beside the table, in runs.
 
     Args:
+        made: the table, or what stands for it.
         index: batches of each order, [orders, steps]: u < T is the recorded batch u, T + x the batch `new[x]`.
         new: sample ids of batches that were not recorded, [x, batch]; they are in no table and are evaluated on demand.
         lr: learning rates instead of the recorded ones, as `orderscope.task.hyper.group_rates` reads them.

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from orderscope.engine.optimizers import Dynamics, adam_back, clip, sgd_back
+from orderscope.engine.optimizers import Dynamics, clip
 from orderscope.engine.units import Units, regrouped_gradients
 from orderscope.engine.window import Window
 from orderscope.sketching import SketchPlan
@@ -47,24 +47,26 @@ def impulses(dynamics: Dynamics, preconditioner: Tensor, final: Tensor, lr: np.n
     """Sweep backwards through the optimizer with its preconditioner frozen.
 
     Args:
+        dynamics: the recorded optimizer: kind, hyper-parameters, start.
         preconditioner: D at each step, [steps, m].
         final: gradient of the metric in the final weights, [m].
         lr: learning rates instead of the recorded ones, [steps, groups].
     """
     gradients = torch.empty_like(preconditioner)
     offset = 0.0
-    momentum = dynamics.start.moments.get("momentum_buffer" if dynamics.optimizer == "SGD" else "exp_avg")
+    kind = dynamics.kind
+    momentum = dynamics.start.moments.get(kind.moment)
     for part in dynamics.slices:
         on = part.coords
         weights, moment = final[on].clone(), torch.zeros_like(final[on])
         for s in range(dynamics.steps - 1, -1, -1):
-            h = {name: float(values[s, part.group]) for name, values in dynamics.hyper.items()}
+            h = dynamics.options(s, part.group)
             h["lr"] = h["lr"] if lr is None else float(lr[s, part.group])
             sign = -1.0 if h.get("maximize") else 1.0
-            if dynamics.optimizer == "SGD":
-                gradient, weights, moment = sgd_back(h, weights, moment, first=s == 0 and not part.present)
-            else:
-                gradient, weights, moment = adam_back(h, weights, moment, preconditioner[s, on], part.count + s + 1)
+            first = s == 0 and not part.present
+            gradient, weights, moment = kind.back(
+                h, weights, moment, preconditioner[s, on], count=part.count + s + 1, first=first
+            )
             gradients[s, on] = sign * gradient
         offset += float((weights * dynamics.start.theta[on]).sum())
         offset += 0.0 if momentum is None else float((moment * momentum[on]).sum())
@@ -76,6 +78,8 @@ def impulse_weights(lr: np.ndarray, *, beta1: float, weight_decay: float = 0.0, 
 
     Args:
         lr: learning rates, [steps].
+        beta1: of Adam, in [0, 1).
+        weight_decay: of AdamW, >= 0.
         count: optimizer steps taken before the window.
 
     Example:
@@ -93,6 +97,9 @@ def impulse_values(store: RunStore, window: Window, units: Units, final: Tensor,
     """Predicted change of a metric against the reference run, float64 [orders].
 
     Args:
+        store: the run on disk, for the second moments at its anchors.
+        window: the same run, ready to be replayed.
+        units: what the orders train on, see `units_of`.
         final: gradient of the metric at the end of the reference run times P / m, [m].
         lr: learning rates instead of the recorded ones, as `orderscope.task.hyper.group_rates` reads them.
     """
@@ -133,21 +140,22 @@ def impulse_values(store: RunStore, window: Window, units: Units, final: Tensor,
 def _preconditioner(store: RunStore, window: Window, steps: int) -> Tensor:
     """D at each step, from the second moment of the reference anchor nearest to the step's end, [steps, m]; zero where
     no gradient was seen yet."""
-    dynamics = window.dynamics
-    if dynamics.optimizer == "SGD":
+    dynamics, kind = window.dynamics, window.dynamics.kind
+    if kind.preconditioner is None:
         return torch.ones(steps, window.coords, dtype=dynamics.start.theta.dtype)
     coordinates = SketchPlan.read(store).coordinates
     at, rows = [], []
     for k, step in enumerate(load_run(store, REFERENCE).boundaries.tolist()):
         moments = read_state(store, REFERENCE, k).moments
-        if "exp_avg_sq" not in moments:
+        whole = kind.second(moments)
+        if whole is None:
             continue
-        second = coordinates.take(moments.get("max_exp_avg_sq", moments["exp_avg_sq"]))
+        second = coordinates.take(whole)
         row = torch.zeros_like(second)
         for part in dynamics.slices:
-            h = {name: float(values[max(0, step - 1), part.group]) for name, values in dynamics.hyper.items()}
-            v = second[part.coords] / (1 - h["beta2"] ** max(1.0, part.count + step))
-            row[part.coords] = torch.where(v > 0, 1 / (v.sqrt() + h["eps"]), torch.zeros_like(v))
+            v, h = second[part.coords], dynamics.options(max(0, step - 1), part.group)
+            scale = kind.preconditioner(h, v, max(1.0, part.count + step))
+            row[part.coords] = torch.where(v > 0, scale, torch.zeros_like(v))
         at.append(step)
         rows.append(row)
     return torch.stack([rows[int(np.abs(np.array(at) - t - 1).argmin())] for t in range(steps)])

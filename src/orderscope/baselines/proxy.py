@@ -74,6 +74,11 @@ def samples_used(effort: float | None, batch: int) -> int:
 def few_of(orders: np.ndarray, count: int, ranks: np.ndarray) -> np.ndarray:
     """The samples of each batch with the lowest ranks, as they stand in it: [..., batch] -> [..., count].
 
+    Args:
+        orders: sample ids, [..., batch].
+        count: samples to keep of each batch.
+        ranks: of each sample, [samples]; the lowest stay.
+
     Example:
         >>> few_of(np.array([[0, 1, 2], [2, 3, 1]]), 2, ranks=np.array([3, 0, 2, 1]))
         array([[1, 2],
@@ -89,6 +94,7 @@ def train_few(
     """Train orders of fewer samples a step than the task's own.
 
     Args:
+        task: what was recorded.
         dynamics: the recorded optimizer, on all coordinates.
         orders: sample ids, [n, steps, count].
         names: metrics to evaluate.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-BREAKS = re.compile(r"(?<=[,|/;])(?=.)|(?<=[^\d]:)(?=.)")  # a long word without spaces may be folded here
+# A long word without spaces may be folded here. A path may not: it is there to be copied.
+BREAKS = re.compile(r"(?<=[,|;])(?=.)|(?<=[^\d]:)(?=.)")
 LONG = 20
 
 
@@ -36,6 +37,8 @@ def folded(rows: Sequence[Sequence[str]], room: int, whole: Sequence[int] = ()) 
         if slack[widest] <= 0:
             break
         widths[widest] -= 1
+    if sum(widths) > room:  # nothing fits beside a long path: the other columns are not made unreadable for it
+        widths = [max(width, min(LONG, max(map(len, column)))) for width, column in zip(widths, columns, strict=True)]
     return [[fold(cell, width) for cell, width in zip(row, widths, strict=True)] for row in rows]
 
 
@@ -88,6 +91,7 @@ def aligned(
         width: of a whole line.
         right: columns that stand right and whose cells are not folded.
         header: whether the first row is one, which stands low where it is folded.
+        indent: what every line begins with.
     """
     if not rows:
         return []

@@ -90,6 +90,9 @@ def open_simulator(
     """The simulator of a run, with its task where there is one, and what to tell about the task. Raises as both.
 
     Args:
+        run: the run's directory or packed file.
+        spec: where its task is, FILE:NAME; None for what the run remembers.
+        threads: of torch.
         with_task: look for the task also where none is named.
         quiet: as for `progress_bars`.
     """
@@ -107,6 +110,7 @@ def shown(sim: Simulator, quiet: bool = False) -> Iterator[Report]:
     """Progress of what a simulator is asked, its evaluations of the model too.
 
     Args:
+        sim: whose `progress` is set meanwhile.
         quiet: as for `progress_bars`.
     """
     with progress_bars(quiet) as progress:

@@ -148,6 +148,20 @@ def search(
     the first of the task.
 
     Args:
+        sim: the run, opened.
+        metric: as `propose` takes it; None for the first.
+        maximize: more of the metric is better.
+        constraints: their texts.
+        schedules: search among learning-rate schedules too.
+        verify: how many of the best are trained.
+        budget: orders that may be scored.
+        regroup: whether samples may leave their batches; None where the run decides.
+        anyway: search also where there is nothing to find.
+        searched: share of the held-out rows that the search sees.
+        rounds: of searching and confirming.
+        seconds: most wall seconds; None for no limit.
+        seed: of the random numbers.
+        quiet: draw no bars.
         partial: what a search had found when it was interrupted is a proposal too; otherwise the interrupt goes on.
     """
     import orderscope

@@ -133,6 +133,7 @@ def summary(path: Path, *, timed: bool = True) -> dict[str, Any]:
     """A finished recording as JSON values.
 
     Args:
+        path: the run's directory.
         timed: time a first answer too.
     """
     from orderscope.recording.spending import told_least

@@ -28,6 +28,8 @@ def steps_of(
     """Errors step by step, as they are kept in the run where they are of these true runs, else found now and kept.
 
     Args:
+        run: directory or packed file.
+        metric: a held-out loss; None for the task's first.
         runs: names of the true runs under other orders.
         quiet: show no progress.
 

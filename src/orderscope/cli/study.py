@@ -1,6 +1,8 @@
 """A study file: everything that is done with one task, as it is written and as it is checked.
 
 It is read by `orderscope run`. Needs pydantic, and pyyaml for YAML: the extra `study`.
+
+Past 400 lines: the schema of a study file beside the checks of each of its parts.
 """
 
 from __future__ import annotations
@@ -375,7 +377,7 @@ def resolved(file: Path, study: Study, task: Task) -> Study:
 
     Raises: WrongStudy.
     """
-    from orderscope.recording.record import allotted, coordinates_of
+    from orderscope.recording.choices import allotted, coordinates_of
 
     slips, places = Slips(file), Places(file, study)
     names = list(task.metrics)

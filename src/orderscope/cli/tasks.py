@@ -1,6 +1,6 @@
 """A task by name: `file.py:name` or `module:name`, the memory a run has of it, and whether its code may be run.
 
-Code is run only from a file outside the run that this user has recorded or named, see `orderscope.cli.trust`. Where it
+Code is run only from a file outside the run that this user has recorded or named, see `orderscope.trust`. Where it
 lies is found out before any of it is run.
 """
 
@@ -20,16 +20,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from orderscope.cli.text import say
-from orderscope.cli.trust import ran, run_id, trust, trusted
 from orderscope.errors import OrderscopeError, ended_by_task
 from orderscope.files import inside
 from orderscope.store import RunStore
 from orderscope.store.names import TASK_SHARD
+from orderscope.trust import ran, run_id, trust, trusted
 
 if TYPE_CHECKING:
     from orderscope.task import Task
 
 REMEMBERED = "task"
+MISSING = "no task"  # why a Recorder wrote no task file, see `orderscope.loops.remembered`
 
 
 class Spec(click.ParamType):
@@ -48,6 +49,7 @@ def load_task(spec: str, run: Path | None = None, home: Path | None = None) -> T
     """The task a spec names: a Task, the keyword arguments of one, or a function without arguments returning either.
 
     Args:
+        spec: FILE:NAME or MODULE:NAME.
         run: the run it is for, none of whose files is run.
         home: as for `task_file`.
 
@@ -94,6 +96,8 @@ def task_file(spec: str, run: Path | None = None, home: Path | None = None) -> P
     """The file whose code a spec stands for, where links lead; nothing is run to find it.
 
     Args:
+        spec: FILE:NAME or MODULE:NAME.
+        run: the run it is for, none of whose files is run.
         home: where a module's search begins, the working directory if not given.
 
     Raises:
@@ -181,7 +185,8 @@ def find_task(run: Path, spec: str | None) -> tuple[Task | None, str]:
         return task, spec
     remembered = _remembered(store)
     if remembered is None or TASK_SHARD not in store:
-        return None, "not given: stored metrics only (--task file.py:name names it)"
+        why = _missing(store)
+        return None, f"not given{why}: stored metrics only (--task file.py:name names it)"
     spec, file = remembered
     from orderscope.training import require_recorded
 
@@ -201,6 +206,12 @@ def find_task(run: Path, spec: str | None) -> tuple[Task | None, str]:
     except OrderscopeError as error:
         return None, f"{spec}, as recorded, cannot be used ({error.found}): stored metrics only"
     return task, f"{spec}, as recorded"
+
+
+def _missing(store: RunStore) -> str:
+    """Why the Recorder could not write down the task, in brackets; empty where nothing is known of it."""
+    events = [] if store.path.is_file() else [event for event in store.journal() if event.get("event") == MISSING]
+    return f" ({str(events[-1].get('why'))[:300]})" if events else ""
 
 
 def _home(spec: str, file: Path) -> Path:

@@ -55,6 +55,7 @@ def to_tensorboard(found: Tracked, out: Path) -> dict[str, Any]:
     """Event files: a folder for each recorded run, so that their curves lie over each other, and one for the summary.
 
     Args:
+        found: what is exported.
         out: log directory; made if it is not there. Event files of an earlier export in it are replaced.
     """
     from torch.utils.tensorboard import SummaryWriter
@@ -84,7 +85,9 @@ def to_wandb(found: Tracked, out: Path | None, project: str) -> dict[str, Any]:
     disk only.
 
     Args:
+        found: what is exported.
         out: where its files go; where wandb puts them if not given.
+        project: its name there.
     """
     import wandb
 
@@ -116,8 +119,10 @@ def to_mlflow(found: Tracked, out: Path | None, experiment: str) -> dict[str, An
     """One run of MLflow, with the tables as CSV and the order as artifacts.
 
     Args:
+        found: what is exported.
         out: a folder with a store of its own, `mlflow.db` and `artifacts`, made if it is not there; the store that
             `MLFLOW_TRACKING_URI` names if not given.
+        experiment: its name there.
 
     Raises:
         OrderscopeError: neither of the two says where.

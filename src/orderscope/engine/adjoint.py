@@ -23,10 +23,11 @@ from torch import Tensor
 
 from orderscope.engine import Batches, Units, Window, units_of
 from orderscope.engine.held_out import Expansion
-from orderscope.engine.optimizers import Dynamics, Slice, States, adam_back, clip, sgd_back, start_states, step
+from orderscope.engine.optimizers import Dynamics, Slice, clip, start_states, step
 from orderscope.engine.replay import HOMES
 from orderscope.engine.units import regrouped_gradients
 from orderscope_kernels.reference import affine_weights
+from orderscope_kernels.shapes import Float, Float64, Int
 
 RANK = 12
 PLACES = 8
@@ -66,15 +67,15 @@ class Sensitivity:
     """
 
     value: float
-    places: np.ndarray
-    rows: Tensor
-    states: Tensor
+    places: Int[np.ndarray, " places"]
+    rows: Float[Tensor, "places rows coords"]
+    states: Float[Tensor, "places coords"]
 
 
 def sensitivity(
     window: Window,
     expansion: Expansion | None,
-    order: np.ndarray,
+    order: Int[np.ndarray, "steps batch"],
     slope: Slope,
     *,
     rank: int = RANK,
@@ -83,6 +84,7 @@ def sensitivity(
     """Sweep once forward and once backward around an order.
 
     Args:
+        window: the run, ready to be replayed.
         expansion: of the metric, for the directions it is curved in; None to follow none.
         order: the base, [steps, batch].
         slope: value and gradient of the metric at final weights; the gradient on the carried coordinates.
@@ -115,7 +117,7 @@ def sensitivity(
     return Sensitivity(value, kept, torch.stack(found[::-1]), torch.stack(states[::-1]))
 
 
-def step_effects(window: Window, found: Sensitivity) -> np.ndarray:
+def step_effects(window: Window, found: Sensitivity) -> Float64[np.ndarray, "steps units rows"]:
     """Effect of each recorded batch at each position, [steps, units, 1 + rank]."""
     return _all_steps(found.places, _unit_effects(window, found).double().numpy(), window.steps)
 
@@ -152,8 +154,8 @@ def _unit_effects(window: Window, found: Sensitivity) -> Tensor:
         weights, remainder, _ = window.anchors.weights(theta.expand(len(units), -1), units, window.known)
         products = torch.stack([window.gradients(unit) @ rows.T for unit in range(window.units)])
         effect = torch.einsum("uk,ukr->ur", weights.to(rows.dtype), products)
-        for group, factor in enumerate(window.factors):
-            effect += window.fractions[:, group, None] * _curved_products(factor, remainder, rows)
+        for group, curvature in enumerate(window.curvatures):
+            effect += window.fractions[:, group, None] * curvature.products(remainder, rows)
         out.append(effect)
     return torch.stack(out)
 
@@ -167,14 +169,14 @@ class _Part:
         table: gradients G there, [anchors, m].
         usable: which of them weigh in, bool [anchors].
         share: what the summand counts.
-        groups: share of each group in the curvature C; empty for none.
+        groups: share of each group in the curvature C, [groups]; all zero for none.
     """
 
     place: int
     table: Tensor
     usable: Tensor
     share: float
-    groups: list[float]
+    groups: Tensor
 
 
 def _parts(window: Window, units: Units, unit: int) -> list[_Part]:
@@ -184,18 +186,18 @@ def _parts(window: Window, units: Units, unit: int) -> list[_Part]:
     its samples apart from these at the shared anchors.
     """
     if unit < window.units:
-        return [_Part(unit, window.gradients(unit), window.known[unit], 1.0, window.fractions[unit].tolist())]
+        return [_Part(unit, window.gradients(unit), window.known[unit], 1.0, window.fractions[unit])]
     ids = units.new[unit - window.units]
     some = ids[np.linspace(0, len(ids) - 1, min(HOMES, len(ids))).round().astype(int)]
     parts = [
-        _Part(u, window.gradients(u), window.known[u], 1 / len(some), window.fractions[u].tolist())
+        _Part(u, window.gradients(u), window.known[u], 1 / len(some), window.fractions[u])
         for u in window.home[some].tolist()
     ]
     apart = torch.zeros(window.anchors.count, window.coords, dtype=window.dtype)
     for anchor in window.sample_anchors:
         own = torch.stack([part.table[anchor] for part in parts]).mean(0)
         apart[anchor] = regrouped_gradients(window, ids[None], anchor)[0] - own
-    return [*parts, _Part(parts[0].place, apart, window.sampled, 1.0, [])]
+    return [*parts, _Part(parts[0].place, apart, window.sampled, 1.0, torch.zeros_like(parts[0].groups))]
 
 
 def _affine(window: Window, theta: Tensor, place: int, usable: Tensor) -> tuple[Tensor, Tensor]:
@@ -214,25 +216,29 @@ def _forward(window: Window, units: Units) -> tuple[list[Passed], Tensor]:
         before, taken = states.theta[0].clone(), None if states.taken is None else states.taken[0].clone()
         active = None if units.has_grad is None else units.has_grad[unit]
         step(window.dynamics, states, clip(window.dynamics, gradient), t, None, active)
-        passed.append(Passed(before, gradient[0], _second(states), taken, int(unit)))
+        second = window.dynamics.kind.second(states.moments)
+        passed.append(Passed(before, gradient[0], None if second is None else second[0].clone(), taken, int(unit)))
     return passed, states.theta[0]
 
 
 def predicted_gradient(window: Window, units: Units, unit: int, theta: Tensor) -> Tensor:
-    """Of one batch in one state, with the whole curvature, [m]."""
-    gradient = torch.zeros_like(theta)
+    """Of one batch in one state, with the whole curvature, [m].
+
+    Args:
+        window: the run, ready to be replayed.
+        units: of the order.
+        unit: the batch's.
+        theta: the state, [m].
+    """
+    gradient, left = torch.zeros_like(theta), theta.new_zeros(len(window.curvatures), window.coords)
     for part in _parts(window, units, unit):
         weights, remainder = _affine(window, theta, part.place, part.usable)
         gradient += part.share * (weights @ part.table)
-        gradient += part.share * _bent(window, part.groups, remainder[None])[0]
+        left += part.share * part.groups[:, None].to(left.dtype) * remainder  # C is linear: one product a group
+    for rows, curvature in zip(left[:, None], window.curvatures, strict=True):
+        if bool(rows.any()):
+            gradient += (rows @ curvature)[0]
     return gradient
-
-
-def _second(states: States) -> Tensor | None:
-    for key in ("max_exp_avg_sq", "exp_avg_sq"):
-        if key in states.moments:
-            return states.moments[key][0].clone()
-    return None
 
 
 def typical_square(window: Window) -> Tensor:
@@ -247,28 +253,25 @@ def _directions(window: Window, expansion: Expansion, typical: Tensor, rank: int
     """B A, [rank, m]: the metric's curved directions that the recorded batches differ in most once preconditioned."""
     shared = window.table[:, : window.anchors.shared].to(window.dtype)
     apart = (shared - shared.mean(0)).flatten(0, 1)
-    if window.dynamics.optimizer != "SGD":
+    if window.dynamics.kind.seconds:
         apart = apart / (typical.sqrt() + 1e-8)
-    left = torch.linalg.svd(expansion.factor @ apart.T, full_matrices=False)[0]
-    return left[:, :rank].T @ expansion.factor
+    factor = expansion.curvature.factor
+    left = torch.linalg.svd(factor @ apart.T, full_matrices=False)[0]
+    return left[:, :rank].T @ factor
 
 
 def _step_back(
     dynamics: Dynamics, part: Slice, t: int, at: Passed, typical: Tensor, rows: Tensor, moment: Tensor, out: Tensor
 ) -> None:
     """Adjoint of one optimizer step on a slice: `rows` and `moment` are updated, `out` gets that of the gradient."""
-    h = {name: float(values[t, part.group]) for name, values in dynamics.hyper.items()}
-    on = part.coords
+    h, kind, on = dynamics.options(t, part.group), dynamics.kind, part.coords
     weights, first = rows[:, on], moment[:, on]
-    count = part.count + (t if at.taken is None else float(at.taken[part.parameter])) + 1
-    if dynamics.optimizer == "SGD":
-        fresh = not part.present and (t == 0 if at.taken is None else float(at.taken[part.parameter]) == 0)
-        gradient, rows[:, on], moment[:, on] = sgd_back(h, weights, first, first=fresh)
-    else:
+    taken = t if at.taken is None else float(at.taken[part.parameter])
+    count, fresh, scale = part.count + taken + 1, not part.present and taken == 0, None
+    if kind.preconditioner is not None:
         assert at.second is not None
-        second = torch.maximum(at.second[on], (1 - h["beta2"]) * typical[on])
-        preconditioner = 1 / ((second / (1 - h["beta2"] ** count)).sqrt() + h["eps"])
-        gradient, rows[:, on], moment[:, on] = adam_back(h, weights, first, preconditioner, count)
+        scale = kind.preconditioner(h, torch.maximum(at.second[on], (1 - h["beta2"]) * typical[on]), count)
+    gradient, rows[:, on], moment[:, on] = kind.back(h, weights, first, scale, count=count, first=fresh)
     out[:, on] = -gradient if h.get("maximize") else gradient
 
 
@@ -293,13 +296,22 @@ def gradient_back(window: Window, units: Units, unit: int, theta: Tensor, rows: 
 
     With anchor weights w(theta), W = dw / dtheta and anchor states T, g = G^T w + C (theta - T^T w), so that
     J^T x = C x + W^T (G x - T C x).
+
+    Args:
+        window: the run, ready to be replayed.
+        units: of the order.
+        unit: the batch's.
+        theta: the state, [m].
+        rows: x, [rows, m].
     """
     # On an anchor the weights do not move at all; what is wanted is how they move around it.
     near = theta + NUDGE * (window.final - window.dynamics.start.theta)
-    total = torch.zeros_like(rows)
-    for part in _parts(window, units, unit):
+    total, parts = torch.zeros_like(rows), _parts(window, units, unit)
+    used = torch.stack([part.groups for part in parts]).any(0).tolist()
+    every = [rows @ c if on else torch.zeros_like(rows) for on, c in zip(used, window.curvatures, strict=True)]
+    for part in parts:
         states, jacobian = _weights_back(window, near, part.place, part.usable)
-        bent = _bent(window, part.groups, rows)
+        bent = sum((float(f) * x for f, x in zip(part.groups, every, strict=True) if f), torch.zeros_like(rows))
         total += part.share * (bent + jacobian(rows @ part.table.T - bent @ states.T))
     return total
 
@@ -330,25 +342,6 @@ def _weights_back(
         return (x @ by_along) @ spread + (x @ by_square)[:, None] * (2 * d)
 
     return anchors.start + spread, back
-
-
-def _bent(window: Window, groups: list[float], rows: Tensor) -> Tensor:
-    """C x of a mixture of groups, [rows, m]; zero where there are none."""
-    bent = torch.zeros_like(rows)
-    for share, factor in zip(groups, window.factors, strict=bool(groups)):
-        if share:
-            bent += share * curved(factor, rows)
-    return bent
-
-
-def curved(factor: Tensor, rows: Tensor) -> Tensor:
-    """C x of one group, [rows, m]; in the factor's type."""
-    return ((rows.to(factor.dtype) @ factor.T) @ factor).to(rows.dtype)
-
-
-def _curved_products(factor: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """x C y of one group for all rows x and y, [left, right]; in the factor's type."""
-    return ((left.to(factor.dtype) @ factor.T) @ (right.to(factor.dtype) @ factor.T).T).to(left.dtype)
 
 
 def _all_steps(places: np.ndarray, values: np.ndarray, steps: int) -> np.ndarray:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from orderscope_kernels.reference import affine_weights, entry_products, gather_entries
+from orderscope_kernels.shapes import Bool, Float, Float64, Int64
 
 RIDGE = 0.1
 NEAR = 1e-5
@@ -34,16 +35,38 @@ class AnchorSpace:
         ridge: strength of the penalty.
     """
 
-    def __init__(self, start: Tensor, spread: Tensor, shared: int, gram: Tensor, *, ridge: float = RIDGE) -> None:
+    def __init__(
+        self,
+        start: Float[Tensor, " coords"],
+        spread: Float[Tensor, "entries coords"],
+        shared: int,
+        gram: Float64[Tensor, "units anchors anchors"],
+        *,
+        ridge: float = RIDGE,
+    ) -> None:
         self.start, self.spread, self.shared, self.gram, self.ridge = start, spread, shared, gram, ridge
         self.norms = gram.diagonal(dim1=1, dim2=2)
         self.scale = float(self.norms[:, :shared].max().clamp_min(1e-30) / 2)
 
     @classmethod
     def of(
-        cls, shared: Tensor, own: Tensor, start: Tensor, *, ridge: float = RIDGE, dtype: torch.dtype | None = None
+        cls,
+        shared: Float[Tensor, "shared coords"],
+        own: Float[Tensor, "units own coords"],
+        start: Float[Tensor, " coords"],
+        *,
+        ridge: float = RIDGE,
+        dtype: torch.dtype | None = None,
     ) -> AnchorSpace:
-        """From states: shared [K, coords], own [units, R, coords]; distances are kept in `dtype`."""
+        """From states: shared [K, coords], own [units, R, coords]; distances are kept in `dtype`.
+
+        Args:
+            shared: states shared by all units, [K, coords].
+            own: states of each unit's own, [units, R, coords].
+            start: state the window starts in, [coords].
+            ridge: strength of the penalty.
+            dtype: type in which distances from the start are kept; the start's if not given.
+        """
         units, count, coords = own.shape
         spread = torch.empty(len(shared) + units * count, coords, dtype=dtype or start.dtype)
         spread[: len(shared)] = shared - start
@@ -63,7 +86,7 @@ class AnchorSpace:
         """R."""
         return self.count - self.shared
 
-    def states(self, unit: int) -> Tensor:
+    def states(self, unit: int) -> Float[Tensor, "anchors coords"]:
         """A unit's anchors, [K + R, coords]."""
         return self.start + self.spread[self.entries(torch.tensor([unit]))[0]].to(self.start.dtype)
 
@@ -72,13 +95,18 @@ class AnchorSpace:
         """K + R."""
         return self.gram.shape[1]
 
-    def entries(self, unit: Tensor) -> Tensor:
+    def entries(self, unit: Int64[Tensor, " rows"]) -> Int64[Tensor, "rows anchors"]:
         """Rows of `spread` that are a unit's anchors, int64 [rows, K + R]; unit int64 [rows]."""
         shared, own = self.shared, self.own
         common = torch.arange(shared, device=unit.device).expand(len(unit), -1)
         return torch.cat([common, shared + unit[:, None] * own + torch.arange(own, device=unit.device)], 1)
 
-    def weights(self, theta: Tensor, unit: Tensor, allowed: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def weights(
+        self,
+        theta: Float[Tensor, "rows coords"],
+        unit: Int64[Tensor, " rows"],
+        allowed: Bool[Tensor, "rows anchors"] | None = None,
+    ) -> tuple[Float64[Tensor, "rows anchors"], Float[Tensor, "rows coords"], Float64[Tensor, " rows"]]:
         """Weights, what they leave, and how much that is.
 
         Args:
@@ -99,14 +127,24 @@ class AnchorSpace:
         remainder[self.snap(theta, torch.arange(len(unit), device=unit.device), unit, distance, weights)] = 0
         return weights, remainder, remainder.norm(dim=1).double() / self.scale**0.5
 
-    def snap(self, theta: Tensor, at: Tensor, unit: Tensor, distance: Tensor, weights: Tensor) -> Tensor:
+    def snap(
+        self,
+        theta: Float[Tensor, "states coords"],
+        at: Int64[Tensor, " rows"],
+        unit: Int64[Tensor, " rows"],
+        distance: Float64[Tensor, "rows anchors"],
+        weights: Float64[Tensor, "rows anchors"],
+    ) -> Bool[Tensor, " rows"]:
         """Rows that are one of their anchors take it alone: their weights are written over. Bool [rows].
 
         They are it to the bit; where distances from the start are kept in a short type, as far as that can tell.
 
         Args:
-            theta: [states, coords]; `at` says which of them the rows are, int64 [rows].
-            unit, distance, weights: of each row; the last two as `affine_weights` returns them.
+            theta: [states, coords].
+            at: which of them the rows are, int64 [rows].
+            unit: unit of each row, int64 [rows].
+            distance: squared distances from the unit's anchors as `affine_weights` returns them, [rows, K + R].
+            weights: weights of the unit's anchors as `affine_weights` returns them, [rows, K + R]; written over.
         """
         candidates = distance <= NEAR * (self.scale + self.norms[unit])
         on = torch.zeros(len(unit), dtype=torch.bool, device=unit.device)
@@ -123,9 +161,18 @@ class AnchorSpace:
         return on
 
 
-def gram_of(spread: Tensor, shared: int, units: int, dtype: torch.dtype) -> Tensor:
+def gram_of(
+    spread: Float[Tensor, "entries coords"], shared: int, units: int, dtype: torch.dtype
+) -> Float64[Tensor, "{units} anchors anchors"]:
     """Inner products of each unit's anchors, float64 [units, K + R, K + R]; arguments as `AnchorSpace`, products in
-    `dtype`."""
+    `dtype`.
+
+    Args:
+        spread: displacements as in `AnchorSpace`, [K + units R, coords].
+        shared: K.
+        units: how many.
+        dtype: type that products are made in.
+    """
     common = spread[:shared].to(dtype)
     within, across, among = common.double() @ common.double().T, [], []
     for unit in spread[shared:].unflatten(0, (units, -1)):

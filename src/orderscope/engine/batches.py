@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 
+from orderscope_kernels.shapes import Int, Int64
+
 
 class Batches:
     """Finds the unit of a batch: the first step of the reference order with the same samples."""
 
-    def __init__(self, order: np.ndarray) -> None:
+    def __init__(self, order: Int[np.ndarray, "steps batch"]) -> None:
         self.order = order
         self._unit = {tuple(row): u for u, row in reversed(list(enumerate(np.sort(order, axis=1).tolist())))}
 
-    def index(self, orders: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def index(
+        self, orders: Int[np.ndarray, "orders steps batch"]
+    ) -> tuple[Int64[np.ndarray, "orders steps"], Int64[np.ndarray, "new batch"]]:
         """Units [orders, steps] and the batches that were not recorded, [regrouped, batch]."""
         found: dict[tuple[int, ...], int] = {}
         flat = np.sort(orders.reshape(-1, orders.shape[-1]), axis=1).tolist()

@@ -44,6 +44,7 @@ import torch
 from torch import Tensor
 
 from orderscope.engine.student_t import chi_square, two_sided
+from orderscope_kernels.shapes import Bool, Float
 
 COVERAGE = 0.9
 # The constants were chosen on 50 tiny tasks of benchmarks/family.py; figures are of 100, 64 of which are trusted.
@@ -74,15 +75,15 @@ class Bearing:
         regrouped: share of their steps that trained batches which were not recorded, [n].
     """
 
-    outside: np.ndarray
-    alike: np.ndarray
-    regrouped: np.ndarray
+    outside: Float[np.ndarray, " n"]
+    alike: Float[np.ndarray, "n runs"]
+    regrouped: Float[np.ndarray, " n"]
 
     def __getitem__(self, rows: slice) -> Bearing:
         return Bearing(self.outside[rows], self.alike[rows], self.regrouped[rows])
 
 
-def directions(theta: Tensor, center: Tensor) -> Tensor:
+def directions(theta: Float[Tensor, "n coords"], center: Float[Tensor, " coords"]) -> Float[Tensor, "n coords"]:
     """Displacements from `center` [m] as unit vectors, [n, m]; zero where there is none."""
     d = theta - center
     return d / d.norm(dim=1, keepdim=True).clamp_min(torch.finfo(d.dtype).tiny)
@@ -131,7 +132,9 @@ class Calibration:
         """Half-width of the 90 % interval of who knows no more than how much order matters."""
         return self.quantile * self.sigma
 
-    def apply(self, raw: np.ndarray, at: Bearing, pushed: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def apply(
+        self, raw: Float[np.ndarray, " n"], at: Bearing, pushed: Float[np.ndarray, "n runs"] | None = None
+    ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
         """Values and errors.
 
         Args:
@@ -146,7 +149,7 @@ class Calibration:
         free, bound = _units(raw, self.reference, self.sigma, at.outside, self.typical)
         return raw + at.alike @ self.shift * free, self._error(bound, at, pushed)
 
-    def holds(self, regrouped: np.ndarray) -> np.ndarray:
+    def holds(self, regrouped: Float[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
         """Whether intervals held on the left-out runs of an order's kind, as far as there are any, bool [n].
 
         Args:
@@ -166,12 +169,12 @@ class Calibration:
 
 
 def fit_calibration(
-    raw: np.ndarray,
-    true: np.ndarray,
+    raw: Float[np.ndarray, " runs"],
+    true: Float[np.ndarray, " runs"],
     reference: float,
     at: Bearing,
     *,
-    pushed: np.ndarray | None = None,
+    pushed: Float[np.ndarray, "runs runs"] | None = None,
     eps: float = 0.0,
 ) -> Calibration:
     """Fit on runs that were left out.
@@ -244,7 +247,8 @@ def errs_less(one: Sequence[Calibration], other: Sequence[Calibration]) -> bool:
     difference, by Student's t, lies on its side. Differences of |error| / sigma, mean over the metrics.
 
     Args:
-        one, other: the two estimators' calibrations, one a metric.
+        one: calibrations of the estimator, one a metric.
+        other: those of the one that it is compared with, in the same sequence of metrics.
     """
     pairs = [(a, b) for a, b in zip(one, other, strict=True) if a.sigma > 0]
     if not pairs:

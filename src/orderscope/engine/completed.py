@@ -27,6 +27,7 @@ from orderscope.store import RunStore
 from orderscope.store.names import REFERENCE
 from orderscope.task import Task
 from orderscope.training import load_run, true_runs
+from orderscope_kernels.shapes import Float
 
 RIDGE = 0.1  # of the states' mean squared distance
 KNOWN_BYTES = 1 << 33
@@ -34,6 +35,11 @@ KNOWN_BYTES = 1 << 33
 
 def held_bytes(states: int, size: int, item: int) -> int:
     """Bytes of `states` recorded states of `size` weights, `item` bytes each; 0 where so many are not held in memory.
+
+    Args:
+        states: how many.
+        size: weights of each.
+        item: bytes of a weight.
 
     Example:
         >>> held_bytes(17, 22_714_756, 4)
@@ -61,10 +67,13 @@ class KnownStates:
     runs: tuple[str, ...]
     indices: Tensor
 
-    def interpolated(self, carried: Tensor, without: str | None = None) -> tuple[Tensor, Tensor]:
+    def interpolated(
+        self, carried: Float[Tensor, " coords"], without: str | None = None
+    ) -> tuple[Float[Tensor, " size"], Float[Tensor, " coords"]]:
         """The state between known ones that is nearest to carried weights [m]: all its weights [P], and the carried.
 
         Args:
+            carried: weights on the carried coordinates, [m].
             without: a run whose states are not to be used.
         """
         rows = [k for k, run in enumerate(self.runs) if run != without]
@@ -102,6 +111,9 @@ def completed(
     """Metrics by the real model at interpolated weights, held-out losses corrected by what is known of them.
 
     Args:
+        task: builds the model and evaluates it.
+        known: whole weights of the recorded runs.
+        held_out: what is known of held-out losses; None where none is a metric.
         without: for each of n orders a run whose states are not to be used.
         each: called after every evaluation of the model.
     """

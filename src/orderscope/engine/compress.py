@@ -6,13 +6,15 @@ import torch
 from scipy.linalg import LinAlgError, eigh
 from torch import Tensor
 
+from orderscope_kernels.shapes import Float
+
 GRAM_COORDS = 4096  # of the coordinates make the inner products of rows: what is kept is as good, at a fraction of time
 PART = 3  # one in so many of the eigenvectors is asked for first: a fraction of the time, and mostly enough
 MOST_BY_PART = 0.9  # that part of the directions of sampled gradients never holds a larger share of the trace
 AT_ONCE = 2048  # rows of one eigendecomposition; more are compressed in parts first
 
 
-def compress(rows: Tensor, energy: float) -> Tensor:
+def compress(rows: Float[Tensor, "n coords"], energy: float) -> Float[Tensor, "rank coords"]:
     """The leading directions of A^T A that hold `energy` of its trace, [rank, m], from rows A [n, m].
 
     They are V^T A with V the leading eigenvectors of A A^T, which is formed on some of the coordinates where there are

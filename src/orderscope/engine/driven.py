@@ -21,12 +21,19 @@ from orderscope.store.names import REFERENCE, TASK_SHARD
 from orderscope.training import load_run
 from orderscope.training.segments import read_state, step_gradients
 from orderscope.training.state import TrainingState
+from orderscope_kernels.optimizers import KINDS
 
 ROUNDED = 4  # epsilons of the weights that a step may be off by rounding
 
 
 def recorded_dynamics(store: RunStore, coordinates: Coordinates, name: str = REFERENCE) -> Dynamics:
-    """The optimizer of a recorded run, on the carried coordinates."""
+    """The optimizer of a recorded run, on the carried coordinates.
+
+    Args:
+        store: the run on disk.
+        coordinates: the carried coordinates, m of the P weights.
+        name: of one of its trainings.
+    """
     attrs, run = store.attrs(TASK_SHARD), load_run(store, name, gradients=False)
     first, masked = read_state(store, name, 0), not bool(run.has_grad.all())
     return Dynamics(
@@ -43,6 +50,11 @@ def recorded_dynamics(store: RunStore, coordinates: Coordinates, name: str = REF
 
 def check_reached(store: RunStore, coordinates: Coordinates, name: str = REFERENCE) -> None:
     """Step a recorded run again, from boundary to boundary.
+
+    Args:
+        store: the run on disk.
+        coordinates: the carried coordinates, m of the P weights.
+        name: of one of its trainings.
 
     Raises:
         OrderscopeError: naming the steps between which something else was done.
@@ -78,7 +90,7 @@ def check_loop(store: RunStore) -> None:
     for begin, end in zip(known[:-1], known[1:], strict=True):
         rows = record.rows.some(begin - record.first, end - record.first)
         before, after = (load_state(record.states[s]) for s in (begin, end))
-        if record.header["optimizer"] == "SGD":
+        if not KINDS[record.header["optimizer"]].counts:
             moved = [i for i, _ in places if np.all(np.any(rows.probe[:, np.flatnonzero(of == i)] != 0, axis=1))]
         else:
             moved = [i for i, _ in places if float(after.count[i] - before.count[i]) == end - begin]
@@ -114,8 +126,9 @@ def _compared(what: str, optimizer: str, mine: States, before: Start, theirs: St
     off = float((mine.theta[0] - theirs.theta).norm())
     rounding = eps**0.5 * way + ROUNDED * eps * (end - begin) * float(theirs.theta.norm())
     wrong = [f"weights {off:.3g} from there, where they moved by {way:.3g}"] if not off <= rounding else []
+    start = {key.name: key.start(theirs.theta) for key in KINDS[optimizer].keys}
     for key, values in mine.moments.items():
-        there = theirs.moments.get(key, torch.zeros_like(theirs.theta))
+        there = theirs.moments.get(key, start[key])
         off, size = float((values[0] - there).norm()), max(float(there.norm()), float(values.norm()))
         if not off <= eps**0.5 * size:
             wrong.append(f"its {key} {off / size:.2g} of its size apart")
@@ -127,5 +140,5 @@ def _compared(what: str, optimizer: str, mine: States, before: Start, theirs: St
             "take out what changes gradients or weights around optimizer.step() (step hooks, constraints, a patched "
             "optimizer), clip with max_grad_norm=, and record into another directory",
         )
-    kept = {key: theirs.moments.get(key, torch.zeros_like(theirs.theta))[None].clone() for key in mine.moments}
+    kept = {key: theirs.moments.get(key, start[key])[None].clone() for key in mine.moments}
     return States(theirs.theta[None].clone(), kept, mine.taken)

@@ -26,7 +26,9 @@ import torch
 from torch import Tensor
 
 from orderscope.engine.anchors import RIDGE
+from orderscope.engine.curvature import Curvature
 from orderscope_kernels.reference import affine_weights
+from orderscope_kernels.shapes import Float, Float64
 
 NEAREST = 0.5
 Without = str | None | Collection[str]
@@ -43,18 +45,18 @@ class Expansion:
         center: theta_ref, [m].
         value: L.
         gradient: g times P / m, [m].
-        factor: A times P / m, [rows, m]: the products A d are sums over coordinates too.
+        curvature: A^T A, with A times P / m: the products A d are sums over coordinates too.
     """
 
-    center: Tensor
+    center: Float[Tensor, " coords"]
     value: float
-    gradient: Tensor
-    factor: Tensor
+    gradient: Float[Tensor, " coords"]
+    curvature: Curvature
 
-    def __call__(self, theta: Tensor) -> Tensor:
+    def __call__(self, theta: Float[Tensor, "*rows coords"]) -> Float64[Tensor, "*rows"]:
         """[..., m] -> [...] float64."""
         d = theta - self.center
-        return self.value + (d @ self.gradient).double() + 0.5 * (d @ self.factor.T).double().pow(2).sum(-1)
+        return self.value + (d @ self.gradient).double() + 0.5 * self.curvature.square(d)
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,8 @@ class Missed:
         bent: products of the pseudo-gradients and the errors, float64 [n, runs].
     """
 
-    along: Tensor
-    bent: Tensor
+    along: Float64[Tensor, "names known runs"]
+    bent: Float64[Tensor, "n runs"]
 
 
 @dataclass(frozen=True)
@@ -91,16 +93,16 @@ class HeldOut:
 
     names: tuple[str, ...]
     runs: tuple[str, ...]
-    center: Tensor
-    spread: Tensor
+    center: Float[Tensor, " coords"]
+    spread: Float[Tensor, "known coords"]
     weight: float
-    gram: Tensor
-    values: Tensor
-    slopes: Tensor
-    along: Tensor
-    factor: Tensor
-    shares: Tensor
-    crossed: Tensor
+    gram: Float64[Tensor, "known known"]
+    values: Float64[Tensor, "names known"]
+    slopes: Float[Tensor, "names known coords"]
+    along: Float64[Tensor, "names known known"]
+    factor: Float[Tensor, "n coords"]
+    shares: Float[Tensor, "names n"]
+    crossed: Float64[Tensor, "n known"]
 
     @cached_property
     def _factor(self) -> Tensor:
@@ -108,8 +110,8 @@ class HeldOut:
         return self.factor.to(self.center.dtype)
 
     def __call__(
-        self, theta: Tensor, names: Sequence[str], without: Sequence[Without] | None = None
-    ) -> dict[str, np.ndarray]:
+        self, theta: Float[Tensor, "rows coords"], names: Sequence[str], without: Sequence[Without] | None = None
+    ) -> dict[str, Float64[np.ndarray, " rows"]]:
         """Losses at weights.
 
         Args:
@@ -123,14 +125,14 @@ class HeldOut:
         place = self._placed(theta, without)
         return {name: place.value(self.names.index(name)).numpy() for name in names}
 
-    def slope(self, theta: Tensor, name: str) -> tuple[float, Tensor]:
+    def slope(self, theta: Float[Tensor, " coords"], name: str) -> tuple[float, Float[Tensor, " coords"]]:
         """A loss and its gradient at weights [m]; the gradient on the coordinates, [m]."""
         place, i = self._placed(theta[None], None), self.names.index(name)
         curved = (place.bent * self.shares[i]) @ self._factor.double()
         gradient = place.weights[0] @ self.slopes[i].double() + curved[0]  # P / m is in `bent` already
         return float(place.value(i)[0]), gradient.to(theta.dtype)
 
-    def missed(self, runs: Sequence[str], theta: Tensor) -> Missed:
+    def missed(self, runs: Sequence[str], theta: Float[Tensor, "runs coords"]) -> Missed:
         """What weights [runs, m], told for runs that were left out, miss where those truly ended."""
         away = torch.full_like(theta, torch.nan)
         for row, run in enumerate(runs):
@@ -139,9 +141,22 @@ class HeldOut:
         along = torch.stack([slopes @ away.T for slopes in self.slopes]).double() * self.weight
         return Missed(along, (self._factor @ away.T).double() * self.weight)
 
-    def pushed(self, theta: Tensor, name: str, missed: Missed, without: Sequence[Without] | None = None) -> np.ndarray:
+    def pushed(
+        self,
+        theta: Float[Tensor, "rows coords"],
+        name: str,
+        missed: Missed,
+        without: Sequence[Without] | None = None,
+    ) -> Float64[np.ndarray, "rows runs"]:
         """What the errors of left-out runs' weights would do to a loss at other weights [rows, m], to first order,
-        float64 [rows, runs]; not a number for a run whose last state is not known."""
+        float64 [rows, runs]; not a number for a run whose last state is not known.
+
+        Args:
+            theta: weights on the carried coordinates, [n, m].
+            name: of the loss.
+            missed: the errors, as a loss sees them.
+            without: for each row a run whose states are not to be used, or several.
+        """
         place, i = self._placed(theta, without), self.names.index(name)
         return (place.weights @ missed.along[i] + (place.bent * self.shares[i]) @ missed.bent).numpy()
 
@@ -153,7 +168,7 @@ class HeldOut:
             center=self.center,
             value=float(self.values[i, 0]),
             gradient=self.slopes[i, 0] * self.weight,
-            factor=self._factor[used] * (self.weight * self.shares[i][used].sqrt()[:, None]),
+            curvature=Curvature.of(self._factor[used] * (self.weight * self.shares[i][used].sqrt()[:, None])),
         )
 
     def _placed(self, theta: Tensor, without: Sequence[Without] | None) -> _Placed:

@@ -15,6 +15,7 @@ from orderscope.engine.replay import replay
 from orderscope.engine.threads import one_thread
 from orderscope.engine.units import units_of
 from orderscope.engine.window import Window
+from orderscope_kernels.shapes import Float, Int
 
 
 @dataclass(frozen=True)
@@ -30,14 +31,18 @@ class LeftOut:
 
     runs: tuple[str, ...]
     values: dict[str, np.ndarray]
-    theta: Tensor
-    outside: np.ndarray
+    theta: Float[Tensor, "runs coords"]
+    outside: Float[np.ndarray, " runs"]
 
 
-def left_out(window: Window, held_out: HeldOut | None, runs: Sequence[str], orders: np.ndarray) -> LeftOut:
+def left_out(
+    window: Window, held_out: HeldOut | None, runs: Sequence[str], orders: Int[np.ndarray, "runs steps batch"]
+) -> LeftOut:
     """Predict runs without what they left behind.
 
     Args:
+        window: the run, ready to be replayed.
+        held_out: what is known of held-out losses, or None.
         runs: names of true runs.
         orders: theirs, [runs, steps, batch].
     """

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor
 
 from orderscope.sketching.gradients import set_parameters
 from orderscope.task import Task
+from orderscope_kernels.shapes import Float
 
 
+@runtime_checkable
 class MetricModel(Protocol):
     """Weights [rows, m] -> name -> values [rows]."""
 
-    def __call__(self, theta: Tensor, names: tuple[str, ...]) -> dict[str, np.ndarray]: ...
+    def __call__(
+        self, theta: Float[Tensor, "rows coords"], names: tuple[str, ...]
+    ) -> dict[str, Float[np.ndarray, " rows"]]: ...
 
 
 def evaluated(task: Task, each: Callable[[], None] | None = None) -> MetricModel:
     """Metrics of the real model at the estimated weights; needs all of them, m = P.
 
     Args:
+        task: has the model and the metrics.
         each: called after every evaluation of the model.
     """
     model = task.build_model()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -11,13 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from orderscope_kernels.optimizers import KINDS, Kind
 from orderscope_kernels.reference import Part, clip_factor, optimizer_step
-
-MOMENTS = {
-    "Adam": ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"),
-    "AdamW": ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"),
-    "SGD": ("momentum_buffer",),
-}
+from orderscope_kernels.shapes import Bool, Float, Float64, Int64
 
 
 @dataclass(frozen=True)
@@ -43,8 +39,8 @@ class Slice:
 class Start:
     """Where the window starts: weights [m] and moments by key, [m] each."""
 
-    theta: Tensor
-    moments: dict[str, Tensor]
+    theta: Float[Tensor, " coords"]
+    moments: dict[str, Float[Tensor, " coords"]]
 
 
 @dataclass(frozen=True)
@@ -52,7 +48,7 @@ class Dynamics:
     """The optimizer of a dynamics.
 
     Args:
-        optimizer: "Adam", "AdamW" or "SGD".
+        optimizer: its name in torch.optim, one of `orderscope_kernels.optimizers.KINDS`.
         hyper: hyper-parameter -> float64 [steps, param_groups].
         start: state before the first step.
         slices: how hyper-parameters and step counts map to coordinates.
@@ -63,7 +59,7 @@ class Dynamics:
     """
 
     optimizer: str
-    hyper: dict[str, np.ndarray]
+    hyper: dict[str, Float64[np.ndarray, "steps groups"]]
     start: Start
     slices: tuple[Slice, ...]
     parameters: int
@@ -74,6 +70,15 @@ class Dynamics:
     @property
     def steps(self) -> int:
         return len(self.hyper["lr"])
+
+    @property
+    def kind(self) -> Kind:
+        """What the optimizer is."""
+        return KINDS[self.optimizer]
+
+    def options(self, position: int, group: int) -> dict[str, float]:
+        """Options of the step at a position, by name, for a parameter group."""
+        return {name: float(values[position, group]) for name, values in self.hyper.items()}
 
 
 @dataclass
@@ -87,27 +92,32 @@ class States:
             takes every step.
     """
 
-    theta: Tensor
-    moments: dict[str, Tensor]
-    taken: Tensor | None
+    theta: Float[Tensor, "rows coords"]
+    moments: dict[str, Float[Tensor, "rows coords"]]
+    taken: Float[Tensor, "rows params"] | None
 
 
 def start_states(dynamics: Dynamics, rows: int) -> States:
     """`rows` copies of the window's start."""
-    amsgrad = bool(dynamics.hyper.get("amsgrad", np.zeros(1)).any())
-    momentum = bool(dynamics.hyper.get("momentum", np.ones(1)).any())
     moments = {}
-    for key in MOMENTS[dynamics.optimizer]:
-        if (key == "max_exp_avg_sq" and not amsgrad) or (key == "momentum_buffer" and not momentum):
-            continue
-        given = dynamics.start.moments.get(key)
-        moments[key] = (torch.zeros_like(dynamics.start.theta) if given is None else given).repeat(rows, 1)
+    for key in dynamics.kind.keys:
+        if key.option is None or dynamics.hyper[key.option].any():
+            given = dynamics.start.moments.get(key.name)
+            moments[key.name] = (key.start(dynamics.start.theta) if given is None else given).repeat(rows, 1)
     taken = torch.zeros(rows, dynamics.parameters, device=dynamics.start.theta.device) if dynamics.masked else None
     return States(dynamics.start.theta.repeat(rows, 1), moments, taken)
 
 
-def clip(dynamics: Dynamics, gradient: Tensor, norm: Tensor | None = None) -> Tensor:
-    """As torch.nn.utils.clip_grad_norm_: [rows, m]. `norm` [rows] is estimated from the coordinates if not given."""
+def clip(
+    dynamics: Dynamics, gradient: Float[Tensor, "rows coords"], norm: Float[Tensor, " rows"] | None = None
+) -> Float[Tensor, "rows coords"]:
+    """As torch.nn.utils.clip_grad_norm_: [rows, m]. `norm` [rows] is estimated from the coordinates if not given.
+
+    Args:
+        dynamics: the optimizer, its hyper-parameters at every step and the start.
+        gradient: mean gradients, [rows, m].
+        norm: of the whole gradients, [rows]; estimated from the coordinates if not given.
+    """
     if not dynamics.max_grad_norm:
         return gradient
     size = gradient.norm(dim=1) * dynamics.weight**0.5 if norm is None else norm
@@ -115,13 +125,22 @@ def clip(dynamics: Dynamics, gradient: Tensor, norm: Tensor | None = None) -> Te
 
 
 def step(
-    dynamics: Dynamics, states: States, gradient: Tensor, position: int, lr: Tensor | None, active: Tensor | None
+    dynamics: Dynamics,
+    states: States,
+    gradient: Float[Tensor, "rows coords"],
+    position: int,
+    lr: Float[Tensor, "rows groups"] | None,
+    active: Bool[Tensor, "rows params"] | None,
 ) -> None:
     """Take the step at `position` with a given gradient, in place.
 
     Args:
+        dynamics: the optimizer and its hyper-parameters at every step.
+        states: the states that step; changed.
         gradient: mean gradient, already clipped, [rows, m].
-        lr, active: as `step_parts`.
+        position: which step of the window, from 0.
+        lr: learning rates instead of the recorded ones, [rows, groups].
+        active: parameters with a gradient, bool [rows, n_params]; None where all have one.
     """
     every = torch.arange(len(gradient), device=gradient.device)
     parts = step_parts(dynamics, states, every, position, lr, active)
@@ -129,18 +148,26 @@ def step(
 
 
 def step_parts(
-    dynamics: Dynamics, states: States, at: Tensor, position: int, lr: Tensor | None, active: Tensor | None
+    dynamics: Dynamics,
+    states: States,
+    at: Int64[Tensor, " rows"],
+    position: int,
+    lr: Float[Tensor, "rows groups"] | None,
+    active: Bool[Tensor, "rows params"] | None,
 ) -> list[Part]:
     """What steps alike at `position`; the steps that parameters have taken are counted on.
 
     Args:
+        dynamics: the optimizer and its hyper-parameters at every step.
+        states: whose steps are counted; changed in `taken`.
         at: which states take the step, int64 [rows].
+        position: which step of the window, from 0.
         lr: learning rates instead of the recorded ones, [rows, groups].
         active: parameters with a gradient, bool [rows, n_params], where some have none.
     """
     parts = []
     for part in dynamics.slices:
-        h = {name: float(values[position, part.group]) for name, values in dynamics.hyper.items()}
+        h = dynamics.options(position, part.group)
         rate: float | Tensor = h["lr"] if lr is None else lr[:, part.group, None]
         if active is None or states.taken is None:
             parts.append(_part(dynamics, part, h, rate, position, None))
@@ -158,24 +185,30 @@ def _part(
     dynamics: Dynamics, part: Slice, h: dict[str, float], lr: float | Tensor, taken: float, among: Tensor | None
 ) -> Part:
     """A slice's options; `taken` steps inside the window came before."""
-    options: dict[str, Any] = {"lr": lr, "weight_decay": h["weight_decay"], "maximize": bool(h.get("maximize", 0))}
-    if dynamics.optimizer == "SGD":
-        options |= {"momentum": h["momentum"], "dampening": h["dampening"], "nesterov": bool(h["nesterov"])}
-        options |= {"first": taken == 0 and not part.present}
+    options: dict[str, Any] = {"lr": lr} | {name: h[name] for name in dynamics.kind.options}
+    if dynamics.kind.counts:
+        options["count"] = part.count + taken + 1
     else:
-        options |= {"beta1": h["beta1"], "beta2": h["beta2"], "eps": h["eps"], "decoupled": bool(h["decoupled"])}
-        options |= {"count": part.count + taken + 1}
+        options["first"] = taken == 0 and not part.present
     return Part(part.coords.start, part.coords.stop, options, among)
 
 
 def slices(
     parameters: Sequence[dict[str, Any]],
-    indices: Tensor | None,
-    count: Tensor,
-    present: Tensor,
+    indices: Int64[Tensor, " coords"] | None,
+    count: Float[Tensor, " params"],
+    present: Bool[Tensor, " params"],
     single: bool,
 ) -> tuple[Slice, ...]:
-    """One slice a parameter, or, where every parameter always gets a gradient, one a run of like parameters."""
+    """One slice a parameter, or, where every parameter always gets a gradient, one a run of like parameters.
+
+    Args:
+        parameters: descriptions with `shape` and `group`, in layout order.
+        indices: carried coordinates, ascending; all if None.
+        count: steps already taken, [n_params].
+        present: whether there is optimizer state, bool [n_params].
+        single: keep parameters apart, for some lack a gradient in some step.
+    """
     edges = np.cumsum([0, *(int(np.prod(p["shape"])) for p in parameters)])
     cuts = edges if indices is None else np.searchsorted(indices.numpy(), edges)
     slices: list[Slice] = []
@@ -187,35 +220,3 @@ def slices(
         elif high > low:
             slices.append(new)
     return tuple(slices)
-
-
-def adam_back(
-    h: Mapping[str, float], weights: Tensor, moment: Tensor, preconditioner: Tensor, count: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Adjoint of one step of Adam or AdamW whose preconditioner D is frozen.
-
-    Args:
-        h: hyper-parameters of the step.
-        weights, moment: adjoints of the weights and the first moment after the step, [..., coords].
-        preconditioner: D, [coords].
-        count: number of the step, from 1.
-
-    Returns:
-        adjoints of the gradient, of the weights before and of the first moment before.
-    """
-    moment = moment - h["lr"] / (1 - h["beta1"] ** count) * preconditioner * weights
-    gradient = (1 - h["beta1"]) * moment
-    weights = weights * (1 - h["lr"] * h["weight_decay"]) if h["decoupled"] else weights + h["weight_decay"] * gradient
-    return gradient, weights, h["beta1"] * moment
-
-
-def sgd_back(h: Mapping[str, float], weights: Tensor, moment: Tensor, *, first: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Adjoint of one step of SGD; as `adam_back`. `first`: the step makes the momentum buffer."""
-    step = -h["lr"] * weights
-    if not h["momentum"]:
-        gradient, before = step, torch.zeros_like(moment)
-    else:
-        moment = moment + (h["momentum"] * step if h["nesterov"] else step)
-        gradient = moment * (1.0 if first else 1 - h["dampening"]) + (step if h["nesterov"] else 0.0)
-        before = torch.zeros_like(moment) if first else h["momentum"] * moment
-    return gradient, weights + h["weight_decay"] * gradient, before

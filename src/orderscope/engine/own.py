@@ -12,6 +12,7 @@ from torch import Tensor
 from orderscope.engine.batches import Batches
 from orderscope.engine.optimizers import Dynamics, clip, start_states, step
 from orderscope.training import RecordedRun
+from orderscope_kernels.shapes import Bool, Float
 
 
 @dataclass(frozen=True)
@@ -25,16 +26,22 @@ class OwnAnchors:
         runs: name of the run of each column.
     """
 
-    states: Tensor
-    gradients: Tensor
-    norms: Tensor
-    known: Tensor
+    states: Float[Tensor, "units own coords"]
+    gradients: Float[Tensor, "units own coords"]
+    norms: Float[Tensor, "units own"]
+    known: Bool[Tensor, "units own"]
     runs: tuple[str, ...]
 
 
 def own_anchors(dynamics: Dynamics, batches: Batches, runs: Sequence[RecordedRun]) -> OwnAnchors:
     """Find where each recorded batch was trained on. Nothing is computed but the optimizer's own steps: the recorded
-    gradients drive it through the very states of the run."""
+    gradients drive it through the very states of the run.
+
+    Args:
+        dynamics: the optimizer, its hyper-parameters at every step and the start.
+        batches: finds recorded batches.
+        runs: recorded trainings with their gradients.
+    """
     units = len(batches.order)
     trained = trained_states(dynamics, runs)
     index = batches.index(np.stack([run.order for run in runs]))[0]
@@ -56,7 +63,7 @@ def own_anchors(dynamics: Dynamics, batches: Batches, runs: Sequence[RecordedRun
     return OwnAnchors(states, gradients, norms, known, tuple(run.name for run in runs for _ in range(times)))
 
 
-def trained_states(dynamics: Dynamics, runs: Sequence[RecordedRun]) -> Tensor:
+def trained_states(dynamics: Dynamics, runs: Sequence[RecordedRun]) -> Float[Tensor, "steps runs coords"]:
     """Weights before each step of each run, [steps, runs, m], by replaying its recorded gradients."""
     states = start_states(dynamics, len(runs))
     before = torch.empty(dynamics.steps, *states.theta.shape, dtype=states.theta.dtype)

@@ -29,6 +29,7 @@ from orderscope.task.hyper import group_rates
 from orderscope_kernels import reference
 from orderscope_kernels.reference import Clip, Terms
 from orderscope_kernels.replay import ReplayKernels, replay_kernels
+from orderscope_kernels.shapes import Bool, Float, Float64
 
 HOMES = 4  # samples of a regrouped batch whose recorded batches weigh in: a third of the time of all sixteen
 
@@ -45,10 +46,10 @@ class Replayed:
         snapshots: weights after the steps asked for, [orders, m] each.
     """
 
-    theta: Tensor
-    outside: Tensor
-    regrouped: Tensor
-    snapshots: dict[int, Tensor]
+    theta: Float[Tensor, "orders coords"]
+    outside: Float64[Tensor, " orders"]
+    regrouped: Float64[Tensor, " orders"]
+    snapshots: dict[int, Float[Tensor, "orders coords"]]
 
     def cpu(self) -> Replayed:
         """The same on the CPU."""
@@ -60,8 +61,8 @@ def replay(
     window: Window,
     units: Units,
     *,
-    allowed: Tensor | None = None,
-    lr: np.ndarray | None = None,
+    allowed: Bool[Tensor, "orders anchors"] | None = None,
+    lr: Float[np.ndarray, ...] | None = None,
     snapshots: Sequence[int] = (),
     curvature: bool = True,
     homes: int | None = HOMES,
@@ -70,6 +71,7 @@ def replay(
     """Replay orders side by side.
 
     Args:
+        window: the run, ready to be replayed.
         units: what they train on, see `units_of`.
         allowed: bool [orders, anchors], anchors that may be used; all if not given.
         lr: learning rates instead of the recorded ones, as `orderscope.task.hyper.group_rates` reads them.
@@ -132,8 +134,13 @@ def _predict(
     """Gradients of some states at recorded batches.
 
     Args:
-        at: which states, int64 [rows]; the other arguments are of these: unit [rows], allowed [rows, anchors], None for
-            all, ranges [rows, 2] of the curvature's factor.
+        window: the run, ready to be replayed.
+        kernels: who does the arithmetic.
+        theta: [states, m].
+        at: which states, int64 [rows].
+        unit: of each row, int64 [rows].
+        allowed: anchors that each may use, bool [rows, anchors]; None for all.
+        ranges: rows of the curvature's factor that each uses, int32 [rows, 2].
         shares: of each group in each recorded batch, [units, groups].
 
     Returns:

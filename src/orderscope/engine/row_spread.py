@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from orderscope_kernels.shapes import Float, Float64
+
 
 @dataclass(frozen=True)
 class RowSpread:
@@ -27,21 +29,30 @@ class RowSpread:
         factor: B times P / m, [r, m].
     """
 
-    center: Tensor
-    factor: Tensor
+    center: Float[Tensor, " coords"]
+    factor: Float[Tensor, "r coords"]
 
-    def __call__(self, theta: Tensor) -> Tensor:
+    def __call__(self, theta: Float[Tensor, "*rows coords"]) -> Float64[Tensor, "*rows"]:
         """[..., m] -> [...] float64."""
         return ((theta - self.center) @ self.factor.T).double().norm(dim=-1)
 
-    def slope(self, theta: Tensor) -> tuple[float, Tensor]:
+    def slope(self, theta: Float[Tensor, " coords"]) -> tuple[float, Float[Tensor, " coords"]]:
         """The standard error at weights [m], and P / m of its gradient on the coordinates, [m]; zero at the center."""
         apart = (theta - self.center) @ self.factor.T
         size = float(apart.double().norm())
         return size, (apart @ self.factor) / max(size, torch.finfo(theta.dtype).tiny)
 
 
-def row_spread(center: Tensor, gradients: Tensor, rows: int, weight: float) -> RowSpread:
-    """From the gradients of some rows [r, m], standing for `rows` of them; `weight` is P / m."""
+def row_spread(
+    center: Float[Tensor, " coords"], gradients: Float[Tensor, "r coords"], rows: int, weight: float
+) -> RowSpread:
+    """From the gradients of some rows [r, m], standing for `rows` of them; `weight` is P / m.
+
+    Args:
+        center: weights at the end of the reference run, [m].
+        gradients: of single rows there, [r, m].
+        rows: how many rows they stand for.
+        weight: P / m.
+    """
     apart = gradients - gradients.mean(0)
     return RowSpread(center, apart * (weight / (rows * max(1, len(gradients) - 1)) ** 0.5))

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from orderscope.engine.adjoint import Slope, gradient_back, predicted_gradient, typical_square
 from orderscope.engine.batches import Batches
-from orderscope.engine.optimizers import Dynamics, Slice, clip, sgd_back, start_states, step
+from orderscope.engine.optimizers import Dynamics, Slice, clip, start_states, step
 from orderscope.engine.units import Units, units_of
 from orderscope.engine.window import Window
 
@@ -32,6 +32,7 @@ from orderscope.engine.window import Window
 # those errors' norm: 0.20 and 0.62 with 0.5, 0.14 and 0.11 with 0.1, 0.06 and 0.11 with 0.01, 0.02 and 0.05 with 0.001;
 # 0.73 and 1.28 by the sweep around the replay alone.
 FLOOR = 0.01
+KINDS = ("SGD", "Adam", "AdamW")  # optimizers whose secants these are
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def _forward(window: Window, units: Units, gradients: Tensor) -> tuple[list[Betw
 def _used(dynamics: Dynamics, t: int, clipped: Tensor, theta: Tensor) -> Tensor:
     used = clipped.clone()
     for part in dynamics.slices:
-        h, on = _options(dynamics, part, t), part.coords
+        h, on = dynamics.options(t, part.group), part.coords
         if h.get("maximize"):
             used[:, on] = -used[:, on]
         if not h.get("decoupled"):
@@ -140,21 +141,19 @@ def _adams(after: dict[str, Tensor], before: dict[str, Tensor]) -> dict[str, Ten
     }
 
 
-def _options(dynamics: Dynamics, part: Slice, t: int) -> dict[str, float]:
-    return {name: float(values[t, part.group]) for name, values in dynamics.hyper.items()}
-
-
 def _step_back(
     dynamics: Dynamics, part: Slice, t: int, at: Between, typical: Tensor,
     rows: Tensor, first: Tensor, second: Tensor, largest: Tensor, out: Tensor,
 ) -> None:  # fmt: skip
     """Adjoint of the secants of one optimizer step on a slice: `rows` and those of the moments are updated, `out` gets
     that of the gradient."""
-    h, on = _options(dynamics, part, t), part.coords
+    h, on = dynamics.options(t, part.group), part.coords
     weights = rows[:, on]
     taken = t if at.taken is None else float(at.taken[part.parameter])
-    if dynamics.optimizer == "SGD":
-        gradient, rows[:, on], first[:, on] = sgd_back(h, weights, first[:, on], first=not part.present and taken == 0)
+    if not dynamics.kind.seconds:
+        gradient, rows[:, on], first[:, on] = dynamics.kind.back(
+            h, weights, first[:, on], None, count=part.count + taken + 1, first=not part.present and taken == 0
+        )
     else:
         assert at.first is not None
         assert at.second is not None

@@ -10,8 +10,8 @@ and the defect e_t = i_t + c_t - g_t is what a replay adds to its error at t. Sw
 run (`orderscope.engine.secant`) the metric's slope tells what that does in the end, l_t . e_t, and the sum over t is
 the error of the metric. The slope is the mean of those where the replay ends and where the run truly ended: by the
 trapezoidal rule the sum is exact where the metric is quadratic and predicted gradients are affine. Of a run that also
-trained on batches that were not recorded the trajectory is not known, and the sweep is that around its replay alone
-(`orderscope.engine.adjoint`), right to first order.
+trained on batches that were not recorded the trajectory is not known, and other optimizers have no secants there: the
+sweep is then that around the replay alone (`orderscope.engine.adjoint`), right to first order.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from orderscope.engine.adjoint import Slope, curved, sensitivity
+from orderscope.engine.adjoint import Slope, sensitivity
 from orderscope.engine.batches import Batches
 from orderscope.engine.held_out import HeldOut
-from orderscope.engine.secant import secant_sweep
+from orderscope.engine.secant import KINDS, secant_sweep
 from orderscope.engine.window import Window
 
 AT_ONCE = 32  # steps
@@ -70,6 +70,7 @@ def step_errors(window: Window, slope: Slope, run: str, order: np.ndarray) -> St
     """Of one recorded run under another order than the reference's.
 
     Args:
+        window: the run, ready to be replayed.
         slope: value and gradient of the metric at final weights, the gradient on the carried coordinates; such as
             `mean_slope`.
         run: its name among the window's anchors.
@@ -81,7 +82,7 @@ def step_errors(window: Window, slope: Slope, run: str, order: np.ndarray) -> St
     if not places:
         return StepErrors(run, np.zeros(0, dtype=np.int64), *np.zeros((4, 0)))
     without = replace(window, known=window.known & allowed)
-    if len(places) == window.steps:
+    if len(places) == window.steps and window.dynamics.optimizer in KINDS:
         true = torch.stack([window.gradients(unit)[column] for unit, column in zip(units, columns, strict=True)])
         adjoint = secant_sweep(without, order, true, slope)
     else:
@@ -119,8 +120,8 @@ def _errors(window: Window, allowed: Tensor, adjoint: Tensor, units: list[int], 
     weights, remainder, _ = anchors.weights(theta, unit, window.known[unit] & allowed)
     missing = true - torch.einsum("nk,nkm->nm", weights.to(window.dtype), tables)
     bent = torch.zeros_like(missing)
-    for share, factor in zip(window.fractions[unit].T, window.factors, strict=True):
-        bent += share[:, None] * curved(factor, remainder)
+    for share, curvature in zip(window.fractions[unit].T, window.curvatures, strict=True):
+        bent += share[:, None] * (remainder @ curvature)
     norms = [x.double().norm(dim=1) for x in (true, missing, bent, missing - bent)]
     cosine = (bent.double() * missing.double()).sum(1) / (norms[1] * norms[2])
     effect = (adjoint.double() * (bent - missing).double()).sum(1)

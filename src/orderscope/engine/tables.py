@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from orderscope_kernels.shapes import Float, Int32, Int64
+
 if TYPE_CHECKING:
     from orderscope.engine.window import Window
 
@@ -27,22 +29,22 @@ class ReplayTables:
             from them without forming the remainder, A (d - sum_k w_k d_k) = A d - sum_k w_k A d_k.
     """
 
-    entries: Tensor
+    entries: Float[Tensor, "entries coords"]
     single: int
-    factor: Tensor
-    piece: Tensor
-    ranges: Tensor
-    crossed: Tensor
+    factor: Float[Tensor, "rank coords"]
+    piece: Int64[Tensor, " rank"]
+    ranges: Int32[Tensor, "groups 2"]
+    crossed: Float[Tensor, "spread rank"]
 
     @property
-    def gradients(self) -> Tensor:
+    def gradients(self) -> Float[Tensor, "rows coords"]:
         """Of recorded batches, [units * anchors, m]."""
         return self.entries[self.single :]
 
 
 def replay_tables(window: Window) -> ReplayTables:
     """Lay out a window."""
-    sizes = torch.tensor([len(factor) for factor in window.factors])
+    sizes = torch.tensor(window.sizes)
     last = sizes.cumsum(0)
     device = window.factor.device
     return ReplayTables(
@@ -55,10 +57,11 @@ def replay_tables(window: Window) -> ReplayTables:
     )
 
 
-def factor_ranges(tables: ReplayTables, fractions: Tensor) -> Tensor:
+def factor_ranges(tables: ReplayTables, fractions: Float[Tensor, "rows groups"]) -> Int32[Tensor, "rows 2"]:
     """Rows of the factor that each row of states uses, int32 [rows, 2]: from the first to the last of its groups.
 
     Args:
+        tables: the window's, for the rows of the factor that are a group's.
         fractions: share of each group, [rows, groups].
     """
     used = (fractions > 0) & (tables.ranges[:, 1] > tables.ranges[:, 0])

@@ -11,6 +11,7 @@ from torch import Tensor
 from orderscope.engine.batches import Batches
 from orderscope.engine.window import Window, group_fractions
 from orderscope.errors import OrderscopeError
+from orderscope_kernels.shapes import Bool, Float, Int, Int64
 
 
 @dataclass(frozen=True)
@@ -24,14 +25,20 @@ class Units:
         has_grad: bool [U + regrouped, n_params], or None.
     """
 
-    index: np.ndarray
-    new: np.ndarray
-    fractions: Tensor
-    has_grad: Tensor | None
+    index: Int64[np.ndarray, "orders steps"]
+    new: Int64[np.ndarray, "new batch"]
+    fractions: Float[Tensor, "units groups"]
+    has_grad: Bool[Tensor, "units params"] | None
 
 
-def units_of(window: Window, batches: Batches, orders: np.ndarray) -> Units:
-    """Raises: OrderscopeError where samples are regrouped but no per-sample gradients were kept."""
+def units_of(window: Window, batches: Batches, orders: Int[np.ndarray, "orders steps batch"]) -> Units:
+    """Raises: OrderscopeError where samples are regrouped but no per-sample gradients were kept.
+
+    Args:
+        window: the run, ready to be replayed.
+        batches: finds recorded batches.
+        orders: sample ids, [orders, steps, batch].
+    """
     index, new = batches.index(orders)
     if len(new) and not window.sample_anchors:
         raise OrderscopeError(
@@ -46,10 +53,11 @@ def units_of(window: Window, batches: Batches, orders: np.ndarray) -> Units:
     return Units(index, new, fractions, has_grad)
 
 
-def regrouped_gradients(window: Window, new: np.ndarray, anchor: int) -> Tensor:
+def regrouped_gradients(window: Window, new: Int[np.ndarray, "new batch"], anchor: int) -> Float[Tensor, "new coords"]:
     """Mean gradients of regrouped batches at an anchor with samples, [regrouped, m].
 
     Args:
+        window: has single samples' gradients.
         new: samples of each, [regrouped, batch].
         anchor: one of `window.sample_anchors`.
     """

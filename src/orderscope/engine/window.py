@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from orderscope.engine.anchors import AnchorSpace
+from orderscope.engine.curvature import Curvature
 from orderscope.engine.optimizers import Dynamics, Start
 from orderscope.engine.tables import ReplayTables, replay_tables
 from orderscope.sketching.stage import first_use
+from orderscope_kernels.shapes import Bool, Float, Int, Int64
 
 
 @dataclass(frozen=True)
@@ -44,21 +46,21 @@ class Window:
 
     dynamics: Dynamics
     anchors: AnchorSpace
-    norms: Tensor
-    stands: Tensor
-    known: Tensor
-    entries: Tensor
+    norms: Float[Tensor, "units own"]
+    stands: Float[Tensor, " units+1"]
+    known: Bool[Tensor, "units anchors"]
+    entries: Float[Tensor, "entries coords"]
     sample_anchors: tuple[int, ...]
-    sample_place: np.ndarray
-    fractions: Tensor
-    has_grad: Tensor | None
-    factor: Tensor
+    sample_place: Int64[np.ndarray, " ids"]
+    fractions: Float[Tensor, "units groups"]
+    has_grad: Bool[Tensor, "units params"] | None
+    factor: Float[Tensor, "rank coords"]
     sizes: tuple[int, ...]
-    crossed: Tensor
-    order: np.ndarray
-    group_codes: np.ndarray
+    crossed: Float[Tensor, "spread rank"]
+    order: Int[np.ndarray, "units batch"]
+    group_codes: Int[np.ndarray, " samples"]
     anchor_runs: tuple[str, ...]
-    final: Tensor
+    final: Float[Tensor, " coords"]
 
     @property
     def steps(self) -> int:
@@ -89,21 +91,25 @@ class Window:
         return self.single // max(1, len(self.sample_anchors))
 
     @property
-    def table(self) -> Tensor:
+    def table(self) -> Float[Tensor, "units anchors coords"]:
         """Gradients of recorded batches at their anchors, [units, K + R, m], in the type of the entries."""
         return self.entries[self.single :].unflatten(0, (self.units, -1))
 
     @property
-    def sample_rows(self) -> Tensor:
+    def sample_rows(self) -> Float[Tensor, "anchors samples coords"]:
         """Gradients of single samples, [anchors with samples, samples, m], in the type of the entries."""
         return self.entries[: self.single].view(len(self.sample_anchors), self.samples, -1)
 
     @property
-    def factors(self) -> tuple[Tensor, ...]:
-        """The curvature's rows of each group, [rank, m] each."""
-        return self.factor.split(list(self.sizes))
+    def curvatures(self) -> tuple[Curvature, ...]:
+        """Of each group."""
+        return tuple(Curvature.of(factor) for factor in self.factor.split(list(self.sizes)))
 
-    def gradients(self, unit: int) -> Tensor:
+    def curvature(self, shares: Float[Tensor, " groups"]) -> Curvature:
+        """Of a unit with these shares of the groups, [groups]."""
+        return Curvature.joined(zip(shares.tolist(), self.curvatures, strict=True), self.coords)
+
+    def gradients(self, unit: int) -> Float[Tensor, "anchors coords"]:
         """Of one recorded batch at its anchors, [K + R, m], in the states' type."""
         count = self.anchors.count
         return self.entries[self.single + unit * count : self.single + (unit + 1) * count].to(self.dtype)
@@ -117,14 +123,14 @@ class Window:
         return replace(self, dynamics=dynamics, anchors=self.anchors.to(device), **tensors)
 
     @cached_property
-    def home(self) -> np.ndarray:
+    def home(self) -> Int[np.ndarray, " samples"]:
         """Unit that each sample was trained in first, int64 [samples]; where it never was, that with most of its
         group."""
         first, fullest = first_use(self.order), self.fractions.argmax(0).cpu().numpy()
         return np.where(first < 0, fullest[self.group_codes[: len(first)]], first)
 
     @cached_property
-    def sampled(self) -> Tensor:
+    def sampled(self) -> Bool[Tensor, " anchors"]:
         """Which anchors have single samples' gradients, bool [K + R]."""
         which = torch.zeros(self.anchors.count, dtype=torch.bool, device=self.known.device)
         which[list(self.sample_anchors)] = True
@@ -136,13 +142,26 @@ class Window:
         return replay_tables(self)
 
 
-def group_fractions(batches: np.ndarray, codes: np.ndarray, groups: int) -> Tensor:
-    """Share of each group in each batch of ids [n, batch], [n, groups]."""
+def group_fractions(
+    batches: Int[np.ndarray, "n batch"], codes: Int[np.ndarray, " samples"], groups: int
+) -> Float[Tensor, "n {groups}"]:
+    """Share of each group in each batch of ids [n, batch], [n, groups].
+
+    Args:
+        batches: sample ids, [n, batch].
+        codes: group of each sample id, [samples].
+        groups: how many groups there are.
+    """
     counts = [np.bincount(codes[ids], minlength=groups) for ids in batches]
     return torch.from_numpy(np.stack(counts) / batches.shape[1]).float()
 
 
-def stands_for(gradients: Tensor, norms: Tensor, known: Tensor, weight: float) -> Tensor:
+def stands_for(
+    gradients: Float[Tensor, "units own coords"],
+    norms: Float[Tensor, "units own"],
+    known: Bool[Tensor, "units own"],
+    weight: float,
+) -> Float[Tensor, " units+1"]:
     """What a carried coordinate stands for in the squared norm of a unit's gradient: the ratio estimator,
 
         w_u = sum_r |g_ur|^2 / sum_r |g_ur,S|^2    over the unit's own anchors r, whose whole norms were recorded.

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from orderscope.engine.batches import Batches
-from orderscope.engine.loading import halved, raw_held_out, raw_window
+from orderscope.engine.raw import halved, raw_held_out, raw_window
 from orderscope.engine.replay import replay
 from orderscope.engine.threads import one_thread
 from orderscope.engine.units import units_of

@@ -117,19 +117,18 @@ class LegWriter:
     path: Path
     number: int = field(init=False)
     before: dict[str, Any] | None = field(init=False)
+    earlier: Loop | None = field(init=False)
 
     def __post_init__(self) -> None:
-        """Take the run's lock; `before` is the header of its first leg, None where this is the first."""
+        """Take the run's lock; `before` is the header of its first leg and `earlier` all of its legs, None where this
+        is the first."""
         self._store = RunStore.create(self.path)
         try:
             if TASK_SHARD in self._store:
-                raise OrderscopeError(
-                    f"a run at {self.path} that was recorded and probed already",
-                    "a new directory, or one whose loop was interrupted",
-                    "record this loop into another directory",
-                )
+                raise finished(self.path)
             self.number = _legs(self._store)
             self.before = self._store.attrs(f"{LOOP}/000/leg") if self.number else None
+            self.earlier = read_loop(self._store) if self.number else None
         except BaseException:
             self._store.close()
             raise
@@ -184,6 +183,21 @@ class LegWriter:
     def _collect(self, left: int) -> None:
         while len(self._pending) > left or (self._pending and self._pending[0].done()):
             self._pending.pop(0).result()
+
+
+def finished(path: Path) -> OrderscopeError:
+    """What is said of a run that is complete, when a loop is to be recorded there once more."""
+    return OrderscopeError(
+        f"a run at {path} that was recorded and probed already",
+        "a new directory, or one whose loop was interrupted",
+        f"to start afresh delete it (rm -r {path}) or give another path; to go on with it leave the training out and "
+        f"ask: orderscope query {path} --order reverse, or osc.recorded({str(path)!r}).task(...)",
+    )
+
+
+def is_finished(path: str | os.PathLike[str]) -> bool:
+    """Whether a directory holds a run whose task was recorded."""
+    return RunStore.is_there(Path(path)) and TASK_SHARD in RunStore.open(path)
 
 
 def has_loop(store: RunStore) -> bool:

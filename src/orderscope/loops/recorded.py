@@ -11,9 +11,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from orderscope.errors import OrderscopeError
+from orderscope.loops.first_step import own_copy
 from orderscope.loops.legs import Loop, Rows, kept_states, load_state, place, read_loop
+from orderscope.loops.notices import NoGroupsWarning, ScaledWarning, UnevenStepsWarning, tell
+from orderscope.loops.parts import NO_GROUPS, scaled_text, scaling_of, seen_at, with_scaling
+from orderscope.loops.remembered import remember as remember_task
+from orderscope.loops.scaling import Scaling
 from orderscope.store import RunStore
 from orderscope.task import Task
 from orderscope.training.setup import RecordedSchedule, model_factory, optimizer_factory, optimizer_state
@@ -132,6 +138,8 @@ class Recorded:
         scheduler: Callable[[torch.optim.Optimizer], Any] | None = None,
         first: int | None = None,
         last: int | None = None,
+        scaling: Scaling | None = None,
+        remember: bool = True,
         **rest: Any,
     ) -> Task:
         """The recorded loop, or a window of it, as a task; `osc.record(task, path)` goes on from there.
@@ -141,17 +149,38 @@ class Recorded:
 
         Args:
             model: the module that was trained (it is copied), or `() -> module`.
-            loss, data: as for `Task`.
-            optimizer, scheduler: as for `Task`; by default made again from the record.
-            first, last: the window; `first` must be one of `states`. By default all.
+            loss: as for `Task`.
+            data: as for `Task`.
+            optimizer: as for `Task`; by default made again from the record.
+            scheduler: as for `Task`; by default the recorded rates.
+            first: step that the window begins at, one of `states`; by default the first.
+            last: step that it ends before; by default the last, but for a shorter last step.
+            scaling: how the loop weighed its samples beside the loss; by default found by comparing the gradient of the
+                loss with the recorded one, and told in a warning where it is no mean over the samples. Metrics keep the
+                loss's own scale.
+            remember: write the task beside the run, as PATH_task.py, for the command line; only where all of its parts
+                have names that can be imported. Otherwise the run notes which has none.
             **rest: as for `Task`: metrics, groups, max_grad_norm, collate.
 
         Raises:
             OrderscopeError: no state was kept at `first`, steps are missing or uneven, or as `Task`.
         """
         first = self.first if first is None else first
+        if last is None and self._short_tail(first):
+            last = self.last - 1
+            tell(
+                UnevenStepsWarning,
+                f"the last step has {len(self.batches[-1])} samples, the others {len(self.batches[-2])}: the task ends "
+                f"before it, last={last}; train with drop_last=True to have all",
+            )
         order = self.order[first - self.first :] if last is None else self.window(first, last)
         last = first + len(order)
+        if not self.states:
+            raise OrderscopeError(
+                f"no state kept in {self.path}",
+                "a run of osc.Recorder: osc.Watcher keeps none",
+                "record the loop with osc.Recorder",
+            )
         if first not in self.states:
             raise OrderscopeError(
                 f"first={first}",
@@ -159,19 +188,51 @@ class Recorded:
                 "choose one of these",
             )
         assert self.rows is not None
+        model = own_copy(model) if isinstance(model, nn.Module) else model
         state = load_state(self.states[first])
         hyper = {n: v[first - self.first : last - self.first] for n, v in self.rows.hyper.items()}
         names = [n for n, _ in self.header["parameters"]]
-        return Task(
-            model=model_factory(model, names, state),
-            loss=loss,
-            data=data,
-            optimizer=optimizer or optimizer_factory(self.header),
-            scheduler=scheduler or (lambda built: RecordedSchedule(built, hyper)),
-            order=order,
-            optimizer_state=optimizer_state(self.header, names, state),
-            **rest,
-        )
+        parts = {"loss": loss, "data": data, **rest}
+        fixed: dict[str, Any] = {
+            "model": model_factory(model, names, state),
+            "optimizer": optimizer or optimizer_factory(self.header),
+            "scheduler": scheduler or (lambda built: RecordedSchedule(built, hyper)),
+            "order": order,
+            "optimizer_state": optimizer_state(self.header, names, state),
+        }
+        task = Task(**fixed, **parts)
+        if scaling is None:
+            scaling = self._scaling(task, model, names, first)
+            if not scaling.plain:
+                tell(ScaledWarning, scaled_text(scaling, order))
+        if not scaling.plain:
+            task = Task(**fixed, **with_scaling(parts, task, scaling))
+        if remember and task.groups is None:
+            tell(NoGroupsWarning, NO_GROUPS)
+        if remember:
+            said = {"model": model, **parts, "optimizer": optimizer, "scheduler": scheduler}
+            said |= {} if (first, last) == (self.first, self.last) else {"first": first, "last": last}
+            remember_task(self.path, said | {"scaling": scaling}, task)
+        return task
+
+    def _short_tail(self, first: int) -> bool:
+        """Whether all steps but the last have one size, and it is shorter."""
+        sizes = [len(ids) for ids in self.batches[first - self.first :]]
+        return self.loop.gap is None and len(sizes) > 2 and len(set(sizes[:-1])) == 1 and 0 < sizes[-1] < sizes[0]
+
+    def _scaling(self, task: Task, model: Any, names: list[str], first: int) -> Scaling:
+        """How the loop averaged, as seen at kept states; plain where the loss given does not explain it, which is then
+        refused when the order is trained again."""
+        assert self.rows is not None
+        kept = [step for step in self.states if first <= step < first + len(task.order)]
+        steps = [
+            (
+                seen_at(self.rows, step - self.first),
+                lambda step=step: model_factory(model, names, load_state(self.states[step]))(),
+            )
+            for step in kept
+        ]
+        return scaling_of(task, steps)[0] or Scaling()
 
     def _gap_text(self) -> str:
         assert self.loop.gap is not None

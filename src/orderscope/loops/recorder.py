@@ -5,10 +5,8 @@ from __future__ import annotations
 import atexit
 import os
 import time
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
@@ -17,34 +15,44 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from orderscope.errors import OrderscopeError
+from orderscope.loops.beginning import (
+    FIRST_STRIDE,
+    check_recordable,
+    counts_steps,
+    members,
+    place_among_ranks,
+    stride_after,
+)
+from orderscope.loops.first_step import FirstStep
 from orderscope.loops.gradient_sample import GradientProbe
-from orderscope.loops.legs import LegWriter, Rows, place
+from orderscope.loops.legs import LegWriter, place
+from orderscope.loops.notices import (
+    BatchStatisticsWarning,
+    ChanceWarning,
+    RecorderWarning,
+    SameBatchWarning,
+    TaskWarning,
+    tell,
+)
+from orderscope.loops.parts import part_notices
 from orderscope.loops.recorded import Recorded, recorded
+from orderscope.loops.steps import Applied, Ids, as_ids, joined, to_rows
+from orderscope.loops.watching import Watch, cold_moments, same_batches, started_over
 from orderscope.task.hyper import hyper_parameters
 from orderscope.task.layout import ParameterLayout
-from orderscope.text import plain
 from orderscope.training.description import environment
 from orderscope.training.loop import Session
 from orderscope.training.setup import describe_optimizer, unwrapped
 from orderscope.training.state import TrainingState, capture, require_supported
 
 FLUSH_STEPS, FLUSH_SECONDS = 64, 20.0
-FIRST_STRIDE = 4
 SHARE, DISK = 0.02, 5e8  # states may take this share of the training's time, at this many bytes a second
 HELD_BYTES = 1 << 28  # states up to this size wait in memory: most of those of the first steps are thinned out again
+HOPELESS = (ChanceWarning, BatchStatisticsWarning, TaskWarning)  # with these no other order can be asked about
 
-Ids = Tensor | np.ndarray  # tensors that lie on an accelerator stay there until they are written
 
-
-@dataclass
-class _Applied:
-    """A step the optimizer took, waiting for its sample ids; tensors stay on their device until they are written."""
-
-    hyper: dict[str, list[float]]
-    norm: Tensor
-    probe: Tensor
-    ids: list[Ids]
-    losses: list[tuple[Any, int]]
+class Refused(OrderscopeError):
+    """A training that `strict` stops at its first step."""
 
 
 class Recorder:
@@ -73,10 +81,18 @@ class Recorder:
             record the tail of a run under its own step numbers.
         rank, world_size: of this process; by default torch.distributed's. Rank 0 writes the run, the others their ids
             beside it.
+        samples: of the data set, so that samples seen twice or never in an epoch are noticed.
+        task: what `task` will be given (model, loss, data, ...): it is then compared with the loop at the first step,
+            and need not be given again.
+        states: False to watch only, see `Watcher`.
+        check: False to leave out what is looked at in the first step.
+        strict: stop the training at its first step where no other order could be asked about: active dropout, batch
+            statistics, a task that is not the loop.
 
     Raises:
         OrderscopeError: before training starts, for an optimizer that cannot be carried, weights in low precision
-            without a float32 copy, sharded parameters, another recorder on the same run. Later nothing is raised.
+            without a float32 copy, sharded parameters, another recorder on the same run. Later nothing is raised, but
+            for `strict`.
     """
 
     def __init__(
@@ -91,14 +107,19 @@ class Recorder:
         step: int | None = None,
         rank: int | None = None,
         world_size: int | None = None,
+        samples: int | None = None,
+        task: Mapping[str, Any] | None = None,
+        states: bool = True,
+        check: bool = True,
+        strict: bool = False,
     ) -> None:
         self.path = place(path, 0)
-        self._rank, self._world_size = _place_among_ranks(rank, world_size)
+        self._rank, self._world_size = place_among_ranks(rank, world_size)
         optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper has no hooks
         require_supported(optimizer)
-        model = unwrapped(model)
+        called, model = model, unwrapped(model)
         layout = ParameterLayout.of(model, optimizer)
-        _check(layout, layout.of_model(model), anchors, steps, step)
+        check_recordable(layout, layout.of_model(model), anchors, steps, step)
         self._session = Session(model, optimizer, scheduler, layout)
         self._probe = GradientProbe(layout, self._session.parameters)
         self._targets = None if steps is None else {round(x) for x in np.linspace(0, steps, max(2, anchors))}
@@ -107,7 +128,7 @@ class Recorder:
         self._kept: list[int] = []
         self._held: dict[int, TrainingState] = {}
         self._writer = LegWriter(place(path, self._rank))
-        if self._writer.before is not None and step is None and not _counts(optimizer):
+        if self._writer.before is not None and step is None and not counts_steps(optimizer):
             self._writer.close()
             raise OrderscopeError(
                 f"a loop to go on with at {self.path} under {type(optimizer).__name__}, which does not count its steps",
@@ -115,11 +136,21 @@ class Recorder:
                 "pass step= (steps trained before the checkpoint)",
             )
         self.problems: list[str] = []
+        self.said: set[type[RecorderWarning]] = set()
+        self._states, self._strict = states, strict
+        self._parts = dict(task or {})
+        self.expected = step  # steps trained before, as far as anybody said
+        self._start: TrainingState | None = None
+        data = self._parts.get("data")
+        samples = len(data) if samples is None and data is not None and hasattr(data, "__len__") else samples
+        self._watch = Watch(samples if self._world_size == 1 else None, self._writer.earlier)
+        self._unwatched: list[tuple[int, Applied]] = []
+        self._first_step = FirstStep(called) if check and states and self._rank == 0 else None
         self._first: int | None = None
         self._done = 0
-        self._applied: _Applied | None = None
+        self._applied: Applied | None = None
         self._waiting: list[tuple[Ids, Any]] = []
-        self._finished: list[_Applied] = []
+        self._finished: list[Applied] = []
         self._last_flush = time.monotonic()
         self._counts: dict[int, float] = {}
         self._groups: list[list[int]] = []
@@ -163,6 +194,8 @@ class Recorder:
         atexit.unregister(self.close)
         for hook in self._hooks:
             hook.remove()
+        if self._first_step is not None:
+            self._first_step.close()
         self._guarded(self._finish)()
         with suppress(Exception):
             ended = {"problems": self.problems, "skipped": self._skipped, "without_ids": self._without_ids}
@@ -174,7 +207,7 @@ class Recorder:
                 self._recorded = recorded(self.path)
                 self.problems += self._recorded.problems
         if self.problems:
-            _warn(f"recording {self.path}: " + "; ".join(dict.fromkeys(self.problems)))
+            tell(RecorderWarning, f"recording {self.path}: " + "; ".join(dict.fromkeys(self.problems)))
 
     @property
     def recorded(self) -> Recorded:
@@ -203,15 +236,17 @@ class Recorder:
         return self.recorded.batches
 
     def task(self, **parts: Any) -> Any:
-        """The recorded run as an `osc.Task`, see `Recorded.task`."""
-        return self.recorded.task(**parts)
+        """The recorded run as an `osc.Task`, see `Recorded.task`; the model, and parts that the recorder was given,
+        need not be given again."""
+        given: dict[str, Any] = {"model": self._session.model, **self._parts, **parts}
+        return self.recorded.task(**given)
 
     def _before_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         if self._first is None:
-            self._groups = _members(optimizer)
+            self._groups = members(optimizer)
             self._begin()
-        elif _members(optimizer) != self._groups:
-            if self._rank == 0 and self._done not in self._kept:
+        elif members(optimizer) != self._groups:
+            if self._rank == 0 and self._states and self._done not in self._kept:
                 self._save()  # so that what was recorded ends with its state
             raise OrderscopeError(
                 f"an optimizer whose parameter groups were changed after step {self._done}",
@@ -232,15 +267,25 @@ class Recorder:
             first = 0
         self._counts = dict(enumerate(state.count.tolist()))
         self._first = self._done = first
+        weights = self._probe.of(session.parameters).double().cpu().numpy()
+        started = None if before is None else before.get("weights")
+        moved = started is not None and not np.array_equal(started, weights)
+        cold = cold_moments(session.optimizer, state, step=self.expected, moved=moved)
+        self._tell(cold or started_over(self.path, self._writer.earlier, first))
+        self._watch.begin(first, fresh=not (first or state.count.any()))
+        if self._first_step is not None:
+            self._tell(self._first_step.notices(session.model))
         self._writer.begin(
             {"first": first, "count": count, "rank": self._rank, "world_size": self._world_size, "steps": self._steps,
              "environment": environment(session.parameters[0].device), "probe": self._probe.places,
+             "weights": weights.tolist(), "watched": not self._states,
              **describe_optimizer(session)}
         )  # fmt: skip
-        if self._rank == 0:
+        if self._rank == 0 and self._states:
             self._writer.state(first, state)
+        self._start = state if self._parts else None
         if before is not None and first > before["first"]:
-            self._stride = _stride(first - before["first"], self._anchors)
+            self._stride = stride_after(first - before["first"], self._anchors)
 
     def _after_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         gradients = [p.grad for p in self._session.parameters]
@@ -248,7 +293,7 @@ class Recorder:
             return
         if self._applied is not None:
             self._complete([])
-        self._applied = _Applied(hyper_parameters(optimizer), *self._probe.measured(gradients), [], [])
+        self._applied = Applied(hyper_parameters(optimizer), *self._probe.measured(gradients), [], [])
         self._done += 1
         self._versions = self._weights_versions()
         self._keep_state()
@@ -273,7 +318,7 @@ class Recorder:
         if self._closed:
             return
         self._told += 1
-        row = _as_ids(ids), loss.detach() if isinstance(loss, Tensor) else loss
+        row = as_ids(ids), loss.detach() if isinstance(loss, Tensor) else loss
         if self._applied is None:
             if self._discarded():
                 self._skipped += 1
@@ -311,22 +356,50 @@ class Recorder:
         step.ids = [ids for ids, _ in rows]
         step.losses = [(loss, len(ids)) for ids, loss in rows]
         self._finished.append(step)
+        if all(isinstance(ids, np.ndarray) for ids in step.ids):
+            self._see(self._done - 1, step)
+        else:
+            self._unwatched.append((self._done - 1, step))  # its ids are fetched from the accelerator when written
         self._flush(False)
+
+    def _see(self, number: int, step: Applied) -> None:
+        """Look at the ids of a step, and at the task's parts where these were given and it is the first."""
+        ids = joined(step.ids)
+        self._tell(self._watch.step(number, ids))
+        if self._parts and self._start is not None and len(ids) and self._world_size == 1:
+            start, self._start = self._start, None
+            self._tell(part_notices(self._parts, self._session, start, to_rows([step])))
+
+    def _tell(self, notices: list[tuple[type[RecorderWarning], str]]) -> None:
+        """Warn, of each kind once."""
+        for kind, text in notices:
+            if kind in self.said:
+                continue
+            self.said.add(kind)
+            if self._strict and kind in HOPELESS:
+                raise Refused(text, "a training of which other orders can be asked", "or leave out strict=True")
+            tell(kind, f"recording {self.path}: {text}")
 
     def _flush(self, wait: bool) -> None:
         due = len(self._finished) >= max(FLUSH_STEPS, (self._done - (self._first or 0)) // 16)
         late = time.monotonic() - self._last_flush > FLUSH_SECONDS
         if self._finished and (wait or due or late):
             rows, self._finished = self._finished, []
-            self._writer.rows(_to_rows(rows))
+            self._writer.rows(to_rows(rows))
+            unwatched, self._unwatched = self._unwatched, []
+            for number, step in unwatched:
+                self._see(number, step)
         if wait or late:
             self._last_flush = time.monotonic()
             self._spill()
         if wait:
             self._writer.flush()
+        if (wait or late) and self._world_size > 1 and SameBatchWarning not in self.said:
+            with suppress(Exception):  # the other rank may not have begun
+                self._tell(same_batches(self.path, self._rank, self._watch.early))
 
     def _keep_state(self) -> None:
-        if self._rank:
+        if self._rank or not self._states:
             return
         if self._targets is not None:
             if self._done in self._targets:
@@ -371,7 +444,7 @@ class Recorder:
         if self._applied is not None:
             self._complete(self._waiting)
         changed = self._weights_versions() != self._versions
-        if self._rank == 0 and self._done > self._first and self._done not in self._kept:
+        if self._rank == 0 and self._states and self._done > self._first and self._done not in self._kept:
             if changed:
                 self.problems.append("the weights were changed after the last step, so the final state was not kept")
             else:
@@ -382,6 +455,7 @@ class Recorder:
                 "each; call it in the loop"
             )
         self._flush(True)
+        self._tell(self._watch.end())
 
     def _weights_versions(self) -> int:
         return sum([p._version for p in self._session.parameters])
@@ -394,100 +468,29 @@ class Recorder:
                 return
             try:
                 method(*args, **kwargs)
+            except Refused:
+                self._faulty = True
+                raise
             except Exception as error:
                 self._faulty = True
                 self.problems.append(f"recording stopped after step {self._done}: {error or type(error).__name__}")
-                _warn(f"recording {self.path} stopped, training goes on: {error}")
+                tell(RecorderWarning, f"recording {self.path} stopped, training goes on: {error}")
                 with suppress(Exception):
                     self._flush(True)
 
         return run
 
 
-def _check(
-    layout: ParameterLayout, parameters: list[nn.Parameter], anchors: int, steps: int | None, step: int | None
-) -> None:
-    if layout.dtype not in (torch.float32, torch.float64):
-        raise OrderscopeError(
-            f"weights of dtype {layout.dtype}",
-            "float32 or float64 master weights",
-            "keep the weights in float32 and train under torch.autocast",
-        )
-    sharded = next((n for n, p in zip(layout.names, parameters, strict=True) if hasattr(p, "placements")), None)
-    if sharded is not None or any(p.is_meta for p in parameters):
-        raise OrderscopeError(
-            f"parameter {sharded or layout.names[0]!r} that is sharded or on the meta device",
-            "whole parameters in every process (plain or DDP)",
-            "record an unsharded run, for instance of the adapter weights alone",
-        )
-    for name, value, least in (("anchors", anchors, 2), ("steps", steps, 1), ("step", step, 0)):
-        if value is not None and (int(value) != value or value < least):
-            raise OrderscopeError(f"{name}={value!r}", f"a whole number from {least}", f"change {name}=")
+class Watcher(Recorder):
+    """A recorder that only watches: it warns as `Recorder` does of cold moments, another order after a resume, samples
+    seen twice or never, and ranks with the same batch, and keeps the ids, losses and gradient norms of the steps. No
+    states are kept, so that no other order can be asked about afterwards.
 
+    Args:
+        path, model, optimizer, options: as for `Recorder`.
+    """
 
-def _place_among_ranks(rank: int | None, world_size: int | None) -> tuple[int, int]:
-    if rank is None and torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return rank or 0, world_size or 1
-
-
-def _members(optimizer: torch.optim.Optimizer) -> list[list[int]]:
-    return [[id(p) for p in group["params"]] for group in optimizer.param_groups]
-
-
-def _counts(optimizer: torch.optim.Optimizer) -> bool:
-    return not isinstance(optimizer, torch.optim.SGD)
-
-
-def _stride(steps: int, anchors: int) -> int:
-    """The stride a loop of `steps` steps had come to."""
-    stride = FIRST_STRIDE
-    while steps // stride > 2 * anchors:
-        stride *= 2
-    return stride
-
-
-def _as_ids(ids: Any) -> Ids:
-    """A copy of sample ids in one row."""
-    if isinstance(ids, Tensor) and ids.device.type != "cpu":
-        found, whole = ids.detach().reshape(-1).clone(), not (ids.is_floating_point() or ids.is_complex())
-        whole = whole and ids.dtype != torch.bool
-    else:
-        try:
-            found = np.array(ids.detach().numpy() if isinstance(ids, Tensor) else ids).reshape(-1)
-        except (TypeError, ValueError, RuntimeError):
-            found = None
-        whole = found is not None and found.dtype.kind in "iu"
-    if found is None or not whole:
-        what = type(ids).__name__ + (f" {ids!r}" if found is None else f" of {found.dtype}")
-        raise OrderscopeError(
-            f"sample ids as {what[:80]}", "integer sample ids", "call rec.step with indices into the data set"
-        )
-    return found
-
-
-def _to_rows(steps: list[_Applied]) -> Rows:
-    losses = [
-        sum(float(loss) * n for loss, n in step.losses) / sum(n for _, n in step.losses)
-        if step.losses and all(loss is not None and n for loss, n in step.losses)
-        else np.nan
-        for step in steps
-    ]
-    empty = np.empty(0, dtype=np.int64)
-    return Rows(
-        batches=[
-            np.concatenate([np.asarray(ids.cpu() if isinstance(ids, Tensor) else ids, np.int64) for ids in step.ids])
-            if step.ids
-            else empty
-            for step in steps
-        ],
-        loss=np.array(losses, dtype=np.float64),
-        norm=torch.stack([step.norm for step in steps]).double().cpu().numpy(),
-        probe=torch.stack([step.probe for step in steps]).double().cpu().numpy(),
-        hyper={name: np.array([step.hyper[name] for step in steps], dtype=np.float64) for name in steps[0].hyper},
-    )
-
-
-def _warn(text: str) -> None:
-    with suppress(Exception):  # warnings may have been made errors
-        warnings.warn(plain(text), stacklevel=4)
+    def __init__(
+        self, path: str | os.PathLike[str], model: nn.Module, optimizer: torch.optim.Optimizer, **options: Any
+    ) -> None:
+        super().__init__(path, model, optimizer, **{**options, "states": False})

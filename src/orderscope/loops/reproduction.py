@@ -13,6 +13,7 @@ from orderscope.errors import OrderscopeError
 from orderscope.loops.gradient_sample import GradientProbe
 from orderscope.loops.legs import has_loop, load_state
 from orderscope.loops.recorded import Recorded, recorded
+from orderscope.loops.scaling import ScaledRows
 from orderscope.store import RunStore
 from orderscope.task import Task
 from orderscope.task.hyper import hyper_parameters
@@ -41,6 +42,7 @@ class Reproduction:
     record: Recorded
     first: int
     session: Session
+    factor: float = 1.0  # what the task's losses are multiplied by in training, beside the loss that the loop told
 
     def __post_init__(self) -> None:
         assert self.record.rows is not None
@@ -53,7 +55,7 @@ class Reproduction:
 
     def gradient(self, step: int, losses: Tensor) -> None:
         self.state(step)
-        self._loss = float(losses.double().mean())
+        self._loss = float(losses.double().mean()) / self.factor
         self._check_hyper(step)
 
     def norm(self, step: int, value: Tensor | None) -> None:
@@ -128,7 +130,9 @@ class Reproduction:
         if capped and ratio > 1.05:
             reasons.insert(0, f"the loop seems to clip at {top:.3g}: pass max_grad_norm={top:.3g}")
         elif abs(np.log(ratio)) > 0.05:
-            reasons.insert(0, f"gradients are {ratio:.3g} times the recorded: compare how losses are averaged")
+            reasons.insert(
+                0, f"gradients are {ratio:.3g} times the recorded: compare how losses are averaged, or pass scaling="
+            )
         return "; ".join(reasons)
 
 
@@ -152,7 +156,8 @@ def reproduction(task: Task, store: RunStore, session: Session) -> Reproduction 
         [n for n, _ in record.header["parameters"]], list(session.layout.names),
     )  # fmt: skip
     _same("optimizer", record.header["optimizer"], type(session.optimizer).__name__)
-    return Reproduction(record, first, session)
+    factor = task.data.factor if isinstance(task.data, ScaledRows) else 1.0
+    return Reproduction(record, first, session, factor)
 
 
 def window_start(record: Recorded, order: np.ndarray) -> int | None:

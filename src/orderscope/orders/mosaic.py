@@ -22,7 +22,9 @@ def mosaic_index(
 
     Args:
         order: sample ids, [steps, batch].
-        nodes, ranks_per_node, workers: of the training; `workers` is that of each rank, 1 where the loader has none.
+        nodes: machines of the training.
+        ranks_per_node: processes of each.
+        workers: of the loader of each rank, 1 where it has none.
         micro_batches: gradient accumulation steps; the data set's `batch_size` is that of one micro-batch on one rank.
         taken: steps that were trained already: the index of a resumed run.
 

@@ -18,6 +18,7 @@ def load_array(path: str, what: str) -> np.ndarray:
     """The array in a .npy file. Nothing in the file is run, and no more is read than it holds.
 
     Args:
+        path: of the file.
         what: what it should be, for the error.
 
     Raises:

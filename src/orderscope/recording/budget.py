@@ -82,6 +82,7 @@ def allot(budget: float, like: Allotment, *, most_passes: int) -> Allotment:
 
     Args:
         budget: in runs.
+        like: whose proportions are kept.
         most_passes: more pseudo-gradients than so many a sample are not drawn.
 
     Raises:
@@ -147,6 +148,7 @@ def falling(error: float, growth: Mapping[str, float], held: Held, left: float =
         error: of the left-out runs.
         growth: of the error without half of the curvature or `left` of the other probes.
         held: with which it was measured.
+        left: probes that were left out, the mean over the runs.
 
     Example:
         >>> falling(0.6, {"probes": 0.3, "curvature": -0.1}, Held(3, 1))
@@ -177,8 +179,10 @@ def purchase(
     Args:
         error: of the left-out runs, with what is held.
         falls: the c_i.
+        held: what there is already.
         prices: of one more, in honest runs.
         allowance: honest runs that may be spent.
+        most_curvature: passes of curvature beyond which none is bought.
         spent: honest runs spent so far; then nothing is bought that would narrow the error by a smaller share than what
             it adds to the cost: the product of both is least there.
 

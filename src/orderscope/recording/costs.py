@@ -74,7 +74,9 @@ def answer_words(answer: float, run: float | None, recording: float = 0.0) -> st
     """What an answer costs beside a training, in words; empty where it is not known what a training costs.
 
     Args:
-        answer, run, recording: CPU seconds of an answer, of a training, and of what was recorded to have answers.
+        answer: CPU seconds of an answer.
+        run: CPU seconds of a training; None where they are not known.
+        recording: CPU seconds of what was recorded to have answers.
 
     Example:
         >>> answer_words(0.1, 2.0, 38.0)

@@ -3,7 +3,8 @@
 A few steps, one block of gradients, one of pseudo-gradients and gradients of the held-out losses are truly computed at
 the start of the window, with the code that records, in a process like those that will share the work; what they took is
 scaled by the counts of the plan. The table is made of them by products alone: their number is counted, and their rate
-measured. Disk is the plan's own arithmetic.
+measured, of products with matrices and of those with one vector, which read more than they compute. Disk is the plan's
+own arithmetic.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ import torch
 from orderscope.engine.batches import Batches
 from orderscope.engine.completed import held_bytes
 from orderscope.engine.compress import GRAM_COORDS
-from orderscope.engine.loading import ENERGY, EXACT_BYTES
+from orderscope.engine.raw import ENERGY, EXACT_BYTES
 from orderscope.engine.threads import one_thread
 from orderscope.errors import OrderscopeError, ended_by_task
-from orderscope.recording import record as recording
+from orderscope.recording import choices
 from orderscope.recording.budget import LEAST
 from orderscope.recording.runs import record_run
 from orderscope.recording.work import available_cores, default_jobs, sendable
@@ -47,6 +48,7 @@ STEPS = 5  # trained for the timing, beside one that warms up
 WRITTEN = 1 << 24  # bytes, to see how quick the disk is
 SHARD = 4600  # bytes of a shard beside its arrays
 PRODUCT_ROWS = 256  # of the product that tells how quick products are
+VECTOR_NUMBERS = 1 << 25  # most numbers of the matrix that tells how quick its products with one vector are
 
 
 @dataclass(frozen=True)
@@ -114,17 +116,24 @@ def preflight(
     """Try a task out.
 
     Args:
+        task: what is to be recorded.
         where: a directory for what is tried, a temporary one if not given; nothing is left there.
-        anchors, probes, budget, sample_anchors, coords, curvature_rows, seed: as `record` will be given them.
+        anchors: as `record` will be given it.
+        probes: as `record` will be given it.
+        budget: as `record` will be given it, in runs.
+        sample_anchors: as `record` will be given it.
+        coords: as `record` will be given it.
+        curvature_rows: as `record` will be given it.
+        seed: as `record` will be given it.
 
     Raises:
         OrderscopeError: recording would fail at its start.
     """
-    coords = recording.coordinates_of(task) if coords is None else coords
+    coords = choices.coordinates_of(task) if coords is None else coords
     budget = None if budget is None else max(budget, LEAST)  # the least is done all the same
-    anchors, probes, rows = recording.allotted(task, anchors, probes, curvature_rows, budget)
-    ends = recording.spaced(task.steps, anchors)
-    plan = recording.sketch_plan(task, ends, sample_anchors, coords, rows, seed, probes)
+    anchors, probes, rows = choices.allotted(task, anchors, probes, curvature_rows, budget)
+    ends = choices.spaced(task.steps, anchors)
+    plan = choices.sketch_plan(task, ends, sample_anchors, coords, rows, seed, probes)
     with tempfile.TemporaryDirectory(dir=where, prefix=".orderscope-preflight-") as folder:
 
         def tried() -> Preflight:
@@ -209,7 +218,8 @@ def _tried(task: Task, store: RunStore, plan: SketchPlan, probes: int) -> Prefli
         at = _with_plan(stage, held_out_ids=[some], held_out_draws=plan.held_out_draws)
         held_out += rows_of / len(some) * _timed(at, "sketch/held-out/b000")
     peaks.append(_peak_anew())
-    building = _table_products(task, plan, probes) * _product_seconds(plan)
+    products, replays = _table_products(task, plan, probes)
+    building = products * _product_seconds(plan) + replays * _vector_seconds(plan, _rank(task, plan))
     taken = {"reference": plan.steps * step + ending * (len(plan.anchors) + 1),
              "probes": probes * (plan.steps * step + ending), "gradients": rows, "curvature": curvature,
              "held-out losses": held_out, "table": building}  # fmt: skip
@@ -251,22 +261,46 @@ def _product_seconds(plan: SketchPlan) -> float:
     return (time.process_time() - began) / (PRODUCT_ROWS * rows.numel())
 
 
+def _vector_seconds(plan: SketchPlan, rank: float) -> float:
+    """CPU seconds of a multiplication and addition in the two products that a step of a replay makes with its group's
+    curvature [rank, carried], which is read at every step, from memory where it is too large for the caches."""
+    matrix = torch.ones(int(np.clip(rank, 1, max(1, VECTOR_NUMBERS // plan.carried))), plan.carried)
+    vector = torch.ones(plan.carried)
+    torch.mv(matrix.T, torch.mv(matrix, vector))
+    began, repeats = time.process_time(), 1 + VECTOR_NUMBERS // matrix.numel()
+    for _ in range(repeats):
+        torch.mv(matrix.T, torch.mv(matrix, vector))
+    return (time.process_time() - began) / (2 * repeats * matrix.numel())
+
+
 def _own_anchors(task: Task, probes: int) -> int:
     """Anchors of a unit's own: each time that a run trains on it."""
     units = Batches(np.asarray(task.order)).index(np.asarray(task.order)[None])[0][0]
     return (1 + probes) * int(np.bincount(units).max())
 
 
-def _table_products(task: Task, plan: SketchPlan, probes: int) -> float:
-    """Multiplications and additions of building the table, the largest terms."""
+def _pseudo_gradients(task: Task, plan: SketchPlan) -> np.ndarray:
+    """Pseudo-gradients of training samples by group."""
+    return np.bincount([int(task.group_codes[ids[0]]) for ids in plan.curvature_ids for _ in ids]) * plan.draws
+
+
+def _rank(task: Task, plan: SketchPlan) -> float:
+    """Directions that are kept of a group's curvature, at most and on the average."""
+    return ENERGY * float(_pseudo_gradients(task, plan).mean())
+
+
+def _table_products(task: Task, plan: SketchPlan, probes: int) -> tuple[float, float]:
+    """Multiplications and additions of building the table, the largest terms: in products of matrices, and in replays
+    of the runs, each left out."""
     m, anchors, own = plan.carried, len(plan.anchors), _own_anchors(task, probes)
-    groups = np.bincount([int(task.group_codes[ids[0]]) for ids in plan.curvature_ids for _ in ids]) * plan.draws
+    groups = _pseudo_gradients(task, plan)
     compressed = sum(n * n * (min(m, GRAM_COORDS) + 4 * n) + ENERGY * n * n * m for n in map(float, groups))
     rank, spread = ENERGY * float(groups.sum()), anchors + plan.steps * own
     products = plan.steps * float(anchors + own) ** 2 * m + spread * rank * m
     replays = probes * plan.steps * m * float(2 * (anchors + own) + 2 * rank / len(groups) + 20)
     drawn, known = sum(map(len, plan.held_out_ids)) * plan.held_out_draws, (1 + probes) * len(plan.metrics)
-    return compressed + products + replays + plan.size * float(known) * (1 + probes) + drawn * (1 + probes) * float(m)
+    held_out = plan.size * float(known) * (1 + probes) + drawn * (1 + probes) * float(m)
+    return compressed + products + held_out, replays
 
 
 def _stages(

@@ -16,9 +16,21 @@ import torch
 
 from orderscope.engine.driven import check_loop, check_reached
 from orderscope.engine.loading import build_table, table_number, untold
-from orderscope.errors import OrderscopeError
-from orderscope.orders import mixes_groups, step_groups
-from orderscope.recording.budget import allot, shares
+from orderscope.errors import OrderscopeError, check_whole
+from orderscope.recording.choices import (
+    ANCHORS,
+    LEAST_ROWS,
+    MIXED_ROWS,
+    MOST_ROWS,
+    allotted,
+    coordinates_of,
+    growing_orders,
+    mixed_batches,
+    partially_carried,
+    probe_orders,
+    sketch_plan,
+    spaced,
+)
 from orderscope.recording.costs import cpu_seconds, training_seconds
 from orderscope.recording.reuse import reused_orders, take_over, with_reused
 from orderscope.recording.runs import record_run
@@ -28,27 +40,16 @@ from orderscope.sketching import (
     SketchPlan,
     SketchStage,
     draw_coordinates,
-    make_plan,
     next_plan,
     require_probes,
     write_split,
 )
-from orderscope.sketching.held_out import drawn_rows, held_out_rows
 from orderscope.store import RunStore
 from orderscope.store.names import FURTHER, PLAN, REFERENCE, SPLIT
 from orderscope.task import Task
 from orderscope.training import has_gradients, load_run, require_recorded, task_shard, true_runs
 
-COORDS, LEAST_COORDS, MOST_COORDS = 1 << 14, 1 << 13, 1 << 17
-MIXED_COORDS = 1 << 15  # where batches mix groups effects are small: twice as many rank by 0.87 what half rank by 0.80
-COORDS_SHARE = 256  # of a large model's weights one in so many is carried
-LEAST_ROWS, MOST_ROWS = 512, 4096  # pseudo-gradients of training samples
-MIXED_ROWS = 4608  # the most where batches mix groups
-HELD_OUT_PASSES, LEAST_HELD_OUT, MOST_HELD_OUT = 1.5, 512, 1152  # pseudo-gradients of held-out rows
-SAMPLE_BYTES = 1 << 27  # of single samples' gradients in all
-ANCHORS = 2  # shared ones of a budget: see `orderscope.recording.budget`
 BY_MEASURING = False  # whether a budget is kept to where none is given
-LEAST_TO_REGROUP = 6  # probes, of which one then regroups samples
 IN_PROCESS = 0.4  # seconds of training below which starting processes costs more than they save
 Progress = Callable[[str, int, int], None]
 
@@ -146,9 +147,11 @@ def record(
         if PLAN not in store:
             if measuring:
                 used = len(np.unique(task.order))
-                most = max(1, (MIXED_ROWS if _mixed(task) else MOST_ROWS) // used)
-                held, rests, settled = purse.first(mixed=_mixed(task), partial=_partial(task), most_passes=most)
-                rows = int(np.clip(held.curvature * used, LEAST_ROWS, MIXED_ROWS if _mixed(task) else MOST_ROWS))
+                most = max(1, (MIXED_ROWS if mixed_batches(task) else MOST_ROWS) // used)
+                held, rests, settled = purse.first(
+                    mixed=mixed_batches(task), partial=partially_carried(task), most_passes=most
+                )
+                rows = int(np.clip(held.curvature * used, LEAST_ROWS, MIXED_ROWS if mixed_batches(task) else MOST_ROWS))
                 plan = sketch_plan(task, ends, sample_anchors, coords, rows, seed, max(held.probes, len(given)))
                 settled = settled or not plan.metrics  # nothing tells errors apart without the model
                 plan = replace(plan, grows=True, settled=settled, measured=rests)
@@ -264,8 +267,11 @@ def sketch_share(
     of each other. `osc.sketch` then makes what they left part of the run, and computes what they did not.
 
     Args:
+        task: what was recorded.
+        path: directory of the run.
         worker: which one, from 0.
         workers: how many there are.
+        progress: called as `progress(stage, done, total)`.
 
     Raises:
         OrderscopeError: another task was recorded there, or no such worker.
@@ -292,6 +298,8 @@ def add_runs(
     they were, has their states as anchors of their batches, and is calibrated on them too.
 
     Args:
+        task: what was recorded.
+        path: directory of the run.
         orders: [n, steps, batch]. One that is recorded already is not trained again.
         prefix: "validated-" or "confirmed-"; a number makes the name.
         jobs: processes; the bytes are the same for any.
@@ -318,145 +326,6 @@ def add_runs(
     return {name: np.array([m[name] for m in found], dtype=np.float64) for name in task.metrics}
 
 
-def spaced(steps: int, count: int) -> list[int]:
-    """0 and `count` boundaries up to `steps`, fewer where there are fewer steps: odd multiples of `steps` / (2 count -
-    1). What leads there is then known as well as what leads on, and the start, where nothing is trained yet, is none of
-    them.
-
-    Example:
-        >>> spaced(24, 2)
-        [0, 8, 24]
-        >>> spaced(24, 1)
-        [0, 24]
-    """
-    return sorted({0, *(max(1, round((2 * i + 1) * steps / (2 * count - 1))) for i in range(count))})
-
-
-def coordinates_of(task: Task) -> int:
-    """How many coordinates are carried by default."""
-    least = MIXED_COORDS if _mixed(task) else COORDS
-    wanted = int(np.clip(task.layout.size // COORDS_SHARE, least, MOST_COORDS))
-    fit = SAMPLE_BYTES // (2 * len(np.unique(task.order)))  # of single samples at one anchor
-    return max(LEAST_COORDS, min(wanted, fit))
-
-
-def probe_orders(task: Task, count: int, seed: int, *, regroup: bool = False) -> list[np.ndarray]:
-    """Orders for the probes, spread over where queries go: the groups in blocks, and shuffled steps.
-
-    Block orders are the farthest from a mixed reference, and what happens between two shuffles is easier to tell. They
-    are rotations of one random sequence of the groups, then of the reversed sequence, so that with as many probes as
-    groups each group is once in every place. A quarter of the probes, one at least, is kept for shuffles.
-
-    With `regroup` the last of six or more probes has its samples in new batches: no batch learns of it, but how orders
-    of that kind end is known then. On digits mae_ratio falls from 0.46 to 0.33 by it; text_96 and text_mixed stay.
-    """
-    rng = np.random.default_rng(seed)
-    order = np.asarray(task.order)
-    labels = step_groups(order, task.groups) if task.groups is not None else [""] * len(order)
-    names = rng.permutation(sorted(set(labels))).tolist()
-    rotations = [names[i:] + names[:i] for i in range(len(names))]
-    if len(names) > 2:
-        rotations += [rotation[::-1] for rotation in rotations]
-    blocks = rotations[: max(0, count - max(1, count // 4))] if len(names) > 1 else []
-    orders = []
-    for i in range(count):
-        steps = rng.permutation(len(order))
-        if i < len(blocks):
-            steps = steps[np.argsort([blocks[i].index(labels[s]) for s in steps], kind="stable")]
-        orders.append(order[steps])
-    if regroup and count >= LEAST_TO_REGROUP and count - len(blocks) > 1:
-        orders[-1] = rng.permutation(order.ravel()).reshape(order.shape)
-    return orders
-
-
-def growing_orders(task: Task, count: int, seed: int) -> list[np.ndarray]:
-    """As `probe_orders`, but the first are the same however many there are: two in blocks and one shuffle, and on with
-    three in blocks to each shuffle, as long as there are blocks."""
-    order = np.asarray(task.order)
-    labels = step_groups(order, task.groups) if task.groups is not None else [""] * len(order)
-    names = np.random.default_rng(seed).permutation(sorted(set(labels))).tolist()
-    blocks = [names[i:] + names[:i] for i in range(len(names))] if len(names) > 1 else []
-    blocks += [rotation[::-1] for rotation in blocks] if len(names) > 2 else []
-    orders = []
-    for i in range(count):
-        steps = np.random.default_rng([seed, i]).permutation(len(order))
-        if i % 4 != 2 and blocks:
-            place = blocks.pop(0)
-            steps = steps[np.argsort([place.index(labels[s]) for s in steps], kind="stable")]
-        orders.append(order[steps])
-    return orders
-
-
-def sketch_plan(
-    task: Task,
-    boundaries: Sequence[int],
-    sample_anchors: int | None,
-    coords: int,
-    curvature_rows: int,
-    seed: int,
-    probes: int,
-) -> SketchPlan:
-    """The plan of a sketch whose reference keeps its states at `boundaries`; the rest is as given to `record`."""
-    used = len(np.unique(task.order))
-    carried = min(coords, task.layout.size)
-    if sample_anchors is None:
-        fit = SAMPLE_BYTES // (2 * used * carried)
-        sample_anchors = min(2, fit) or int(2 * used * carried <= 8 * SAMPLE_BYTES)
-    rows = held_out_rows(task)
-    wanted = int(np.clip(HELD_OUT_PASSES * task.order.size, LEAST_HELD_OUT, MOST_HELD_OUT))
-    chosen = drawn_rows(rows, wanted) if rows.samples else np.zeros(0, dtype=np.int64)
-    return make_plan(
-        boundaries,
-        coords=coords,
-        seed=seed,
-        curvature_rows=curvature_rows,
-        sample_anchors=sample_anchors,
-        group_codes=task.group_codes,
-        order=np.asarray(task.order),
-        size=task.layout.size,
-        item_size=task.layout.dtype.itemsize,
-        metrics={name: len(task.metrics[name]) for name in rows.names},
-        held_out=chosen.tolist(),
-        held_out_draws=max(1, round(wanted / max(1, len(chosen)))),
-        probes=probes,
-    )
-
-
-def allotted(
-    task: Task,
-    anchors: int | None,
-    probes: int | None,
-    curvature_rows: int | None,
-    budget: float | None,
-) -> tuple[int, int, int]:
-    """Anchors, probes and pseudo-gradients, by default or out of a budget."""
-    used = len(np.unique(task.order))
-    mixed = _mixed(task)
-    fixed = shares(mixed=mixed, partial=_partial(task))
-    if budget is not None:
-        given = {"anchors": anchors, "probes": probes, "curvature_rows": curvature_rows}
-        if both := [name for name, value in given.items() if value is not None]:
-            raise OrderscopeError(f"budget= and {both[0]}=", "one or the other", f"leave out budget= or {both[0]}=")
-        fixed = allot(budget, fixed, most_passes=max(1, MOST_ROWS // used))
-    least = LEAST_ROWS if budget is None else 1
-    rows = int(np.clip(fixed.passes * used, least, MIXED_ROWS if mixed else MOST_ROWS))
-    return (
-        fixed.anchors if anchors is None else anchors,
-        fixed.probes if probes is None else probes,
-        rows if curvature_rows is None else curvature_rows,
-    )
-
-
-def _mixed(task: Task) -> bool:
-    """Whether batches mix groups."""
-    return task.groups is None or mixes_groups(np.asarray(task.order), task.groups)
-
-
-def _partial(task: Task) -> bool:
-    """Whether only few of many weights are carried."""
-    return task.layout.size > COORDS_SHARE * COORDS
-
-
 def _check_precision(task: Task) -> None:
     if task.layout.dtype not in (torch.float32, torch.float64):
         raise OrderscopeError(
@@ -470,8 +339,7 @@ def _check_counts(**counts: tuple[int | None, int]) -> None:
     for name, (value, least) in counts.items():
         if value is None:
             continue
-        if int(value) != value or value < least:
-            raise OrderscopeError(f"{name}={value!r}", f"a whole number from {least}", f"change {name}=")
+        check_whole(least, **{name: value})
 
 
 def _stage(progress: Progress | None, stage: str) -> Callable[[int, int], None] | None:

@@ -40,6 +40,11 @@ class Reused:
 def reused_orders(task: Task, store: RunStore, given: Sequence[Any]) -> Reused:
     """The orders of what was given, each once; those of an earlier call where nothing is given now.
 
+    Args:
+        task: what is trained.
+        store: the run on disk.
+        given: arrays [steps, batch], .npy files of them, or directories of older recordings.
+
     Raises:
         OrderscopeError: one that is no order of this task, a run of another task, or others than an earlier call had.
     """
@@ -70,6 +75,10 @@ def take_over(store: RunStore, source: RunStore, name: str, order: np.ndarray, c
     there on the same coordinates; they are dropped once a table is built. Returns: whether it could be.
 
     Args:
+        store: the new run, which is written to.
+        source: the older run, which is read.
+        name: what it is called in the new run; in the older one it is the reference.
+        order: what it trained, in sample ids of the new run, [steps, batch].
         coords: on which this recording keeps gradients.
     """
     if segment_name(name, 0) in store:
@@ -105,6 +114,8 @@ def with_reused(given: Sequence[np.ndarray], drawn: Sequence[np.ndarray], *, gro
     """Orders of the probes: those given first, then drawn ones, as many in all as were drawn.
 
     Args:
+        given: orders of runs that were taken over, [steps, batch] each.
+        drawn: orders drawn for the probes, [steps, batch] each.
         growing: whether what was drawn first stays first.
     """
     return [*given, *drawn[: len(drawn) - len(given)]] if growing or given else list(drawn)

@@ -51,6 +51,9 @@ def record_run(
     was killed and is recorded again ends with the same bytes as one that was not.
 
     Args:
+        task: what is trained.
+        store: the run that it becomes a part of.
+        name: of its shards.
         order: sample ids, [steps, batch].
         boundaries: ascending steps, from 0 to `task.steps`.
         coords: ascending coordinates of [P] on which each step's gradient is kept; all if not given.
@@ -122,7 +125,15 @@ def run_plan(
     metrics_at: str = "all",
     keep_gradients: bool = True,
 ) -> str:
-    """What a recording is known by: with the same plan it can be gone on with. Its segments carry it."""
+    """What a recording is known by: with the same plan it can be gone on with. Its segments carry it.
+
+    Args:
+        order: sample ids, [steps, batch].
+        boundaries: steps after which states are kept.
+        coords: on which gradients are kept, int64; None for all.
+        metrics_at: after which steps metrics are computed: "all" boundaries, or the "final" one.
+        keep_gradients: whether the steps' gradients are kept.
+    """
     return digest(np.asarray(order, dtype=np.int64), [int(b) for b in boundaries], coords, metrics_at, keep_gradients)
 
 

@@ -81,6 +81,9 @@ def bought(store: RunStore, plan: SketchPlan, purse: Purse, most_rows: int) -> S
     """The plan that comes after one whose units are all computed.
 
     Args:
+        store: the run on disk.
+        plan: its sketch so far.
+        purse: what may be spent.
         most_rows: pseudo-gradients that may be drawn in all.
     """
     began = time.process_time()

@@ -3,6 +3,8 @@
 Once the reference is recorded, every probe and every unit of the sketch is a piece of its own. A worker writes the
 shards of its piece itself; the run's writer adopts them in the order of the list, so that the bytes of a run are the
 same for any number of workers and any engine.
+
+Past 400 lines: pieces, and what happens when a process, a thread or a machine that does one is lost, belong together.
 """
 
 from __future__ import annotations
@@ -97,6 +99,7 @@ class Bench:
         """Do one piece. A model is moved about and random numbers are seeded, so threads take turns.
 
         Args:
+            piece: what to do.
             leave: leave what was written for a writer that is not told of it.
         """
         with self._lock, one_thread():
@@ -122,7 +125,13 @@ def sketching(store: RunStore) -> list[Piece]:
 
 def further(store: RunStore, prefix: str, orders: Sequence[np.ndarray]) -> list[Training]:
     """Pieces that train more orders, under names that begin with `prefix`. A run of the same order that a killed
-    command left unfinished is gone on with; other remnants are left where they are."""
+    command left unfinished is gone on with; other remnants are left where they are.
+
+    Args:
+        store: the run on disk.
+        prefix: of the names.
+        orders: sample ids, [steps, batch] each.
+    """
     plan = SketchPlan.read(store)
     steps, coords = plan.steps, plan.coordinates.indices
     number = store.next_number(f"record/{prefix}")
@@ -153,6 +162,9 @@ def complete(
     """Do what is not done of `pieces`, and make it part of the run in their order.
 
     Args:
+        task: what is recorded.
+        store: the run, which is written to.
+        pieces: independent of one another; the sequence is that in which they become part of the run.
         jobs: local processes, one thread each; see `default_jobs`.
         executor: who does it instead. Its workers must see the run's directory under the same path.
         progress: called as `progress(done, pieces)`.
@@ -192,7 +204,15 @@ def complete(
 
 def share(task: Task, store: RunStore, worker: int, workers: int, progress: Report | None = None) -> None:
     """One of several workers that know nothing of each other: compute every `workers`-th unit of the sketch, from
-    number `worker` on, and leave it for whoever opens the run for writing next."""
+    number `worker` on, and leave it for whoever opens the run for writing next.
+
+    Args:
+        task: what is trained.
+        store: the run on disk.
+        worker: which one, from 0.
+        workers: how many there are.
+        progress: called as `progress(done, units)`.
+    """
     bench = Bench(task, store)
     units = SketchPlan.read(store).units()[worker::workers]
     for count, unit in enumerate(units, start=1):

@@ -97,7 +97,8 @@ def drawing(name: str, label: str, draw: Draw, height: float, narrow_height: flo
         name: its own name on the page.
         label: what it shows, for those who cannot see it.
         draw: `(figure, narrow)`, puts axes on the figure.
-        height, narrow_height: in inches at 72 pixels each.
+        height: in inches at 72 pixels each.
+        narrow_height: the same on a narrow page; as `height` if not given.
     """
     versions = [("wide", WIDE, height, False), ("narrow", NARROW, narrow_height or height, True)]
     return Markup("").join(

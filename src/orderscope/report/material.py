@@ -192,8 +192,10 @@ def gather(
     """Read a run and predict the orders asked about.
 
     Args:
+        sim: the run, opened.
         metric: the one to speak of first; that of the last proposal, or the task's first, if not given.
         orders: expressions to show beside those asked before.
+        progress: called as `progress(stage, done, total)`.
 
     Raises:
         OrderscopeError: for a metric that was not recorded, or an expression in `orders` that is wrong.

@@ -77,7 +77,8 @@ def picture(recorded: np.ndarray, proposed: np.ndarray, codes: np.ndarray, names
     """Above, shares of the groups over the run in both orders, where there are groups; below, where each part went.
 
     Args:
-        recorded, proposed: sample ids, [steps, batch].
+        recorded: sample ids of the recorded order, [steps, batch].
+        proposed: of the proposed one, [steps, batch].
         codes: index into `names` of every sample.
         names: all groups; from the eighth on they share a colour.
     """

@@ -8,6 +8,11 @@ import numpy as np
 def swapped(perm: np.ndarray, i: int, j: int) -> np.ndarray:
     """Entries i and j exchanged.
 
+    Args:
+        perm: a permutation, int64 [n].
+        i: a position.
+        j: another.
+
     Example:
         >>> swapped(np.arange(4), 0, 2)
         array([2, 1, 0, 3])
@@ -19,6 +24,12 @@ def swapped(perm: np.ndarray, i: int, j: int) -> np.ndarray:
 
 def moved(perm: np.ndarray, first: int, length: int, to: int) -> np.ndarray:
     """The block of `length` entries from `first` on taken out and put in so that it starts at `to`.
+
+    Args:
+        perm: a permutation, int64 [n].
+        first: where the block begins.
+        length: of the block.
+        to: where it begins afterwards.
 
     Example:
         >>> moved(np.arange(6), 1, 2, 3)
@@ -45,12 +56,24 @@ def neighbour(perm: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def neighbours(perm: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Random neighbours of a permutation, [count, n]."""
+    """Random neighbours of a permutation, [count, n].
+
+    Args:
+        perm: a permutation, int64 [n].
+        count: how many.
+        rng: random numbers.
+    """
     return np.stack([neighbour(perm, rng) for _ in range(count)])
 
 
 def samples_swapped(order: np.ndarray, swaps: int, rng: np.random.Generator) -> np.ndarray:
-    """Some samples exchanged between different steps of an order [steps, batch]."""
+    """Some samples exchanged between different steps of an order [steps, batch].
+
+    Args:
+        order: sample ids, [steps, batch].
+        swaps: how many pairs are exchanged.
+        rng: random numbers.
+    """
     out = order.copy()
     for _ in range(swaps if len(order) > 1 else 0):
         a, b = rng.choice(len(order), 2, replace=False)
@@ -61,6 +84,11 @@ def samples_swapped(order: np.ndarray, swaps: int, rng: np.random.Generator) -> 
 
 def crossed(first: np.ndarray, second: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Order crossover: a stretch of the first parent in place, the rest in the sequence of the second.
+
+    Args:
+        first: a permutation, int64 [n].
+        second: another of the same items, int64 [n].
+        rng: random numbers.
 
     Source: Davis, "Applying adaptive algorithms to epistatic domains", IJCAI 1985.
     """

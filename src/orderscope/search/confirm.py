@@ -76,7 +76,11 @@ def part_gains(
     """Of one order, the confirming part first; none where there are no parts.
 
     Args:
+        objective: what is to be lowered.
+        parts: searched and confirming rows, or None.
         told: "confirming" and "searched" -> predicted value and error, as a reader is shown them.
+        own: what training the order gave; None where it was not trained.
+        reference: what the recorded order gave.
     """
     if parts is None:
         return []
@@ -100,7 +104,13 @@ def standard_error(
     objective: Objective, before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray]
 ) -> float | None:
     """Of the difference of the objective between two orders over rows, which are paired; of several metrics at most
-    that much."""
+    that much.
+
+    Args:
+        objective: what is to be lowered.
+        before: losses of the rows under one order, metric -> [rows].
+        after: losses of the same rows under the other.
+    """
     total = 0.0
     for name, weight in objective.weights.items():
         if name not in before or len(before[name]) < 2:
@@ -125,7 +135,13 @@ def _on(objective: Objective, parts: Parts, trained: Trained, part: str) -> dict
 
 
 def recorded(sim: Simulator, task: Task | None, parts: Parts | None) -> Trained:
-    """The reference as it was recorded."""
+    """The reference as it was recorded.
+
+    Args:
+        sim: the run, opened.
+        task: what was recorded, or None.
+        parts: searched and confirming rows; None where the rows are not split.
+    """
     losses = {name: losses_of(sim, name, [REFERENCE])[0] for name in sim.losses}
     apart = {}
     if task is not None and parts is not None and parts.split.confirming:
@@ -142,7 +158,16 @@ def train_orders(
     notes: list[str],
 ) -> dict[bytes, Trained]:
     """Truly train orders, each once. Where the run can be written to they become part of it, so that later predictions
-    know them."""
+    know them.
+
+    Args:
+        sim: the run, opened.
+        task: what is trained.
+        orders: sample ids, [steps, batch] each.
+        parts: searched and confirming rows; None where the rows are not split.
+        progress: called as `progress(stage, done, total)`.
+        notes: what a reader should know; added to.
+    """
     distinct = {order.tobytes(): order for order in orders}
     found: dict[bytes, Trained] = {}
     keep = Path(sim.path).is_dir() and (parts is None or not parts.split.confirming)

@@ -13,6 +13,7 @@ def spent_runs(sim: Simulator, search: float, confirmed: int) -> float:
     the journal tells no times: gradient evaluations of recording and sketching, search left out.
 
     Args:
+        sim: the run, opened.
         search: CPU seconds of the search.
         confirmed: how many orders were trained to confirm them.
     """

@@ -137,7 +137,16 @@ class Ledger:
         spread: float = 0.0,
         apart: float = math.nan,
     ) -> None:
-        """An order whose true value is known."""
+        """An order whose true value is known.
+
+        Args:
+            order: sample ids, [steps, batch].
+            value: its true value; lower is better.
+            by: name of the strategy that found it.
+            metrics: its true metrics, [metrics]; the value alone if not given.
+            spread: standard error over the searched rows of the difference to the reference.
+            apart: its value on the confirming rows; not a number where there are none.
+        """
         row = np.array([value]) if metrics is None else metrics
         self._add(Entry(order, value, 0.0, math.inf, by, row, spread, apart, 0.0))
 

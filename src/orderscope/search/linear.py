@@ -70,6 +70,7 @@ def exchange_path(effects: Effects, start: np.ndarray, rounds: int = 48) -> list
     through in the order of their joint gain, each made if it still is one, curvature included.
 
     Args:
+        effects: the local model that is descended on.
         start: where to begin, int64 [slots].
         rounds: most points of the path.
     """
@@ -108,7 +109,14 @@ def exchange_path(effects: Effects, start: np.ndarray, rounds: int = 48) -> list
 
 
 def move_path(effects: Effects, start: np.ndarray, rng: np.random.Generator, rounds: int = 48) -> list[np.ndarray]:
-    """For one item a position: go to the best of many random swaps, moves and block moves while that helps."""
+    """For one item a position: go to the best of many random swaps, moves and block moves while that helps.
+
+    Args:
+        effects: the local model: what each item changes at each position.
+        start: where to begin, int64 [slots].
+        rng: random numbers.
+        rounds: most points of the path.
+    """
     now, value, path = start, float(effects.values(start[None])[0]), []
     for _ in range(rounds):
         tried = neighbours(now, _many(effects), rng)
@@ -122,7 +130,13 @@ def move_path(effects: Effects, start: np.ndarray, rng: np.random.Generator, rou
 
 
 def nearest(effects: Effects, count: int, rng: np.random.Generator) -> np.ndarray:
-    """For one item a position: the best of many swaps, moves and block moves of the base, [count, slots]."""
+    """For one item a position: the best of many swaps, moves and block moves of the base, [count, slots].
+
+    Args:
+        effects: the local model: what each item changes at each position.
+        count: how many.
+        rng: random numbers.
+    """
     tried = np.unique(neighbours(effects.base, _many(effects), rng), axis=0)
     return tried[np.argsort(effects.values(tried), kind="stable")[:count]]
 

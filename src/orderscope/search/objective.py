@@ -11,6 +11,7 @@ from torch import Tensor
 
 from orderscope.engine import Expansion, HeldOut
 from orderscope.engine.adjoint import Slope
+from orderscope.engine.curvature import Curvature
 
 
 @dataclass(frozen=True)
@@ -70,12 +71,13 @@ class Objective:
         if held_out is None or not known:
             return None
         parts = [(weight, held_out.expansion(name)) for name, weight in known.items()]
-        factors = [weight**0.5 * part.factor for weight, part in parts if weight > 0]
         return Expansion(
             center=held_out.center,
             value=float(sum(weight * part.value for weight, part in parts)),
             gradient=torch.stack([weight * part.gradient for weight, part in parts]).sum(0),
-            factor=torch.cat(factors) if factors else parts[0][1].factor[:0],
+            curvature=Curvature.joined(
+                ((weight, part.curvature) for weight, part in parts if weight > 0), len(held_out.center)
+            ),
         )
 
     def slope(self, held_out: HeldOut | None) -> Slope:

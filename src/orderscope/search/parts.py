@@ -66,6 +66,7 @@ def split_rows(task: Task, share: float = SEARCHED, confirming: Mapping[str, Any
     see what the first was confirmed on. None where there are too few rows for two parts.
 
     Args:
+        task: has the held-out sets.
         share: of the rows, for the search.
         confirming: metric -> another data set to confirm on.
     """
@@ -146,6 +147,10 @@ def parts_of(sim: Simulator, task: Task, names: Sequence[str], split: Split, kno
     """What is told of the losses `names` on both parts.
 
     Args:
+        sim: the run, opened.
+        task: what was recorded.
+        names: of held-out losses.
+        split: which rows are of which part.
         known: gradients of an earlier call, extended by those that are new.
     """
     held_out = sim.held_out

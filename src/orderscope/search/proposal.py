@@ -117,14 +117,15 @@ def propose(
     short. A search that was interrupted goes on where it was.
 
     Args:
+        sim: the run, opened; with its task where the best are to be trained.
         metric: a name, of which less is better; weights, {"eval": 1, "code": 0.5}, for a sum of several; or several
             names, ["eval", "code"], for a Pareto front.
         budget: how many orders may be scored in all; none is scored twice. A front's searches share it.
         verify: how many of the best are retrained; none without `sim.task`.
         strategies: names, all by default.
         maximize: more of the metric is better; of several metrics, the names of those.
-        constraints: what orders must keep to, all of it: `After`, `Before`, `Share` and `Fixed` of
-            `orderscope.search`, or their texts, see `parse_constraint`.
+        constraints: what orders must keep to, all of it: `After`, `Before`, `Share` and `Fixed` of `orderscope.search`,
+            or their texts, see `parse_constraint`.
         regroup: whether samples may leave their recorded batches. By default where single samples' gradients were kept.
             Batches of recorded samples only leave a far smaller choice.
         allow_other_samples: strategies may repeat samples and leave others out.

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from orderscope.baselines.annealing import AnnealingLaw, fit_annealing_law
+from orderscope.baselines.learning_curve import PowerLaw, fit_power_law
 from orderscope.engine import Batches
-from orderscope.errors import OrderscopeError
+from orderscope.errors import OrderscopeError, check_whole, unknown_metric
 from orderscope.orders.checks import check_orders
 from orderscope.schedules import SCHEDULES, refined, rewarm
 from orderscope.search.portfolio import Progress
@@ -67,6 +68,8 @@ class RateProposal:
         table: every schedule that was scored, the confirmed and the best first.
         law: the fitted scaling law, or None.
         notes: what a reader should know.
+        curve: the fitted learning curve, or None. It sees neither rates nor order: it is what a longer run of the same
+            kind would reach.
     """
 
     rates: np.ndarray
@@ -79,6 +82,7 @@ class RateProposal:
     table: list[Schedule]
     law: AnnealingLaw | None = None
     notes: list[str] = field(default_factory=list)
+    curve: PowerLaw | None = None
 
 
 def propose_rates(
@@ -102,22 +106,21 @@ def propose_rates(
     has the last word.
 
     Args:
+        sim: the run, opened.
         metric: a recorded metric, of which less is better.
         orders: orders to search together with the schedules, [n, steps, batch]; the recorded one if not given.
         verify: how many of the best are retrained; none without `sim.task`.
         maximize: more of the metric is better.
         peaks: largest rates to try, in units of the recorded one.
+        seed: of the neighbours that are tried around the best.
         progress: called as `progress(stage, done, total)`.
 
     Raises:
         OrderscopeError: for a metric, order or number that is not there.
     """
     if metric not in sim.metric_names:
-        raise OrderscopeError(
-            f"metric {metric!r}", "one of " + (", ".join(sim.metric_names) or "none"), "name a recorded metric"
-        )
-    if int(verify) != verify or verify < 0:
-        raise OrderscopeError(f"verify={verify!r}", "a whole number from 0", "change verify=")
+        raise unknown_metric(metric, sim.metric_names)
+    check_whole(0, verify=verify)
     if not len(peaks) or not np.isfinite(peaks).all() or min(peaks) <= 0:
         raise OrderscopeError(f"peaks={list(peaks)}", "at least one, finite and above 0", "change peaks=")
     sign, notes = -1.0 if maximize else 1.0, []
@@ -184,12 +187,28 @@ def propose_rates(
     table = sorted(rows, key=lambda s: (s.confirmed is None, 0.0 if s.confirmed is None else worth(s)))
     order = sim.order if best.order < 0 else asked[best.order]
     return RateProposal(
-        best.rates, order, best.predicted, best.error, best.confirmed, metric, reference, table, law, notes
+        best.rates,
+        order,
+        best.predicted,
+        best.error,
+        best.confirmed,
+        metric,
+        reference,
+        table,
+        law,
+        notes,
+        fit_power_law(training_curve(sim)),
     )
 
 
 def schedules_to_try(recorded: np.ndarray, norms: np.ndarray, peaks: Sequence[float]) -> dict[str, np.ndarray]:
-    """Name -> rates [steps] of a grid of schedules."""
+    """Name -> rates [steps] of a grid of schedules.
+
+    Args:
+        recorded: rates of the leading parameter group as recorded, [steps].
+        norms: norms of the recorded gradients, [steps].
+        peaks: largest rates, in units of the recorded one.
+    """
     steps, top = len(recorded), float(recorded.max())
     tried: dict[str, np.ndarray] = {}
     for peak in peaks:
@@ -208,7 +227,13 @@ def schedules_to_try(recorded: np.ndarray, norms: np.ndarray, peaks: Sequence[fl
 
 
 def neighbours_of(best: Schedule, recorded: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Schedules near one: scaled, and bent towards its beginning or its end."""
+    """Schedules near one: scaled, and bent towards its beginning or its end.
+
+    Args:
+        best: the schedule to start from.
+        recorded: rates of the leading parameter group as recorded, [steps].
+        rng: random numbers.
+    """
     steps = len(recorded)
     x = np.linspace(0, 1, steps)
     tried = {}
@@ -236,11 +261,16 @@ def gradient_norms(sim: Simulator) -> np.ndarray:
 
 
 def annealing_law(sim: Simulator) -> AnnealingLaw | None:
-    """Fitted to the training loss by position over the recorded runs, what each batch differs by taken off."""
+    """Fitted to the training loss by position, see `training_curve`."""
+    return fit_annealing_law(training_curve(sim), recorded_rates(sim))
+
+
+def training_curve(sim: Simulator) -> np.ndarray:
+    """Training loss by position over the recorded runs, what each batch differs by taken off, [steps]."""
     runs = [load_run(sim.store, run) for run in true_runs(sim.store)]
     losses = np.stack([run.loss.double().mean(1).numpy() for run in runs])
     units = Batches(sim.order).index(np.stack([run.order for run in runs]))[0]
-    return fit_annealing_law(position_effect(losses, units), recorded_rates(sim))
+    return position_effect(losses, units)
 
 
 def position_effect(losses: np.ndarray, units: np.ndarray) -> np.ndarray:
@@ -261,7 +291,14 @@ def position_effect(losses: np.ndarray, units: np.ndarray) -> np.ndarray:
 
 def law_value(sim: Simulator, law: AnnealingLaw, metric: str, rates: np.ndarray) -> float:
     """The recorded metric plus the change of the law's final loss, in the metric's units: scaled by how the metric went
-    with the law along the reference run's anchors."""
+    with the law along the reference run's anchors.
+
+    Args:
+        sim: the run, opened.
+        law: training loss as a function of learning rates, fitted to the recorded losses.
+        metric: its name.
+        rates: of the leading parameter group, [steps].
+    """
     run = load_run(sim.store, REFERENCE)
     recorded = recorded_rates(sim)
     along = law.losses(recorded)

@@ -32,6 +32,7 @@ class Schedule:
         """The schedule played on an order [steps, batch]: the items of each group in their recorded sequence.
 
         Args:
+            reference: the order it is played on, [steps, batch].
             codes: group of each item as a place in `groups`: of each sample id where `regroup`, else of each step.
             regroup: whether the items are samples; otherwise recorded steps.
         """
@@ -80,6 +81,7 @@ def nearest_schedule(
         order: [steps, batch].
         codes: group of each sample id.
         groups: their names.
+        segments: stretches of equal length that the run is cut into.
     """
     used = np.unique(codes[order])
     if len(used) < 2:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from orderscope.errors import OrderscopeError
+from orderscope.errors import OrderscopeError, check_whole, unknown_metric
 from orderscope.search.constraints import Constraint, Rules, read_constraints
 from orderscope.search.objective import Objective
 from orderscope.search.strategy import Strategy, chosen
@@ -50,14 +50,20 @@ def question(
     """Check what was asked.
 
     Args:
+        sim: the run, opened.
+        metric: a name, weights by name, or several names.
+        maximize: whether more is better; of several metrics, the names of those.
+        strategies: names; None for all.
+        constraints: rules that orders must keep to, or their texts.
+        regroup: whether samples may leave their recorded batches; None where the run decides.
         numbers: option -> (value, least).
+        seconds: most wall seconds of the search; None for no limit.
 
     Raises:
         OrderscopeError: for a metric, strategy, number or constraint that is not there or cannot be.
     """
     for name, (value, least) in numbers.items():
-        if int(value) != value or value < least:
-            raise OrderscopeError(f"{name}={value!r}", f"a whole number from {least}", f"change {name}=")
+        check_whole(least, **{name: value})
     if seconds is not None and not seconds > 0:
         raise OrderscopeError(f"seconds={seconds!r}", "more than none", "change seconds=, or leave it out")
     if regroup and not sim.window.sample_anchors:
@@ -80,9 +86,7 @@ def _objectives(sim: Simulator, metric: Metric, maximize: bool | Collection[str]
     names = list(given)
     for name in names or ["none"]:
         if name not in sim.metric_names:
-            raise OrderscopeError(
-                f"metric {name!r}", "one of " + (", ".join(sim.metric_names) or "none"), "name a recorded metric"
-            )
+            raise unknown_metric(name, sim.metric_names)
     raised = names if maximize is True else list(maximize or ())
     for name in raised:
         if name not in names:

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from orderscope.engine import Expansion, HeldOut
 from orderscope.engine.calibration import Bearing
+from orderscope.engine.curvature import Curvature
 from orderscope.engine.row_spread import RowSpread
 from orderscope.engine.threads import one_thread
 from orderscope.search import strategy
@@ -104,12 +104,12 @@ class View:
         found = self.objective.expansion(self.held_out)
         if found is None or self.objective.sign < 0 or not strategy.PENALTY:
             return found
-        factors = [found.factor]
+        parts = [(1.0, found.curvature)]
         for weight, each in self._spreads:
             typical = float(each(self.sim.left_out.theta).median()) if len(self.sim.runs) else 0.0
             if typical > 0:
-                factors.append(each.factor * (strategy.PENALTY * abs(weight) / typical) ** 0.5)
-        return replace(found, factor=torch.cat(factors))
+                parts.append((strategy.PENALTY * abs(weight) / typical, Curvature.of(each.factor)))
+        return replace(found, curvature=Curvature.joined(parts, len(found.center)))
 
     def slope(self, theta: Tensor) -> tuple[float, Tensor]:
         """Value of what is told of the objective at weights [m], `PENALTY` standard errors included, and its gradient

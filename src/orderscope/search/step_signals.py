@@ -50,8 +50,7 @@ def brackets(window: Window, expansion: Expansion) -> np.ndarray:
     mean, scale = _mean_gradients(window)
     moved = mean * scale
     pushed = scale * expansion.gradient
-    factors = [factor.to(pushed.dtype) for factor in window.factors]
-    bent = torch.stack([(pushed @ a.T) @ a for a in factors])  # [groups, m]
+    bent = torch.stack([pushed @ curvature for curvature in window.curvatures])  # [groups, m]
     response = (window.fractions.to(moved.dtype) @ bent @ moved.T).double().numpy()  # [v, u]: a D C_v D g_u
     return response.T - response
 
@@ -69,5 +68,5 @@ def borda(duels: np.ndarray) -> np.ndarray:
 def _mean_gradients(window: Window) -> tuple[Tensor, Tensor]:
     """Batch gradients averaged over the shared anchors, [steps, m], and the preconditioner they make, [m]."""
     mean = window.table[:, : window.anchors.shared].to(window.dtype).mean(1)
-    adam = window.dynamics.optimizer != "SGD"
-    return mean, 1 / (mean.pow(2).mean(0).sqrt() + 1e-8) if adam else torch.ones_like(window.final)
+    scaled = bool(window.dynamics.kind.seconds)
+    return mean, 1 / (mean.pow(2).mean(0).sqrt() + 1e-8) if scaled else torch.ones_like(window.final)

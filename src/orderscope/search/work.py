@@ -199,6 +199,11 @@ class Work:
 
         Args:
             before: rows of earlier rounds. Where some are confirmed only strategies that start from the best are asked.
+            budget: orders that may be scored.
+            deadline: when to end, as `time.perf_counter` counts.
+            any_samples: whether samples may be repeated and left out.
+            number: of the round, from 0.
+            seconds: most wall seconds, for the notes; None for no limit.
         """
         began = time.process_time()
         sim, asked = self.sim, self.asked

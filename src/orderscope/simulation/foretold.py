@@ -49,6 +49,9 @@ def foretell(
     what the calibration says of it: a prediction without the run's own states.
 
     Args:
+        sim: the run, opened.
+        orders: sample ids, [steps, batch] each.
+        allow_other_samples: whether orders may repeat samples and leave others out.
         keep: whether to write it down; not needed where nothing will be trained.
         progress: called as `progress(done, total)`.
     """

@@ -1,4 +1,7 @@
-"""Ask a recorded run: what would the final model have been under another order?"""
+"""Ask a recorded run: what would the final model have been under another order?
+
+Past 400 lines: one object, whose cached parts (window, known states, calibrations) every question shares.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ from orderscope.engine.left_out import LeftOut
 from orderscope.engine.loading import load_held_out, load_left_out, load_window, table_number
 from orderscope.engine.metrics import MetricModel, evaluated
 from orderscope.engine.threads import one_thread
-from orderscope.errors import OrderscopeError
+from orderscope.errors import OrderscopeError, unknown_metric
 from orderscope.orders.checks import check_order, check_orders
 from orderscope.simulation.effort import ProxyEstimator
 from orderscope.simulation.prediction import Prediction, Trajectory
@@ -111,7 +114,9 @@ class Simulator:
     @cached_property
     def run_orders(self) -> np.ndarray:
         """Their orders, [runs, steps, batch]."""
-        return np.array([run.order for run in self._run_files]).reshape(len(self.runs), *self.order.shape)
+        return np.array([run.order for run in self._run_files], dtype=np.int64).reshape(
+            len(self.runs), *self.order.shape
+        )
 
     @cached_property
     def run_truth(self) -> dict[str, np.ndarray]:
@@ -189,6 +194,7 @@ class Simulator:
 
         Args:
             theta: [rows, m].
+            names: metrics.
             precise: by the real model, also held-out losses.
 
         Returns:
@@ -233,7 +239,13 @@ class Simulator:
         return self.held_out.missed(self.left_out.runs, self.left_out.theta) if self.held_out and self.runs else None
 
     def pushed(self, theta: Tensor, name: str, without: Sequence[str] | None = None) -> np.ndarray | None:
-        """What the errors of the left-out runs' weights would do to a held-out loss at weights [n, m], [n, runs]."""
+        """What the errors of the left-out runs' weights would do to a held-out loss at weights [n, m], [n, runs].
+
+        Args:
+            theta: weights on the carried coordinates, [n, m].
+            name: of the loss.
+            without: for each row a run whose states are not to be used, or several.
+        """
         if self.held_out is None or self._missed is None or name not in self.losses:
             return None
         return self.held_out.pushed(theta, name, self._missed, without)
@@ -363,6 +375,11 @@ class Simulator:
         """Estimated final weights of an order by parameter name. Where only some coordinates are carried, the others
         are interpolated between the recorded runs' final weights. With the task, weights that are not trained are
         among them, as the model has them.
+
+        Args:
+            order: sample ids, [steps, batch].
+            lr: learning rates instead of the recorded ones, see `group_rates`; None for those.
+            allow_other_samples: whether an order may repeat samples and leave others out.
         """
         checked = self._checked(check_order(order, self.order, allow_other_samples=allow_other_samples), True)
         theta = self.replay_of(checked, lr=self._rates(lr, 1)).theta[0]
@@ -383,6 +400,11 @@ class Simulator:
         """Estimated metrics of an order at the steps of the reference run's anchors.
 
         What calibration adds at the end is added along the way in proportion to the steps taken.
+
+        Args:
+            order: sample ids, [steps, batch].
+            lr: learning rates instead of the recorded ones, see `group_rates`; None for those.
+            metrics: names; all if not given.
         """
         names = self._names(metrics)
         reference = load_run(self.store, REFERENCE, gradients=False)
@@ -444,6 +466,7 @@ class Simulator:
         back to the CPU.
 
         Args:
+            orders: sample ids, [n, steps, batch].
             options: of `orderscope.engine.replay`.
         """
         units = units_of(self.window, self._batches, orders)
@@ -513,9 +536,7 @@ class Simulator:
             return self.losses or possible
         for name in metrics:
             if name not in possible:
-                raise OrderscopeError(
-                    f"metric {name!r}", "one of " + (", ".join(possible) or "none"), "name a recorded metric"
-                )
+                raise unknown_metric(name, possible)
         return tuple(metrics)
 
     def _rates(self, lr: Any, count: int) -> np.ndarray | None:

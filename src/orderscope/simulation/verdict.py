@@ -116,6 +116,8 @@ def verdict(sim: Simulator, metric: str, floor: float = math.nan) -> Verdict:
     """Of one metric.
 
     Args:
+        sim: the run, opened.
+        metric: its name.
         floor: the noise floor, where it was measured.
     """
     held_out, rows = held_out_noise(sim, metric)
@@ -147,6 +149,12 @@ def held_out_noise(sim: Simulator, metric: str) -> tuple[float, int]:
 
 
 def losses_of(sim: Simulator, metric: str, runs: Sequence[str]) -> np.ndarray:
-    """Losses of all held-out rows where recorded runs ended, float64 [runs, rows]."""
+    """Losses of all held-out rows where recorded runs ended, float64 [runs, rows].
+
+    Args:
+        sim: the run, opened.
+        metric: its name.
+        runs: names of recorded trainings.
+    """
     rows = [load_run(sim.store, run, gradients=False).metric_losses(metric)[-1] for run in runs]
     return np.stack([losses.double().numpy() for losses in rows])

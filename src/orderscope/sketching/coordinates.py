@@ -61,6 +61,11 @@ class Coordinates:
 def draw_coordinates(size: int, carried: int, seed: int) -> Coordinates:
     """`carried` of `size` coordinates; all of them where `carried >= size`.
 
+    Args:
+        size: P.
+        carried: m, at most P.
+        seed: of the random numbers.
+
     Example:
         >>> draw_coordinates(5, 9, seed=0).carried
         5

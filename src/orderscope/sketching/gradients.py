@@ -17,7 +17,7 @@ from orderscope.sketching.taps import LIKE, NO_TAPS, Taps, find_taps
 from orderscope.task import Task
 from orderscope.task.functional import FunctionalLoss, frozen_and_buffers, functional_loss, sample_loss
 from orderscope.task.layout import ParameterLayout
-from orderscope.task.per_sample import each_sample, one_after_another
+from orderscope.task.per_sample import each_sample, filled, one_after_another
 from orderscope.training.state import TrainingState
 
 MEMORY = 1 << 30
@@ -53,7 +53,13 @@ class Point:
 
 
 def point(task: Task, model: nn.Module, state: TrainingState) -> Point:
-    """Set `model` to `state`."""
+    """Set `model` to `state`.
+
+    Args:
+        task: what is trained.
+        model: a model of the task; changed.
+        state: weights, moments and buffers to set it to.
+    """
     set_parameters(model, task.layout, state.theta)
     with torch.no_grad():
         for name, buffer in model.named_buffers():
@@ -63,18 +69,31 @@ def point(task: Task, model: nn.Module, state: TrainingState) -> Point:
 
 
 def set_parameters(model: nn.Module, layout: ParameterLayout, theta: Tensor) -> None:
-    """Write flat weights [P] into the model."""
+    """Write flat weights [P] into the model.
+
+    Args:
+        model: is written to.
+        layout: which entry of [P] belongs to which weight.
+        theta: weights in layout order, [P].
+    """
     with torch.no_grad():
         for p, value in zip(layout.of_model(model), layout.unflatten(theta).values(), strict=True):
             p.copy_(value)
 
 
 def batch_gradient(at: Point, loss: Callable[[Any, Any], Tensor], batch: Any, coordinates: Coordinates) -> Tensor:
-    """Gradient of the mean loss of one batch by an ordinary backward pass, [m]: the bits of the training loop."""
+    """Gradient of the mean loss of one batch by an ordinary backward pass, [m]: the bits of the training loop.
+
+    Args:
+        at: weights, moments and buffers at which it is computed.
+        loss: (model, batch) -> losses [batch].
+        batch: collated samples.
+        coordinates: the carried coordinates, m of the P weights.
+    """
     parameters = at.layout.of_model(at.model)
     grads = torch.autograd.grad(loss(at.model, batch).mean(), parameters, allow_unused=True)
-    filled = [torch.zeros_like(p) if g is None else g for g, p in zip(grads, parameters, strict=True)]
-    return coordinates.take(at.layout.flatten(filled))
+    whole = filled(grads, parameters)
+    return coordinates.take(at.layout.flatten(whole))
 
 
 Parts = list[tuple[slice, Tensor]]
@@ -97,7 +116,11 @@ def sample_gradients(
     as long as computing them, and whoever keeps them copies them anyway, see `join`.
 
     Args:
+        at: weights, moments and buffers at which gradients are taken.
         batch_of: sample ids -> collated batch.
+        ids: samples, [n].
+        coordinates: the carried coordinates, m of the P weights.
+        micro_batch: samples of one forward pass; changes the rounding alone.
         taps: layers whose weights' gradients are not formed.
     """
     if not at.mapped:
@@ -131,6 +154,11 @@ def proved_taps(at: Point, batch: Any, coordinates: Coordinates) -> Taps:
 
     A weight may be used beside its layers, by the loss or by a model that calls functions: so the first sample's
     gradient is worked out in both ways, and where they differ all are formed.
+
+    Args:
+        at: weights, moments and buffers at which it is computed.
+        batch: collated samples.
+        coordinates: the carried coordinates, m of the P weights.
     """
     found = find_taps(at.model, at.layout, coordinates) if at.mapped else NO_TAPS
     if not found.places:
@@ -153,7 +181,13 @@ def first_sample(batch: Any) -> Any:
 
 
 def carried(layout: ParameterLayout, coordinates: Coordinates, tensors: Mapping[str, Tensor]) -> Parts:
-    """The carried entries of the tensors given, [..., *shape], as pairs of a place in [m] and [..., entries]."""
+    """The carried entries of the tensors given, [..., *shape], as pairs of a place in [m] and [..., entries].
+
+    Args:
+        layout: which entry of [P] belongs to which weight.
+        coordinates: the carried coordinates, m of the P weights.
+        tensors: by parameter name, [..., *shape]; those that are missing are passed over.
+    """
     parts = []
     places = coordinates.of_tensors(layout.sizes)
     for name, shape, (place, entries) in zip(layout.names, layout.shapes, places, strict=True):
@@ -178,6 +212,7 @@ def micro_batch_size(size: int, memory: int = MEMORY, *, outputs: int = 0) -> in
 
     Args:
         size: weights that are trained.
+        memory: bytes that gradients may take at once.
         outputs: numbers that the model returns for one sample; of a language model tokens times vocabulary.
     """
     return int(min(128, max(1, memory // (4 * max(3 * size, OUTPUT_COPIES * outputs)))))

@@ -16,6 +16,7 @@ from torch.utils.data import default_collate
 
 from orderscope.sketching.gradients import Point
 from orderscope.task import Task
+from orderscope.task.per_sample import filled
 from orderscope.task.task import CHUNK, ONE_BATCH
 
 
@@ -66,7 +67,13 @@ def held_out_rows(task: Task) -> HeldOutRows:
 
 
 def held_out_slopes(task: Task, at: Point, rows: HeldOutRows) -> Tensor:
-    """Gradients of the held-out losses at a point, [names, P]."""
+    """Gradients of the held-out losses at a point, [names, P].
+
+    Args:
+        task: what is trained.
+        at: weights, moments and buffers at which it is computed.
+        rows: the distinct held-out rows, and what each counts in each loss.
+    """
     parameters = at.layout.of_model(at.model)
     total = torch.zeros(len(rows.names), at.layout.size, dtype=at.layout.dtype)
     per_row = rows.counts / np.maximum(rows.counts.sum(1, keepdims=True), 1)
@@ -79,8 +86,8 @@ def held_out_slopes(task: Task, at: Point, rows: HeldOutRows) -> Tensor:
             with torch.enable_grad():
                 loss = task.loss(at.model, batch).sum()
             found = torch.autograd.grad(loss, parameters, allow_unused=True)
-            filled = [torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters, strict=True)]
-            gradient += at.layout.flatten(filled).cpu()
+            whole = filled(found, parameters)
+            gradient += at.layout.flatten(whole).cpu()
         total += torch.from_numpy(per_row[:, some[0]])[:, None].to(total.dtype) * gradient
     return total
 

@@ -55,7 +55,14 @@ class OutputSplit:
 
 
 def run_model(at: Point, params: Any, rest: Any, batch: Any) -> tuple[Tensor, list[Any]]:
-    """Losses of a batch, and what the model returned at each call."""
+    """Losses of a batch, and what the model returned at each call.
+
+    Args:
+        at: weights, moments and buffers at which it is computed.
+        params: the model's parameters by name.
+        rest: buffers and what else the model is called with.
+        batch: collated samples.
+    """
     outputs: list[Any] = []
     return at.loss(params, rest, batch, wrap=lambda model: kept_outputs(model, outputs)), outputs
 
@@ -71,7 +78,17 @@ def kept_outputs(model: Any, outputs: list[Any]) -> StandIn:
 
 
 def loss_of_outputs(at: Point, split: OutputSplit, params: Any, rest: Any, sample: Any, fixed: list[Any], z: Tensor):
-    """Loss of one sample as a function of z alone; `fixed` are the other leaves of the output."""
+    """Loss of one sample as a function of z alone; `fixed` are the other leaves of the output.
+
+    Args:
+        at: weights, moments and buffers at which it is computed.
+        split: the loss as a function of the model's outputs.
+        params: the model's parameters by name.
+        rest: buffers and what else the model is called with.
+        sample: a batch of one.
+        fixed: the other leaves of the model's output.
+        z: the outputs that the loss depends on, of one sample.
+    """
     leaves = [*fixed]
     leaves[split.leaf] = z
     assert split.spec is not None
@@ -81,7 +98,15 @@ def loss_of_outputs(at: Point, split: OutputSplit, params: Any, rest: Any, sampl
 
 
 def outputs_of(at: Point, split: OutputSplit, params: Any, rest: Any, sample: Any) -> tuple[Tensor, list[Any]]:
-    """z of one sample and all leaves of the output."""
+    """z of one sample and all leaves of the output.
+
+    Args:
+        at: weights, moments and buffers at which it is computed.
+        split: the loss as a function of the model's outputs.
+        params: the model's parameters by name.
+        rest: buffers and what else the model is called with.
+        sample: a batch of one.
+    """
     _, outputs = run_model(at, params, rest, batch_of_one(sample))
     leaves = tree_flatten(outputs[0])[0]
     return leaves[split.leaf], leaves
@@ -97,12 +122,25 @@ def batch_of_one(sample: Any) -> Any:
 
 
 def hessian_product(loss: Callable[[Tensor], Tensor], z: Tensor, v: Tensor) -> Tensor:
-    """L v by two reverse passes through the head of the loss."""
+    """L v by two reverse passes through the head of the loss.
+
+    Args:
+        loss: z -> loss of one sample.
+        z: the outputs that the loss depends on, of one sample.
+        v: in the shape of z.
+    """
     return grad(lambda y: (grad(loss)(y) * v).sum())(z)
 
 
 def softmax_weights(p: Tensor, v: Tensor, lv: Tensor, dim: int) -> Tensor:
-    """Least-squares w per position in L v = w (p v - p (p . v)), kept as a dimension of one."""
+    """Least-squares w per position in L v = w (p v - p (p . v)), kept as a dimension of one.
+
+    Args:
+        p: probabilities, sums of one along `dim`.
+        v: a vector in z.
+        lv: L v.
+        dim: of the classes.
+    """
     q = p * v - p * (p * v).sum(dim, keepdim=True)
     return ((lv * q).sum(dim, keepdim=True) / (q * q).sum(dim, keepdim=True).clamp_min(1e-30)).clamp_min(0)
 
@@ -167,6 +205,12 @@ def draw_output_gradient(split: OutputSplit, loss: Callable[[Tensor], Tensor], z
     softmax: the label is drawn from the model's own softmax by inversion of `noise` in [0, 1), position by position,
     and the vector is sqrt(w) (p - onehot(label)). elementwise: sqrt(L_ii) times a random sign. dense: the same in the
     eigenbasis. Negative curvature is cut to zero.
+
+    Args:
+        split: the loss as a function of the model's outputs.
+        loss: z -> loss of one sample.
+        z: the outputs that the loss depends on, of one sample.
+        noise: uniform numbers in [0, 1), one for each position.
     """
     if split.kind == "softmax":
         p = z.softmax(split.dim)

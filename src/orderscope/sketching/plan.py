@@ -161,11 +161,16 @@ def make_plan(
     Args:
         boundaries: steps after which the reference's states are kept; all but the first are anchors.
         coords: most coordinates to carry.
+        seed: of the draws of coordinates, samples and rows.
         curvature_rows: about how many pseudo-gradients to draw in all; every group gets a share.
         sample_anchors: at how many reference anchors single samples' gradients are kept.
+        group_codes: group of each sample id, [samples].
+        order: the recorded one, [steps, batch].
+        size: P, the number of trained weights.
         item_size: bytes of one number.
         metrics: held-out sets and their rows.
         held_out: distinct held-out rows to draw pseudo-gradients for, `held_out_draws` each.
+        held_out_draws: pseudo-gradients of each held-out row.
         probes: true runs under other orders.
     """
     carried = min(coords, size)

@@ -61,8 +61,14 @@ def pseudo_gradients(
     Source: McKay, Beckman and Conover, "A comparison of three methods for selecting values of input variables", 1979.
 
     Args:
+        at: weights, moments and buffers at which gradients are taken.
+        split: the loss as a function of the model's outputs.
         batch_of: ids -> collated batch.
+        ids: samples, [n].
+        coordinates: the carried coordinates, m of the P weights.
+        draws: pseudo-gradients of each sample.
         seed: numbers depend on it and on the position of a sample in `ids`, not on `micro_batch`.
+        micro_batch: samples of one forward pass; changes the rounding alone.
         dtype: of the result; the parameters' if not given.
         taps: layers whose weights' gradients are not formed.
     """
@@ -200,13 +206,27 @@ class _Noise:
 
 def uniform_noise(samples: int, draws: int, shape: tuple[int, ...], seed: int) -> Tensor:
     """Uniform numbers in [0, 1), [samples, draws, *shape]: for each entry of a sample's `shape` a Latin hypercube over
-    its draws."""
+    its draws.
+
+    Args:
+        samples: how many.
+        draws: of each sample.
+        shape: of the numbers of one draw.
+        seed: of the random numbers.
+    """
     blocks = [noise_block(number, draws, shape, seed) for number in range(-(-samples // BLOCK))]
     return torch.cat(blocks)[:samples] if blocks else torch.empty((0, draws, *shape), dtype=torch.float64)
 
 
 def noise_block(number: int, draws: int, shape: tuple[int, ...], seed: int) -> Tensor:
-    """`uniform_noise` of `BLOCK` samples from number * BLOCK on."""
+    """`uniform_noise` of `BLOCK` samples from number * BLOCK on.
+
+    Args:
+        number: of the block, from 0.
+        draws: of each sample.
+        shape: of the numbers of one draw.
+        seed: of the random numbers.
+    """
     generator = torch.Generator().manual_seed(int(np.random.SeedSequence([seed, number * BLOCK]).generate_state(1)[0]))
     base = torch.rand((BLOCK, 1, *shape), generator=generator, dtype=torch.float64)
     strata = torch.rand((BLOCK, draws, *shape), generator=generator, dtype=torch.float64).argsort(1)
@@ -214,7 +234,15 @@ def noise_block(number: int, draws: int, shape: tuple[int, ...], seed: int) -> T
 
 
 def gauss_newton_matrix(at: Point, split: OutputSplit, batch_of: Any, ids: Any, coordinates: Coordinates) -> Tensor:
-    """The exact mean Gauss-Newton matrix of the samples, [m, m]: slow and obvious, for tests and small models."""
+    """The exact mean Gauss-Newton matrix of the samples, [m, m]: slow and obvious, for tests and small models.
+
+    Args:
+        at: weights, moments and buffers at which it is computed.
+        split: the loss as a function of the model's outputs.
+        batch_of: ids -> collated batch.
+        ids: samples, [n].
+        coordinates: the carried coordinates, m of the P weights.
+    """
     from torch.func import jacrev
 
     from orderscope.sketching.outputs import hessian_product

@@ -134,6 +134,8 @@ class SketchStage:
         """A batch's gradient must be what training recorded at that state, where it did, or what backward() gives.
 
         Args:
+            anchor: which state, as a place in the plan.
+            block: steps of the order, from and to.
             rows: gradients of the block's batches.
             size: mean norm of the gradients they are means of.
 

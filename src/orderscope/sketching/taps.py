@@ -78,6 +78,8 @@ class Taps:
         """The carried entries of tapped weights' gradients, as pairs of a place in [m] and [rows, entries].
 
         Args:
+            layout: which entry of [P] belongs to which weight.
+            coordinates: the carried coordinates, m of the P weights.
             inputs: what went in, [rows, *shape] by key.
             slopes: gradients of what came out, [rows, *shape] by key.
         """
@@ -136,6 +138,11 @@ def find_taps(model: nn.Module, layout: ParameterLayout, coordinates: Coordinate
     """Plain linear layers and embeddings of whose weights few entries are carried.
 
     That a weight is used by its layers alone cannot be seen from here; whoever uses taps compares a sample.
+
+    Args:
+        model: the model, as it stands.
+        layout: which entry of [P] belongs to which weight.
+        coordinates: the carried coordinates, m of the P weights.
     """
     holders: dict[int, list[nn.Module]] = {}
     for module in model.modules():

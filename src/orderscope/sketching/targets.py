@@ -39,9 +39,14 @@ def target_gradients(
     """Gradients of each sample at `draws` drawn targets, [len(ids), draws, m].
 
     Args:
+        at: weights, moments and buffers at which gradients are taken.
         targets: `(model, batch, generator) -> batch` with drawn targets in the place of the recorded ones.
         batch_of: ids -> collated batch.
+        ids: samples, [n].
+        coordinates: the carried coordinates, m of the P weights.
+        draws: gradients of each sample.
         seed: draws depend on it and on the position of a sample in `ids`, not on `micro_batch`.
+        micro_batch: samples of one forward pass; changes the rounding alone.
         dtype: of the result; the parameters' if not given.
         taps: layers whose weights' gradients are not formed.
     """

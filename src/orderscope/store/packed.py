@@ -92,7 +92,14 @@ def read_packed(path: Path) -> Packed:
 
 
 def write_packed(path: Path, manifest: bytes, journal: bytes, shards: Iterable[tuple[ShardInfo, Blob]]) -> list[str]:
-    """Write a packed run to `path` and fsync it; the files of shards whose bytes are not what the manifest says."""
+    """Write a packed run to `path` and fsync it; the files of shards whose bytes are not what the manifest says.
+
+    Args:
+        path: file to write.
+        manifest: the bytes of the run's manifest.
+        journal: the bytes of its journal.
+        shards: what the manifest says of each shard, and where its bytes are.
+    """
     shards = list(shards)
     texts = {MANIFEST: manifest, JOURNAL: journal, INDEX: b""}
     # The index is written last, into room that holds the widest offsets.

@@ -1,4 +1,7 @@
-"""A run on disk, for reading and for writing."""
+"""A run on disk, for reading and for writing.
+
+Past 400 lines: what a reader, a writer and a kill at any instant may see of one directory is one rule.
+"""
 
 from __future__ import annotations
 

@@ -194,6 +194,11 @@ def allot(
 
     Offsets count from the start of the file; None where there is nothing to write.
 
+    Args:
+        path: file to make.
+        parts: name, type and shape of each data set.
+        userblock: bytes kept free at the beginning.
+
     Raises: OSError where the file cannot be made.
     """
     access = h5p.create(h5p.FILE_ACCESS)
@@ -225,7 +230,13 @@ def allot(
 
 
 def write_at(descriptor: int, view: memoryview, offset: int) -> None:
-    """Write all of a buffer at an offset."""
+    """Write all of a buffer at an offset.
+
+    Args:
+        descriptor: of a file open for writing.
+        view: bytes.
+        offset: from the start of the file.
+    """
     while view:
         done = os.pwrite(descriptor, view[: 1 << 30], offset)
         view, offset = view[done:], offset + done

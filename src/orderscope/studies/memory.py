@@ -14,7 +14,7 @@ from torch import Tensor
 
 from orderscope.engine import Window
 from orderscope.engine.threads import one_thread
-from orderscope.errors import OrderscopeError
+from orderscope.errors import unknown_metric, without_task
 from orderscope.simulation.simulator import Simulator
 from orderscope.sketching.gradients import set_parameters
 from orderscope.store.names import REFERENCE
@@ -61,19 +61,18 @@ def memory(sim: Simulator, metric: str | None = None) -> Memory:
     """Measure what the reference run remembers: one pass over its samples at each anchor.
 
     Args:
+        sim: the run, opened with its task.
         metric: what `held_out` is; the first metric by default.
 
     Raises:
         OrderscopeError: without the task, or for an unknown metric.
     """
     if sim.task is None:
-        raise OrderscopeError(
-            "a simulator without its task", "the task, for the losses of its samples", "Simulator(path, task)"
-        )
+        raise without_task("for the losses of its samples")
     names = list(sim.description["metric_names"])
     name = metric or (names[0] if names else "none")
     if name not in names:
-        raise OrderscopeError(f"metric {metric!r}", "one of " + (", ".join(names) or "none"), "name a recorded metric")
+        raise unknown_metric(metric, names)
     run = load_run(sim.store, REFERENCE)
     steps = np.asarray(run.boundaries, dtype=np.int64)
     losses = batch_losses(sim, run.theta())
@@ -129,7 +128,8 @@ def forgetting(losses: np.ndarray, steps: np.ndarray, codes: np.ndarray) -> tupl
     """The forgetting curve: ages ascending [a], and the mean change of loss at that age beyond that of batches to come.
 
     Args:
-        losses, steps: as in `seen_and_unseen`.
+        losses: of each batch at each anchor, [K, batches]; batch t is trained on at step t.
+        steps: steps trained at each anchor, [K].
         codes: group of each batch, [batches].
     """
     change = losses - losses[0]
@@ -151,6 +151,11 @@ def generalized(steps: np.ndarray, seen: np.ndarray, held_out: np.ndarray) -> in
     """The first step from which on held-out data gains at least half of what batches trained before do; None where that
     is not so at the end.
 
+    Args:
+        steps: of the anchors, [K].
+        seen: mean change of loss over batches trained before, [K].
+        held_out: that over held-out rows, [K].
+
     Example:
         >>> generalized(np.array([0, 4, 8]), np.array([np.nan, -1.0, -1.0]), np.array([0.0, -0.1, -0.6]))
         8
@@ -169,6 +174,7 @@ def layer_norms(window: Window, parameters: list[dict], indices: Tensor | None) 
     batch, [K, parameters, groups].
 
     Args:
+        window: the run, ready to be replayed.
         parameters: descriptions with `shape`, in layout order.
         indices: carried coordinates, ascending; all if None.
     """

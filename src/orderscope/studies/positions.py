@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from orderscope.engine.calibration import Bearing, Calibration, fit_calibration
-from orderscope.errors import OrderscopeError
+from orderscope.errors import OrderscopeError, check_whole, unknown_metric, without_task
 from orderscope.simulation.simulator import Simulator
 from orderscope.sketching.gradients import set_parameters
 from orderscope.store.names import REFERENCE
@@ -45,6 +45,7 @@ def positions(
     from the probes: their final losses on the same batches are known.
 
     Args:
+        sim: the run, opened with its task.
         units: recorded steps; all by default.
         places: positions; by default 12 or so, evenly spaced, the first and the last among them.
         metric: what `held_out` estimates; the first metric by default.
@@ -56,11 +57,8 @@ def positions(
         OrderscopeError: without the task, or for units, places or a metric that are not there.
     """
     if sim.task is None:
-        raise OrderscopeError(
-            "a simulator without its task", "the task, for the losses of its samples", "Simulator(path, task)"
-        )
-    if int(verify) != verify or verify < 0:
-        raise OrderscopeError(f"verify={verify!r}", "a whole number from 0", "change verify=")
+        raise without_task("for the losses of its samples")
+    check_whole(0, verify=verify)
     steps = len(sim.order)
     chosen = _steps("units", np.arange(steps) if units is None else units, steps)
     spots = np.linspace(0, steps - 1, min(PLACES, steps)).round() if places is None else places
@@ -203,11 +201,8 @@ class _Losses:
         window = self._sim.window
         end = max(i for i in range(window.anchors.shared) if window.anchor_runs[i] == REFERENCE)
         d = theta - self._final
-        found = (d @ window.gradients(unit)[end]).double() * window.dynamics.weight
-        for share, factor in zip(window.fractions[unit].tolist(), window.factors, strict=True):
-            if share:
-                found += 0.5 * share * (d @ factor.to(d.dtype).T).double().pow(2).sum(1)
-        return found
+        along = (d @ window.gradients(unit)[end]).double() * window.dynamics.weight
+        return along + 0.5 * window.curvature(window.fractions[unit]).square(d)
 
 
 def _calibrated(
@@ -250,5 +245,5 @@ def _steps(name: str, given: Sequence[int] | np.ndarray, steps: int) -> np.ndarr
 def _metric(sim: Simulator, metric: str | None) -> str:
     names = [name for name in sim.description["metric_names"] if name in sim.metric_names]
     if not names or (metric is not None and metric not in names):
-        raise OrderscopeError(f"metric {metric!r}", "one of " + (", ".join(names) or "none"), "name a recorded metric")
+        raise unknown_metric(metric, names)
     return metric or names[0]

@@ -30,6 +30,7 @@ def step_errors(
     out, since the gradients of their batches are not kept: `without` names them.
 
     Args:
+        sim: of the run; it needs no task.
         metric: a held-out loss; the task's first by default.
         runs: names of true runs, of `sim.runs`; all by default.
         progress: called as `progress(stage, done, total)`.

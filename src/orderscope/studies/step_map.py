@@ -55,8 +55,8 @@ class StepErrorMap:
         interpolation: the same of the interpolation alone, [runs, steps].
         cosine: of the curvature's correction with what interpolation misses, [runs, steps]; also not a number where
             there is no correction, as in a state that another run was in too.
-        effect: what the error does to the final metric, in its units, [runs, steps]; of a run with batches that were
-            not recorded to first order.
+        effect: what the error does to the final metric, in its units, [runs, steps]; only roughly, with second
+            moments held fixed, of a run with batches that were not recorded and under NAdam. `agreement` tells.
         error: predicted minus true metric of each run, before calibration, [runs].
         weights: the part of it that is due to the predicted final weights, [runs]: what `effect` adds up to, nearly.
             The rest is of telling the metric at these weights without the run's own end.
@@ -130,6 +130,7 @@ def held_out_loss(description: Mapping[str, Any], metric: str | None) -> str:
 
     Args:
         description: of the recorded task.
+        metric: its name; None for the first.
 
     Raises:
         OrderscopeError: it is none.

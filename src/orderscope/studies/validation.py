@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from orderscope.errors import OrderscopeError
+from orderscope.errors import OrderscopeError, check_whole, unknown_metric, without_task
 from orderscope.orders import step_groups
 from orderscope.recording.record import add_runs
 from orderscope.simulation.foretold import foretell
@@ -72,6 +72,7 @@ def validate(
     before, the prediction of that time is compared.
 
     Args:
+        sim: the run, opened with its task.
         orders: how many; a quarter each are shuffled steps, steps sorted by group, half of that, a few swaps. Every
             eighth regroups samples, where single samples' gradients were kept.
         seed: of the orders.
@@ -82,9 +83,8 @@ def validate(
         OrderscopeError: without the task, for fewer than two orders, or an unknown metric.
     """
     if sim.task is None:
-        raise OrderscopeError("a simulator without its task", "the task, to train it", "Simulator(path, task)")
-    if int(orders) != orders or orders < 2:
-        raise OrderscopeError(f"orders={orders!r}", "a whole number from 2", "change orders=")
+        raise without_task("to train it")
+    check_whole(2, orders=orders)
     names = _names(sim, metric)
     asked = unseen_orders(sim, int(orders), seed)
     known, floor = _stored(sim)
@@ -123,6 +123,11 @@ class _Checked:
 
 def unseen_orders(sim: Simulator, count: int, seed: int) -> np.ndarray:
     """Orders that were not recorded, [count, steps, batch], no two alike.
+
+    Args:
+        sim: the run, opened.
+        count: how many.
+        seed: of the random numbers.
 
     Raises:
         OrderscopeError: there are not so many.
@@ -173,9 +178,7 @@ def _names(sim: Simulator, metric: str | Sequence[str] | None) -> list[str]:
     names = known if metric is None else [metric] if isinstance(metric, str) else list(metric)
     for name in names or [""]:
         if name not in known:
-            raise OrderscopeError(
-                f"metric {name!r}", "one of " + (", ".join(known) or "none"), "name a recorded metric"
-            )
+            raise unknown_metric(name, known)
     return names
 
 
@@ -198,7 +201,15 @@ def _stored(sim: Simulator) -> tuple[dict[bytes, _Checked], dict[str, float]]:
 def train_runs(
     sim: Simulator, task: Task, orders: list[np.ndarray], keep: bool, progress: Progress | None
 ) -> dict[str, np.ndarray]:
-    """True metrics; the runs are kept where what was predicted for them is, and none diverges."""
+    """True metrics; the runs are kept where what was predicted for them is, and none diverges.
+
+    Args:
+        sim: the run, opened.
+        task: what is trained.
+        orders: sample ids, [n, steps, batch].
+        keep: whether they become part of the run.
+        progress: called as `progress(done, total)`.
+    """
     if not orders:
         return {name: np.zeros(0) for name in task.metrics}
     report = _stage(progress, "train unseen orders")

@@ -18,7 +18,7 @@ from orderscope.errors import OrderscopeError
 from orderscope.task.functional import frozen_and_buffers, functional_loss, sample_loss
 from orderscope.task.hyper import scheduled
 from orderscope.task.layout import ParameterLayout
-from orderscope.task.per_sample import each_sample, one_after_another
+from orderscope.task.per_sample import each_sample, filled, one_after_another
 from orderscope.task.rounding import coarsest, tolerated, tolerated_gradient
 
 if TYPE_CHECKING:
@@ -243,6 +243,13 @@ def check_mates(losses: Tensor, others: Tensor, ids: Sequence[int], tolerance: f
     """Losses of samples in one batch and in others must be the same but for rounding; a dependence on mates is of order
     one.
 
+    Args:
+        losses: of samples in one batch, [batch].
+        others: of the same samples in other batches, or each alone, [batch].
+        ids: the samples, [batch].
+        tolerance: relative difference that rounding explains.
+        where: which batch it is, for the message: "at step 3".
+
     Raises:
         OrderscopeError: naming the sample that is farthest off.
     """
@@ -291,8 +298,8 @@ def _check_gradients(
             raise OrderscopeError(
                 f"a sparse gradient of parameter {name!r}", "dense gradients", "build the embedding with sparse=False"
             )
-    filled = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, ordinary, strict=True)]
-    batch_gradient = layout.flatten(filled).cpu()
+    whole = filled(ordinary, parameters)
+    batch_gradient = layout.flatten(whole).cpu()
     model.zero_grad()
     said, mapped = "", True
     try:

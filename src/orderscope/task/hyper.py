@@ -9,22 +9,21 @@ import numpy as np
 import torch
 
 from orderscope.errors import OrderscopeError
+from orderscope_kernels.optimizers import KINDS
 
-NAMES = (
-    "lr", "weight_decay", "beta1", "beta2", "eps", "amsgrad", "decoupled",
-    "momentum", "dampening", "nesterov", "maximize",
-)  # fmt: skip
+NAMES = tuple(dict.fromkeys(name for kind in KINDS.values() for name in kind.recorded))
 
 
 def hyper_parameters(optimizer: torch.optim.Optimizer) -> dict[str, list[float]]:
     """Name -> one value per parameter group, as they stand now; flags are 0 or 1, `betas` are beta1 and beta2."""
     values: dict[str, list[float]] = {}
+    kind = KINDS.get(type(optimizer).__name__)
     for group in optimizer.param_groups:
         flat = dict(group)
         if "betas" in flat:
             flat["beta1"], flat["beta2"] = flat["betas"]
             flat["decoupled"] = flat.get("decoupled_weight_decay", isinstance(optimizer, torch.optim.AdamW))
-        for name in NAMES:
+        for name in NAMES if kind is None else kind.recorded:
             if name in flat:
                 values.setdefault(name, []).append(float(flat[name]))
     return values
@@ -53,7 +52,9 @@ def group_rates(lr: Any, recorded: np.ndarray, count: int) -> np.ndarray:
     as [steps, groups] is [count, steps].
 
     Args:
+        lr: rates >= 0, of one of the shapes above.
         recorded: [steps, groups].
+        count: orders that they are for.
 
     Raises:
         OrderscopeError: rates of another shape, below 0 or not finite.
@@ -91,6 +92,11 @@ def scheduled(
 
     Steps a freshly built optimizer and scheduler without training: with no gradients `optimizer.step()` moves nothing,
     but keeps the scheduler from warning that it was called first.
+
+    Args:
+        optimizer: freshly built.
+        scheduler: freshly built, or None.
+        steps: how many.
     """
     rows: dict[str, list[list[float]]] = {}
     for _ in range(steps):
@@ -104,6 +110,11 @@ def advance(
     optimizer: torch.optim.Optimizer, scheduler: torch.optim.lr_scheduler.LRScheduler | None, steps: int
 ) -> None:
     """Move the schedule on by `steps` steps without training.
+
+    Args:
+        optimizer: the one that the schedule moves.
+        scheduler: or None.
+        steps: how many.
 
     Raises:
         OrderscopeError: it cannot be told without.

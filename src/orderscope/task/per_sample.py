@@ -9,7 +9,7 @@ alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -64,18 +64,25 @@ def each_sample(function: Callable[..., Any], in_dims: tuple[int | None, ...]) -
     return many
 
 
+def filled(gradients: Iterable[Tensor | None], parameters: Iterable[Tensor]) -> list[Tensor]:
+    """Gradients as autograd returns them, zeros where a parameter has none."""
+    return [torch.zeros_like(p) if g is None else g for g, p in zip(gradients, parameters, strict=True)]
+
+
 def one_after_another(loss: Callable[[Any], Tensor], parameters: Sequence[Tensor], batch: Any) -> list[Tensor]:
     """Gradients of each sample of a batch by plain autograd, [samples, *shape] of each parameter: for models that
     `each_sample` cannot take. One forward and one backward pass a sample.
 
     Args:
         loss: of a batch of one.
+        parameters: weights to differentiate by.
+        batch: collated samples.
     """
     rows = []
     for i in range(len(tree_leaves(batch)[0])):
         value = loss(tree_map(lambda leaf: leaf[i : i + 1], batch))  # noqa: B023
         found = torch.autograd.grad(value, parameters, allow_unused=True)
-        rows.append([torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)])
+        rows.append(filled(found, parameters))
     return [torch.stack(parts) for parts in zip(*rows, strict=True)]
 
 

@@ -42,6 +42,7 @@ def tolerated(weights: torch.dtype, inside: float) -> float:
     a deep model makes a thousand of them. Autocast rounds once more, by a few of its own, which are larger than that.
 
     Args:
+        weights: type of the trained weights.
         inside: epsilon of the coarsest format in use, see `coarsest`.
 
     Example:

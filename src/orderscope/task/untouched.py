@@ -50,6 +50,11 @@ def untouched(model: nn.Module, seed: int = 0) -> Iterator[None]:
 def value_of(name: str, function: Callable[[nn.Module], Any], model: nn.Module) -> float:
     """What a metric function says of a model. It is called without gradients, and with them where it asks for some.
 
+    Args:
+        name: of the metric, for the message.
+        function: model -> number.
+        model: a copy is handed over.
+
     Raises:
         OrderscopeError: it fails, does not return one number, or the model cannot be copied.
     """

@@ -67,6 +67,14 @@ def train(
     """Steps `first` .. `last` - 1 of `order`, exactly as the plain loop does them:
 
     zero_grad, mean of the per-sample losses backward, clip_grad_norm_ over all parameters, optimizer, scheduler.
+
+    Args:
+        task: what is trained.
+        session: model, optimizer and scheduler; changed.
+        order: sample ids, [steps, batch].
+        first: step to begin with.
+        last: step to end before.
+        watcher: sees each step from inside.
     """
     model, optimizer, scheduler = session.model, session.optimizer, session.scheduler
     for step in range(first, last):

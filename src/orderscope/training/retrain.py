@@ -45,6 +45,7 @@ def retrain(
     """Train the task once per order, with the bits of a plain torch loop.
 
     Args:
+        task: what is trained.
         orders: [n, steps, batch], or one order [steps, batch] (n = 1).
         keep_parameters: also return the final weights.
         allow_other_samples: accept orders that are not rearrangements of `task.order`.

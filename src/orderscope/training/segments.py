@@ -32,6 +32,11 @@ def step_gradients(store: RunStore, run: str, index: int) -> np.ndarray:
     """Mean gradients of a segment's steps before clipping, [steps, coords], left on disk. Runs of earlier versions have
     them in the segment itself.
 
+    Args:
+        store: the run on disk.
+        run: name of a training.
+        index: of the segment, from 1.
+
     Raises:
         IncompleteRun: they were not kept, or dropped.
     """
@@ -74,7 +79,16 @@ def _segments(store: RunStore, run: str) -> int:
 def write_segment(
     store: RunStore, run: str, index: int, tensors: Mapping[str, Tensor], state: TrainingState, attrs: Mapping[str, Any]
 ) -> None:
-    """Write `state`, and the per-step `tensors` before it, as one shard; their gradients before it, as another."""
+    """Write `state`, and the per-step `tensors` before it, as one shard; their gradients before it, as another.
+
+    Args:
+        store: the run on disk.
+        run: name of a training.
+        index: of the segment.
+        tensors: by name, [steps, ...].
+        state: at the segment's end.
+        attrs: what else the shard says.
+    """
     tensors, gradient = dict(tensors), tensors.get("gradient")
     if gradient is not None and len(gradient):
         del tensors["gradient"]
@@ -101,7 +115,13 @@ def write_segment(
 
 
 def read_state(store: RunStore, run: str, index: int) -> TrainingState:
-    """The whole state at a boundary, in memory of its own."""
+    """The whole state at a boundary, in memory of its own.
+
+    Args:
+        store: the run on disk.
+        run: name of a training.
+        index: of the boundary, from 0.
+    """
     shard = _Shard(store, segment_name(run, index))
     keys = shard.attrs["keys"]
     return TrainingState(
@@ -182,6 +202,8 @@ def load_run(store: RunStore, name: str, *, gradients: bool = True) -> RecordedR
     """The run `name` of a store.
 
     Args:
+        store: the run on disk.
+        name: of one of its trainings.
         gradients: whether to read those of the steps too, which are most of it.
 
     Raises:

@@ -12,13 +12,14 @@ from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from orderscope.errors import OrderscopeError
+from orderscope.task.hyper import NAMES
 from orderscope.training.loop import Session
 from orderscope.training.state import SUPPORTED, TrainingState
+from orderscope_kernels.optimizers import KINDS
 
-OPTIONS = (
-    "lr", "betas", "eps", "weight_decay", "amsgrad", "maximize", "decoupled_weight_decay",
-    "momentum", "dampening", "nesterov", "foreach", "fused",
-)  # fmt: skip
+TORCH_NAMES = {"beta1": "betas", "beta2": "betas", "decoupled": "decoupled_weight_decay"}
+OPTIONS = tuple(dict.fromkeys([*(TORCH_NAMES.get(name, name) for name in NAMES), "foreach", "fused"]))
+FLAGS = {"amsgrad", "decoupled", "nesterov", "maximize"}  # no schedule moves them
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -70,13 +71,14 @@ def optimizer_state(header: Mapping[str, Any], layout_names: list[str], state: T
     Args:
         header: of the leg; its groups give the places of the parameters in the model.
         layout_names: names of the trained parameters, in layout order.
+        state: moments and counts to hand over.
     """
     if not bool(state.present.any()):
         return None
     shapes = {n: tuple(s) for n, s in header["parameters"]}
     sizes = [int(np.prod(shapes[n])) for n in layout_names]
     flat = {key: vector.split(sizes) for key, vector in state.moments.items()}
-    held = {place: i for i, place in enumerate(header["places"])}
+    held, kind = {place: i for i, place in enumerate(header["places"])}, KINDS[header["optimizer"]]
     found: dict[int, dict[str, Any]] = {}
     groups, number = [], 0
     for group in header["groups"]:
@@ -84,8 +86,11 @@ def optimizer_state(header: Mapping[str, Any], layout_names: list[str], state: T
         for place in group["params"]:
             i = held.get(place)
             if i is not None and bool(state.present[i]):
-                own: dict[str, Any] = {k: v[i].view(shapes[layout_names[i]]).clone() for k, v in flat.items()}
-                if header["optimizer"] != "SGD":
+                shape = shapes[layout_names[i]]
+                own: dict[str, Any] = {
+                    key.name: key.for_torch(flat[key.name][i].view(shape)) for key in kind.keys if key.name in flat
+                }
+                if kind.counts:
                     own["step"] = torch.tensor(float(state.count[i]))
                 found[number] = own
             number += 1
@@ -97,6 +102,8 @@ def model_factory(model: Any, names: list[str], state: TrainingState) -> Callabl
 
     Args:
         model: a module to be copied, or `() -> module`.
+        names: of the trained parameters, in layout order.
+        state: weights and buffers that the built model gets.
     """
     template = copy.deepcopy(unwrapped(model)) if isinstance(model, nn.Module) else None
 
@@ -135,9 +142,7 @@ class RecordedSchedule:
 
     def __init__(self, optimizer: torch.optim.Optimizer, hyper: Mapping[str, np.ndarray]) -> None:
         self._optimizer, self._next = optimizer, 0
-        self._hyper = {
-            n: v for n, v in hyper.items() if n in ("lr", "weight_decay", "momentum", "beta1", "beta2", "eps")
-        }
+        self._hyper = {name: values for name, values in hyper.items() if name not in FLAGS}
         self.step()
 
     def step(self) -> None:

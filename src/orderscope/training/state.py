@@ -12,9 +12,9 @@ from orderscope.errors import OrderscopeError
 from orderscope.task.hyper import advance
 from orderscope.task.rng import rng_state, set_rng_state
 from orderscope.training.loop import Session
+from orderscope_kernels.optimizers import KINDS, Kind
 
-STATE_KEYS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")
-SUPPORTED = {"SGD": torch.optim.SGD, "Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
+SUPPORTED = {name: kind.torch_class for name, kind in KINDS.items()}
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class TrainingState:
 
     Args:
         theta: parameters in layout order, [P].
-        moments: optimizer state by key (`exp_avg`, `exp_avg_sq`, `max_exp_avg_sq`, `momentum_buffer`), [P] each, zero
+        moments: optimizer state by key as in torch (`exp_avg`, `momentum_buffer`, ...), [P] each, at its initial value
             where the optimizer has none yet.
         count: the optimizer's own step count per parameter, [n_params]; zero for SGD.
         present: whether the optimizer has state for the parameter, bool [n_params].
@@ -61,12 +61,10 @@ def capture(session: Session, *, rng: bool = True) -> TrainingState:
     states = [session.optimizer.state.get(p, {}) for p in parameters]
     present = torch.tensor([any(v is not None for v in s.values()) for s in states])
     moments = {}
-    for key in STATE_KEYS:
-        if any(s.get(key) is not None for s in states):
-            parts = [
-                torch.zeros_like(p) if s.get(key) is None else s[key] for s, p in zip(states, parameters, strict=True)
-            ]
-            moments[key] = layout.flatten(parts).cpu()
+    for key in _kind(session).keys:
+        if any(s.get(key.name) is not None for s in states):
+            parts = [key.of_torch(s.get(key.name), p) for s, p in zip(states, parameters, strict=True)]
+            moments[key.name] = layout.flatten(parts).cpu()
     return TrainingState(
         theta=layout.flatten(parameters).cpu(),
         moments=moments,
@@ -78,24 +76,35 @@ def capture(session: Session, *, rng: bool = True) -> TrainingState:
 
 
 def restore(session: Session, state: TrainingState, step: int) -> None:
-    """Bring a freshly started session to `state` at `step`: the schedule is stepped again, nothing is trained."""
+    """Bring a freshly started session to `state` at `step`: the schedule is stepped again, nothing is trained.
+
+    Args:
+        session: freshly started; changed.
+        state: to go on from.
+        step: steps taken before it.
+    """
     advance(session.optimizer, session.scheduler, step)
     views = session.layout.unflatten(state.theta)
-    moments = {key: session.layout.unflatten(flat) for key, flat in state.moments.items()}
-    counted = isinstance(session.optimizer, (torch.optim.Adam, torch.optim.AdamW))
+    kind, moments = _kind(session), {key: session.layout.unflatten(flat) for key, flat in state.moments.items()}
     with torch.no_grad():
         for i, (name, p) in enumerate(zip(session.layout.names, session.parameters, strict=True)):
             p.copy_(views[name])
             session.optimizer.state.pop(p, None)
             if state.present[i]:
                 own = session.optimizer.state[p]
-                if counted:
+                if kind.counts:
                     own["step"] = _step_tensor(session.optimizer, p, float(state.count[i]))
-                for key, by_name in moments.items():
-                    own[key] = torch.empty_like(p).copy_(by_name[name])
+                for key in kind.keys:
+                    if key.name in moments:
+                        value = moments[key.name][name]
+                        own[key.name] = key.for_torch(value) if key.scalar else torch.empty_like(p).copy_(value)
         _set_buffers(session, state.buffers)
     if state.rng:
         set_rng_state(state.rng)
+
+
+def _kind(session: Session) -> Kind:
+    return KINDS[type(session.optimizer).__name__]
 
 
 def _step_tensor(optimizer: torch.optim.Optimizer, p: Tensor, count: float) -> Tensor:

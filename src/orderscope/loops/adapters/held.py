@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from orderscope.errors import OrderscopeError
+from orderscope.loops.legs import finished, is_finished
+from orderscope.loops.notices import RecorderWarning, tell
 from orderscope.loops.recorded import Recorded
-from orderscope.loops.recorder import Recorder
+from orderscope.loops.recorder import HOPELESS, Recorder, Refused
 from orderscope.task import Task
 
 
@@ -22,15 +26,30 @@ class HeldRecorder:
     """
 
     def __init__(self, path: str | os.PathLike[str], **options: Any) -> None:
+        if is_finished(path):
+            raise finished(Path(path))
         self._path, self._options = path, options
         self._recorder: Recorder | None = None
+        self._said: set[type[RecorderWarning]] = set()
 
-    def begin(self, model: Any, optimizer: Any, *, steps: int | None, step: int) -> None:
+    def say(self, kind: type[RecorderWarning], text: str) -> None:
+        """Warn of something seen before the training; the recorder then does not say it again.
+
+        Raises: OrderscopeError under `strict`, where no other order could be asked about.
+        """
+        if self._options.get("strict") and kind in HOPELESS:
+            raise Refused(text, "a training of which other orders can be asked", "or leave out strict=True")
+        self._said.add(kind)
+        tell(kind, f"recording {self._path}: {text}")
+
+    def begin(self, model: Any, optimizer: Any, *, steps: int | None, step: int, samples: int | None = None) -> None:
         """Start to record; `step` are the library's own steps so far, for optimizers that do not count theirs."""
         optimizer = getattr(optimizer, "optimizer", optimizer)
         counted = not isinstance(optimizer, torch.optim.SGD)
-        options: dict[str, Any] = {"steps": steps, "step": None if counted else step} | self._options
-        self._recorder = Recorder(self._path, model, optimizer, **options)
+        options: dict[str, Any] = {"steps": steps, "step": None if counted else step, "samples": samples}
+        self._recorder = Recorder(self._path, model, optimizer, **(options | self._options))
+        self._recorder.said |= self._said
+        self._recorder.expected = step
 
     @property
     def recorder(self) -> Recorder:
@@ -54,5 +73,10 @@ class HeldRecorder:
         return self.recorder.batches
 
     def task(self, **parts: Any) -> Task:
-        """The recorded run as an `osc.Task`, see `Recorded.task`."""
-        return self.recorder.task(**parts)
+        """The recorded run as an `osc.Task`, see `Recorded.task`; what the library knows need not be said: the model,
+        and as far as it has them data, loss, held-out rows and clipping."""
+        return self.recorder.task(**(self.known_parts(parts) | parts))
+
+    def known_parts(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Parts of the task that the library knows, beside those given."""
+        return {}

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from orderscope.errors import OrderscopeError
+from orderscope.loops.notices import UnevenStepsWarning, tell
 
 
 def with_ids(loader: DataLoader) -> DataLoader:
@@ -21,7 +22,22 @@ def with_ids(loader: DataLoader) -> DataLoader:
 
     Raises: OrderscopeError for an iterable-style data set: its samples have no index.
     """
+    size = _length(loader.sampler)
+    if loader.batch_size is not None and not loader.drop_last and size and size % loader.batch_size:
+        tell(
+            UnevenStepsWarning,
+            f"the last batch of an epoch has {size % loader.batch_size} samples, the others {loader.batch_size}: only "
+            "windows without it can be asked about; make the loader with drop_last=True",
+        )
     return rebuilt(loader, Paired)
+
+
+def _length(sampler: Any) -> int | None:
+    """Samples of an epoch, None where a sampler does not say."""
+    try:
+        return len(sampler)
+    except (TypeError, NotImplementedError):
+        return None
 
 
 def rebuilt(loader: DataLoader, collate: Callable[[Any], Any]) -> DataLoader:

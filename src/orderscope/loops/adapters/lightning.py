@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch.utils.data import default_collate
 
 from orderscope.errors import OrderscopeError
 from orderscope.loops.adapters.held import HeldRecorder
@@ -38,6 +40,11 @@ class LightningRecorder(HeldRecorder):
             return lambda *args, **kwargs: None
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
+    def known_parts(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            k: v for k, v in self._known.items() if not (k in ("data", "collate") and {"data", "collate"} & {*given})
+        }
+
     def on_train_start(self, trainer: Any, module: Any) -> None:
         if len(trainer.optimizers) != 1:
             raise OrderscopeError(
@@ -45,7 +52,13 @@ class LightningRecorder(HeldRecorder):
             )
         steps = trainer.estimated_stepping_batches
         known = int(steps) if math.isfinite(steps) and steps > 0 else None
-        self.begin(module, trainer.optimizers[0], steps=known, step=trainer.global_step)
+        data = getattr(trainer.train_dataloader, "dataset", None)
+        samples = len(data) if data is not None and hasattr(data, "__len__") else None
+        self.begin(module, trainer.optimizers[0], steps=known, step=trainer.global_step, samples=samples)
+        self._known = {"max_grad_norm": trainer.gradient_clip_val or None}
+        if data is not None and hasattr(data, "data"):  # as `with_ids` made it
+            own = getattr(trainer.train_dataloader.collate_fn, "collate", None)
+            self._known |= {"data": data.data, "collate": None if own is default_collate else own}
         training_step = module.training_step
 
         @functools.wraps(training_step)

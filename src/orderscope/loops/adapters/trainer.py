@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +13,11 @@ from torch.utils.data import DataLoader
 from orderscope.errors import OrderscopeError
 from orderscope.loops.adapters.held import HeldRecorder
 from orderscope.loops.adapters.ids import Inside, rebuilt
+from orderscope.loops.adapters.trainer_parts import trainer_parts
+from orderscope.loops.first_step import standing_notices
+from orderscope.loops.notices import ChanceWarning, UnevenStepsWarning
 from orderscope.orders import OrderSampler, check_reference
+from orderscope.training.state import SUPPORTED, require_supported
 
 
 class TrainerRecorder(HeldRecorder):
@@ -33,6 +37,9 @@ class TrainerRecorder(HeldRecorder):
 
     def __init__(self, trainer: Any, path: str | os.PathLike[str], **options: Any) -> None:
         super().__init__(path, **options)
+        self.samples = len(trainer.train_dataset) if hasattr(trainer.train_dataset, "__len__") else None
+        self._check(trainer)
+        self._trainer = trainer
         self._ids: list[torch.Tensor] = []
         _change_train_loader(trainer, lambda loader: rebuilt(loader, Inside))
         training_step = trainer.training_step
@@ -46,9 +53,57 @@ class TrainerRecorder(HeldRecorder):
         trainer.training_step = step
         trainer.add_callback(_callback(self))
 
+    def known_parts(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        return trainer_parts(self._trainer, given)
+
+    def _check(self, trainer: Any) -> None:
+        """See before the training what can be seen of it: its optimizer, dropout, a short last step.
+
+        Raises: OrderscopeError for an optimizer that cannot be carried.
+        """
+        args = trainer.args
+        require_carried(trainer)
+        if not self._options.get("states", True) or not self._options.get("check", True):
+            return
+        for kind, text in standing_notices(trainer.model, training=True):
+            self.say(kind, text)
+        if getattr(args, "neftune_noise_alpha", None) is not None:
+            self.say(ChanceWarning, "noise on the embeddings: other orders cannot be simulated; leave out "
+                     f"neftune_noise_alpha={args.neftune_noise_alpha}")  # fmt: skip
+        size, parts = (
+            args.per_device_train_batch_size * max(1, args.n_gpu) * args.world_size,
+            args.gradient_accumulation_steps,
+        )
+        step, samples = size * parts, self.samples or 0
+        dropped = args.dataloader_drop_last and not samples // size % parts
+        if samples % step and not dropped and (args.max_steps <= 0 or args.max_steps > samples // step):
+            line = f"max_steps={samples // step}" if samples // size % parts else "dataloader_drop_last=True"
+            self.say(
+                UnevenStepsWarning,
+                f"the last step of an epoch has {samples % step} samples, the others {step}: only windows without it "
+                f"can be asked about; pass {line} to the arguments",
+            )
+
     def end_step(self) -> None:
         ids, self._ids = self._ids, []
         self.recorder.step(torch.cat(ids) if ids else [])
+
+
+def require_carried(trainer: Any) -> None:
+    """Raises: OrderscopeError where the optimizer that a Trainer has, or will make, cannot be carried."""
+    if trainer.optimizer is not None:
+        require_supported(getattr(trainer.optimizer, "optimizer", trainer.optimizer))
+        return
+    try:
+        kind, _ = type(trainer).get_optimizer_cls_and_kwargs(trainer.args, trainer.model)
+    except Exception:  # of another version, or of a library that is missing: the training will say so
+        return
+    if kind not in SUPPORTED.values():
+        raise OrderscopeError(
+            f"optim={str(getattr(trainer.args.optim, 'value', trainer.args.optim))!r} ({kind.__name__})",
+            "one of torch.optim's " + ", ".join(SUPPORTED),
+            'pass optim="adamw_torch" to the TrainingArguments',
+        )
 
 
 def _callback(owner: TrainerRecorder) -> Any:
@@ -56,7 +111,9 @@ def _callback(owner: TrainerRecorder) -> Any:
 
     class Callback(TrainerCallback):
         def on_train_begin(self, args, state, control, model=None, optimizer=None, **kwargs):
-            owner.begin(model, optimizer, steps=state.max_steps, step=state.global_step)
+            owner.begin(
+                model, optimizer, steps=state.max_steps, step=state.global_step, samples=owner.samples
+            )  # fmt: skip
 
         def on_step_end(self, args, state, control, **kwargs):
             owner.end_step()

@@ -5,6 +5,7 @@ A strategy of one's own joins at the end, by `orderscope.search.register`.
 
 from orderscope.search.strategies.curricula import AbilityGate, AnnealedWeights, ReRanked
 from orderscope.search.strategies.epochs import Herding, PairedReversal
+from orderscope.search.strategies.even import EvenLoss
 from orderscope.search.strategies.guided import Assignment, ConditionalGradient, Descent, Regroup, RegroupByAssignment
 from orderscope.search.strategies.heuristics import Interleave, Random, Reference, Reverse
 from orderscope.search.strategies.local import Genetic, LocalSearch, Restarts
@@ -38,7 +39,7 @@ from orderscope.search.strategies.sorts import (
 from orderscope.search.strategy import Strategy
 
 STRATEGY_TYPES: tuple[type[Strategy], ...] = (
-    Reference, Reverse, Interleave, Random,
+    Reference, Reverse, Interleave, EvenLoss, Random,
     AbilityGate, ReRanked, AnnealedWeights, Herding, PairedReversal,
     GroupSchedule,
     Regroup, Assignment, Descent, ConditionalGradient, RegroupByAssignment,

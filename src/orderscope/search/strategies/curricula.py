@@ -89,6 +89,8 @@ def drawn(rank: np.ndarray, sharpness: float, rng: np.random.Generator) -> np.nd
 
     Args:
         rank: of each step, from 0 to 1, [steps].
+        sharpness: how much rank counts; 0 draws evenly.
+        rng: random numbers.
     """
     steps, left, out = len(rank), np.arange(len(rank)), []
     for t in range(steps):

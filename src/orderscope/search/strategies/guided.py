@@ -76,9 +76,11 @@ def _trust_region(setting: Setting, order: np.ndarray, model: Model, search: Sea
     better less far, down to a length of 0, and then no more.
 
     Args:
+        setting: the run and what was found so far.
         order: where to begin.
         model: order -> local model around it, and how an arrangement of its items becomes an order; None for an order
             that it cannot be made around.
+        search: (local model, length, random numbers) -> pairs of a distance up to the length and an arrangement.
     """
     start, bound = (float(b) for b in (yield np.stack([setting.order, order])).bound)
     length = LENGTH

@@ -167,6 +167,7 @@ def picked(codes: np.ndarray, preference: np.ndarray, rng: np.random.Generator) 
     Args:
         codes: group of each step, [steps].
         preference: [steps, groups].
+        rng: random numbers.
     """
     queues = [np.flatnonzero(codes == g).tolist() for g in range(preference.shape[1])]
     out = []

@@ -66,7 +66,13 @@ def moves_samples(setting: Setting) -> bool:
 
 
 def order_of(setting: Setting, codes: np.ndarray, logs: np.ndarray) -> np.ndarray:
-    """The recorded order with its groups drawn at densities exp(logs), [segments, groups]."""
+    """The recorded order with its groups drawn at densities exp(logs), [segments, groups].
+
+    Args:
+        setting: the run, for its order.
+        codes: group of each item that moves, see `codes_of`.
+        logs: logarithms of densities, [segments, groups].
+    """
     density = np.exp(logs - logs.max(0))
     if not moves_samples(setting):
         return setting.order[played(codes, density)]

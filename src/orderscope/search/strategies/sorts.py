@@ -42,6 +42,7 @@ def sorted_by(setting: Setting, values: np.ndarray, *, folds: int = 1) -> np.nda
     second one with the samples sorted, [1 or 2, steps, batch].
 
     Args:
+        setting: the run, for its order and whether samples may be regrouped.
         values: [samples].
         folds: how often to go from small to large, each time through every `folds`-th of them.
     """

@@ -1,0 +1,54 @@
+"""What has to hold before a loop can be recorded, and where its record begins."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from orderscope.errors import OrderscopeError
+from orderscope.task.layout import ParameterLayout
+
+FIRST_STRIDE = 4  # steps between kept states, at first
+
+
+def check_recordable(
+    layout: ParameterLayout, parameters: list[nn.Parameter], anchors: int, steps: int | None, step: int | None
+) -> None:
+    if layout.dtype not in (torch.float32, torch.float64):
+        raise OrderscopeError(
+            f"weights of dtype {layout.dtype}",
+            "float32 or float64 master weights",
+            "keep the weights in float32 and train under torch.autocast",
+        )
+    sharded = next((n for n, p in zip(layout.names, parameters, strict=True) if hasattr(p, "placements")), None)
+    if sharded is not None or any(p.is_meta for p in parameters):
+        raise OrderscopeError(
+            f"parameter {sharded or layout.names[0]!r} that is sharded or on the meta device",
+            "whole parameters in every process (plain or DDP)",
+            "record an unsharded run, for instance of the adapter weights alone",
+        )
+    for name, value, least in (("anchors", anchors, 2), ("steps", steps, 1), ("step", step, 0)):
+        if value is not None and (int(value) != value or value < least):
+            raise OrderscopeError(f"{name}={value!r}", f"a whole number from {least}", f"change {name}=")
+
+
+def place_among_ranks(rank: int | None, world_size: int | None) -> tuple[int, int]:
+    if rank is None and torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return rank or 0, world_size or 1
+
+
+def members(optimizer: torch.optim.Optimizer) -> list[list[int]]:
+    return [[id(p) for p in group["params"]] for group in optimizer.param_groups]
+
+
+def counts_steps(optimizer: torch.optim.Optimizer) -> bool:
+    return not isinstance(optimizer, torch.optim.SGD)
+
+
+def stride_after(steps: int, anchors: int) -> int:
+    """The stride a loop of `steps` steps had come to."""
+    stride = FIRST_STRIDE
+    while steps // stride > 2 * anchors:
+        stride *= 2
+    return stride

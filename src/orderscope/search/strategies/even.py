@@ -1,0 +1,22 @@
+"""Orders in which every stretch of the run has samples of all kinds."""
+
+from __future__ import annotations
+
+from orderscope.search.setting import Setting
+from orderscope.search.strategies.sorts import sorted_by
+from orderscope.search.strategy import Orders, Strategy
+
+
+class EvenLoss(Strategy):
+    """Ranks by loss in the sequence of van der Corput: easy and hard batches come evenly mixed at every scale of time.
+    It does to difficulty what `interleave` does to groups."""
+
+    name, source = "even losses", "loss on the starting weights, low-discrepancy sequence; Lu et al., ICLR 2022"
+
+    def orders(self, setting: Setting) -> Orders:
+        from scipy.stats.qmc import Halton  # takes half a second to import
+
+        values = setting.signal("loss", self.name)
+        if values is not None:
+            place = Halton(1, scramble=False).random(setting.steps)[:, 0].argsort().argsort()
+            yield sorted_by(setting, values)[:, place]
