@@ -1,4 +1,7 @@
-"""Record a training loop from inside: what the optimizer did is seen by a hook, who was in it is told by `step`."""
+"""Record a training loop from inside: what the optimizer did is seen by a hook, who was in it is told by `step`.
+
+Past 400 lines: the hook, `step` and what is written between them are one protocol, which a loop may leave at any point.
+"""
 
 from __future__ import annotations
 

@@ -18,8 +18,9 @@ from orderscope.search.objective import Objective, front
 from orderscope.search.parts import SEARCHED, checked_confirming
 from orderscope.search.portfolio import Found, Portfolio, Progress
 from orderscope.search.request import Metric, Question, question
+from orderscope.search.rows import OWN, Row, Simple, rank
 from orderscope.search.strategy import STRATEGIES
-from orderscope.search.work import OWN, Row, Simple, Work, fitted, rank
+from orderscope.search.work import Work, fitted
 from orderscope.simulation.simulator import Simulator
 from orderscope.simulation.verdict import Verdict
 

@@ -5,79 +5,32 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from orderscope.engine.loading import table_number
 from orderscope.errors import OrderscopeError
-from orderscope.search.confirm import PartGain, Trained, part_gains, recorded, standard_error, train_orders
+from orderscope.search.confirm import Trained, part_gains, recorded, standard_error, train_orders
 from orderscope.search.equal_cost import spent_runs
 from orderscope.search.ledger import WHOLE, Ledger
 from orderscope.search.objective import Objective
 from orderscope.search.parts import Parts, Slopes, parts_of, split_rows
 from orderscope.search.portfolio import Found, Portfolio, Progress
-from orderscope.search.readable import Schedule, nearest_schedule
+from orderscope.search.readable import nearest_schedule
 from orderscope.search.remembered import Remembered, question_text
 from orderscope.search.request import Question
+from orderscope.search.rows import OWN, Row, Simple, rank
 from orderscope.search.scores import View
 from orderscope.search.setting import Setting
-from orderscope.search.strategy import PENALTY, Scores
+from orderscope.search.strategy import PENALTY
 from orderscope.simulation.foretold import foretell
 from orderscope.simulation.simulator import Simulator
 from orderscope.simulation.verdict import Verdict, verdict
 
-OWN, FEW, SHUFFLED = "reference", 8, 24
+FEW, SHUFFLED = 8, 24
 PARTS = ("confirming", "searched")
-
-
-@dataclass(frozen=True)
-class Row:
-    """The best order of one strategy, or a point of a front.
-
-    Args:
-        name, source: the strategy's.
-        predicted, error: estimated metric on all held-out rows and half-width of its 90 % interval, by the search's own
-            scores.
-        confirmed: true metric from retraining, on all rows, or None.
-        order: int64 [steps, batch].
-        metrics: estimated values by metric, on the searched rows.
-        true: true values by metric, where it was retrained.
-        parts: gain over the reference on the confirming rows, which the search never saw, and on the searched ones.
-        regroups: whether samples leave their recorded batches.
-    """
-
-    name: str
-    source: str
-    predicted: float
-    error: float
-    confirmed: float | None
-    order: np.ndarray
-    metrics: dict[str, float] = field(default_factory=dict)
-    true: dict[str, float] = field(default_factory=dict)
-    parts: list[PartGain] = field(default_factory=list)
-    regroups: bool = False
-
-
-@dataclass(frozen=True)
-class Simple:
-    """The proposed order in a few words: the nearest schedule of groups.
-
-    Args:
-        schedule: shares of groups over time.
-        order: it played on the recorded samples, int64 [steps, batch].
-        predicted: metric on all rows.
-        kept: its gain over the reference, by that of the proposal; both as trained where both were, else as predicted.
-            Not a number where the proposal gains nothing.
-        confirmed: true metric from retraining, or None.
-    """
-
-    schedule: Schedule
-    order: np.ndarray
-    predicted: float
-    kept: float
-    confirmed: float | None = None
 
 
 class Work:
@@ -398,13 +351,6 @@ def fitted(sim: Simulator, objective: Objective) -> None:
     for name in objective.names:
         sim.calibration[name]
     _ = sim.run_orders, sim.run_truth
-
-
-def rank(row: Row, sign: float) -> float:
-    """What rows are sorted by: the true value, else the bound."""
-    if row.confirmed is not None:
-        return sign * row.confirmed
-    return float(Scores(np.array(sign * row.predicted), np.array(row.error)).bound)
 
 
 def _notes(portfolios: list[Portfolio], interrupted: bool, seconds: float | None) -> list[str]:

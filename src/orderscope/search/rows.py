@@ -1,0 +1,68 @@
+"""What a proposal shows of the orders that were found: the best of every strategy, and the nearest simple schedule."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from orderscope.search.confirm import PartGain
+from orderscope.search.readable import Schedule
+from orderscope.search.strategy import Scores
+
+OWN = "reference"
+
+
+@dataclass(frozen=True)
+class Row:
+    """The best order of one strategy, or a point of a front.
+
+    Args:
+        name, source: the strategy's.
+        predicted, error: estimated metric on all held-out rows and half-width of its 90 % interval, by the search's own
+            scores.
+        confirmed: true metric from retraining, on all rows, or None.
+        order: int64 [steps, batch].
+        metrics: estimated values by metric, on the searched rows.
+        true: true values by metric, where it was retrained.
+        parts: gain over the reference on the confirming rows, which the search never saw, and on the searched ones.
+        regroups: whether samples leave their recorded batches.
+    """
+
+    name: str
+    source: str
+    predicted: float
+    error: float
+    confirmed: float | None
+    order: np.ndarray
+    metrics: dict[str, float] = field(default_factory=dict)
+    true: dict[str, float] = field(default_factory=dict)
+    parts: list[PartGain] = field(default_factory=list)
+    regroups: bool = False
+
+
+@dataclass(frozen=True)
+class Simple:
+    """The proposed order in a few words: the nearest schedule of groups.
+
+    Args:
+        schedule: shares of groups over time.
+        order: it played on the recorded samples, int64 [steps, batch].
+        predicted: metric on all rows.
+        kept: its gain over the reference, by that of the proposal; both as trained where both were, else as predicted.
+            Not a number where the proposal gains nothing.
+        confirmed: true metric from retraining, or None.
+    """
+
+    schedule: Schedule
+    order: np.ndarray
+    predicted: float
+    kept: float
+    confirmed: float | None = None
+
+
+def rank(row: Row, sign: float) -> float:
+    """What rows are sorted by: the true value, else the bound."""
+    if row.confirmed is not None:
+        return sign * row.confirmed
+    return float(Scores(np.array(sign * row.predicted), np.array(row.error)).bound)
