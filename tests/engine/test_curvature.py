@@ -38,11 +38,14 @@ def test_a_sum_of_none_is_zero():
     assert none.factor.shape == (0, 7)
 
 
-def test_a_short_factor_is_multiplied_in_the_type_of_the_rows():
+def test_a_short_factor_rounds_the_rows_but_not_the_square():
+    """Products are in the factor's type, of 8 bits: two roundings of the rows and one of each product."""
     short = Curvature.of(A.bfloat16())
     wide = A.bfloat16().double()
     assert (X @ short).dtype == torch.float64
-    torch.testing.assert_close(X @ short, X @ wide.T @ wide, rtol=1e-12, atol=1e-12)
+    true = X @ wide.T @ wide
+    torch.testing.assert_close(X @ short, true, rtol=0, atol=3 * 2**-8 * float(true.abs().max()))
+    torch.testing.assert_close(short.square(X), (X @ wide.T).square().sum(-1), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("energy", [0.8, 0.95, 1.0])

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from law_tasks import permuted_steps, simulated
-from orderscope.engine import Batches, Window, loading, replay, units_of
+from orderscope.engine import Batches, Window, replay, units_of
+from orderscope.engine.anchors import gram_of
 from orderscope_kernels.replay import OVERRIDE
 from tasks_tiny import char
 
@@ -37,7 +38,7 @@ def both(window, units, monkeypatch, **options):
 def shortened(window: Window) -> Window:
     """With entries and displacements in bfloat16, as they are where tables are large."""
     spread = window.anchors.spread.bfloat16()
-    gram = loading.gram_of(spread, window.anchors.shared, window.units, window.dtype)
+    gram = gram_of(spread, window.anchors.shared, window.units, window.dtype)
     anchors = type(window.anchors)(window.anchors.start, spread, window.anchors.shared, gram)
     crossed = spread.to(window.dtype) @ window.factor.to(window.dtype).T
     return replace(window, entries=window.entries.bfloat16(), anchors=anchors, crossed=crossed)

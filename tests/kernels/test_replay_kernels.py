@@ -178,11 +178,11 @@ def test_entries_beyond_two_to_the_31_numbers(name):
 
 def test_the_choice(monkeypatch):
     monkeypatch.delenv(OVERRIDE, raising=False)
-    assert replay_kernels(torch.zeros(1, dtype=torch.float64)) is reference
-    assert replay_kernels(torch.zeros(1), separate=True) is reference
-    assert replay_kernels(torch.zeros(1)) is named("numba")
+    assert replay_kernels(torch.zeros(1, 1, dtype=torch.float64)) is reference
+    assert replay_kernels(torch.zeros(1, 1), separate=True) is reference
+    assert replay_kernels(torch.zeros(1, 1)) is named("numba")
     monkeypatch.setenv(OVERRIDE, "reference")
-    assert replay_kernels(torch.zeros(1)) is reference
+    assert replay_kernels(torch.zeros(1, 1)) is reference
 
 
 COMPILE = """

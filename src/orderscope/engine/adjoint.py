@@ -122,7 +122,9 @@ def step_effects(window: Window, found: Sensitivity) -> Float64[np.ndarray, "ste
     return _all_steps(found.places, _unit_effects(window, found).double().numpy(), window.steps)
 
 
-def sample_effects(window: Window, found: Sensitivity, ids: np.ndarray) -> np.ndarray:
+def sample_effects(
+    window: Window, found: Sensitivity, ids: Int[np.ndarray, " ids"]
+) -> Float64[np.ndarray, "steps ids rows"]:
     """Effect of each of these samples in a batch at each position, [steps, ids, 1 + rank].
 
     As in a replay a sample counts as the recorded batch it comes from, and by what sets it apart from that batch at the
@@ -221,7 +223,9 @@ def _forward(window: Window, units: Units) -> tuple[list[Passed], Tensor]:
     return passed, states.theta[0]
 
 
-def predicted_gradient(window: Window, units: Units, unit: int, theta: Tensor) -> Tensor:
+def predicted_gradient(
+    window: Window, units: Units, unit: int, theta: Float[Tensor, " coords"]
+) -> Float[Tensor, " coords"]:
     """Of one batch in one state, with the whole curvature, [m].
 
     Args:
@@ -291,7 +295,9 @@ def _gradient_back(window: Window, units: Units, at: Passed, rows: Tensor) -> Te
     return gradient_back(window, units, at.unit, at.theta, rows)
 
 
-def gradient_back(window: Window, units: Units, unit: int, theta: Tensor, rows: Tensor) -> Tensor:
+def gradient_back(
+    window: Window, units: Units, unit: int, theta: Float[Tensor, " coords"], rows: Float[Tensor, "rows coords"]
+) -> Float[Tensor, "rows coords"]:
     """Transposed Jacobian of a unit's predicted gradient: secants along its anchors, curvature outside them.
 
     With anchor weights w(theta), W = dw / dtheta and anchor states T, g = G^T w + C (theta - T^T w), so that

@@ -25,6 +25,7 @@ from orderscope.engine.batches import Batches
 from orderscope.engine.optimizers import Dynamics, Slice, clip, start_states, step
 from orderscope.engine.units import Units, units_of
 from orderscope.engine.window import Window
+from orderscope_kernels.shapes import Float, Int
 
 # Least root of a second moment, in units of what a typical gradient leaves there. Coordinates with next to no gradient
 # take steps as large as others do, and the sweep divides by their roots at every step: without a floor it explodes. On
@@ -62,7 +63,9 @@ class Between:
     unit: int
 
 
-def secant_sweep(window: Window, order: np.ndarray, gradients: Tensor, slope: Slope) -> Tensor:
+def secant_sweep(
+    window: Window, order: Int[np.ndarray, "steps batch"], gradients: Float[Tensor, "steps coords"], slope: Slope
+) -> Float[Tensor, "steps coords"]:
     """Weights of the errors of the predicted gradients at each step, [steps, m]: their products with the errors add up
     to the error of the metric.
 

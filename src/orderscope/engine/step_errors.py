@@ -27,6 +27,7 @@ from orderscope.engine.batches import Batches
 from orderscope.engine.held_out import HeldOut
 from orderscope.engine.secant import KINDS, secant_sweep
 from orderscope.engine.window import Window
+from orderscope_kernels.shapes import Int
 
 AT_ONCE = 32  # steps
 
@@ -66,7 +67,7 @@ def mean_slope(held_out: HeldOut, name: str, run: str) -> Slope:
     return at
 
 
-def step_errors(window: Window, slope: Slope, run: str, order: np.ndarray) -> StepErrors:
+def step_errors(window: Window, slope: Slope, run: str, order: Int[np.ndarray, "steps batch"]) -> StepErrors:
     """Of one recorded run under another order than the reference's.
 
     Args:
