@@ -149,3 +149,12 @@ def test_a_script_is_named_only_where_importing_it_trains_nothing(guarded: bool,
         assert task is None
         assert "trains when it is imported" in told
         assert 'put the training under if __name__ == "__main__":' in told
+
+
+def test_a_data_set_may_be_called_train(tmp_path: Path) -> None:
+    """A call of that name trains, a variable of that name does not."""
+    file = tmp_path / "script.py"
+    file.write_text("train = list(range(3))\nfit = train\n")
+    assert trains_on_import(file) is None
+    file.write_text("model = object()\nmodel.fit(3)\n")
+    assert trains_on_import(file) == 2

@@ -144,7 +144,7 @@ def test_brackets_are_what_two_steps_in_either_sequence_differ_by(char: osc.Simu
 
     # theta - D g_u - D (g_v - C_v D g_u) against the same with u and v exchanged
     expected = (a * scale) @ (bent(scale * g[u], v) - bent(scale * g[v], u))
-    assert duels[u, v] == pytest.approx(float(expected), rel=1e-3)
+    assert duels[u, v] == pytest.approx(float(expected), rel=1e-2)  # rows are rounded to the curvature's 8 bits
 
 
 def test_bracket_tournament_puts_winners_first(char: osc.Simulator) -> None:

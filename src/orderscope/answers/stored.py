@@ -73,7 +73,7 @@ def proposal_facts(proposal: Any) -> dict[str, Any]:
     names = (
         "metric", "maximize", "predicted", "error", "confirmed", "reference", "random", "gain_sigma", "scored", "cost",
         "best_of_n", "undetectable", "true", "notes", "verdict", "searched",
-        "refined",
+        "refined", "why",
     )  # fmt: skip
     row, point = ("name", "source", "predicted", "error", "confirmed"), ("name", "metrics", "true")
     simple = proposal.simple
@@ -94,6 +94,7 @@ def proposal_facts(proposal: Any) -> dict[str, Any]:
         ),
         "table": [
             {key: json_value(getattr(entry, key)) for key in row}
+            | {"proposed": bool(np.array_equal(entry.order, proposal.order))}
             | {"parts": [json_value(asdict(part)) for part in entry.parts]}
             for entry in proposal.table
         ],

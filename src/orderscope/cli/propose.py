@@ -256,6 +256,8 @@ def show(facts: dict[str, Any]) -> None:
     apart = any(row["parts"] for row in table[:SHOWN])
     parts = ["other rows", "±"] if apart else []
     print_table(["order", metric, "error", "trained", *parts], [_cells(row, apart) for row in table[:SHOWN]])
+    if any(row.get("proposed") for row in table[:SHOWN]):
+        say("\n* the proposed order")
     if parts:
         say("\nother rows: the gain on the held-out rows that the search never saw, ± its error over rows")
     if len(table) > SHOWN:
@@ -304,10 +306,7 @@ def summary_lines(facts: dict[str, Any]) -> list[str]:
         lines.append(REFINED + ":")
     lines += [("  " if facts.get("refined") else "") + part_words(part) for part in facts["parts"]]
     if facts["undetectable"]:
-        why = "the predicted gain is inside its error"
-        if facts["confirmed"] is not None:
-            why = "the true gain is no more than as many random orders, or other rows, would be expected to bring"
-        lines.append(f"{NO_EFFECT}: {why}")
+        lines.append(f"{NO_EFFECT}: {facts.get('why') or 'no more than chance would bring'}")
     if facts["best_of_n"] is not None:
         lines.append(
             f"best of {facts['cost']:.0f} random orders, truly trained at equal cost: {facts['best_of_n']:.5g} expected"
@@ -354,7 +353,7 @@ def _cells(row: dict[str, Any], parts: bool = False) -> list[str]:
         own = row["parts"][0]
         width = own["standard_error"]
         apart = [f"{own['gain']:+.2g}", "" if width is None else f"{width:.2g}"]
-    return [row["name"], value, error, trained, *apart]
+    return [row["name"] + (" *" if row.get("proposed") else ""), value, error, trained, *apart]
 
 
 def _number(value: float | None) -> float:

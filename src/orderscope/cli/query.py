@@ -35,10 +35,11 @@ if TYPE_CHECKING:
 
 UNTRUSTED = 3
 UNTRUSTED_SINCE = {
-    "carried": "outside what the recorded runs cover, or no better than a constant on the probes",
-    "proxy": "batches regrouped, of which no recorded run tells, or no better than a constant on the probes",
+    "carried": "outside what the recorded runs cover, or of a kind that intervals did not hold for",
+    "proxy": "batches regrouped, of which no recorded run tells, or of a kind that intervals did not hold for",
 }
 NO_EFFECT = "no detectable effect"
+NOT_TOLD = "not reliable"  # a difference beyond its error, of estimates that are no better than a constant
 GROUPED = re.compile(r"(^|\|)\s*(early|late|groups|interleave)\b")
 MOVED = 0.005  # shown with two digits
 
@@ -209,6 +210,7 @@ def answer(prediction: Prediction, index: int, text: str) -> dict[str, Any]:
             "error": error,
             "difference": difference,
             "detectable": bool(prediction.detectable(name)[index]),
+            "skilled": bool(prediction.skilled[name]),
             "trusted": bool(prediction.trusted[index] and prediction.skilled[name]),
         }
     return {"order": text, "metrics": metrics}
@@ -256,7 +258,7 @@ def show(facts: dict[str, Any]) -> None:
     """Print an answer of `ask`, with how it was asked: `estimator`, `lr`, `model_run_for`."""
     from orderscope.answers.effect import Effect
 
-    rows, estimator = facts["orders"], facts["estimator"]
+    rows = facts["orders"]
     if facts["lr"] is not None:
         say(f"learning rates {plain(facts['lr'])}; differences are to the recorded order at the recorded rates")
     if facts["model_run_for"]:
@@ -277,8 +279,21 @@ def show(facts: dict[str, Any]) -> None:
             told = ", ".join(f"{plain(name)} {at[0]:.2f} -> {at[1]:.2f}" for name, at in moved.items())
             say(f"\n{plain(row['order'])}: mean position of group {told}")
     if not is_trusted(facts):
-        estimator = facts["estimator"]
-        say(f"\nnot trusted: {UNTRUSTED_SINCE.get(estimator, f'the baseline {plain(estimator)} has no error bar')}")
+        say(f"\nnot trusted: {plain(_since(facts))}")
+
+
+def _since(facts: dict[str, Any]) -> str:
+    """Why answers are not trusted."""
+    estimator = facts["estimator"]
+    if estimator not in UNTRUSTED_SINCE:
+        return f"the baseline {estimator} has no error bar"
+    told = {name: values["skilled"] for row in facts["orders"] for name, values in row["metrics"].items()}
+    reasons = [
+        f"on the recorded runs estimates of {name} are no better than a constant" for name in told if not told[name]
+    ]
+    if any(not v["trusted"] and v["skilled"] for row in facts["orders"] for v in row["metrics"].values()):
+        reasons.append(UNTRUSTED_SINCE[estimator])
+    return "; ".join(reasons or [UNTRUSTED_SINCE[estimator]])
 
 
 def sigma_line(effect: Effect) -> str:
@@ -301,6 +316,8 @@ def noise_lines(effect: Effect) -> list[str]:
 def _cells(order: str, values: dict[str, Any]) -> list[str]:
     value, error = figures(values["value"], values["error"])
     difference = signed(values["difference"], values["error"])
-    said = "" if values["detectable"] or not np.isfinite(values["error"]) else NO_EFFECT
+    said = ""
+    if not values["detectable"] and np.isfinite(values["error"]):
+        said = NO_EFFECT if abs(values["difference"]) <= values["error"] else NOT_TOLD
     trained = [figures(values["true"], values["error"])[0]] if "true" in values else []
     return [order, value, error, difference, said, "yes" if values["trusted"] else "no", *trained]

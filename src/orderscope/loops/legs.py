@@ -20,8 +20,8 @@ import numpy as np
 
 from orderscope.errors import DamagedRun, IncompleteRun, OrderscopeError
 from orderscope.store import RunStore
-from orderscope.store.names import TASK_SHARD
-from orderscope.training.segments import read_state, segment_name, write_segment
+from orderscope.store.names import REFERENCE
+from orderscope.training.segments import finished_segments, read_state, segment_name, write_segment
 from orderscope.training.state import TrainingState
 
 LOOP = "loop"
@@ -124,8 +124,11 @@ class LegWriter:
         is the first."""
         self._store = RunStore.create(self.path)
         try:
-            if TASK_SHARD in self._store:
+            if _reference_trained(self._store):
                 raise finished(self.path)
+            refused = [name for name in self._store.names() if not name.startswith(f"{LOOP}/")]
+            if refused:  # of a task that did not reproduce the loop: this loop is the next try
+                self._store.drop(refused)
             self.number = _legs(self._store)
             self.before = self._store.attrs(f"{LOOP}/000/leg") if self.number else None
             self.earlier = read_loop(self._store) if self.number else None
@@ -196,8 +199,13 @@ def finished(path: Path) -> OrderscopeError:
 
 
 def is_finished(path: str | os.PathLike[str]) -> bool:
-    """Whether a directory holds a run whose task was recorded."""
-    return RunStore.is_there(Path(path)) and TASK_SHARD in RunStore.open(path)
+    """Whether a directory holds a run whose reference was trained from its task."""
+    return RunStore.is_there(Path(path)) and _reference_trained(RunStore.open(path))
+
+
+def _reference_trained(store: RunStore) -> bool:
+    first = segment_name(REFERENCE, 0)
+    return first in store and finished_segments(store, REFERENCE) == len(store.attrs(first)["boundaries"])
 
 
 def has_loop(store: RunStore) -> bool:

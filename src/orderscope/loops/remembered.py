@@ -292,8 +292,9 @@ def trains_on_import(script: Path) -> int | None:
     for node in _top(script):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom)):
             continue
-        names = {n.attr if isinstance(n, ast.Attribute) else n.id for n in ast.walk(node)
-                 if isinstance(n, (ast.Attribute, ast.Name))}  # fmt: skip
+        calls = [n.func for n in ast.walk(node) if isinstance(n, ast.Call)]
+        names = {f.attr if isinstance(f, ast.Attribute) else f.id for f in calls
+                 if isinstance(f, (ast.Attribute, ast.Name))}  # fmt: skip
         if isinstance(node, (ast.For, ast.While, ast.With)) or names & TRAINS:
             return node.lineno
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from orderscope.errors import OrderscopeError
+from orderscope.loops.first_step import standing_notices
 from orderscope.loops.gradient_sample import GradientProbe
 from orderscope.loops.legs import has_loop, load_state
+from orderscope.loops.notices import SlowPathWarning
 from orderscope.loops.recorded import Recorded, recorded
 from orderscope.loops.scaling import ScaledRows
 from orderscope.store import RunStore
@@ -133,6 +135,7 @@ class Reproduction:
             reasons.insert(
                 0, f"gradients are {ratio:.3g} times the recorded: compare how losses are averaged, or pass scaling="
             )
+        reasons[:0] = [text for kind, text in standing_notices(self.session.model) if kind is not SlowPathWarning]
         return "; ".join(reasons)
 
 

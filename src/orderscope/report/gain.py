@@ -39,3 +39,8 @@ def gained(material: Material, facts: dict[str, Any]) -> str:
     word = material.direction(facts["metric"]).word(won(facts))
     size = signed(abs(won(facts)), number(facts["error"])).lstrip("+")
     return f"{word} by {size}" if won(facts) else word
+
+
+def because(facts: dict[str, Any]) -> str:
+    """What makes a proposal undetectable, in words."""
+    return str(facts.get("why") or "it is no more than luck would bring at the same cost")

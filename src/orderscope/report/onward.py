@@ -7,7 +7,7 @@ import shlex
 from dataclasses import dataclass
 from typing import Any
 
-from orderscope.report.gain import change, gained
+from orderscope.report.gain import because, change, gained
 from orderscope.report.material import Material
 from orderscope.report.words import short
 from orderscope.text import plain
@@ -83,8 +83,8 @@ def onward(material: Material) -> Onward:
         )  # fmt: skip
     return Onward(
         "Keep the recorded order.",
-        f"The best order found was trained: {change(facts)} in {name}, which is no more than luck would bring at the "
-        f"same cost. A longer search, or more held-out rows than these, may find more.",
+        f"The best order found was trained: {change(facts)} in {name}, but {because(facts)}. A longer search, or more "
+        f"held-out rows than these, may find more.",
         (f"orderscope propose {run} --metric {metric} --budget {4 * max(1, int(facts['scored'])):d} --out best.npy",),
     )
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from orderscope.report import moved
 from orderscope.report.download import csv_link, npy_link
 from orderscope.report.figure import ACCENT, GRID, INK, MUTED, SURFACE, bare, drawing, tip
-from orderscope.report.gain import change, confirmed, gained, number, predicted_change
+from orderscope.report.gain import because, change, confirmed, gained, number, predicted_change
 from orderscope.report.material import Material, confirmed_runs
 from orderscope.report.section import Section
 from orderscope.report.strip import legend
@@ -88,9 +88,9 @@ def words(material: Material, facts: dict[str, Any]) -> str:
     value, width = figures(facts["predicted"], number(facts["error"]))
     said = f"Predicted: {short(facts['metric'])} {value} {width}, {predicted_change(facts)} to the recorded order"
     if facts["confirmed"] is None:
-        inside = ", which is inside its error: no detectable effect" if facts["undetectable"] else ""
+        inside = f"; no detectable effect: {because(facts)}" if facts["undetectable"] else ""
         return f"{said}{inside}. It was not trained to confirm it."
-    luck = ", no more than luck would bring at the same cost" if facts["undetectable"] else ""
+    luck = f", but {because(facts)}" if facts["undetectable"] else ""
     return f"{said}. Truly trained: {confirmed(facts)}, {change(facts)}: {gained(material, facts)}{luck}."
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from orderscope.report.gain import change, confirmed, gained
+from orderscope.report.gain import because, change, confirmed, gained
 from orderscope.report.material import PROPOSED, Material, Pairs
 from orderscope.report.truth import agreement
 from orderscope.report.words import count, plain, signed, two
@@ -107,7 +107,7 @@ def _found(material: Material) -> str:
     facts = material.proposal.facts
     if facts["confirmed"] is not None:
         told = f"The proposed order was trained to confirm it: {confirmed(facts)}, {gained(material, facts)}"
-        return f"{told}, which is no more than luck would bring." if facts["undetectable"] else f"{told}."
+        return f"{told}, but {because(facts)}." if facts["undetectable"] else f"{told}."
     if facts["undetectable"]:
-        return "The best order found is predicted to gain less than its error: no detectable effect."
+        return f"Of the best order found no effect can be detected: {because(facts)}."
     return f"The best order found is predicted to be {gained(material, facts)}; it was not trained to confirm it."

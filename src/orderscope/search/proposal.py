@@ -60,6 +60,7 @@ class Proposal:
             was found.
         searched: whether a search was made; it is not where the verdict says that there is nothing to look for.
         refined: whether it was found on one part of the rows and then improved on all of them.
+        why: what makes it undetectable, in words; empty where it is not.
     """
 
     order: np.ndarray
@@ -85,6 +86,7 @@ class Proposal:
     simple: Simple | None = None
     searched: bool = True
     refined: bool = False
+    why: str = ""
 
 
 def propose(
@@ -224,12 +226,18 @@ def propose(
     refined = not best.parts and bool(check.parts)
     parts = check.parts if refined else best.parts
     gain, ahead = sign * (reference - value), sign * (best_of_n - value)
+    why = ""
     if best.confirmed is None:
-        told = skilled and gain > best.error
-    else:
-        told = min(gain, ahead) > rounding and all(
-            p.standard_error is None or p.gain > CLEAR_GAIN * p.standard_error for p in parts[:1]
-        )
+        if not skilled:
+            why = "estimates are no better than a constant"
+        elif not gain > best.error:
+            why = "the predicted gain is inside its error"
+    elif not gain > rounding:
+        why = "it is no better than the recorded order"
+    elif not ahead > rounding:
+        why = "the best of as many random orders is expected to be as good"
+    elif any(p.standard_error is not None and p.gain <= CLEAR_GAIN * p.standard_error for p in parts[:1]):
+        why = f"on rows that the search never saw the gain is below {CLEAR_GAIN:.1f} of its standard errors"
     if not interrupted:
         work.forget()
     return Proposal(
@@ -246,7 +254,8 @@ def propose(
         scored=sum(p.setting.ledger.scored for p in portfolios),
         cost=cost,
         best_of_n=best_of_n,
-        undetectable=not told,
+        undetectable=bool(why),
+        why=why,
         true=best.true,
         front=[replace(point, true=dict(work.true[point.order.tobytes()].metrics))
                if point.order.tobytes() in work.true else point for point in points],
