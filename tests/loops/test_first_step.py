@@ -193,3 +193,17 @@ def test_a_loader_with_a_short_last_batch() -> None:
     loader = torch.utils.data.DataLoader([torch.tensor(float(i)) for i in range(10)], batch_size=4)
     with pytest.warns(notices.UnevenStepsWarning, match=r"2 samples, the others 4: .* drop_last=True"):
         osc.with_ids(loader)
+
+
+def test_a_loop_whose_task_was_refused_is_recorded_anew(tmp_path: Path) -> None:
+    """Not "recorded and probed already": nothing was trained from that task."""
+    loop = make("plain")
+    with osc.Recorder(tmp_path / "run", loop.model, loop.opt) as rec:
+        loop.run(rec)
+    wrong = rec.task(loss=lambda model, batch: 3 * loop.loss(model, batch) ** 2, data=loop.data, scaling=None)
+    with pytest.raises(osc.OrderscopeError):
+        osc.record(wrong, tmp_path / "run", probes=0, sketch=False)
+    again = make("plain")
+    with osc.Recorder(tmp_path / "run", again.model, again.opt) as rec:
+        again.run(rec)
+    osc.record(rec.task(loss=again.loss, data=again.data), tmp_path / "run", probes=0, sketch=False)
