@@ -118,15 +118,20 @@ def _values(sim: Simulator, order: np.ndarray) -> str:
 def _gain(sim: Simulator, order: np.ndarray) -> str:
     """What the proposal that found this order gained on the rows that its search never saw."""
     made = [p for p in proposals(sim.store) if np.array_equal(p.order, order)]
-    part = next((p for p in (made[-1].facts.get("parts") or [] if made else []) if p["part"] == "confirming"), None)
-    if part is None:
+    if not made:
         return ""
+    facts = made[-1].facts
+    part = next((p for p in facts.get("parts") or [] if p["part"] == "confirming"), None)
+    said = ""
+    if facts.get("undetectable"):
+        said = f"\n\nNo detectable effect: {facts.get('why') or 'no more than chance would bring'}."
+    if part is None:
+        return said
     width = "" if part["standard_error"] is None else f" (standard error {_number(part['standard_error'])})"
     how = "trained" if part["confirmed"] is not None else "predicted"
-    return (
-        f"\n\nGain over the recorded order on the {part['rows']:,} held-out rows that the search never saw, {how}: "
-        f"{_number(part['gain'])}{width}."
-    )
+    whose = ", of the order that this one was made from" if facts.get("refined") else ""
+    where = f"on the {part['rows']:,} held-out rows that the search never saw"
+    return f"{said}\n\nGain over the recorded order {where}, {how}{whose}: {_number(part['gain'])}{width}."
 
 
 def _fidelity(sim: Simulator) -> str:
