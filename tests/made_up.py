@@ -27,9 +27,11 @@ def proposal(task: osc.Task) -> SimpleNamespace:
     parts = [PartGain("confirming", 6, 2.86, 2.81, 0.02, 2.82, 0.04, 0.01),
              PartGain("searched", 6, 2.86, 2.80, 0.02, None, 0.06, None)]  # fmt: skip
     rows = [
-        SimpleNamespace(name=IMAGE, source=SCRIPT, predicted=2.81, error=0.02, confirmed=2.82, parts=parts),
-        SimpleNamespace(name="sort", source="baseline", predicted=2.83, error=float("nan"), confirmed=None, parts=[]),
-    ]
+        SimpleNamespace(name=IMAGE, source=SCRIPT, predicted=2.81, error=0.02, confirmed=2.82, parts=parts,
+                        order=np.roll(task.order, 2, axis=0)),
+        SimpleNamespace(name="sort", source="baseline", predicted=2.83, error=float("nan"), confirmed=None, parts=[],
+                        order=task.order),
+    ]  # fmt: skip
     return SimpleNamespace(
         order=np.roll(task.order, 2, axis=0), metric=SCRIPT, maximize=False,
         predicted=2.81, error=0.02, confirmed=2.82, reference=2.86,

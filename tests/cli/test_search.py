@@ -156,7 +156,17 @@ def test_report(run: Path) -> None:
     call("query", run, "--order", "reverse", "--order", "late:a")
     facts = answer("report", run, "--out", page, "--order", "interleave")
     assert facts["bytes"] == page.stat().st_size
-    assert facts["sections"] == ["matters", "orders", "proposal", "truth", "heat", "memory", "recorded", "limits"]
+    assert facts["sections"] == [
+        "matters",
+        "orders",
+        "proposal",
+        "truth",
+        "steps",
+        "heat",
+        "memory",
+        "recorded",
+        "limits",
+    ]
     text = page.read_text(encoding="utf-8")
     for order in ("interleave", "late:a", "reverse"):
         assert f"<code>{order}</code>" in text
