@@ -176,7 +176,7 @@ def test_confirmations_are_foretold(sim: osc.Simulator, monkeypatch: pytest.Monk
     with monkeypatch.context() as patch:
         patch.setattr(proposal, "_joined", killed)
         with pytest.raises(Killed):
-            osc.propose(sim, "eval", budget=80, verify=2, rounds=2, anyway=True)
+            osc.propose(sim, "eval", budget=80, verify=3, rounds=2, anyway=True)
     later = osc.Simulator(sim.path, sim.task)
     trained = [order for run, order in zip(later.runs, later.run_orders, strict=True) if run.startswith("confirmed-")]
     assert len(trained) == 2
