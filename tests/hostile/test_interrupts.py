@@ -29,7 +29,11 @@ def char():
         return loss(model, batch)
     return parts | {"loss": slow}
 """
-MAIN = "import sys\nfrom orderscope.cli.main import main\nmain(sys.argv[1:])\n"
+# Whoever runs the tests in the background may have them ignore Ctrl-C, which children inherit.
+MAIN = (
+    "import signal, sys\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    "from orderscope.cli.main import main\nmain(sys.argv[1:])\n"
+)
 
 
 def interrupted(words: list[object], until: str, later: float) -> tuple[int, list[str]]:
