@@ -134,7 +134,7 @@ def gain(best) -> str:
     got, word = (best.predicted, "predicted") if best.confirmed is None else (best.confirmed, "really trained")
     said = f"{got:.4f}, {signed(got - best.reference, best.error)} to the recorded order ({word})"
     if best.undetectable:
-        said += "; its predicted gain is inside its error: no detectable effect"
+        said += f"; no detectable effect: {best.why}"
     if best.best_of_n is not None:
         said += (
             f".\nThe best of {best.cost:.0f} random orders, trained at the same cost, would be at {best.best_of_n:.4f}"

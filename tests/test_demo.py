@@ -73,7 +73,7 @@ def test_the_demo(tmp_path: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == ["demo-run", "report.html"]
     number = r"\d\.\d+"
     assert re.search(
-        rf"groups:names,code,prose +{number} +±{number} +[+−]{number} +{number} +[+−]{number}", done.stdout
+        rf"groups:names,(code,prose)? +{number} +±{number} +[+−]{number} +{number} +[+−]{number}", done.stdout
     )
     assert re.search(rf"The proposal: {number}, [+−]{number} to the recorded order \(really trained\)", done.stdout)
     assert "Open report.html in a browser." in done.stdout
