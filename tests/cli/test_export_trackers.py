@@ -31,6 +31,12 @@ def linear():
 """
 
 
+@pytest.fixture(autouse=True)
+def own_exit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """wandb puts a hook of its own in place of sys.exit and leaves it there."""
+    monkeypatch.setattr("sys.exit", sys.exit)
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trackers")
