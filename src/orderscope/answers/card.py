@@ -13,7 +13,7 @@ from orderscope.answers.asked import resolve_order
 from orderscope.answers.effect import effects, metric_names
 from orderscope.answers.fidelity import fidelity
 from orderscope.answers.known import known_truth
-from orderscope.answers.stored import proposals
+from orderscope.answers.stored import because, proposals
 from orderscope.answers.tracked import chosen_order
 from orderscope.answers.trials import stored_trials
 from orderscope.orders import order_hash
@@ -124,7 +124,7 @@ def _gain(sim: Simulator, order: np.ndarray) -> str:
     part = next((p for p in facts.get("parts") or [] if p["part"] == "confirming"), None)
     said = ""
     if facts.get("undetectable"):
-        said = f"\n\nNo detectable effect: {facts.get('why') or 'no more than chance would bring'}."
+        said = f"\n\nNo detectable effect: {because(facts)}."
     if part is None:
         return said
     width = "" if part["standard_error"] is None else f" (standard error {_number(part['standard_error'])})"

@@ -174,5 +174,15 @@ def json_value(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def number_of(value: float | None) -> float:
+    """The number that `json_value` wrote, not a number for None."""
+    return math.nan if value is None else float(value)
+
+
+def because(facts: dict[str, Any]) -> str:
+    """What makes a proposal undetectable, in words; of one kept by an earlier version in general words."""
+    return str(facts.get("why") or "it is no more than luck would bring at the same cost")
+
+
 def _arrays(values: dict[str, Any] | None) -> dict[str, np.ndarray]:
     return {name: np.array(column, dtype=np.float64) for name, column in (values or {}).items()}

@@ -15,11 +15,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from orderscope.answers.known import known_truth, train_orders
+from orderscope.answers.stored import json_value
 from orderscope.answers.tables import Table, make_table
-from orderscope.answers.trials import ASKED, COLUMNS, TOLD, Trial, json_number, keep_trial, stored_trials, trial_row
-from orderscope.errors import OrderscopeError
+from orderscope.answers.trials import ASKED, COLUMNS, TOLD, Trial, keep_trial, stored_trials, trial_row
+from orderscope.errors import OrderscopeError, unknown_metric
 from orderscope.orders import check_order
 from orderscope.search import propose
+from orderscope.search.rows import OWN
 from orderscope.store import RunStore
 
 if TYPE_CHECKING:
@@ -28,7 +30,6 @@ if TYPE_CHECKING:
     from orderscope.search.proposal import Row
     from orderscope.simulation.simulator import Simulator
 
-OWN = "reference"
 ROUNDS = 3  # searches with other random numbers before it is said that there is nothing left to ask
 
 
@@ -62,9 +63,7 @@ class Study:
         **options: Any,
     ) -> None:
         if not isinstance(metric, str) or metric not in sim.metric_names:
-            raise OrderscopeError(
-                f"metric {metric!r}", "one of " + (", ".join(sim.metric_names) or "none"), "name a recorded metric"
-            )
+            raise unknown_metric(metric, sim.metric_names)
         unknown = set(options) - {"strategies", "constraints", "regroup", "allow_other_samples", "seconds", "anyway",
                                   "searched", "confirming", "progress"}  # fmt: skip
         if unknown:
@@ -138,7 +137,7 @@ class Study:
         told = replace(known, value=number)
         self._trials[order.tobytes()] = told
         attrs = {"trial": told.number, "metric": self.metric, "maximize": self.maximize,
-                 "value": number if math.isfinite(number) else None}  # fmt: skip
+                 "value": json_value(number)}  # fmt: skip
         keep_trial(self.sim, TOLD, {"order": order}, attrs)
         return told
 
@@ -196,7 +195,7 @@ class Study:
         trial = Trial(number, self.metric, self.maximize, order, predicted, error, by)
         self._trials[order.tobytes()] = trial
         keep_trial(self.sim, ASKED, {"order": order}, {
-            "trial": number, "metric": self.metric, "maximize": self.maximize, "predicted": json_number(predicted),
-            "error": json_number(error), "found_by": by,
+            "trial": number, "metric": self.metric, "maximize": self.maximize, "predicted": json_value(predicted),
+            "error": json_value(error), "found_by": by,
         })  # fmt: skip
         return trial

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from orderscope.answers.stored import number_of
 from orderscope.errors import OrderscopeError
 from orderscope.orders import order_hash
 from orderscope.store import RunStore
@@ -77,13 +78,13 @@ def stored_trials(store: RunStore, metric: str | None = None, maximize: bool | N
     values: dict[tuple[str, bool, bytes], float] = {}
     for name in store.names(TOLD):
         facts, order = store.attrs(name), store.read(name, ["order"])["order"]
-        values[facts["metric"], facts["maximize"], order.tobytes()] = _number(facts["value"])
+        values[facts["metric"], facts["maximize"], order.tobytes()] = number_of(facts["value"])
     for name in store.names(ASKED):
         facts, order = store.attrs(name), store.read(name, ["order"])["order"]
         if metric in (None, facts["metric"]) and maximize in (None, facts["maximize"]):
             yield Trial(
-                facts["trial"], facts["metric"], facts["maximize"], order, _number(facts["predicted"]),
-                _number(facts["error"]), facts["found_by"],
+                facts["trial"], facts["metric"], facts["maximize"], order, number_of(facts["predicted"]),
+                number_of(facts["error"]), facts["found_by"],
                 values.get((facts["metric"], facts["maximize"], order.tobytes())),
             )  # fmt: skip
 
@@ -93,11 +94,3 @@ def keep_trial(sim: Simulator, prefix: str, arrays: dict[str, np.ndarray], attrs
     if Path(sim.path).is_dir():
         with suppress(OrderscopeError, OSError), RunStore.create(sim.path) as store:
             store.write(store.next_name(prefix), arrays, attrs)
-
-
-def json_number(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else float(value)

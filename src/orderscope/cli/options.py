@@ -12,7 +12,7 @@ import click
 from orderscope.cli import RUN
 from orderscope.cli.progress import Report, doing, progress_bars
 from orderscope.cli.tasks import Spec, find_task, shun, task_file
-from orderscope.errors import OrderscopeError
+from orderscope.errors import unknown_metric
 from orderscope.files import check_output
 from orderscope.store import RunStore
 from orderscope.store.names import TASK_SHARD
@@ -77,9 +77,7 @@ def check_question(
     known = list(store.attrs(TASK_SHARD)["metric_names"])
     for name in metrics:
         if name not in known:
-            raise OrderscopeError(
-                f"metric {name!r}", "one of " + (", ".join(known) or "none"), "name a recorded metric"
-            )
+            raise unknown_metric(name, known)
     for text in orders:
         check_order_text(store, text)
 

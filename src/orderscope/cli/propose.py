@@ -9,6 +9,7 @@ from typing import Any
 import click
 import numpy as np
 
+from orderscope.answers.stored import because, number_of
 from orderscope.cli.kept import end, keep, try_writing
 from orderscope.cli.options import (
     check_question,
@@ -296,17 +297,17 @@ def spoken(notes: Sequence[object]) -> list[str]:
 
 def summary_lines(facts: dict[str, Any]) -> list[str]:
     """What a proposal gained, in words: predicted, true, and against best-of-N at equal cost."""
-    value, error = figures(facts["predicted"], _number(facts["error"]))
-    change = signed(facts["predicted"] - facts["reference"], _number(facts["error"]))
+    value, error = figures(facts["predicted"], number_of(facts["error"]))
+    change = signed(facts["predicted"] - facts["reference"], number_of(facts["error"]))
     lines = [f"{facts['metric']}: {facts['reference']:.5g} as recorded, {value} {error} predicted ({change})"]
     if facts["confirmed"] is not None:
-        gained = signed(facts["confirmed"] - facts["reference"], _number(facts["error"]))
+        gained = signed(facts["confirmed"] - facts["reference"], number_of(facts["error"]))
         lines.append(f"trained for confirmation: {facts['confirmed']:.5g} ({gained})")
     if facts.get("refined"):
         lines.append(REFINED + ":")
     lines += [("  " if facts.get("refined") else "") + part_words(part) for part in facts["parts"]]
     if facts["undetectable"]:
-        lines.append(f"{NO_EFFECT}: {facts.get('why') or 'no more than chance would bring'}")
+        lines.append(f"{NO_EFFECT}: {because(facts)}")
     if facts["best_of_n"] is not None:
         lines.append(
             f"best of {facts['cost']:.0f} random orders, truly trained at equal cost: {facts['best_of_n']:.5g} expected"
@@ -322,7 +323,7 @@ def part_words(part: dict[str, Any]) -> str:
     which = "that the search never saw" if part["part"] == "confirming" else "that the search saw"
     said = f"on {part['rows']} rows {which}: gain {part['gain']:+.2g}"
     if part["confirmed"] is None:
-        return f"{said} predicted, ± {_number(part['error']):.2g}"
+        return f"{said} predicted, ± {number_of(part['error']):.2g}"
     width = part["standard_error"]
     return said + (" trained" if width is None else f" trained, standard error over rows {width:.2g}")
 
@@ -346,7 +347,7 @@ def _point(row: dict[str, Any], names: list[str]) -> list[str]:
 
 
 def _cells(row: dict[str, Any], parts: bool = False) -> list[str]:
-    value, error = figures(row["predicted"], _number(row["error"]))
+    value, error = figures(row["predicted"], number_of(row["error"]))
     trained = "" if row["confirmed"] is None else f"{row['confirmed']:.5g}"
     apart = ["", ""] if parts else []
     if parts and row["parts"]:
@@ -354,7 +355,3 @@ def _cells(row: dict[str, Any], parts: bool = False) -> list[str]:
         width = own["standard_error"]
         apart = [f"{own['gain']:+.2g}", "" if width is None else f"{width:.2g}"]
     return [row["name"] + (" *" if row.get("proposed") else ""), value, error, trained, *apart]
-
-
-def _number(value: float | None) -> float:
-    return float("nan") if value is None else value

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from orderscope.answers.stored import number_of
 from orderscope.cli.layout import natural_width
 from orderscope.cli.options import (
     check_question,
@@ -94,7 +95,7 @@ def show(facts: dict[str, Any]) -> None:
     print_table(table[0], table[1:])
     for name, scores in facts["metrics"].items():
         say()
-        errors = [float("nan") if e is None else e for e in scores["error"]]
+        errors = [number_of(e) for e in scores["error"]]
         lines = zip(scores["predicted"], errors, scores["true"], strict=True)
         print_table(
             ["", name, "error", "true"],

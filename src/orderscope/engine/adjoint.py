@@ -25,7 +25,7 @@ from orderscope.engine import Batches, Units, Window, units_of
 from orderscope.engine.held_out import Expansion
 from orderscope.engine.optimizers import Dynamics, Slice, clip, start_states, step
 from orderscope.engine.replay import HOMES
-from orderscope.engine.units import regrouped_gradients
+from orderscope.engine.units import regrouped_gradients, some_of
 from orderscope_kernels.reference import affine_weights
 from orderscope_kernels.shapes import Float, Float64, Int
 
@@ -139,7 +139,7 @@ def sample_effects(
     chunk = max(1, CHUNK_BYTES // (4 * coords))
     for anchor, samples in zip(window.sample_anchors, window.sample_rows, strict=True):
         share = shares[:, anchor, None, None]
-        own = torch.stack([window.gradients(unit)[anchor] @ flat.T for unit in range(window.units)])
+        own = torch.stack([row.to(flat.dtype) @ flat.T for row in window.table[:, anchor]])
         effect -= share * own.view(-1, places, count)[home].transpose(0, 1)
         for start in range(0, len(ids), chunk):
             part = samples[torch.from_numpy(window.sample_place[ids[start : start + chunk]])].to(flat.dtype)
@@ -190,7 +190,7 @@ def _parts(window: Window, units: Units, unit: int) -> list[_Part]:
     if unit < window.units:
         return [_Part(unit, window.gradients(unit), window.known[unit], 1.0, window.fractions[unit])]
     ids = units.new[unit - window.units]
-    some = ids[np.linspace(0, len(ids) - 1, min(HOMES, len(ids))).round().astype(int)]
+    some = some_of(ids, HOMES)
     parts = [
         _Part(u, window.gradients(u), window.known[u], 1 / len(some), window.fractions[u])
         for u in window.home[some].tolist()

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from orderscope.engine.optimizers import States, start_states, step_parts
 from orderscope.engine.tables import factor_ranges
-from orderscope.engine.units import Units
+from orderscope.engine.units import Units, some_of
 from orderscope.engine.window import Window
 from orderscope.task.hyper import group_rates
 from orderscope_kernels import reference
@@ -187,7 +187,7 @@ def _predict_regrouped(
     tables, anchors, device = window.tables, window.anchors, theta.device
     ids = new[unit.cpu().numpy() - window.units]
     batch, rows = torch.from_numpy(window.sample_place[ids]).to(device), len(ids)
-    some = ids[:, np.linspace(0, ids.shape[1] - 1, min(homes or ids.shape[1], ids.shape[1])).round().astype(int)]
+    some = some_of(ids, homes)
     size, home = some.shape[1], torch.from_numpy(window.home[some]).to(device).flatten()
     entries = anchors.entries(home).view(rows, -1)  # of the samples' own batches, one after the other
     found = kernels.displacement_products(theta, anchors.start, at, anchors.spread, entries, tables.factor, ranges)

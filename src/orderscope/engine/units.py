@@ -53,6 +53,17 @@ def units_of(window: Window, batches: Batches, orders: Int[np.ndarray, "orders s
     return Units(index, new, fractions, has_grad)
 
 
+def some_of(ids: Int64[np.ndarray, "*batches batch"], count: int | None) -> Int64[np.ndarray, "*batches some"]:
+    """Samples that stand for all of a batch: as many, evenly spaced, or all.
+
+    Args:
+        ids: samples of batches, [..., batch].
+        count: how many; None for all.
+    """
+    size = ids.shape[-1]
+    return ids[..., np.linspace(0, size - 1, min(count or size, size)).round().astype(int)]
+
+
 def regrouped_gradients(window: Window, new: Int[np.ndarray, "new batch"], anchor: int) -> Float[Tensor, "new coords"]:
     """Mean gradients of regrouped batches at an anchor with samples, [regrouped, m].
 

@@ -18,10 +18,11 @@ from orderscope.answers.stored import (
     StoredValidation,
     heats,
     kept_step_errors,
+    number_of,
     proposals,
     validations,
 )
-from orderscope.errors import OrderscopeError
+from orderscope.errors import OrderscopeError, unknown_metric
 from orderscope.orders import step_groups
 from orderscope.recording.costs import part_runs, part_seconds, training_seconds
 from orderscope.report.direction import LOSS, Direction
@@ -203,7 +204,7 @@ def gather(
     names = metric_names(sim)
     made = proposals(sim.store)
     if metric is not None and metric not in names:
-        raise OrderscopeError(f"metric {metric!r}", "one of " + ", ".join(names), "name a recorded metric")
+        raise unknown_metric(metric, names)
     if not names:
         raise OrderscopeError("a run without metrics", "a metric to speak of", "record a task with metrics=")
     told = _shown([p for p in made if p.facts["metric"] in names])
@@ -300,8 +301,7 @@ def _ask(
         told = {n: (float(prediction.metrics[n][i]), float(prediction.error[n][i])) for n in names}
         told |= _left_out(sim, order, names) | before.get(order.tobytes(), {})
         if label == PROPOSED and proposal is not None:
-            error = proposal.facts["error"]
-            told[proposal.facts["metric"]] = proposal.facts["predicted"], math.nan if error is None else error
+            told[proposal.facts["metric"]] = proposal.facts["predicted"], number_of(proposal.facts["error"])
         found.append(
             Asked(
                 label=label,

@@ -7,7 +7,8 @@ import shlex
 from dataclasses import dataclass
 from typing import Any
 
-from orderscope.report.gain import because, change, gained
+from orderscope.answers.stored import because
+from orderscope.report.gain import change, gained
 from orderscope.report.material import Material
 from orderscope.report.words import short
 from orderscope.text import plain

@@ -7,10 +7,11 @@ from typing import Any
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from orderscope.answers.stored import because, number_of
 from orderscope.report import moved
 from orderscope.report.download import csv_link, npy_link
 from orderscope.report.figure import ACCENT, GRID, INK, MUTED, SURFACE, bare, drawing, tip
-from orderscope.report.gain import because, change, confirmed, gained, number, predicted_change
+from orderscope.report.gain import change, confirmed, gained, predicted_change
 from orderscope.report.material import Material, confirmed_runs
 from orderscope.report.section import Section
 from orderscope.report.strip import legend
@@ -85,7 +86,7 @@ def verdict(material: Material, facts: dict[str, Any]) -> str:
 
 def words(material: Material, facts: dict[str, Any]) -> str:
     """What the proposal gains, predicted and true."""
-    value, width = figures(facts["predicted"], number(facts["error"]))
+    value, width = figures(facts["predicted"], number_of(facts["error"]))
     said = f"Predicted: {short(facts['metric'])} {value} {width}, {predicted_change(facts)} to the recorded order"
     if facts["confirmed"] is None:
         inside = f"; no detectable effect: {because(facts)}" if facts["undetectable"] else ""
@@ -146,7 +147,7 @@ def _simple(simple: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def _row(row: dict[str, Any]) -> dict[str, str]:
-    value, error = figures(row["predicted"], number(row["error"]))
+    value, error = figures(row["predicted"], number_of(row["error"]))
     return {
         "name": plain(row["name"]),
         "source": plain(row["source"]),
@@ -164,7 +165,7 @@ def _figure(facts: dict[str, Any]) -> object:
         lines.append(("random orders, ±1 σ", mean, spread, "band"))
     if facts["best_of_n"] is not None:
         lines.append((f"best of {facts['cost']:.0f} random", facts["best_of_n"], 0.0, "open"))
-    lines.append(("proposal, predicted", facts["predicted"], number(facts["error"]), "open"))
+    lines.append(("proposal, predicted", facts["predicted"], number_of(facts["error"]), "open"))
     if facts["confirmed"] is not None:
         lines.append(("proposal, trained", facts["confirmed"], 0.0, "full"))
 

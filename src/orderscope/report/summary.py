@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from orderscope.report.gain import because, change, confirmed, gained
+from orderscope.answers.stored import because
+from orderscope.report.gain import change, confirmed, gained
 from orderscope.report.material import PROPOSED, Material, Pairs
 from orderscope.report.truth import agreement
 from orderscope.report.words import count, plain, signed, two
