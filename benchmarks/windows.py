@@ -1,8 +1,9 @@
 """Windows that accuracy is measured on: each function returns the keyword arguments of `orderscope.Task`.
 
 Text windows are of the model in examples/characters.py, on text that comes with Python; `digits` is a convolution on
-scikit-learn's digits, trained from scratch; `minilm_full` and `minilm_lora` fine-tune the sentence encoder of
-examples/minilm.py, every weight or adapters.
+scikit-learn's digits, trained from scratch; `minilm_full`, `minilm_frozen` and `minilm_lora` fine-tune the sentence
+encoder of examples/minilm.py for 24 steps: every weight, all but the embeddings, or adapters; `minilm_lora_112` and
+`minilm_lora_112_fast` are of 112 steps.
 """
 
 from __future__ import annotations
@@ -135,6 +136,18 @@ def minilm_full() -> dict[str, Any]:
 
 def minilm_lora() -> dict[str, Any]:
     return _minilm().lora()
+
+
+def minilm_frozen() -> dict[str, Any]:
+    return _minilm().frozen()
+
+
+def minilm_lora_112() -> dict[str, Any]:
+    return _minilm().long_lora()
+
+
+def minilm_lora_112_fast() -> dict[str, Any]:
+    return _minilm().long_lora(lr=3e-3)
 
 
 def _minilm() -> Any:

@@ -101,38 +101,44 @@ def adapted(model: nn.Module) -> nn.Module:
         return peft.get_peft_model(model, settings)  # type: ignore[arg-type]
 
 
-def window(model: nn.Module, tokenizer: Any, lr: float, steps: int = STEPS, warm_up: int = WARM_UP) -> dict[str, Any]:
+def window(
+    model: nn.Module, tokenizer: Any, lr: float, steps: int = STEPS, warm_up: int = WARM_UP, parts: int = 1
+) -> dict[str, Any]:
     """Keyword arguments of `osc.Task`: the rest of a fine-tune that began with `warm_up` steps on mixed batches.
 
-    AdamW with a linear decay, gradients clipped to norm 1, the domains in random turn. `model` is trained in place.
+    AdamW with a linear decay, gradients clipped to norm 1, the groups in random turn. `model` is trained in place. A
+    group is one of `parts` pieces of a domain's text: groups of one domain have one label.
     """
     generator = torch.Generator().manual_seed(1)
     texts = corpora() | {"docstrings": "\n".join(filter(None, docstrings()))}
+    pieces = [(label, piece) for label in range(len(DOMAINS)) for piece in range(parts)]
 
-    def passages(labels: list[int]) -> Passages:
+    def passages(groups: list[int]) -> Passages:
         drawn = []
-        for label in labels:
+        for label, piece in map(pieces.__getitem__, groups):
             text = texts[DOMAINS[label]]
+            text = text[piece * len(text) // parts : (piece + 1) * len(text) // parts]
             start = int(torch.randint(len(text) - 8 * TOKENS, (1,), generator=generator))
             drawn.append(text[start : start + 8 * TOKENS])
-        return Passages(tokenizer, drawn, labels)
+        return Passages(tokenizer, drawn, [pieces[group][0] for group in groups])
 
     def optimizer(parameters) -> torch.optim.Optimizer:
         return torch.optim.AdamW(parameters, lr=lr, weight_decay=0.01)
 
-    mixed = passages([i % len(DOMAINS) for i in range(warm_up * BATCH)])
+    mixed = passages([i % len(pieces) for i in range(warm_up * BATCH)])
     state = warm_start(model, optimizer(model.parameters()), mixed)
-    turns = [int(i) % len(DOMAINS) for i in torch.randperm(steps, generator=generator)]
-    labels = [label for label in turns for _ in range(BATCH)]
+    turns = [int(i) % len(pieces) for i in torch.randperm(steps, generator=generator)]
+    groups = [group for group in turns for _ in range(BATCH)]
+    names = [DOMAINS[label] if parts == 1 else f"{DOMAINS[label]}-{piece + 1}" for label, piece in pieces]
     return dict(
         model=lambda: copy.deepcopy(model),
         loss=losses.classification,
-        data=passages(labels),
+        data=passages(groups),
         optimizer=optimizer,
         scheduler=lambda adam: torch.optim.lr_scheduler.LambdaLR(adam, lambda step: 1 - step / steps),
-        metrics={"eval": passages([label for label in range(len(DOMAINS)) for _ in range(HELD_OUT)])},
+        metrics={"eval": passages([group for group in range(len(pieces)) for _ in range(HELD_OUT // parts)])},
         order=torch.arange(steps * BATCH).view(steps, BATCH).numpy(),
-        groups=[DOMAINS[label] for label in labels],
+        groups=[names[group] for group in groups],
         optimizer_state=state,
         max_grad_norm=CLIP,
     )
@@ -159,6 +165,21 @@ def lora() -> dict[str, Any]:
     """Adapters and head are trained."""
     folder = weights_folder()
     return window(adapted(classifier(folder)), transformers.AutoTokenizer.from_pretrained(folder), lr=1e-3)
+
+
+def frozen() -> dict[str, Any]:
+    """Every weight but those of the embeddings is trained, 10.7M."""
+    folder = weights_folder()
+    model = classifier(folder)
+    model.get_submodule("bert.embeddings").requires_grad_(False)
+    return window(model, transformers.AutoTokenizer.from_pretrained(folder), lr=1e-4)
+
+
+def long_lora(lr: float = 1e-3) -> dict[str, Any]:
+    """Adapters and head over 112 steps, two groups of each of the four domains."""
+    folder = weights_folder()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    return window(adapted(classifier(folder)), tokenizer, lr=lr, steps=112, parts=2)
 
 
 def main(task: osc.Task, out: Path) -> tuple[Any, np.ndarray]:
