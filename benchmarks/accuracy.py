@@ -1,64 +1,74 @@
-"""Measure accuracy against true retraining over windows and sketch seeds, and write docs/accuracy.md.
+"""Measure accuracy against true retraining over windows and seeds of probes and sketch; docs/accuracy.md shows it.
 
     make accuracy                          # or: python benchmarks/accuracy.py --seeds 3
 
 Each figure is that of `benchmarks/fidelity.py`, run in a process of its own. Where a folder with independent checks is
 given (--checks, by default ../shared/checks if it is there), its fidelity.py and tasks are run too: another loop,
-another oracle, the same product.
+another oracle, the same product. Every row is put into the data as soon as it is measured, in the place of an older one
+of the same window and seed.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
-import platform
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-import torch
+from measured import DATA, merge, origin
 
 HERE = Path(__file__).parent
 WINDOWS = ["text_24", "text_96", "text_mixed", "digits", "minilm_full", "minilm_lora", "text_384"]
-PUBLIC = ["short", "long", "mixed"]
-COLUMNS = {
-    "spearman": "Spearman",
-    "mae_ratio": "mae_ratio",
-    "sign": "sign",
-    "coverage": "coverage",
-    "error_over_std": "half-width / std",
-    "parameter_error": "parameter error",
-    "cost_runs": "cost in runs",
-}
+PUBLIC = {"short": 24, "long": 96, "mixed": 48}  # windows of the independent checks, and their steps
+ORDERS = 32
+# Figure -> what the fidelity scripts call it.
+OWN = {
+    **{key: key for key in ("true_std", "spearman", "mae_ratio", "sign", "coverage", "error_over_std")},
+    "parameter_error": "parameter_error", "cost_clock": "cost_runs", "answers": "speedup_per_order",
+    "megabytes": "megabytes",
+}  # fmt: skip
+CHECKED = {
+    "spearman": "spearman", "mae_ratio": "mae_ratio", "whole_spearman": "whole_spearman", "whole_mae": "whole_mae",
+    "regrouped_off": "regrouped_off", "coverage": "coverage", "cost": "cost_cpu", "answers": "speedup_per_order",
+    "megabytes": "megabytes", "rival_spearman": "rival_spearman", "rival_mae": "rival_mae",
+}  # fmt: skip
 
 
-def measure(script: Path, task: str, extra: list[str], threads: int) -> dict:
+def measure(script: Path, task: str, extra: list[str], threads: int) -> dict[str, Any]:
     """The JSON object a fidelity script prints first. Its exit status only tells of thresholds."""
-    command = [sys.executable, str(script), task, "--orders", "32", *extra]
+    command = [sys.executable, str(script), task, "--orders", str(ORDERS), *extra]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     if not lines:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
     found = json.loads(lines[0])
-    print(task, *extra, {key: round(found[key], 3) for key in COLUMNS}, flush=True)
+    print(task, *extra, figures(found, OWN), flush=True)
     return found
 
 
-def row(name: str, found: list[dict]) -> str:
-    """Mean over the seeds, and from least to most where they differ."""
-    cells = []
-    for key in COLUMNS:
-        if key not in found[0]:
-            cells.append("")
-            continue
-        values = np.array([one[key] for one in found])
-        spread = f" ({values.min():.2f} to {values.max():.2f})" if len(values) > 1 else ""
-        cells.append(f"{values.mean():.3f}{spread}")
-    return f"| {name} | {found[0]['true_std']:.4f} | " + " | ".join(cells) + " |"
+def figures(found: dict[str, Any], names: dict[str, str]) -> dict[str, float]:
+    """The figures that a script printed, under our names."""
+    return {key: round(found[name], 4) for key, name in names.items() if found.get(name) is not None}
+
+
+def own_rows(name: str, seed: int, found: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """A row for the window's first metric, with the proxy's figures, and one for each other metric."""
+    came = origin(f"python benchmarks/fidelity.py windows.py:{name} --orders {ORDERS} --seed {seed}")
+    proxy = figures(found.get("proxy", {}), {"proxy_spearman": "spearman", "proxy_mae": "mae_ratio"})
+    yield {"window": name, "seed": seed, "figures": figures(found, OWN) | proxy} | came
+    for other, values in found["others"].items():
+        yield {"window": f"{name}, {other}", "seed": seed, "figures": figures(found | values, OWN)} | came
+
+
+def checked_row(name: str, seed: int, found: dict[str, Any]) -> dict[str, Any]:
+    counts = {"steps": PUBLIC[name], "orders": ORDERS}
+    came = origin(f"python CHECKS/fidelity.py TASK --orders {ORDERS}")
+    return {"window": name, "seed": seed, "figures": counts | figures(found, CHECKED)} | came
 
 
 def main() -> None:
@@ -66,47 +76,19 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--windows", nargs="*", default=WINDOWS)
     parser.add_argument("--checks", type=Path, default=HERE.parents[1] / "shared" / "checks")
-    parser.add_argument("--out", type=Path, default=HERE.parent / "docs" / "accuracy.md")
+    parser.add_argument("--out", type=Path, default=DATA / "accuracy.json", help="the data that rows are put into")
     options = parser.parse_args()
     threads = int(os.environ.get("ACCURACY_THREADS", 1))  # more would wait for each other on a busy machine
-
-    head = "| window | std of the true loss | " + " | ".join(COLUMNS.values()) + " |"
-    rule = "|---" * (2 + len(COLUMNS)) + "|"
-    lines = [
-        "# Accuracy", "",
-        "Predicted against truly retrained, 32 orders that nothing was tuned on (shuffled steps, group blocks, half",
-        "in blocks, a few swaps; every eighth regroups the samples), default settings of `record`, no knob for any",
-        "window. mae_ratio is 1 for a constant guess. Coverage is of the stated 90 % interval. Cost is wall time to",
-        "record over wall time to train once: recording uses all cores, training one.", "",
-        f"Measured {datetime.date.today()} by `make accuracy`: torch {torch.__version__}, Python"
-        f" {platform.python_version()}, {os.cpu_count()} cores, CPU.", "",
-        f"## Own windows, {options.seeds} seeds of probes and sketch", "",
-        "One row is `python benchmarks/fidelity.py windows.py:NAME --seed S` for each S; means, and in brackets the",
-        "least and the most over the seeds.", "", head, rule,
-    ]  # fmt: skip
-
-    def keep(*new: str) -> None:
-        """Written row by row: what was measured stays where the rest is interrupted."""
-        lines.extend(new)
-        options.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
-
     for name in options.windows:
-        found = [
-            measure(HERE / "fidelity.py", f"windows.py:{name}", ["--seed", str(seed)], threads)
-            for seed in range(options.seeds)
-        ]
-        others = found[0]["others"]
-        keep(row(name, found), *(row(f"{name}, {o}", [one | one["others"][o] for one in found]) for o in others))
-        proxies = [one["proxy"] | {"true_std": one["true_std"]} for one in found]
-        keep(row(f"{name}, proxy on {proxies[0]['effort']:.3g} of each batch", proxies))
-    if (options.checks / "fidelity.py").exists():
-        keep("", "## Independent checks", "",
-             "Another training loop and other tasks, not part of this project; their orders regroup too.", "",
-             head, rule)  # fmt: skip
+        for seed in range(options.seeds):
+            found = measure(HERE / "fidelity.py", f"windows.py:{name}", ["--seed", str(seed)], threads)
+            merge(options.out, "own", own_rows(name, seed, found))
+    script = options.checks / "fidelity.py"
+    if script.exists():
         for name in PUBLIC:
-            records = [["--record", json.dumps({"seed": seed})] for seed in range(options.seeds)]
-            script = options.checks / "fidelity.py"
-            keep(row(name, [measure(script, f"tasks.py:{name}", extra, threads) for extra in records]))
+            for seed in range(options.seeds):
+                found = measure(script, f"tasks.py:{name}", ["--record", json.dumps({"seed": seed})], threads)
+                merge(options.out, "windows", [checked_row(name, seed, found)])
 
 
 if __name__ == "__main__":

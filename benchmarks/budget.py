@@ -4,7 +4,8 @@
 
 A run is the CPU time of training the window once; spent is that of recording and of the first answer, in runs. The
 rival trains every order on an eighth of each batch and takes its difference to the reference's own eighth. 16 unseen
-orders; mae_ratio is the mean absolute error over that of a constant guess. Prints a table in Markdown.
+orders; mae_ratio is the mean absolute error over that of a constant guess. Prints a line a row, and puts the row into
+the data that docs/budget.md shows, in the place of an older one of the same window, budget and seed.
 """
 
 from __future__ import annotations
@@ -13,21 +14,25 @@ import argparse
 import sys
 import tempfile
 import warnings
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from fidelity import compare, load, unseen_orders
+from measured import DATA, merge, origin
 
 import orderscope as osc
 from orderscope.recording.costs import cpu_seconds, training_seconds
 from orderscope.sketching import SketchPlan
 
 EIGHTH = 8
-HEAD = ("window", "budget", "spent", "probes", "anchors", "passes", "Spearman", "mae_ratio", "coverage")
+SCORES = ("spearman", "mae_ratio", "coverage")
 
 
-def line(*cells: object) -> None:
-    print("| " + " | ".join(str(cell) for cell in cells) + " |", flush=True)
+def keep(out: Path, command: str, window: str, budget: str, seed: int, figures: dict[str, Any]) -> None:
+    print(window, budget, figures, flush=True)
+    merge(out, "measured", [{"window": window, "budget": budget, "seed": seed, "figures": figures} | origin(command)])
 
 
 def rival(keywords: dict, orders: np.ndarray, metric: str) -> tuple[np.ndarray, float]:
@@ -47,11 +52,11 @@ def main() -> None:
     parser.add_argument("--orders", type=int, default=16)
     parser.add_argument("--order-seed", type=int, default=2027)
     parser.add_argument("--seed", type=int, default=0, help="of probes and sketch")
+    parser.add_argument("--out", type=Path, default=DATA / "budget.json", help="the data that rows are put into")
     options = parser.parse_args()
+    command = f"python benchmarks/budget.py --budgets {' '.join(f'{b:g}' for b in options.budgets)}"
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # a budget below the least recording
-    line(*HEAD)
-    line(*["---"] * len(HEAD))
     for name in options.windows:
         keywords = load(f"windows.py:{name}")
         task = osc.Task(**keywords)
@@ -70,14 +75,15 @@ def main() -> None:
                 found = sim.predict(orders)
                 plan = SketchPlan.read(store)
             drawn = sum(map(len, plan.curvature_ids)) * plan.draws / len(np.unique(task.order))
-            told = compare(found.metrics[metric], found.error[metric], truth)
-            line(name, "none" if budget is None else f"{budget:g}", f"{spent:.1f}", plan.probes, len(plan.anchors),
-                 f"{drawn:.2g}", *(f"{told[key]:.3f}" for key in ("spearman", "mae_ratio", "coverage")))  # fmt: skip
+            scores = compare(found.metrics[metric], found.error[metric], truth)
+            figures = {"spent": round(spent, 1), "probes": plan.probes, "anchors": len(plan.anchors),
+                       "passes": round(drawn, 2)} | {key: round(scores[key], 3) for key in SCORES}  # fmt: skip
+            keep(options.out, command, name, "none" if budget is None else f"{budget:g}", options.seed, figures)
         values, seconds = rival(keywords, orders, metric)
         reference = osc.retrain(task, task.order).metrics[metric][0]
-        told = compare(reference + values, np.zeros(len(values)), truth)
-        line(name, "an eighth of each batch", f"{seconds / run:.1f}", "", "", "", f"{told['spearman']:.3f}",
-             f"{told['mae_ratio']:.3f}", "")  # fmt: skip
+        scores = compare(reference + values, np.zeros(len(values)), truth)
+        figures = {"spent": round(seconds / run, 1)} | {key: round(scores[key], 3) for key in SCORES[:2]}
+        keep(options.out, command, name, "an eighth of each batch", options.seed, figures)
 
 
 if __name__ == "__main__":

@@ -238,7 +238,8 @@ def sources(rows: list[Mapping[str, Any]], key: list[str]) -> str:
     for row in rows:
         machine = row["machine"]
         load = machine["load"] if isinstance(machine["load"], str) else f"load {machine['load']}"
-        text = f"{row['date']}, torch {row['torch']}, {machine['cores']} cores ({load}), by `{row['command']}`."
+        command = re.sub(r"--seed \d+", "--seed S", row["command"])
+        text = f"{row['date']}, torch {row['torch']}, {machine['cores']} cores ({load}), by `{command}`."
         names = origins.setdefault(text, [])
         if (name := str(row[key[0]])) not in names:
             names.append(name)
@@ -311,10 +312,10 @@ def span(text: str) -> str:
 
 MARKED: dict[str, Callable[[str], str]] = {
     "figure": span,
-    "table": lambda text: "\n" + markdown(*text.split(maxsplit=2)[:2], _columns(text), origins=False) + "\n",
-    "default": lambda label: _shown(defaults("search")[label]),
+    "table": lambda text: f"\n\n{markdown(*text.split(maxsplit=2)[:2], _columns(text), origins=False)}\n\n",
+    "setting": lambda label: _shown(defaults("search")[label]),
 }
-MARK = re.compile(r"<!-- (figure|table|default): (.*?) -->(.*?)<!-- -->", re.DOTALL)
+MARK = re.compile(r"<!-- (figure|table|setting): (.*?) -->(.*?)<!-- -->", re.DOTALL)
 
 
 def _columns(text: str) -> list[str] | None:
@@ -323,7 +324,7 @@ def _columns(text: str) -> list[str] | None:
 
 
 def filled_in(text: str) -> str:
-    """A page with everything between `<!-- figure: ... -->` and `<!-- -->` (also table, default) as the data have it."""
+    """A page with all between `<!-- figure: ... -->` (or table, setting) and `<!-- -->` as the data have it."""
     return MARK.sub(lambda m: f"<!-- {m[1]}: {m[2]} -->{MARKED[m[1]](m[2])}<!-- -->", text)
 
 

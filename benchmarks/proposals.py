@@ -1,4 +1,4 @@
-"""Proposals and plain rules beside luck, on fresh rows nobody searched; writes docs/proposals.md's tables.
+"""Proposals and plain rules beside luck, on fresh rows nobody searched; docs/proposals.md shows what it measured.
 
     python benchmarks/proposals.py --windows text_24 text_96 --seeds 5 6
 
@@ -10,10 +10,7 @@ chosen on the recorded held-out rows, N being what the proposal cost in runs, in
 from __future__ import annotations
 
 import argparse
-import datetime
 import math
-import os
-import platform
 import tempfile
 import time
 from dataclasses import dataclass, field
@@ -23,12 +20,12 @@ from typing import Any
 import numpy as np
 import torch
 import windows
+from measured import DATA, merge, origin
 from torch.utils.data import default_collate
 
 import orderscope as osc
 from orderscope.search.readable import Schedule
 
-HERE = Path(__file__).parent
 STEPS = {"text_24": (24, False), "text_96": (96, False), "text_mixed": (48, True)}
 RULES = ("interleave", "easy first", "hard first", "easy groups first", "influence sort", "impulse sort",
          "valley of the average", "best data last", "group bandit", "group schedule", "descent", "regroup")  # fmt: skip
@@ -162,45 +159,25 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="*", type=int, default=[5, 6], help="of the samples")
     parser.add_argument("--search-seeds", nargs="*", type=int, default=[0])
     parser.add_argument("--randoms", type=int, default=48)
-    parser.add_argument("--out", type=Path, help="write the tables there; printed if not given")
+    parser.add_argument("--out", type=Path, default=DATA / "proposals.json", help="the data that rows are put into")
     options = parser.parse_args()
-    found: dict[str, Result] = {}
     for window in options.windows:
         for seed in options.seeds:
             for search in options.search_seeds:
-                found[f"{window}, {seed}/{search}"] = measure(window, seed, search, options.randoms)
-                print(table(found, options), flush=True)
-    if options.out is not None:
-        options.out.write_text(table(found, options), encoding="utf-8")
+                found = measure(window, seed, search, options.randoms)
+                print(window, seed, search, found, flush=True)
+                merge(options.out, "rules", [row(window, seed, search, found)])
 
 
-def table(found: dict[str, Result], options: argparse.Namespace) -> str:
-    ran = (
-        f"python benchmarks/proposals.py --windows {' '.join(options.windows)} "
-        f"--seeds {' '.join(map(str, options.seeds))} --search-seeds {' '.join(map(str, options.search_seeds))}"
-    )
-    lines = [
-        f"Measured {datetime.date.today()} by `{ran}`: torch {torch.__version__}, Python {platform.python_version()},"
-        f" {os.cpu_count()} cores, CPU.", "",
-        "| gain on fresh rows | " + " | ".join(found) + " |", "|---" * (1 + len(found)) + "|",
-    ]  # fmt: skip
-    first = ["proposal", "its simple schedule", "best of N random", "as recorded", "averaged experts", *RULES]
-    for name in first:
-        cells = [f"{r.gains[name]:+.1f}" if math.isfinite(r.gains.get(name, math.nan)) else "" for r in found.values()]
-        if any(cells):
-            lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    for name in ("another draw", "twice as long"):
-        cells = [f"{r.transfer[name]:+.1f}" if name in r.transfer else "" for r in found.values()]
-        lines.append(f"| the simple schedule on {name} | " + " | ".join(cells) + " |")
-    rows = [
-        ("proposal, on the rows searched and confirmed on", lambda r: f"{r.searched:+.1f}"),
-        ("standard error of a gain over fresh rows", lambda r: f"{r.noise:.1f}"),
-        ("N: cost in runs", lambda r: f"{r.cost:.0f}"),
-        ("std of random orders", lambda r: f"{r.std:.2g}"),
-        ("fresh gain inside the predicted interval", lambda r: "yes" if r.inside else "no"),
-    ]
-    lines += [f"| *{name}* | " + " | ".join(told(r) for r in found.values()) + " |" for name, told in rows]
-    return "\n".join([*lines, "", *(f"- {name}: {r.verdict}" for name, r in found.items())]) + "\n"
+def row(window: str, seed: int, search: int, found: Result) -> dict[str, Any]:
+    gains = found.gains | {f"the simple schedule on {name}": gain for name, gain in found.transfer.items()}
+    figures = {name.replace(" ", "_"): round(gain, 2) for name, gain in gains.items() if math.isfinite(gain)}
+    figures |= {
+        "searched": round(found.searched, 2), "noise": round(found.noise, 2), "std": found.std,
+        "cost": round(found.cost), "inside": "yes" if found.inside else "no", "verdict": found.verdict,
+    }  # fmt: skip
+    command = f"python benchmarks/proposals.py --windows {window} --seeds {seed} --search-seeds {search}"
+    return {"window": window, "samples": seed, "search": search, "figures": figures} | origin(command, "search")
 
 
 if __name__ == "__main__":

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+import sys
+from pathlib import Path
+from typing import Any, ClassVar
 
 import click
 from docutils import nodes
+from docutils.parsers.rst import directives
 from docutils.utils.math.latex2mathml import tex2mathml
-from sphinx.util.docutils import SphinxDirective
+from sphinx.util.docutils import SphinxDirective, SphinxRole
 
 import orderscope
 from orderscope.cli.main import VERBS, main
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import measured
 
 project = "Orderscope"
 author = "the Orderscope authors"
@@ -63,6 +69,10 @@ html_theme_options = {"sidebar_hide_name": False}
 def setup(app: Any) -> dict[str, Any]:
     app.add_html_math_renderer("mathml", inline_renderers=(_inline_math, None), block_renderers=(_block_math, None))
     app.add_directive("command-help", CommandHelp)
+    app.add_directive("measured", Measured)
+    app.add_directive("defaults", Defaults)
+    for name in ("figure", "setting"):
+        app.add_role(name, Figure(measured.MARKED[name]))
     app.connect("autodoc-process-signature", _plain_defaults)
     return {"parallel_read_safe": True}
 
@@ -82,6 +92,40 @@ class CommandHelp(SphinxDirective):
             section["ids"], section["names"] = [verb], [verb]
             sections.append(section)
         return sections
+
+
+class Measured(SphinxDirective):
+    """A table of docs/measured: `FILE TABLE`, and the headings of its columns, if not all are wanted."""
+
+    required_arguments = 2
+    option_spec: ClassVar[dict[str, Any]] = {"columns": directives.unchanged}
+
+    def run(self) -> list[nodes.Node]:
+        name, table = self.arguments
+        for file in (name, "defaults"):
+            self.env.note_dependency(str(measured.DATA / f"{file}.json"))
+        columns = [column.strip() for column in self.options["columns"].split(";")] if self.options else None
+        return self.parse_text_to_nodes(measured.markdown(name, table, columns))
+
+
+class Defaults(SphinxDirective):
+    """The settings of today that figures depend on: `estimates` or `search`."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        return self.parse_text_to_nodes(measured.settings_in_markdown(self.arguments[0]))
+
+
+class Figure(SphinxRole):
+    """A figure in a sentence: from the least to the most of some rows, or a default."""
+
+    def __init__(self, rendered: Any) -> None:
+        super().__init__()
+        self.rendered = rendered
+
+    def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
+        return [nodes.Text(self.rendered(self.text))], []
 
 
 def _plain_defaults(
