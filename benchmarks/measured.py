@@ -279,7 +279,7 @@ def markdown(name: str, table_name: str, columns: list[str] | None = None, *, or
     of = table["of"]
     new = [row for row in table["rows"] if current(row, of)]
     old = [row for row in table["rows"] if not current(row, of)]
-    parts = []
+    parts = [] if new or old else ["*Not measured yet.*"]
     for rows in filter(None, (new, old)):
         if rows is old:
             parts.append(f"**{OLD}** ({changes(old, of)}):")

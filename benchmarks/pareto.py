@@ -3,8 +3,8 @@
     python benchmarks/pareto.py [--windows text_24 text_96] [--orders 32]
 
 Each row is a recording of its own, with one choice changed. Accuracy is what `Simulator.predict` reaches against true
-retraining; speed is orders answered in the CPU time of one training measured right before. Writes its
-section of docs/benchmarks.md.
+retraining; speed is orders answered in the CPU time of one training measured right before. Its rows go into the
+data that docs/benchmarks.md shows.
 """
 
 from __future__ import annotations
@@ -12,12 +12,15 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import torch
 from fidelity import compare, load, unseen_orders
-from speed import cpu_seconds, write_section
+from measured import DATA, merge, origin
+from speed import cpu_seconds
 
 import orderscope as osc
 from orderscope.engine import raw
@@ -33,12 +36,11 @@ def settings() -> list[tuple[int, float]]:
     return sorted({(m, BASE[1]) for m in COORDS} | {(BASE[0], energy) for energy in ENERGIES})
 
 
-def rows(name: str, orders: int) -> list[str]:
+def rows(name: str, orders: int) -> Iterator[dict[str, Any]]:
     task = osc.Task(**load(f"windows.py:{name}"))
     asked = unseen_orders(task, orders, 101)
     metric = next(iter(task.metrics))
     truth = osc.retrain(task, asked).metrics[metric]
-    lines = []
     for coords, energy in settings():
         with tempfile.TemporaryDirectory() as folder:
             with patch.multiple(raw, ENERGY=energy, HIGH_ENERGY=energy):
@@ -52,33 +54,28 @@ def rows(name: str, orders: int) -> list[str]:
                 for _ in range(REPEATS)
             ]
             size = sum(shard.size for shard in store.describe()) / 1e6
-        told = compare(found.metrics[metric], found.error[metric], truth)
-        lines.append(
-            f"| {name} | {sim.window.coords} | {energy} | {len(sim.window.factor)} | {told['spearman']:.3f} |"
-            f" {told['mae_ratio']:.2f} | {statistics.median(ratios):.1f} ({min(ratios):.1f} to {max(ratios):.1f}) |"
-            f" {size:.0f} |"
-        )
-        print(lines[-1], flush=True)
-    return lines
+        scores = compare(found.metrics[metric], found.error[metric], truth)
+        figures = {
+            "rank": len(sim.window.factor), "spearman": round(scores["spearman"], 3),
+            "mae_ratio": round(scores["mae_ratio"], 2), "answers": round(statistics.median(ratios), 1),
+            "least": round(min(ratios), 1), "most": round(max(ratios), 1), "megabytes": round(size),
+        }  # fmt: skip
+        print(name, sim.window.coords, energy, figures, flush=True)
+        command = f"python benchmarks/pareto.py --windows {name} --orders {orders}"
+        key = {"window": name, "coordinates": sim.window.coords, "energy": energy}
+        yield key | {"figures": figures} | origin(command)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--windows", nargs="*", default=["text_24", "text_96", "text_mixed"])
     parser.add_argument("--orders", type=int, default=32, help="that are truly retrained")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "docs" / "benchmarks.md")
+    parser.add_argument("--out", type=Path, default=DATA / "benchmarks.json", help="the data that rows are put into")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    lines = [
-        f"`python benchmarks/pareto.py`: what may be left out. {options.orders} unseen orders against true retraining,",
-        "one choice changed at a time; rank is that of all groups' curvature together.",
-        "",
-        "| window | coordinates | energy | rank | Spearman | mae_ratio | answers a training | MB |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
     for name in options.windows:
-        lines += rows(name, options.orders)
-    write_section(options.out, "Accuracy against speed", lines)
+        for row in rows(name, options.orders):
+            merge(options.out, "pareto", [row])
 
 
 if __name__ == "__main__":

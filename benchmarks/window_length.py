@@ -5,7 +5,7 @@
 The training is `windows.py:text_96`. Of each window, its last steps with the optimizer's state as it was: CPU seconds
 of training it once, cost of recording and the first answer in runs, cost of an answer as a share of a training,
 sigma_order and held-out noise, and unseen orders predicted against true retraining; mae_ratio is the mean absolute
-error over that of a constant guess. Prints a table in Markdown.
+error over that of a constant guess. Its rows go into the data that docs/howto/budget-and-window.md shows.
 """
 
 from __future__ import annotations
@@ -15,22 +15,17 @@ import copy
 import sys
 import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from fidelity import compare, load, unseen_orders
+from measured import DATA, merge, origin
 
 import orderscope as osc
 from orderscope.recording.costs import cpu_seconds, training_seconds
 from orderscope.simulation.verdict import held_out_noise
-
-HEAD = ("last steps", "training, s", "recording, runs", "an answer, trainings", "sigma_order", "noise", "Spearman",
-        "mae_ratio", "coverage")  # fmt: skip
-
-
-def line(*cells: object) -> None:
-    print("| " + " | ".join(str(cell) for cell in cells) + " |", flush=True)
 
 
 def tail(keywords: dict[str, Any], steps: int) -> osc.Task:
@@ -66,12 +61,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs="*", default=[12, 24, 48, 96])
     parser.add_argument("--orders", type=int, default=12)
     parser.add_argument("--order-seed", type=int, default=2027)
+    parser.add_argument("--out", type=Path, default=DATA / "window.json", help="the data that rows are put into")
     options = parser.parse_args()
     torch.set_num_threads(1)
     keywords = load("windows.py:text_96")
     metric = next(iter(keywords["metrics"]))
-    line(*HEAD)
-    line(*["---"] * len(HEAD))
     for steps in options.steps:
         task = tail(keywords, steps)
         orders = unseen_orders(task, options.orders, options.order_seed)
@@ -85,10 +79,16 @@ def main() -> None:
             asked = time.process_time()
             found = sim.predict(orders)
             answer = (time.process_time() - asked) / len(orders)
-            told = compare(found.metrics[metric], found.error[metric], truth)
+            scores = compare(found.metrics[metric], found.error[metric], truth)
             noise, _ = held_out_noise(sim, metric)
-            line(steps, f"{run:.2g}", f"{spent / run:.0f}", f"{answer / run:.2g}", f"{sim.sigma_order(metric):.2g}",
-                 f"{noise:.2g}", *(f"{told[key]:.2f}" for key in ("spearman", "mae_ratio", "coverage")))  # fmt: skip
+            figures = {
+                "seconds": run, "cost": spent / run, "answer": answer / run, "sigma": sim.sigma_order(metric),
+                "noise": noise, **{key: scores[key] for key in ("spearman", "mae_ratio", "coverage")},
+            }  # fmt: skip
+        figures = {key: float(f"{value:.4g}") for key, value in figures.items()}
+        print(steps, figures, flush=True)
+        row = {"steps": steps, "seed": 0, "figures": figures} | origin("python benchmarks/window_length.py")
+        merge(options.out, "lengths", [row])
 
 
 if __name__ == "__main__":
