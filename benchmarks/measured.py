@@ -282,7 +282,7 @@ def markdown(name: str, table_name: str, columns: list[str] | None = None, *, or
     parts = [] if new or old else ["*Not measured yet.*"]
     for rows in filter(None, (new, old)):
         if rows is old:
-            parts.append(f"**{OLD}** ({changes(old, of)}):")
+            parts.append(f"**{OLD}**, with other settings ({changes(old, of)}):")
         parts.append(in_markdown(grid(table, rows, columns)))
         if origins:
             parts.append(sources(rows, table["key"]))
