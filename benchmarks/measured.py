@@ -313,7 +313,7 @@ def span(text: str) -> str:
 MARKED: dict[str, Callable[[str], str]] = {
     "figure": span,
     "table": lambda text: f"\n\n{markdown(*text.split(maxsplit=2)[:2], _columns(text), origins=False)}\n\n",
-    "setting": lambda label: _shown(defaults("search")[label]),
+    "setting": lambda label: _shown(_setting(label) if ":" in label else defaults("search")[label]),
 }
 MARK = re.compile(r"<!-- (figure|table|setting): (.*?) -->(.*?)<!-- -->", re.DOTALL)
 

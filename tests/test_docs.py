@@ -7,6 +7,10 @@ Blocks of a page are run in their order, in one directory and one Python session
                   their first word, and headings of tables as a whole but for figures
     <!-- needs: NAME -->    before a block: it is run only where that module can be imported
     ```bash, ```{code-block} and others are not run
+
+Figures that are shown must be near those now printed, on the kind of machine the pages were written on; seconds, bytes
+and costs are those of one machine, and are not compared. `REWRITE_DOCS=1 python -m pytest tests/test_docs.py` writes
+the lines that no longer hold anew.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ import contextlib
 import importlib.util
 import io
 import os
+import platform
 import re
 import shlex
 import shutil
@@ -38,6 +43,13 @@ FENCE = re.compile(
 )
 VERDICT = "noise of a difference"
 HEADINGS = ("batch", "metric", "order", "part")  # how the first lines of tables begin
+WRITTEN_ON = ("Linux", "x86_64", "3.11.7")  # texts of the tutorial come with Python
+OF_THE_MACHINE = re.compile(r"\d (s|ms|[kMG]B)\b|cost|spent|CPU|seconds|of random|random orders")
+FIGURE = re.compile(r"[-+−±]?\d[\d,.]*(?:e[-+]?\d+)?")
+NEAR, UNITS = (
+    0.05,
+    5,
+)  # how far a figure may be off: as a share, or in units of its last digit; rounding differs by less
 UNTRUSTED = 3  # exit code of a command whose answer is printed but not to be trusted
 
 
@@ -77,6 +89,7 @@ def run_page(page: Path, *, to_the_digit: bool = False) -> int:
         if after is not None and after.language == "text":
             where = f"{page.name}, line {after.line}"
             assert seen(printed.getvalue()) == seen(after.text), f"{where}: now prints\n{printed.getvalue()}"
+            check_figures(page, after.line, after.text, printed.getvalue())
     return count
 
 
@@ -104,6 +117,61 @@ def run_commands(page: Path, block: Block) -> None:
         whole = {masked(line) for line in result.stdout.splitlines()}
         missing += [line for line in shown.splitlines() if first_word(line) in HEADINGS and masked(line) not in whole]
         assert not missing, f"{page.name}, {command}: no longer prints\n{missing}\nbut\n{result.stdout}"
+        check_figures(page, block.line, shown, result.stdout)
+
+
+def check_figures(page: Path, start: int, shown: str, printed: str) -> None:
+    """Each line that is shown has figures near those of a line that is printed, which has the same words."""
+    if (platform.system(), platform.machine(), platform.python_version()) != WRITTEN_ON:
+        return
+    now: dict[str, list[str]] = {}
+    for line in printed.splitlines():
+        now.setdefault(masked(line), []).append(line)
+    stale = {}
+    for line in shown.splitlines():
+        same = now.get(masked(line), [])
+        if same and not OF_THE_MACHINE.search(line) and not any(near(line, other) for other in same):
+            stale[line] = same[0]
+    if stale and os.environ.get("REWRITE_DOCS"):
+        lines = page.read_text(encoding="utf-8").splitlines(keepends=True)
+        for line, new in stale.items():
+            lines[lines.index(line + "\n", start - 1)] = new.rstrip() + "\n"
+        page.write_text("".join(lines), encoding="utf-8")
+    else:
+        told = "\n".join(f"{line}\n{new}   (now)" for line, new in stale.items())
+        assert not stale, f"{page.name}, line {start}: figures no longer hold; see the top of this file\n{told}"
+
+
+def near(shown: str, printed: str) -> bool:
+    return all(
+        abs(value(a) - value(b)) <= max(NEAR * abs(value(b)), UNITS * last_digit(a))
+        for a, b in zip(FIGURE.findall(shown), FIGURE.findall(printed), strict=True)
+    )
+
+
+def value(figure: str) -> float:
+    return float(figure.rstrip(".,").replace(",", "").replace("−", "-").replace("±", ""))
+
+
+def last_digit(figure: str) -> float:
+    """Size of one unit of the last digit that is written."""
+    mantissa, _, power = figure.rstrip(".,").partition("e")
+    return 10.0 ** (int(power or 0) - len(mantissa.partition(".")[2]))
+
+
+@pytest.mark.parametrize(
+    ("shown", "printed", "good"),
+    [
+        ("reverse 2.8552 ±0.00088 +0.01805 yes", "reverse 2.8552 ±0.00091 +0.01809 yes", True),
+        ("reverse 2.8552 ±0.00088 +0.01805 yes", "reverse 2.8552 ±0.00088 +0.01505 yes", False),
+        ("rows 260,600", "rows 255,000", True),
+        ("change −0.0029 of 3", "change 0.0029 of 3", False),
+        ("held 4.8e-05", "held 9.8e-05", False),
+    ],
+)
+def test_figures_are_compared(shown: str, printed: str, good: bool) -> None:
+    assert masked(shown) == masked(printed)
+    assert near(shown, printed) is good
 
 
 def first_word(line: str) -> str:
@@ -112,7 +180,7 @@ def first_word(line: str) -> str:
 
 def masked(text: str) -> str:
     """Without figures, and the spaces that align them: those depend on the machine's rounding."""
-    return re.sub(r"[ \t]+", " ", re.sub(r"[-+−±]?\d[\d,.]*(e[-+]?\d+)?", "#", text)).strip()
+    return re.sub(r"[ \t]+", " ", FIGURE.sub("#", text)).strip()
 
 
 @pytest.fixture
