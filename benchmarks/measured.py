@@ -267,7 +267,7 @@ def _shown(value: Any) -> str:
 
 
 def markdown(name: str, table_name: str, columns: list[str] | None = None, *, origins: bool = True) -> str:
-    """A table of the data: what the present version gave, then, marked, what only an earlier one did.
+    """A table of the data: what the present version gave, then, marked, what was only measured by an earlier one.
 
     Args:
         name: of the file in docs/measured.
@@ -278,7 +278,9 @@ def markdown(name: str, table_name: str, columns: list[str] | None = None, *, or
     table = read(name)[table_name]
     of = table["of"]
     new = [row for row in table["rows"] if current(row, of)]
-    old = [row for row in table["rows"] if not current(row, of)]
+    what = [key for key in table["key"] if key != "seed"]
+    known = {tuple(row[key] for key in what) for row in new}
+    old = [row for row in table["rows"] if not current(row, of) and tuple(row[key] for key in what) not in known]
     parts = [] if new or old else ["*Not measured yet.*"]
     for rows in filter(None, (new, old)):
         if rows is old:

@@ -115,7 +115,7 @@ def test_another_default_marks_figures_as_old(measured: ModuleType, monkeypatch:
     assert f"probes: {budget.DEFAULT.probes - 5}, now {budget.DEFAULT.probes}" in old
     assert measured.span(f"{name} {table} {{seconds:.1f}} steps=7") == "0.5 (by an earlier version)"
 
-    again = {"steps": 7, "seed": 0, "figures": {"seconds": 0.7}} | measured.origin("a command")
+    again = {"steps": 7, "seed": 1, "figures": {"seconds": 0.7}} | measured.origin("a command")
     measured.merge(measured.DATA / "window.json", table, [again])
     new, _, old = measured.markdown(name, table).partition(measured.OLD)
     assert "| 7 | 0.7 |" in new
