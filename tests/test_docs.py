@@ -10,7 +10,7 @@ Blocks of a page are run in their order, in one directory and one Python session
 
 Figures that are shown must be near those now printed, on the kind of machine the pages were written on; seconds, bytes
 and costs are those of one machine, and are not compared. `REWRITE_DOCS=1 python -m pytest tests/test_docs.py` writes
-all lines anew whose figures differ.
+all such lines anew.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def stale_lines(page: Path, start: int, shown: str, printed: str) -> list[str]:
             continue
         if words not in now:
             stale[line] = None
-        elif not any(near(line, other, exactly=rewriting) for other in now[words]):
+        elif line not in now[words] if rewriting else not any(near(line, other) for other in now[words]):
             stale[line] = now[words][min(seen[words], len(now[words]) - 1)]
         seen[words] = seen.get(words, 0) + 1
     if rewriting:
@@ -157,9 +157,9 @@ def stale_lines(page: Path, start: int, shown: str, printed: str) -> list[str]:
     return [f"{page.name}, from line {start}: {line}\n    now: {new or printed}" for line, new in stale.items()]
 
 
-def near(shown: str, printed: str, *, exactly: bool = False) -> bool:
+def near(shown: str, printed: str) -> bool:
     return all(
-        a == b if exactly else abs(value(a) - value(b)) <= max(NEAR * abs(value(b)), UNITS * last_digit(a))
+        abs(value(a) - value(b)) <= max(NEAR * abs(value(b)), UNITS * last_digit(a))
         for a, b in zip(COMPARED.findall(shown), COMPARED.findall(printed), strict=True)
     )
 
