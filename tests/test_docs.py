@@ -8,9 +8,9 @@ Blocks of a page are run in their order, in one directory and one Python session
     <!-- needs: NAME -->    before a block: it is run only where that module can be imported
     ```bash, ```{code-block} and others are not run
 
-Figures that are shown must be near those now printed, on the kind of machine the pages were written on; seconds, bytes
-and costs are those of one machine, and are not compared. `REWRITE_DOCS=1 python -m pytest tests/test_docs.py` writes
-all such lines anew.
+Figures that are shown must be near those now printed, on the kind of machine the pages were written on; seconds and
+costs are those of one machine, and are not compared. `REWRITE_DOCS=1 python -m pytest tests/test_docs.py` writes all
+lines anew that print other figures.
 """
 
 from __future__ import annotations
