@@ -95,7 +95,7 @@ def displacement_products(
         start: [coords].
         at: int64 [rows], which states.
         table: known displacements, [entries, coords].
-        index: int64 [rows, terms], the entries to multiply each row with; -1 at a row's end for no entry, and product 0.
+        index: int64 [rows, terms], the entries to multiply each row with; -1 at a row's end for none, product 0.
         factor: A, [rank, coords].
         ranges: int32 [rows, 2], rows of the factor to multiply with; the other products are zero.
     """
