@@ -8,6 +8,8 @@ DEMO := .venv/ready
 ALL := .venv/ready-test
 # One thread: reruns give the same bits, and small tensors run faster.
 RUN := OMP_NUM_THREADS=1 $(BIN)/python
+# Processes that share the tests, file by file; each takes up to 2 GB.
+WORKERS ?= 2
 
 .PHONY: demo test check lint format docs accuracy bench gpu resolve torture clean
 
@@ -15,7 +17,7 @@ demo: $(DEMO)
 	$(RUN) examples/demo.py
 
 test: $(ALL)
-	$(RUN) -m pytest $(ARGS)
+	$(RUN) -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 # All that a change must pass.
 check: lint resolve test

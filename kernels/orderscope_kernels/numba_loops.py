@@ -101,14 +101,17 @@ def displace(theta, start, at, table, index, short, square, along):
         for i in range(len(at)):
             square[i] += _displacement(theta[at[i], first:last], start[first:last], d, short[i, first:last])
             own, of = along[i], index[i]
-            fours = len(of) - len(of) % 4
+            terms = len(of)
+            while terms > 0 and of[terms - 1] < 0:
+                terms -= 1
+            fours = terms - terms % 4
             for j in range(0, fours, 4):
                 a, b = table[of[j], first:last], table[of[j + 1], first:last]
                 c, e = table[of[j + 2], first:last], table[of[j + 3], first:last]
                 found = _dots(d, a, b, c, e)
                 for k in range(4):
                     own[j + k] += found[k]
-            for j in range(fours, len(of)):
+            for j in range(fours, terms):
                 own[j] += _dot(d, table[of[j], first:last])
 
 

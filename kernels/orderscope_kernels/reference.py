@@ -95,7 +95,7 @@ def displacement_products(
         start: [coords].
         at: int64 [rows], which states.
         table: known displacements, [entries, coords].
-        index: int64 [rows, terms], the entries to multiply each row with.
+        index: int64 [rows, terms], the entries to multiply each row with; -1 at a row's end for none, product 0.
         factor: A, [rank, coords].
         ranges: int32 [rows, 2], rows of the factor to multiply with; the other products are zero.
     """
@@ -302,13 +302,14 @@ def entry_products(
 
     Args:
         table: [entries, coords].
-        index: which entries each row is multiplied with, int64 [rows, terms].
+        index: which entries each row is multiplied with, int64 [rows, terms]; -1 at a row's end for no entry.
         rows: [rows, coords].
     """
-    out = torch.empty(index.shape, dtype=rows.dtype, device=rows.device)
+    out = torch.zeros(index.shape, dtype=rows.dtype, device=rows.device)
     distinct, which = torch.unique(index, dim=0, return_inverse=True)
     for entries, (of, _) in zip(distinct, by_value(which), strict=True):
-        out[of] = rows[of] @ table[entries].to(rows.dtype).T
+        some = entries[entries >= 0]
+        out[of, : len(some)] = rows[of] @ table[some].to(rows.dtype).T
     return out
 
 

@@ -24,14 +24,15 @@ def anchor_products(
     row, part = tl.program_id(0), tl.program_id(1)
     state = tl.load(at + row).to(tl.int64) * coords
     j = tl.arange(0, TERMS)
-    entry = tl.load(index + row.to(tl.int64) * terms + j, mask=j < terms, other=0).to(tl.int64) * coords
+    entry = tl.load(index + row.to(tl.int64) * terms + j, mask=j < terms, other=-1).to(tl.int64)
+    some, entry = entry >= 0, entry * coords
     total = tl.zeros([TERMS], tl.float32)
     length = tl.zeros([COORDS], tl.float32)
     for first in range(0, tl.minimum(span, coords - part * span), COORDS):
         on = part * span + first + tl.arange(0, COORDS)
         inside = on < coords
         d = tl.load(theta + state + on, mask=inside, other=0.0) - tl.load(start + on, mask=inside, other=0.0)
-        values = tl.load(table + entry[:, None] + on[None, :], mask=(j < terms)[:, None] & inside[None, :], other=0.0)
+        values = tl.load(table + entry[:, None] + on[None, :], mask=some[:, None] & inside[None, :], other=0.0)
         total += tl.sum(values.to(tl.float32) * d[None, :], 1)
         length += d * d
     place = part.to(tl.int64) * rows + row

@@ -144,6 +144,20 @@ def test_products_are_those_of_the_reference(name, rows, coords, rank):
 
 
 @kernels
+def test_no_entry_has_no_product(name):
+    g = generator(3)
+    theta, start, at = torch.randn(4, 100, generator=g), torch.randn(100, generator=g), torch.arange(4)
+    table = torch.randn(6, 100, generator=g)
+    table[0] = torch.nan  # what -1 must not be read as
+    index = torch.tensor([[1, 2, 3, 4, 5], [2, 1, -1, -1, -1], [3, -1, -1, -1, -1], [5, 4, 3, 2, -1]])
+    nothing = torch.zeros(0, 100), torch.zeros(4, 2, dtype=torch.int32)
+    found = named(name).displacement_products(*(on_device(name, x) for x in (theta, start, at, table, index, *nothing)))
+    expected = torch.einsum("rc,rjc->rj", (theta - start).double(), table[index.clamp_min(1)].double())
+    expected[index < 0] = 0
+    torch.testing.assert_close(found.along.cpu().double(), expected, rtol=1e-5, atol=1e-4)
+
+
+@kernels
 @pytest.mark.parametrize("short", [torch.bfloat16])
 def test_products_with_a_short_table_and_factor(name, short):
     g = generator(3)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 # A long word without spaces may be folded here. A path may not: it is there to be copied.
 BREAKS = re.compile(r"(?<=[,|;])(?=.)|(?<=[^\d]:)(?=.)")
 LONG = 20
+SHORT = 8  # characters of a cell that is not folded: "12 rows"
 
 
 def folded(rows: Sequence[Sequence[str]], room: int, whole: Sequence[int] = ()) -> list[list[list[str]]]:
@@ -78,6 +79,9 @@ def _pieces(text: str) -> list[str]:
 
 
 def _longest(text: str) -> int:
+    """Characters that stand on one line: of the longest word, or of all the text where it is short."""
+    if len(text) <= SHORT:
+        return len(text)
     return max((len(piece.strip()) for piece in _pieces(text)), default=0)
 
 

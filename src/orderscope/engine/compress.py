@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import torch
-from scipy.linalg import LinAlgError, eigh
 from torch import Tensor
 
 from orderscope_kernels.shapes import Float
 
 GRAM_COORDS = 4096  # of the coordinates make the inner products of rows: what is kept is as good, at a fraction of time
-PART = 3  # one in so many of the eigenvectors is asked for first: a fraction of the time, and mostly enough
-MOST_BY_PART = 0.9  # that part of the directions of sampled gradients never holds a larger share of the trace
+# A subspace of one in so many dimensions is tried first, then a larger one: sampled gradients of 1,100 to 1,600 rows
+# held 80 % of the trace in 10 to 19 % of the directions, 95 % in 22 %. All of them take three times as long as a sixth.
+PARTS = (6, 3)
+FEW = 256  # rows whose eigenvectors are computed all
 AT_ONCE = 2048  # rows of one eigendecomposition; more are compressed in parts first
 
 
@@ -38,24 +39,37 @@ def compress(rows: Float[Tensor, "n coords"], energy: float) -> Float[Tensor, "r
         return rows[:0]
     some = some / largest  # squares of tiny numbers would underflow
     gram = some @ some.T
-    values, vectors = _leading(gram, len(gram) if energy > MOST_BY_PART else -(-len(gram) // PART))
-    held = values.cumsum(0) / gram.diagonal().sum() * (1 - lost)
-    if float(held[-1]) < energy and len(values) < len(gram):
-        values, vectors = _leading(gram, len(gram))
+    for part in (*PARTS, 1):
+        values, vectors = _leading(gram, -(-len(gram) // part))
         held = values.cumsum(0) / gram.diagonal().sum() * (1 - lost)
+        if float(held[-1]) >= energy:
+            break
     rank = min(int((held < energy).sum()) + 1, int((values > 0).sum()))
     return (vectors[:, :rank].T.to(rows.dtype) @ rows).contiguous()
 
 
 def _leading(gram: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The largest eigenvalues [count] of a symmetric matrix and their vectors [n, count], descending."""
-    last = len(gram) - 1
+    """The largest eigenvalues of a symmetric positive matrix, at least `count` of them, and their vectors [n, count],
+    descending.
+
+    By two steps of subspace iteration from a random start where there are many: the least of them are then a little too
+    small, and what is held by them with them. Source: Halko, Martinsson and Tropp, "Finding structure with randomness",
+    2011, algorithm 4.4.
+    """
+    if len(gram) <= FEW or count == len(gram):
+        values, vectors = _eigh(gram)
+        return values.flip(0).clamp_min(0), vectors.flip(1)
+    basis = torch.randn(len(gram), count, generator=torch.Generator().manual_seed(0), dtype=gram.dtype)
+    for _ in range(2):
+        basis = torch.linalg.qr(gram @ basis)[0]
+    values, vectors = _eigh(basis.T @ (gram @ basis))
+    return values.flip(0).clamp_min(0), basis @ vectors.flip(1)
+
+
+def _eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """By torch, which uses the caller's number of threads; those of scipy wait for each other on a busy machine."""
     try:
-        if count > last:
-            values, vectors = eigh(gram.numpy(), check_finite=False, driver="evd")  # all of them: 0.7 of the time
-        else:
-            values, vectors = eigh(gram.numpy(), subset_by_index=(last - count + 1, last), check_finite=False)
-    except (LinAlgError, ValueError):  # it did not converge
-        values, vectors = eigh(gram.double().numpy())
-    values, vectors = torch.from_numpy(values.copy()).to(gram), torch.from_numpy(vectors.copy()).to(gram)
-    return values.flip(0)[:count].clamp_min(0), vectors.flip(1)[:, :count]
+        return torch.linalg.eigh(matrix)
+    except torch.linalg.LinAlgError:  # it did not converge
+        values, vectors = torch.linalg.eigh(matrix.double())
+        return values.to(matrix), vectors.to(matrix)

@@ -18,6 +18,7 @@ from orderscope.engine.driven import recorded_dynamics
 from orderscope.engine.held_out import HeldOut
 from orderscope.engine.left_out import LeftOut, left_out
 from orderscope.engine.raw import extended, raw_held_out, raw_window
+from orderscope.engine.threads import one_thread
 from orderscope.engine.window import Window, group_fractions
 from orderscope.sketching import SketchPlan
 from orderscope.store import RunStore
@@ -93,12 +94,13 @@ def build_table(store: RunStore) -> None:
     built = table_number(store) is not None
     runs = untold(store) if built else true_runs(store)
     if runs:
-        window = load_window(store)
-        held_out = load_held_out(store, window)
-        if built:
-            window = extended(store, window, runs)
-            held_out = raw_held_out(store, window, held_out)
-        _write_table(store, window, held_out)
+        with one_thread():
+            window = load_window(store)
+            held_out = load_held_out(store, window)
+            if built:
+                window = extended(store, window, runs)
+                held_out = raw_held_out(store, window, held_out)
+            _write_table(store, window, held_out)
     number = table_number(store)
     used = [name for name in store.names(TABLE) if not name.endswith(f"-{number}")]
     used += [name for prefix in RAW for name in store.names(prefix)]

@@ -207,7 +207,9 @@ def raw_held_out(store: RunStore, window: Window, before: HeldOut | None, count:
         for i in range(len(names)):
             along[i] += torch.stack([s[i][low : low + CHUNK].double() for s in slopes]) @ d.T
         if full and rows is not None:
-            crossed += rows[0][:, low : low + CHUNK].double() @ d.T
+            part = rows[0][:, low : low + CHUNK]
+            wide = torch.promote_types(part.dtype, torch.float32)  # rows of 8 bits do not need more
+            crossed += (part.to(wide) @ d.T.to(wide)).double()
     on = torch.stack([torch.stack([s[i][take] for s in slopes]) for i in range(len(names))]).to(window.dtype)
     values = torch.tensor([[float(store.attrs(f"sketch/known/{run}")["values"][n]) for run in runs] for n in names],
                           dtype=torch.float64)  # fmt: skip

@@ -16,6 +16,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ from orderscope.engine.units import Units, some_of
 from orderscope.engine.window import Window
 from orderscope.task.hyper import group_rates
 from orderscope_kernels import reference
-from orderscope_kernels.reference import Clip, Terms
+from orderscope_kernels.reference import Clip, Products, Terms
 from orderscope_kernels.replay import ReplayKernels, replay_kernels
 from orderscope_kernels.shapes import Bool, Float, Float64
 
@@ -96,28 +97,45 @@ def replay(
     ranges = factor_ranges(window.tables, torch.cat([shares, composed]) * curvature)
     place = np.empty(len(ranges), dtype=np.int64)
     place[np.lexsort(ranges.T.cpu().numpy())] = np.arange(len(ranges))
-    # Neighbours share the curvature's rows and their batch's entries, which are then read once for them all.
-    sequences = np.argsort(place[units.index], axis=0, kind="stable")
+    # Neighbours share the curvature's rows and their batch's entries, which are then read once for them all: for
+    # recorded and regrouped batches together.
+    sequences = np.ascontiguousarray(np.argsort(place[units.index], axis=0, kind="stable").T)
     for t in range(window.steps):
-        sequence = sequences[:, t]
-        old = units.index[sequence, t] < recorded
-        for rows in (sequence[old], sequence[~old]):
-            if len(rows):
-                at, unit = (torch.from_numpy(x).to(device) for x in (rows, units.index[rows, t]))
-                permitted = None if allowed is None else allowed[at]
-                known = int(unit[0]) < recorded
-                predict = _predict if known else partial(_predict_regrouped, new=units.new, homes=homes)
-                gradient, on, clip, far = predict(
-                    window, kernels, states.theta, at, unit, permitted, ranges[unit], shares=shares
-                )
-                outside[at] += far
-                active = None if has_grad is None else has_grad[unit]
-                own = None if rates is None else rates[at, t]
-                _step(window, kernels, states, at, gradient, on, clip, t, own, active)
+        rows = sequences[t]
+        at, unit = (torch.from_numpy(x).to(device) for x in (rows, units.index[rows, t]))
+        permitted = None if allowed is None else allowed[at]
+        predicted = _predict(
+            window, kernels, states.theta, at, unit, permitted, ranges[unit], shares=shares, new=units.new, homes=homes
+        )
+        outside[at] += predicted.left
+        active = None if has_grad is None else has_grad[unit]
+        own = None if rates is None else rates[at, t]
+        _step(window, kernels, states, at, unit, predicted, t, own, active)
         if t + 1 in snapshots:
             kept[t + 1] = states.theta.clone()
     new = torch.from_numpy((units.index >= recorded).mean(1))
     return Replayed(states.theta, outside / window.steps, new.to(device), kept)
+
+
+class _Predicted(NamedTuple):
+    """Gradients of some states, not yet formed: entries of `ReplayTables.entries`, rows of the curvature's factor.
+
+    Args:
+        index, weights: int64 and float [rows, terms].
+        coefficients: [rows, rank].
+        ranges: int32 [rows, 2].
+        on: which states are an anchor, bool [rows].
+        known: norms of the gradients there; not a number elsewhere, [rows].
+        left: how far the states lie outside what the anchors span, [rows].
+    """
+
+    index: Tensor
+    weights: Tensor
+    coefficients: Tensor
+    ranges: Tensor
+    on: Tensor
+    known: Tensor
+    left: Tensor
 
 
 def _predict(
@@ -130,8 +148,10 @@ def _predict(
     ranges: Tensor,
     *,
     shares: Tensor,
-) -> tuple[Terms, Tensor, Clip | None, Tensor]:
-    """Gradients of some states at recorded batches.
+    new: np.ndarray,
+    homes: int | None,
+) -> _Predicted:
+    """Gradients of some states at recorded and at regrouped batches.
 
     Args:
         window: the run, ready to be replayed.
@@ -142,22 +162,68 @@ def _predict(
         allowed: anchors that each may use, bool [rows, anchors]; None for all.
         ranges: rows of the curvature's factor that each uses, int32 [rows, 2].
         shares: of each group in each recorded batch, [units, groups].
-
-    Returns:
-        the gradients, not yet formed; which states are an anchor; how they are clipped; how far the states lie outside
-        what the anchors span.
+        new: samples of regrouped batches, [regrouped, batch].
+        homes: see `replay`.
     """
-    tables, anchors = window.tables, window.anchors
-    usable = window.known[unit] if allowed is None else window.known[unit] & allowed
-    entries = anchors.entries(unit)
+    tables, anchors, regrouped = window.tables, window.anchors, unit >= window.units
+    usable = window.sampled.new_ones(len(at), anchors.count) if allowed is None else allowed
+    ids = new[unit[regrouped].cpu().numpy() - window.units]
+    home = torch.from_numpy(window.home[some_of(ids, homes)]).to(theta.device)  # batches of some of the samples
+    kinds = []  # rows, the anchors' entries that they are multiplied with, and what predicts them from the products
+    if not bool(regrouped.all()):
+        predict = partial(_at_recorded, theta=theta, at=at[~regrouped], unit=unit[~regrouped])
+        kinds.append(((~regrouped).nonzero()[:, 0], anchors.entries(unit[~regrouped]), predict))
+    if len(ids):
+        predict = partial(_at_regrouped, ids=ids, home=home)
+        kinds.append((regrouped.nonzero()[:, 0], anchors.entries(home.flatten()).view(len(ids), -1), predict))
+    entries = _side_by_side([(rows, of) for rows, of, _ in kinds], len(at), -1)
     found = kernels.displacement_products(theta, anchors.start, at, anchors.spread, entries, tables.factor, ranges)
+    pieces = [
+        (rows, predict(window, kernels, Products(found.square[rows], found.along[rows, : of.shape[1]].contiguous(),
+                                                 found.curved[rows]), usable[rows], ranges[rows], shares))
+        for rows, of, predict in kinds
+    ]  # fmt: skip
+    joined = zip(*(piece for _, piece in pieces), strict=True)
+    every = [rows for rows, _ in pieces]
+    return _Predicted(*(_side_by_side(list(zip(every, fields, strict=True)), len(at), 0) for fields in joined))
+
+
+def _side_by_side(parts: list[tuple[Tensor, Tensor]], count: int, fill: int) -> Tensor:
+    """Rows of several tensors, each with its places, as one tensor of `count` rows; shorter rows end in `fill`."""
+    if len(parts) == 1:
+        return parts[0][1]
+    widest = max((part for _, part in parts), key=lambda part: part[0].numel())
+    out = widest.new_full((count, *widest.shape[1:]), fill)
+    for rows, part in parts:
+        if part.ndim == 1:
+            out[rows] = part
+        else:
+            out[rows, : part.shape[1]] = part
+    return out
+
+
+def _at_recorded(
+    window: Window,
+    kernels: ReplayKernels,
+    found: Products,
+    allowed: Tensor,
+    ranges: Tensor,
+    shares: Tensor,
+    *,
+    theta: Tensor,
+    at: Tensor,
+    unit: Tensor,
+) -> _Predicted:
+    """At recorded batches `unit`, int64 [rows], of the states `at` of `theta`; the other arguments as `_predict`'s, of
+    these rows alone."""
+    tables, anchors = window.tables, window.anchors
     weights, distance, left = kernels.affine_weights(
-        found.square, found.along, anchors.gram, unit, usable, anchors.ridge, anchors.scale
+        found.square, found.along, anchors.gram, unit, window.known[unit] & allowed, anchors.ridge, anchors.scale
     )
     on = anchors.snap(theta, at, unit, distance, weights)
     near = weights.to(theta.dtype)
     bent = kernels.remainder_coefficients(
-        found.curved, tables.crossed, entries, near, shares[unit], tables.piece, ranges
+        found.curved, tables.crossed, anchors.entries(unit), near, shares[unit], tables.piece, ranges
     )
     if bool(on.any()):  # no remainder, so no curvature
         bent[on] = 0
@@ -165,65 +231,55 @@ def _predict(
     known = theta.new_full((len(at),), torch.nan)
     row, column = (weights[:, anchors.shared :] == 1).nonzero(as_tuple=True)
     known[row] = window.norms[unit[row], column].to(known.dtype)
-    index = unit[:, None] * anchors.count + torch.arange(anchors.count, device=theta.device)
-    terms = Terms(tables.gradients, index, near, tables.factor, bent, ranges)
-    return terms, on, _clip(window, unit, known), left.sqrt().masked_fill(on, 0)
+    index = tables.single + unit[:, None] * anchors.count + torch.arange(anchors.count, device=theta.device)
+    return _Predicted(index, near, bent, ranges, on, known, left.sqrt().masked_fill(on, 0))
 
 
-def _predict_regrouped(
+def _at_regrouped(
     window: Window,
     kernels: ReplayKernels,
-    theta: Tensor,
-    at: Tensor,
-    unit: Tensor,
-    allowed: Tensor | None,
+    found: Products,
+    allowed: Tensor,
     ranges: Tensor,
-    *,
     shares: Tensor,
-    new: np.ndarray,
-    homes: int | None,
-) -> tuple[Terms, Tensor, Clip | None, Tensor]:
-    """As `_predict`, at batches that were not recorded: of samples `new` [regrouped, batch]."""
-    tables, anchors, device = window.tables, window.anchors, theta.device
-    ids = new[unit.cpu().numpy() - window.units]
-    batch, rows = torch.from_numpy(window.sample_place[ids]).to(device), len(ids)
-    some = some_of(ids, homes)
-    size, home = some.shape[1], torch.from_numpy(window.home[some]).to(device).flatten()
-    entries = anchors.entries(home).view(rows, -1)  # of the samples' own batches, one after the other
-    found = kernels.displacement_products(theta, anchors.start, at, anchors.spread, entries, tables.factor, ranges)
-
+    *,
+    ids: np.ndarray,
+    home: Tensor,
+) -> _Predicted:
+    """At batches that were not recorded, of samples `ids` [rows, batch], some of which are of the recorded batches
+    `home`, int64 [rows, some]; the other arguments as `_predict`'s, of these rows alone."""
+    tables, anchors, device = window.tables, window.anchors, found.square.device
+    rows, size = home.shape
+    batch, home = torch.from_numpy(window.sample_place[ids]).to(device), home.flatten()
     along = found.along.view(rows * size, -1)
-    usable = window.known[home] if allowed is None else window.known[home] & allowed.repeat_interleave(size, 0)
     weights, _, left = kernels.affine_weights(
-        found.square.repeat_interleave(size), along, anchors.gram, home, usable, anchors.ridge, anchors.scale
-    )
+        found.square.repeat_interleave(size), along, anchors.gram, home,
+        window.known[home] & allowed.repeat_interleave(size, 0), anchors.ridge, anchors.scale,
+    )  # fmt: skip
     sampled = window.sampled
-    with_samples = sampled.expand(rows, -1) if allowed is None else sampled & allowed
     shared, _, _ = kernels.affine_weights(
-        found.square, along[::size].contiguous(), anchors.gram, home[::size].contiguous(), with_samples,
+        found.square, along[::size].contiguous(), anchors.gram, home[::size].contiguous(), sampled & allowed,
         anchors.ridge, anchors.scale,
     )  # fmt: skip
-    near = weights.to(theta.dtype)
+    near = weights.to(found.curved.dtype)
     bent = kernels.remainder_coefficients(
         found.curved.repeat_interleave(size, 0), tables.crossed, anchors.entries(home), near, shares[home],
         tables.piece, ranges.repeat_interleave(size, 0),
     ).view(rows, size, -1).mean(1)  # fmt: skip
-    near = near.view(rows, size, -1) / size
-
-    shared = shared.to(theta.dtype)
+    near, shared = near.view(rows, size, -1) / size, shared.to(near.dtype)
     first = torch.arange(len(window.sample_anchors), device=device) * window.samples
     single = (first[:, None] + batch[:, None, :]).flatten(1)
     whole = tables.single + home[:, None] * anchors.count + torch.arange(anchors.count, device=device)
-    terms = Terms(
-        tables.entries,
-        torch.cat([single, whole.view(rows, -1)], 1),
-        torch.cat([(shared[:, sampled] / batch.shape[1]).repeat_interleave(batch.shape[1], 1),
-                   (near - shared[:, None] / size).flatten(1)], 1),
-        tables.factor, bent, ranges,
+    return _Predicted(
+        index=torch.cat([single, whole.view(rows, -1)], 1),
+        weights=torch.cat([(shared[:, sampled] / batch.shape[1]).repeat_interleave(batch.shape[1], 1),
+                           (near - shared[:, None] / size).flatten(1)], 1),
+        coefficients=bent,
+        ranges=ranges,
+        on=torch.zeros(rows, dtype=torch.bool, device=device),
+        known=found.curved.new_full((rows,), torch.nan),
+        left=left.sqrt().view(rows, size).mean(1),
     )  # fmt: skip
-    known = theta.new_full((rows,), torch.nan)
-    nowhere = torch.zeros(rows, dtype=torch.bool, device=device)
-    return terms, nowhere, _clip(window, unit, known), left.sqrt().view(rows, size).mean(1)
 
 
 def _clip(window: Window, unit: Tensor, known: Tensor) -> Clip | None:
@@ -236,16 +292,16 @@ def _step(
     kernels: ReplayKernels,
     states: States,
     at: Tensor,
-    terms: Terms,
-    on: Tensor,
-    clip: Clip | None,
+    unit: Tensor,
+    predicted: _Predicted,
     position: int,
     lr: Tensor | None,
     active: Tensor | None,
 ) -> None:
     """Take the step; states on an anchor by torch's own arithmetic, so that recorded runs replay to the bit."""
-    dynamics = window.dynamics
-    if kernels is reference or terms.table.dtype != states.theta.dtype or not bool(on.any()):
+    dynamics, on, tables = window.dynamics, predicted.on, window.tables
+    clip = _clip(window, unit, predicted.known)
+    if kernels is reference or tables.entries.dtype != states.theta.dtype or not bool(on.any()):
         choices = [(kernels, None)]
     else:
         choices = [(reference, on.nonzero()[:, 0]), (kernels, (~on).nonzero()[:, 0])]
@@ -253,10 +309,8 @@ def _step(
         if rows is not None and not len(rows):
             continue
         every = slice(None) if rows is None else rows
-        part = Terms(
-            terms.table, terms.index[every], terms.weights[every], terms.factor, terms.coefficients[every],
-            terms.ranges[every],
-        )  # fmt: skip
+        index, weights, coefficients, ranges = (x[every] for x in predicted[:4])
+        part = Terms(tables.entries, index, weights, tables.factor, coefficients, ranges)
         bound = None if clip is None else clip._replace(weight=clip.weight[every], known=clip.known[every])
         rates, moving = (None if x is None else x[every] for x in (lr, active))
         parts = step_parts(dynamics, states, at[every], position, rates, moving)
