@@ -253,7 +253,13 @@ def errs_less(one: Sequence[Calibration], other: Sequence[Calibration]) -> bool:
     pairs = [(a, b) for a, b in zip(one, other, strict=True) if a.sigma > 0]
     if not pairs:
         return False
-    gain = np.mean([(np.abs(b.predicted - b.true) - np.abs(a.predicted - a.true)) / a.sigma for a, b in pairs], axis=0)
+    return clearly_positive(
+        np.mean([(np.abs(b.predicted - b.true) - np.abs(a.predicted - a.true)) / a.sigma for a, b in pairs], axis=0)
+    )
+
+
+def clearly_positive(gain: Float[np.ndarray, " runs"]) -> bool:
+    """Whether the 90 % interval of the mean of gains [runs], two or more, lies above zero, by Student's t."""
     return bool(gain.mean() > two_sided(len(gain) - 1, COVERAGE) * gain.std(ddof=1) / len(gain) ** 0.5)
 
 

@@ -125,6 +125,21 @@ class HeldOut:
         place = self._placed(theta, without)
         return {name: place.value(self.names.index(name)).numpy() for name in names}
 
+    def drawn(
+        self, theta: Float[Tensor, "rows coords"], kept: float, without: Sequence[Without] | None = None
+    ) -> Float[Tensor, "rows coords"]:
+        """Weights drawn towards what the known states span, sum_k w_k theta_k + kept * r.
+
+        Args:
+            theta: weights on the carried coordinates, [rows, m].
+            kept: share of the remainder that is kept.
+            without: for each row a run whose last state is not to be used, or several.
+        """
+        if kept == 1:
+            return theta
+        weights, _ = self._weighed(theta, without)
+        return torch.lerp(self.center + weights.to(theta.dtype) @ self.spread, theta, kept)
+
     def slope(self, theta: Float[Tensor, " coords"], name: str) -> tuple[float, Float[Tensor, " coords"]]:
         """A loss and its gradient at weights [m]; the gradient on the coordinates, [m]."""
         place, i = self._placed(theta[None], None), self.names.index(name)
@@ -171,7 +186,8 @@ class HeldOut:
             curvature=Curvature.of(self._factor[used] * (self.weight * self.shares[i][used].sqrt()[:, None])),
         )
 
-    def _placed(self, theta: Tensor, without: Sequence[Without] | None) -> _Placed:
+    def _weighed(self, theta: Tensor, without: Sequence[Without] | None) -> tuple[Tensor, Tensor]:
+        """Affine weights among the states, and squared distances from them, float64 [rows, K] each."""
         d, count = theta - self.center, len(self.runs)
         allowed = torch.ones(len(theta), count, dtype=torch.bool)
         for row, runs in enumerate(without or ()):
@@ -181,7 +197,11 @@ class HeldOut:
         scale = float(self.gram.diagonal().sum()) / max(1, count - 1) or float(square.mean()) or 1.0
         unit = torch.zeros(len(theta), dtype=torch.int64)
         weights, distance, _ = affine_weights(square, along, self.gram[None], unit, allowed, RIDGE, scale)
-        rest = d - weights.to(d.dtype) @ self.spread
+        return weights, distance
+
+    def _placed(self, theta: Tensor, without: Sequence[Without] | None) -> _Placed:
+        weights, distance = self._weighed(theta, without)
+        rest = theta - self.center - weights.to(theta.dtype) @ self.spread
         bent = (rest @ self._factor.T).double() * self.weight
         return _Placed(self, weights, distance, rest, bent)
 

@@ -1,4 +1,15 @@
-"""The true runs, each predicted as if it had not been trained: what errors are calibrated on."""
+"""The true runs, each predicted as if it had not been trained: what errors are calibrated on.
+
+What a replay gets wrong adds up over its steps, most where there is little curvature to bring it back. Over hundreds of
+steps the remainder r that the last states of other runs leave of its weights may then be more error than prediction. So
+weights are drawn towards what those states span,
+
+    theta' = sum_k w_k theta_k + s r,    s in [0, 1],
+
+s being the share that predicts the held-out losses of the left-out runs best, in units of each loss's spread. It is 1
+unless the runs are clearly predicted better by shares that were chosen without them: left-out runs lack anchors that
+other orders have, so that small gains are none for those.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +21,15 @@ import torch
 from torch import Tensor
 
 from orderscope.engine.batches import Batches
+from orderscope.engine.calibration import clearly_positive
 from orderscope.engine.held_out import HeldOut
 from orderscope.engine.replay import replay
 from orderscope.engine.threads import one_thread
 from orderscope.engine.units import units_of
 from orderscope.engine.window import Window
 from orderscope_kernels.shapes import Float, Int
+
+SHARES = np.linspace(0, 1, 21)
 
 
 @dataclass(frozen=True)
@@ -24,15 +38,19 @@ class LeftOut:
 
     Args:
         runs: their names.
-        values: held-out losses, name -> [runs].
-        theta: final weights, [runs, m].
+        values: held-out losses of the drawn weights, name -> [runs].
+        replayed: final weights as replayed, [runs, m].
+        theta: the same drawn towards the other runs' last states, see `HeldOut.drawn`, [runs, m].
         outside: how far their states lay outside what the other anchors span, [runs]; see `Replayed`.
+        kept: share s of the remainder that is kept.
     """
 
     runs: tuple[str, ...]
     values: dict[str, np.ndarray]
+    replayed: Float[Tensor, "runs coords"]
     theta: Float[Tensor, "runs coords"]
     outside: Float[np.ndarray, " runs"]
+    kept: float = 1.0
 
 
 def left_out(
@@ -49,10 +67,42 @@ def left_out(
     if not runs:
         names = () if held_out is None else held_out.names
         nothing = torch.zeros(0, window.coords, dtype=window.dtype)
-        return LeftOut((), {n: np.zeros(0) for n in names}, nothing, np.zeros(0))
+        return LeftOut((), {n: np.zeros(0) for n in names}, nothing, nothing, np.zeros(0))
     anchors = np.array(window.anchor_runs)
     allowed = torch.from_numpy(np.stack([anchors != run for run in runs]))
     with one_thread():
         found = replay(window, units_of(window, Batches(window.order), orders), allowed=allowed)
-        values = {} if held_out is None else held_out(found.theta, held_out.names, runs)
-    return LeftOut(tuple(runs), values, found.theta, found.outside.numpy())
+        theta, kept = found.theta, 1.0 if held_out is None else share_kept(held_out, found.theta, runs)
+        if held_out is None:
+            values = {}
+        else:
+            theta = held_out.drawn(theta, kept, runs)
+            values = held_out(theta, held_out.names, runs)
+    return LeftOut(tuple(runs), values, found.theta, theta, found.outside.numpy(), kept)
+
+
+def share_kept(held_out: HeldOut, theta: Float[Tensor, "runs coords"], runs: Sequence[str]) -> float:
+    """The share s of the remainder to keep, from left-out runs as they were replayed.
+
+    Args:
+        held_out: what is known of held-out losses.
+        theta: final weights, [runs, m].
+        runs: their names; those whose last state is not known say nothing.
+    """
+    rows = [i for i, run in enumerate(runs) if run in held_out.runs]
+    if len(rows) < 3:
+        return 1.0
+    names = [runs[i] for i in rows]
+    true = held_out.values[:, [held_out.runs.index(name) for name in names]].numpy()
+    sigma = np.concatenate([held_out.values[:, :1].numpy(), true], axis=1).std(axis=1, ddof=1)
+    scale = np.where(sigma > 0, sigma, np.inf)[:, None]
+    errors = np.empty((len(SHARES), len(held_out.names), len(names)))
+    for i, share in enumerate(SHARES):
+        found = held_out(held_out.drawn(theta[rows], float(share), names), held_out.names, names)
+        errors[i] = np.abs(np.stack([found[n] for n in held_out.names]) - true) / scale
+    square = (errors**2).mean(1)
+    without = (square.sum(1, keepdims=True) - square).argmin(0)  # the best for all runs but one
+    each = errors.mean(1)
+    if not clearly_positive(each[-1] - each[without, np.arange(len(names))]):
+        return 1.0
+    return float(SHARES[square.sum(1).argmin()])

@@ -70,7 +70,9 @@ def load_left_out(store: RunStore, window: Window, held_out: HeldOut | None) -> 
     name = f"{TABLE}left-out-{number}"
     attrs, read = store.attrs(name), _Mapped(store, name)
     values = dict(zip(attrs["names"], read("values").numpy(), strict=True))
-    return LeftOut(tuple(attrs["runs"]), values, read("theta"), read("outside").numpy())
+    runs, theta, kept = tuple(attrs["runs"]), read("theta"), attrs.get("kept", 1.0)
+    drawn = theta if held_out is None else held_out.drawn(theta, kept, runs)
+    return LeftOut(runs, values, theta, drawn, read("outside").numpy(), kept)
 
 
 def _left_out(store: RunStore, window: Window, held_out: HeldOut | None) -> LeftOut:
@@ -125,8 +127,9 @@ def _write_table(store: RunStore, window: Window, held_out: HeldOut | None) -> N
     found = _left_out(store, window, held_out)
     names = list(found.values)
     values = torch.from_numpy(np.stack(list(found.values.values()))) if names else torch.zeros(0, 0)
-    arrays = {"values": values, "theta": found.theta, "outside": torch.from_numpy(found.outside)}
-    store.write(f"{TABLE}left-out-{number:03d}", *_stored(arrays, {"names": names, "runs": list(found.runs)}))
+    arrays = {"values": values, "theta": found.replayed, "outside": torch.from_numpy(found.outside)}
+    attrs = {"names": names, "runs": list(found.runs), "kept": found.kept}
+    store.write(f"{TABLE}left-out-{number:03d}", *_stored(arrays, attrs))
 
 
 HELD_OUT_ARRAYS = ("center", "spread", "gram", "values", "slopes", "along", "factor", "shares", "crossed")

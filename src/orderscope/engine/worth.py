@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from orderscope.engine.batches import Batches
+from orderscope.engine.left_out import share_kept
 from orderscope.engine.raw import halved, raw_held_out, raw_window
 from orderscope.engine.replay import replay
 from orderscope.engine.threads import one_thread
@@ -62,7 +63,9 @@ def worth(store: RunStore, coords: int | None = COORDS) -> Worth | None:
         found = replay(window, units, allowed=allowed).theta
         units = units_of(window, Batches(window.order), orders)
         half = replay(halved(store, window, coords), units, allowed=allowed[: len(names)]).theta
-        values = held_out(torch.cat([found, half]), held_out.names, [*without, *without[: len(names)]])
+        theta, left = torch.cat([found, half]), [*without, *without[: len(names)]]
+        theta = held_out.drawn(theta, share_kept(held_out, found[: len(names)], names), left)
+        values = held_out(theta, held_out.names, left)
     errors = np.zeros(3)
     for name in held_out.names:
         truth = np.array([run.metrics[-1][name] for run in true])

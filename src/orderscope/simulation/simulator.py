@@ -463,7 +463,7 @@ class Simulator:
 
     def replay_of(self, orders: np.ndarray, **options: Any) -> Replayed:
         """Replays of orders [n, steps, batch] on all carried coordinates, done on the simulator's device and brought
-        back to the CPU.
+        back to the CPU; the final weights drawn towards the recorded runs' last states, see `HeldOut.drawn`.
 
         Args:
             orders: sample ids, [n, steps, batch].
@@ -471,7 +471,13 @@ class Simulator:
         """
         units = units_of(self.window, self._batches, orders)
         with one_thread():
-            return replay(self._replayed_window, units, **options).cpu()
+            found = replay(self._replayed_window, units, **options).cpu()
+            if self.held_out is None or self.left_out.kept == 1:
+                return found
+            theta, last = self.held_out.drawn(found.theta, self.left_out.kept), self.window.steps
+            return replace(
+                found, theta=theta, snapshots=found.snapshots | ({last: theta} if last in found.snapshots else {})
+            )
 
     def _estimated(
         self,

@@ -66,7 +66,7 @@ def step_errors(
         without=tuple(run for i, run in enumerate(chosen) if i not in kept),
         **{column: values[kept] for column, values in tables.items()},
         error=sim.left_out.values[name][rows] - true,
-        weights=held_out(sim.left_out.theta[rows], [name])[name] - true,
+        weights=held_out(sim.left_out.replayed[rows], [name])[name] - true,
         cost=(cpu_seconds() - began) / training if training else math.nan,
     )
 
