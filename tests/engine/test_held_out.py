@@ -10,6 +10,7 @@ from law_tasks import logistic, quadratic, simulated, slope
 from orderscope.engine import Expansion, HeldOut
 from orderscope.engine.curvature import Curvature
 from orderscope.engine.held_out import scaled_as_known
+from orderscope.engine.left_out import share_kept
 from orderscope.engine.metrics import evaluated
 from orderscope.sketching import draw_coordinates
 from tasks_tiny import char, classifier, generator
@@ -115,6 +116,46 @@ def test_a_state_that_is_left_out_is_not_used():
     assert not np.allclose(told(known, theta), told(changed, theta))
     fewer = made_up(states[[0, 1, 3, 4]], wave, FACTOR)
     np.testing.assert_allclose(told(known, theta, without), told(fewer, theta), rtol=0.02)  # its scale is another
+
+
+def test_drawn_weights_keep_what_known_states_span_and_a_share_of_the_rest():
+    states = normal(4, SIZE, seed=3)
+    known = made_up(states, bowl, FACTOR)
+    weights = torch.tensor([0.5, 0.2, 0.4, -0.1], dtype=torch.float64)
+    aside = normal(SIZE, seed=8)
+    aside -= torch.linalg.lstsq((states - states[0])[1:].T, aside[:, None]).solution.T[0] @ (states - states[0])[1:]
+    within = (weights[:, None] * states).sum(0)
+    theta = torch.stack([states[2], within + 1e-3 * aside])
+    assert torch.equal(known.drawn(theta, 1.0), theta)
+    half = known.drawn(theta, 0.5)
+    assert torch.equal(half[0], theta[0])  # a known state
+    # A ridge on distances moves the weights a little.
+    torch.testing.assert_close(half[1], within + 5e-4 * aside, rtol=0, atol=0.02 * float((within - states[0]).norm()))
+    off = known.drawn(theta, 0.0, ["probe-1", None])
+    assert not torch.allclose(off[0], states[2], atol=0.1)  # which a run that is left out does not know
+
+
+@pytest.mark.parametrize(("noise", "expected"), [(6.0, "less"), (0.0, "all")])
+def test_the_share_kept_is_that_of_prediction_in_the_rest(noise, expected):
+    """Weights of left-out runs whose remainder is mostly noise are drawn in, exact ones are left as they are."""
+    states = normal(9, SIZE, seed=3)
+    known = made_up(states, bowl, FACTOR)
+    replayed = states[1:] + noise * normal(8, SIZE, seed=5)
+    kept = share_kept(known, replayed, known.runs[1:])
+    if expected == "all":
+        assert kept == 1
+        return
+    assert kept < 0.6
+    errors = [
+        np.abs(told(known, known.drawn(replayed, share, known.runs[1:]), known.runs[1:]) - known.values[0, 1:].numpy())
+        for share in (kept, 1.0)
+    ]
+    assert errors[0].mean() < 0.5 * errors[1].mean()
+
+
+def test_few_runs_say_nothing_of_the_share():
+    known = made_up(normal(3, SIZE, seed=3), bowl, FACTOR)
+    assert share_kept(known, 9 * normal(2, SIZE, seed=5), known.runs[1:]) == 1
 
 
 def test_on_some_coordinates_what_known_states_span_is_told():

@@ -128,7 +128,7 @@ class HeldOut:
     def drawn(
         self, theta: Float[Tensor, "rows coords"], kept: float, without: Sequence[Without] | None = None
     ) -> Float[Tensor, "rows coords"]:
-        """Weights drawn towards what the known states span, sum_k w_k theta_k + kept * r.
+        """Weights drawn towards what the known states span, sum_k w_k theta_k + kept * r; known states as they are.
 
         Args:
             theta: weights on the carried coordinates, [rows, m].
@@ -137,8 +137,12 @@ class HeldOut:
         """
         if kept == 1:
             return theta
-        weights, _ = self._weighed(theta, without)
-        return torch.lerp(self.center + weights.to(theta.dtype) @ self.spread, theta, kept)
+        weights, distance = self._weighed(theta, without)
+        found = torch.lerp(self.center + weights.to(theta.dtype) @ self.spread, theta, kept)
+        nearest = self.spread[distance.argmin(1)]
+        rounding = 8 * torch.finfo(theta.dtype).eps * (self.center.abs() + nearest.abs())
+        known = ((theta - self.center - nearest).abs() <= rounding).all(1)
+        return torch.where(known[:, None], theta, found)
 
     def slope(self, theta: Float[Tensor, " coords"], name: str) -> tuple[float, Float[Tensor, " coords"]]:
         """A loss and its gradient at weights [m]; the gradient on the coordinates, [m]."""
