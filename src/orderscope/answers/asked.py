@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from orderscope.errors import OrderscopeError
 from orderscope.orders import resolve
-from orderscope.store import RunStore
+from orderscope.store import RunStore, add_if_possible
 from orderscope.store.names import REFERENCE, TASK_SHARD
 
 if TYPE_CHECKING:
@@ -74,14 +72,20 @@ def _groups(store: RunStore) -> list[str]:
 
 
 def remember_orders(run: Path, texts: Sequence[str]) -> None:
-    """Note what was asked, where the run can be written to and nobody else does."""
-    if not run.is_dir():
-        return
+    """Note in the run's journal which orders were asked about, where it can be written to.
+
+    Args:
+        run: its path.
+        texts: order expressions or .npy files; a file is noted by its absolute path.
+    """
     kept = [str(Path(text).resolve()) if _is_file(text) else text for text in texts]
-    with contextlib.suppress(OrderscopeError, OSError), RunStore.create(run) as store:
+
+    def write(store: RunStore) -> None:
         new = [text for text in kept if text not in asked_orders(store)]
         if new:
             store.log({"event": EVENT, "orders": new})
+
+    add_if_possible(run, write)
 
 
 def asked_orders(store: RunStore) -> list[str]:

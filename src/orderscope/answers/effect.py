@@ -87,8 +87,3 @@ def effects(sim: Simulator, metrics: Sequence[str]) -> list[Effect]:
             )
         )
     return found
-
-
-def metric_names(sim: Simulator) -> list[str]:
-    """The metrics that can be asked, in the task's own order."""
-    return [name for name in sim.description["metric_names"] if name in sim.metric_names]

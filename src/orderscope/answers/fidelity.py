@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from orderscope.answers.stored import validations
-from orderscope.studies.validation import measured
+from orderscope.studies.agreement import agreement
 
 if TYPE_CHECKING:
     from orderscope.store import RunStore
@@ -43,15 +43,8 @@ def fidelity(store: RunStore, metric: str) -> Fidelity | None:
     predicted, error, true = (
         np.concatenate([getattr(check, part)[metric] for check in checks]) for part in ("predicted", "error", "true")
     )
-    sound = np.isfinite(predicted) & np.isfinite(true)  # an order may diverge
-    if sound.sum() < 2:
+    orders = int((np.isfinite(predicted) & np.isfinite(true)).sum())  # an order may diverge
+    if orders < 2:
         return None
-    found = measured({metric: predicted}, {metric: error}, {metric: true})
-    return Fidelity(
-        metric=metric,
-        orders=int(sound.sum()),
-        spearman=found["spearman"][metric],
-        mae=float(np.abs(predicted - true)[sound].mean()),
-        mae_ratio=found["mae_ratio"][metric],
-        coverage=found["coverage"][metric],
-    )
+    found = agreement(predicted, error, true)
+    return Fidelity(metric, orders, **{name: found[name] for name in ("spearman", "mae", "mae_ratio", "coverage")})

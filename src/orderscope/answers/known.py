@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from orderscope.answers.stored import proposals, validations
-from orderscope.errors import OrderscopeError
+from orderscope.errors import without_task
 
 if TYPE_CHECKING:
     from orderscope.simulation.simulator import Simulator
@@ -46,7 +46,7 @@ def train_orders(
     from orderscope.studies.validation import keep_truth, train_runs
 
     if sim.task is None:
-        raise OrderscopeError("a simulator without its task", "the task, to train it", "pass --task file.py:name")
+        raise without_task("to train it")
     known = known_truth(sim)
     names = list(sim.task.metrics)
     new = [i for i, order in enumerate(orders) if known.get(order.tobytes(), {}).keys() < set(names)]

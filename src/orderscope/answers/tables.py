@@ -116,7 +116,7 @@ def _asked(sim: Simulator) -> tuple[list[Row], list[str]]:
     prediction, known = sim.predict(np.stack(list(found.values()))), known_truth(sim)
     rows = [
         ("asked", text, metric, float(values[i]), float(prediction.error[metric][i]),
-         float(values[i] - prediction.reference[metric]), bool(prediction.trusted[i] and prediction.skilled[metric]),
+         float(values[i] - prediction.reference[metric]), bool(prediction.trusted_in(metric)[i]),
          known.get(order.tobytes(), {}).get(metric))
         for i, (text, order) in enumerate(found.items())
         for metric, values in prediction.metrics.items()

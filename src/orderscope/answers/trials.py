@@ -5,17 +5,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from orderscope.answers.stored import number_of
-from orderscope.errors import OrderscopeError
 from orderscope.orders import order_hash
-from orderscope.store import RunStore
+from orderscope.store import RunStore, add_if_possible
 
 if TYPE_CHECKING:
     from orderscope.simulation.simulator import Simulator
@@ -90,7 +87,12 @@ def stored_trials(store: RunStore, metric: str | None = None, maximize: bool | N
 
 
 def keep_trial(sim: Simulator, prefix: str, arrays: dict[str, np.ndarray], attrs: dict[str, Any]) -> None:
-    """Write into the run, where it is a directory that can be written to."""
-    if Path(sim.path).is_dir():
-        with suppress(OrderscopeError, OSError), RunStore.create(sim.path) as store:
-            store.write(store.next_name(prefix), arrays, attrs)
+    """Keep a trial in the run, where it can be written to.
+
+    Args:
+        sim: the run, opened.
+        prefix: of the shard's name, `ASKED` or `TOLD`; a number is added.
+        arrays: of the shard, by key.
+        attrs: its other facts, JSON values by key.
+    """
+    add_if_possible(sim.path, lambda store: store.write(store.next_name(prefix), arrays, attrs))

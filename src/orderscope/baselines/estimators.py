@@ -21,7 +21,7 @@ from orderscope.engine.held_out import HeldOut
 from orderscope.engine.metrics import evaluated
 from orderscope.engine.units import units_of
 from orderscope.engine.window import Window
-from orderscope.errors import OrderscopeError
+from orderscope.errors import OrderscopeError, without_task
 from orderscope.sketching import SketchPlan
 from orderscope.store import RunStore
 from orderscope.task import Task
@@ -95,11 +95,8 @@ def seed_estimate(
         OrderscopeError: the Simulator has no task.
     """
     if sim.task is None:
-        raise OrderscopeError(
-            "the seed method on a Simulator without its task",
-            "the task, since a gradient is needed at every pair of a step and a batch",
-            "give it: Simulator(path, task)",
-        )
+        why = "since a gradient is needed at every pair of a step and a batch"
+        raise without_task(why, "the seed method on a Simulator")
     made = _made(sim, sim.task, options)
     index, new = Batches(sim.window.order).index(orders)
     model = evaluated(sim.task)

@@ -8,21 +8,21 @@ from pathlib import Path
 import click
 
 from orderscope.cli.text import say
-from orderscope.errors import OrderscopeError
 from orderscope.files import ADVICE
-from orderscope.store import RunStore
+from orderscope.store import RunStore, add_if_possible
 
 
 def keep(run: Path, write: Callable[[RunStore], str]) -> str | None:
-    """Write an answer into the run, for the report: the name of its shard, or None and a line why there is none."""
-    if not run.is_dir():
-        return None  # packed
-    try:
-        with RunStore.create(run) as store:
-            return write(store)
-    except (OrderscopeError, OSError) as error:
-        say(f"not kept in the run: {error}", err=True)
-        return None
+    """Keep an answer in the run, for the report, where it can be written to; else print why not.
+
+    Args:
+        run: its path. In a packed run nothing is kept, and nothing printed.
+        write: writes the answer, and returns the name of its shard.
+
+    Returns:
+        That name; None where nothing was kept.
+    """
+    return add_if_possible(run, write, refused=lambda error: say(f"not kept in the run: {error}", err=True))
 
 
 def try_writing(out: Path | None, write: Callable[[Path], None]) -> str | None:

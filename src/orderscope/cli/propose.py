@@ -166,14 +166,13 @@ def search(
         partial: what a search had found when it was interrupted is a proposal too; otherwise the interrupt goes on.
     """
     import orderscope
-    from orderscope.answers.effect import metric_names
     from orderscope.answers.stored import keep_proposal, proposal_facts
 
     with shown(sim, quiet) as progress:
         progress("see how much there is to find", 0, 0)
         proposal = orderscope.propose(
             sim,
-            metric=metric or metric_names(sim)[0],
+            metric=metric or sim.metric_names[0],
             budget=budget,
             verify=verify,
             maximize=maximize,

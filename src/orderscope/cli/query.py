@@ -211,7 +211,7 @@ def answer(prediction: Prediction, index: int, text: str) -> dict[str, Any]:
             "difference": difference,
             "detectable": bool(prediction.detectable(name)[index]),
             "skilled": bool(prediction.skilled[name]),
-            "trusted": bool(prediction.trusted[index] and prediction.skilled[name]),
+            "trusted": bool(prediction.trusted_in(name)[index]),
         }
     return {"order": text, "metrics": metrics}
 

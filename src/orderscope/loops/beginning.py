@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from orderscope.errors import OrderscopeError
+from orderscope.errors import OrderscopeError, check_whole
 from orderscope.task.layout import ParameterLayout
 
 FIRST_STRIDE = 4  # steps between kept states, at first
@@ -28,8 +28,8 @@ def check_recordable(
             "record an unsharded run, for instance of the adapter weights alone",
         )
     for name, value, least in (("anchors", anchors, 2), ("steps", steps, 1), ("step", step, 0)):
-        if value is not None and (int(value) != value or value < least):
-            raise OrderscopeError(f"{name}={value!r}", f"a whole number from {least}", f"change {name}=")
+        if value is not None:
+            check_whole(least, **{name: value})
 
 
 def place_among_ranks(rank: int | None, world_size: int | None) -> tuple[int, int]:

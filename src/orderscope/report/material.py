@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from orderscope.answers.asked import asked_orders, group_codes, resolve_order, sample_groups
-from orderscope.answers.effect import Effect, effects, metric_names
+from orderscope.answers.effect import Effect, effects
 from orderscope.answers.known import known_truth
 from orderscope.answers.stored import (
     StoredProposal,
@@ -28,7 +28,9 @@ from orderscope.recording.costs import part_runs, part_seconds, training_seconds
 from orderscope.report.direction import LOSS, Direction
 from orderscope.report.words import short
 from orderscope.simulation.foretold import stored as foretold
+from orderscope.simulation.prediction import detectable
 from orderscope.store.names import REFERENCE
+from orderscope.studies.agreement import agreement
 from orderscope.studies.heatmap import Heat
 from orderscope.studies.step_map import StepErrorMap
 from orderscope.studies.validation import NOISE_RUNS
@@ -75,7 +77,9 @@ class Asked:
         return metric in self.true or self.trusted[metric]
 
     def detectable(self, metric: str, reference: float) -> bool:
-        return metric in self.true or abs(self.difference(metric, reference)) > self.errors[metric]
+        """Whether the difference is known, or larger than its error where estimates are to be believed."""
+        found = detectable(self.difference(metric, reference), self.errors[metric], self.trusted[metric])
+        return metric in self.true or bool(found)
 
     def held(self, metric: str) -> bool | None:
         """Whether the truth lies within the prediction's error; None where either is not known."""
@@ -98,6 +102,12 @@ class Pairs:
     predicted: np.ndarray
     error: np.ndarray
     true: np.ndarray
+
+    @property
+    def agreement(self) -> dict[str, float]:
+        """See `orderscope.studies.agreement`; through two points a line always goes, so correlations take three."""
+        found = agreement(self.predicted, self.error, self.true)
+        return found if len(self.true) > 2 else found | {"pearson": math.nan, "spearman": math.nan}
 
 
 @dataclass(frozen=True)
@@ -201,7 +211,7 @@ def gather(
     Raises:
         OrderscopeError: for a metric that was not recorded, or an expression in `orders` that is wrong.
     """
-    names = metric_names(sim)
+    names = list(sim.metric_names)
     made = proposals(sim.store)
     if metric is not None and metric not in names:
         raise unknown_metric(metric, names)
@@ -309,7 +319,7 @@ def _ask(
                 values={n: told[n][0] for n in names},
                 errors={n: told[n][1] for n in names},
                 curves={n: own.reference[n] + along.metrics[n] - own.metrics[n] for n in names},
-                trusted={n: bool(prediction.trusted[i] and prediction.skilled[n]) for n in names},
+                trusted={n: bool(prediction.trusted_in(n)[i]) for n in names},
                 true=known.get(order.tobytes(), {}),
             )
         )

@@ -146,8 +146,9 @@ class Simulator:
 
     @property
     def metric_names(self) -> tuple[str, ...]:
-        """Metrics that can be asked."""
-        return self.losses if self._by is None else tuple(self.reference)
+        """Metrics that can be predicted, in the task's order; `reference` has its names sorted, as JSON keeps them."""
+        possible = self.losses if self._by is None else self.reference
+        return tuple(name for name in self.description["metric_names"] if name in possible)
 
     @property
     def exact(self) -> bool:

@@ -243,7 +243,7 @@ def _steps(name: str, given: Sequence[int] | np.ndarray, steps: int) -> np.ndarr
 
 
 def _metric(sim: Simulator, metric: str | None) -> str:
-    names = [name for name in sim.description["metric_names"] if name in sim.metric_names]
+    names = sim.metric_names
     if not names or (metric is not None and metric not in names):
         raise unknown_metric(metric, names)
     return metric or names[0]

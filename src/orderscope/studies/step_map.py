@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from orderscope.errors import OrderscopeError
+from orderscope.studies.agreement import correlation
 
 SEGMENTS = 10
 TABLES, COLUMNS = ("gradient", "interpolation", "cosine", "effect"), ("error", "weights")
@@ -86,9 +87,7 @@ class StepErrorMap:
     @property
     def agreement(self) -> float:
         """Correlation of `total` with `weights` over the runs; not a number for fewer than three."""
-        if len(self.runs) < 3 or not (np.std(self.total) > 0 and np.std(self.weights) > 0):
-            return math.nan
-        return float(np.corrcoef(self.total, self.weights)[0, 1])
+        return correlation(self.total, self.weights) if len(self.runs) > 2 else math.nan
 
     @cached_property
     def segments(self) -> tuple[Segment, ...]:

@@ -134,7 +134,7 @@ class Task:
 
     def batch(self, ids: Any) -> Any:
         """The collated batch of these sample ids."""
-        return self._collated([self.data[int(i)] for i in ids])
+        return self.collated([self.data[int(i)] for i in ids])
 
     def evaluate(self, model: nn.Module, names: Sequence[str] | None = None) -> dict[str, float]:
         """Name -> value of every metric (or those named) of the model as it stands, without gradients."""
@@ -151,18 +151,14 @@ class Task:
                     values[name] = value_of(name, cast(Any, metric), model)
                     continue
                 losses[name] = self.held_out_losses(model, metric)
-            exact = len(metric) <= ONE_BATCH
+            exact = len(held_out_batches(len(metric))) == 1
             values[name] = float((losses[name] if exact else losses[name].double()).mean())
         return Evaluation(values, losses)
 
     def held_out_losses(self, model: nn.Module, rows: Any) -> Tensor:
         """Per-sample losses [rows] of a held-out data set."""
-        size = len(rows) if len(rows) <= ONE_BATCH else CHUNK
         with torch.no_grad():
-            parts = [
-                self.loss(model, self._collated([rows[i] for i in range(start, min(start + size, len(rows)))]))
-                for start in range(0, len(rows), size)
-            ]
+            parts = [self.loss(model, self.collated([rows[i] for i in some])) for some in held_out_batches(len(rows))]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def fingerprint(self) -> dict[str, str]:
@@ -173,5 +169,12 @@ class Task:
     def _fingerprint(self) -> dict[str, str]:
         return prints.fingerprint(self)
 
-    def _collated(self, samples: list[Any]) -> Any:
+    def collated(self, samples: list[Any]) -> Any:
+        """A batch of these samples, by the task's `collate`."""
         return (self.collate or default_collate)(samples)
+
+
+def held_out_batches(count: int) -> list[range]:
+    """How `count` held-out rows are evaluated: all in one batch up to `ONE_BATCH` rows, else `CHUNK` at a time."""
+    size = max(1, count) if count <= ONE_BATCH else CHUNK
+    return [range(start, min(start + size, count)) for start in range(0, count, size)]
