@@ -45,7 +45,12 @@ class IncompleteRun(OrderscopeError):
 
 
 def unknown_metric(name: str | None, known: Iterable[str]) -> OrderscopeError:
-    """What is said of a metric that is not among the known ones."""
+    """The refusal of a metric that is not among the known ones.
+
+    Args:
+        name: as given.
+        known: names that would be right.
+    """
     return OrderscopeError(f"metric {name!r}", "one of " + (", ".join(known) or "none"), "name a recorded metric")
 
 

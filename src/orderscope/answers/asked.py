@@ -33,6 +33,10 @@ def resolve_order(sim: Simulator, text: str) -> np.ndarray:
 
     The signal `loss` is what a sample's loss was when the reference run trained on it, the mean where it did so again.
 
+    Args:
+        sim: the run, opened.
+        text: an order expression or the path of a .npy file, see `orderscope.orders.expression`.
+
     Raises:
         OrderscopeError: see `orderscope.orders.resolve`; or the run cannot tell of samples in other batches.
     """
@@ -54,14 +58,30 @@ def resolve_order(sim: Simulator, text: str) -> np.ndarray:
 
 
 def group_positions(sim: Simulator, order: np.ndarray) -> dict[str, float]:
-    """Mean position of each group's samples, from 0 (the beginning) to 1."""
+    """Mean position of each group's samples, from 0 (the beginning) to 1.
+
+    Args:
+        sim: the run, opened.
+        order: sample ids, [steps, batch].
+
+    Returns:
+        Group name -> position; groups without a sample in the order are left out.
+    """
     names, codes = sim.description["group_names"], group_codes(sim)[order]
     at = np.repeat((np.arange(len(order)) + 0.5) / len(order), order.shape[1]).reshape(order.shape)
     return {name: float(at[codes == code].mean()) for code, name in enumerate(names) if (codes == code).any()}
 
 
 def check_order_text(store: RunStore, text: str) -> None:
-    """See that an expression stands for an order of a run, without the simulator. Raises as `resolve_order`."""
+    """Check that an expression stands for an order of a run, without the simulator and so without torch.
+
+    Args:
+        store: the run on disk.
+        text: an order expression or the path of a .npy file.
+
+    Raises:
+        OrderscopeError: see `orderscope.orders.resolve`.
+    """
     samples = store.attrs(TASK_SHARD)["samples"]
     resolve(text, store.read(TASK_SHARD, ["order"])["order"], _groups(store), {"loss": np.zeros(samples)})
 

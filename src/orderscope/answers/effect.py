@@ -68,7 +68,12 @@ class Effect:
 
 
 def effects(sim: Simulator, metrics: Sequence[str]) -> list[Effect]:
-    """The effect of order on each metric, over reference and probes."""
+    """The effect of order on each metric, over reference and probes.
+
+    Args:
+        sim: the run, opened.
+        metrics: names of metrics.
+    """
     from orderscope.simulation.verdict import held_out_noise
 
     floors = {name: floor for check in validations(sim.store) for name, floor in check.noise_floor.items()}

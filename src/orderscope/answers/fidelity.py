@@ -36,7 +36,15 @@ class Fidelity:
 
 
 def fidelity(store: RunStore, metric: str) -> Fidelity | None:
-    """Over all orders validated in a run; None where fewer than two were."""
+    """How far predictions of one metric were borne out, over all orders that were validated in a run.
+
+    Args:
+        store: the run on disk.
+        metric: its name.
+
+    Returns:
+        None where fewer than two orders were validated.
+    """
     checks = [c for c in validations(store) if metric in c.true and metric in c.predicted and metric in c.error]
     if not checks:
         return None

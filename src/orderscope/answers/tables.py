@@ -85,7 +85,12 @@ STEPS: dict[str, type] = {"step": int, "loss": float}
 
 
 def make_table(columns: dict[str, type], rows: Iterable[Row]) -> Table:
-    """A table of plain values: text without what steers, and None for what is not a number."""
+    """A table of plain values: text without what steers, and None for what is not a number.
+
+    Args:
+        columns: name of each column -> type of its values.
+        rows: values in the order of the columns.
+    """
     return Table(columns, [tuple(map(_plain, row)) for row in rows])
 
 

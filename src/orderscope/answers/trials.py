@@ -71,7 +71,13 @@ def trial_row(trial: Trial, reference: float) -> tuple[Any, ...]:
 
 
 def stored_trials(store: RunStore, metric: str | None = None, maximize: bool | None = None) -> Iterator[Trial]:
-    """Trials that lie in a run, as they were asked, with their values; of one metric if it is named."""
+    """Trials that are kept in a run, in the order they were asked for, with their values where they were told.
+
+    Args:
+        store: the run on disk.
+        metric: only trials of this metric; all if not given.
+        maximize: only trials of studies that maximize, or that minimize; all if not given.
+    """
     values: dict[tuple[str, bool, bytes], float] = {}
     for name in store.names(TOLD):
         facts, order = store.attrs(name), store.read(name, ["order"])["order"]

@@ -88,7 +88,12 @@ def fitted(losses: np.ndarray, *columns: np.ndarray) -> tuple[float, list[float]
 
 
 def areas(rates: np.ndarray, before: float) -> tuple[np.ndarray, np.ndarray]:
-    """S1 and S2 after each step, [steps] each."""
+    """Areas under a schedule of learning rates, S1 and S2 of the law above, after each step, [steps] each.
+
+    Args:
+        rates: learning rates, [steps].
+        before: the area S1 of what was trained before the window.
+    """
     momentum, m, last = np.empty(len(rates)), 0.0, rates[0]
     for i, rate in enumerate(rates):
         m = DECAY * m + (last - rate)

@@ -118,7 +118,12 @@ def sensitivity(
 
 
 def step_effects(window: Window, found: Sensitivity) -> Float64[np.ndarray, "steps units rows"]:
-    """Effect of each recorded batch at each position, [steps, units, 1 + rank]."""
+    """Effect of each recorded batch at each position, [steps, units, 1 + rank].
+
+    Args:
+        window: the run, ready to be replayed.
+        found: adjoint rows at some steps, from `sensitivity`.
+    """
     return _all_steps(found.places, _unit_effects(window, found).double().numpy(), window.steps)
 
 
@@ -129,6 +134,11 @@ def sample_effects(
 
     As in a replay a sample counts as the recorded batch it comes from, and by what sets it apart from that batch at the
     shared anchors.
+
+    Args:
+        window: the run, ready to be replayed.
+        found: adjoint rows at some steps, from `sensitivity`.
+        ids: sample ids, int64 [ids]; their own gradients were kept.
     """
     places, count, coords = found.rows.shape
     units = _unit_effects(window, found)

@@ -87,7 +87,12 @@ class KnownStates:
 
 
 def known_states(store: RunStore, plan: SketchPlan) -> KnownStates:
-    """All anchors of the reference run, and where the other runs ended."""
+    """All anchors of the reference run, and where the other runs ended.
+
+    Args:
+        store: the run on disk.
+        plan: what the sketch consists of; carries some of the weights only.
+    """
     indices = plan.coordinates.indices
     assert indices is not None
     states, runs = [], []

@@ -21,6 +21,10 @@ def compress(rows: Float[Tensor, "n coords"], energy: float) -> Float[Tensor, "r
     many; the product is in the rows' own type. With energy 1 the rows are kept as they are. Directions of no length are
     left out.
 
+    Args:
+        rows: A, [n, m].
+        energy: share of the trace to hold, above 0 and up to 1.
+
     Example:
         >>> compress(torch.tensor([[2.0, 0.0], [0.0, 0.1], [0.0, 0.0]]), 0.9).abs().tolist()
         [[2.0, 0.0]]

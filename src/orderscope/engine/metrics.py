@@ -19,7 +19,17 @@ class MetricModel(Protocol):
 
     def __call__(
         self, theta: Float[Tensor, "rows coords"], names: tuple[str, ...]
-    ) -> dict[str, Float[np.ndarray, " rows"]]: ...
+    ) -> dict[str, Float[np.ndarray, " rows"]]:
+        """Metrics at some weights.
+
+        Args:
+            theta: weights on the carried coordinates, [rows, m].
+            names: of the metrics.
+
+        Returns:
+            Name -> float64 [rows].
+        """
+        ...
 
 
 def evaluated(task: Task, each: Callable[[], None] | None = None) -> MetricModel:

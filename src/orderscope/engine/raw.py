@@ -51,7 +51,12 @@ class Some:
 
     @classmethod
     def of(cls, plan: SketchPlan, count: int | None) -> Some:
-        """About `count` of a plan's coordinates, all if not given."""
+        """Some of a plan's carried coordinates, evenly spaced.
+
+        Args:
+            plan: what the sketch consists of.
+            count: about how many; all if not given.
+        """
         own = plan.coordinates
         if count is None or count >= own.carried:
             return cls(own, None)

@@ -43,7 +43,15 @@ class Worth:
 
 
 def worth(store: RunStore, coords: int | None = COORDS) -> Worth | None:
-    """Measure on raw shards. None where there are no held-out losses or fewer than two true runs."""
+    """Measure, on the shards a table is built of, what half of the probes and half of the curvature are worth.
+
+    Args:
+        store: the run on disk.
+        coords: coordinates to measure on; all that are carried if None.
+
+    Returns:
+        None where there are no held-out losses or fewer than two true runs.
+    """
     names = [run for run in true_runs(store) if run != REFERENCE]
     window = raw_window(store, coords)
     held_out = raw_held_out(store, window, None, coords)

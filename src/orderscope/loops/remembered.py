@@ -127,7 +127,15 @@ class Writer:
         return self.expression(name, value)
 
     def expression(self, what: str, value: Any) -> str:
-        """A function, class, module-level object or plain value by name. Raises: Unwritable."""
+        """Python source that gives a value: a function, class or object of a module by its name, or a plain value.
+
+        Args:
+            what: what the value is called in an error.
+            value: as the user passed it.
+
+        Raises:
+            Unwritable: nothing importable has this value.
+        """
         if isinstance(value, PLAIN):
             return repr(value)
         if isinstance(value, torch.dtype):
@@ -256,7 +264,16 @@ def script(path):
 
 
 def remember(run: Path, parts: Mapping[str, Any], task: Task) -> str | None:
-    """Write the task file of a run and note it there; why it could not be written, None where it was. Never raises."""
+    """Write the task file of a run, and note in the run where it lies. Never raises.
+
+    Args:
+        run: its directory.
+        parts: keyword arguments that the task was made with.
+        task: what they made.
+
+    Returns:
+        Why it could not be written; None where it was.
+    """
     run = run.resolve()
     writer = Writer(run)
     try:

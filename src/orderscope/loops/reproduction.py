@@ -140,9 +140,15 @@ class Reproduction:
 
 
 def reproduction(task: Task, store: RunStore, session: Session) -> Reproduction | None:
-    """The check of a task against the loop recorded in the store, None where there is none.
+    """The check that a task does what the loop did; None where the store holds no loop's record.
 
-    Raises: OrderscopeError where the task's order, parameters or optimizer are not the recorded ones.
+    Args:
+        task: what is to be trained.
+        store: the run on disk.
+        session: model, optimizer and scheduler of the task at its start.
+
+    Raises:
+        OrderscopeError: the task's order, parameters or optimizer are not the recorded ones.
     """
     if not has_loop(store):
         return None
@@ -164,7 +170,12 @@ def reproduction(task: Task, store: RunStore, session: Session) -> Reproduction 
 
 
 def window_start(record: Recorded, order: np.ndarray) -> int | None:
-    """Step of the loop, one whose state was kept, from which on it trained `order`; None where it never did."""
+    """The loop's step from which on it trained an order; None where it never did.
+
+    Args:
+        record: what was recorded of the loop. Only steps whose state was kept are considered.
+        order: sample ids, [steps, batch].
+    """
     return next((step for step in record.states if _matches(record, step, order)), None)
 
 

@@ -134,7 +134,19 @@ def compared(
     seen: Seen,
     weights: Mapping[int, np.ndarray],
 ) -> dict[int, Compared]:
-    """Micro-batches as in `Scaling` -> the comparison under these weights, [batch] each."""  # fmt: skip
+    """The recorded gradient of a step beside that of the task, under several ways to weigh samples.
+
+    Args:
+        model: at the weights of the step.
+        layout: which entry of [P] belongs to which weight.
+        loss: (model, batch) -> losses [batch].
+        batch: collated samples of the step.
+        seen: what was recorded of the step.
+        weights: micro-batches as in `Scaling` -> weights of the samples, [batch].
+
+    Returns:
+        Micro-batches -> the comparison.
+    """
     parameters = layout.of_model(model)
     probe = GradientProbe(layout, parameters)
     losses = loss(model, batch)
@@ -215,7 +227,12 @@ def token_counts(batch: Any) -> np.ndarray | None:
 
 
 def ways_to_weigh(counts: np.ndarray | None, size: int) -> dict[int, np.ndarray]:
-    """Micro-batches as in `Scaling` -> weights of the samples of a step."""
+    """Ways to weigh the samples of a step: micro-batches as in `Scaling` -> weights, [batch].
+
+    Args:
+        counts: tokens of each sample, [batch]; None for one way alone, the mean over samples.
+        size: samples of the step.
+    """
     found = {0: np.ones(size)}
     if counts is not None and counts.sum() > 0:
         found |= {m: token_weights(counts[None], m)[0] for m in range(1, min(MOST, size) + 1) if size % m == 0}
@@ -242,7 +259,13 @@ class ScaledRows(Dataset):
 
 
 def scaled_parts(parts: Mapping[str, Any], scaling: Scaling, weights: np.ndarray) -> dict[str, Any]:
-    """The parts of a task (loss, data, metrics, collate, targets) with its training losses weighed, its metrics not."""
+    """Parts of a task with its training losses weighed; held-out losses keep the scale of the loss.
+
+    Args:
+        parts: keyword arguments of the task, loss and data among them.
+        scaling: how the loop weighed samples.
+        weights: what the loss of each sample is multiplied by, [samples].
+    """
     loss, collate, targets = parts["loss"], parts.get("collate") or default_collate, parts.get("targets")
 
     def scaled_loss(model: Any, batch: Any) -> Tensor:

@@ -95,7 +95,12 @@ def resolve(
 def step_groups(order: np.ndarray, groups: Sequence[Any] | None) -> list[str]:
     """The group of each step: the most frequent of its samples' labels, of ties the first in name order.
 
-    Raises: OrderscopeError where there are no groups.
+    Args:
+        order: sample ids, [steps, batch].
+        groups: one label per sample.
+
+    Raises:
+        OrderscopeError: there are no groups, or fewer than samples.
     """
     names, codes = _codes(order, groups)
     return [str(names[np.bincount(codes[ids], minlength=len(names)).argmax()]) for ids in order]
@@ -117,7 +122,14 @@ def in_blocks(labels: Sequence[str], sequence: Sequence[str]) -> np.ndarray:
 
 
 def mixes_groups(order: np.ndarray, groups: Sequence[Any] | None) -> bool:
-    """Whether fewer than nine samples in ten are of the group that most of their step are in. Raises as `step_groups`.
+    """Whether fewer than nine samples in ten are of the group that most of their step are in.
+
+    Args:
+        order: sample ids, [steps, batch].
+        groups: one label per sample.
+
+    Raises:
+        OrderscopeError: there are no groups, or fewer than samples.
 
     Example:
         >>> mixes_groups(np.array([[0, 1], [2, 3]]), ["a", "a", "b", "b"])

@@ -122,6 +122,11 @@ def megatron_index(
 def sample_index(sizes: np.ndarray, sequence_length: int, add_extra_token: bool = True) -> np.ndarray:
     """Where samples of `sequence_length` tokens begin in documents of these sizes, one after the other.
 
+    Args:
+        sizes: tokens of each document, [documents].
+        sequence_length: L, tokens of a sample.
+        add_extra_token: whether a sample reads one token beyond its own, the target of its last.
+
     Returns:
         Place of the document and offset in it, [samples + 1, 2], int32 where that holds them; the first row is 0, 0.
 
