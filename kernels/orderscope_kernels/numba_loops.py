@@ -1,6 +1,16 @@
 """The loops of `numba_replay`, compiled for the machine they run on, without a compiler.
 
-What was compiled is kept beside this file. Arrays: as `reference` has them; bfloat16 as the 16 bits that it is.
+What was compiled is kept beside this file. Arrays: as `reference` has them; bfloat16 as the 16 bits that it is. Beside
+those of `reference`:
+
+    short       the displacements in the type of the curvature's factor, [rows, coords]; written to
+    bent        the curvature's part of the gradients, [places, coords]
+    place       which row of `bent` belongs to each row, [rows]
+    columns     first coordinate of each part of the step and the one after its last, [parts, 2]
+    scale       what clipping multiplies each gradient by, [rows]
+    lr          learning rates, [rows, parts]
+    h           the other options of the step, [parts, numbers], as `numba_replay` arranges them
+    square, along, weights, distance, left, out     results, written to; sums are added to what is there
 """
 
 # numba hands an intrinsic its context itself.

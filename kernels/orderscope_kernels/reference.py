@@ -72,7 +72,13 @@ class Clip(NamedTuple):
 
 
 class Products(NamedTuple):
-    """Of displacements d = theta - start: d . d [rows], table[index] . d [rows, terms], A d [rows, rank]."""
+    """Products of displacements d = theta - start.
+
+    Args:
+        square: d . d, [rows].
+        along: table[index] . d, [rows, terms].
+        curved: A d, [rows, rank].
+    """
 
     square: Tensor
     along: Tensor
@@ -271,7 +277,12 @@ def optimizer_step(
 
 
 def clip_factor(norm: Float[Tensor, "*rows"], max_norm: float) -> Float[Tensor, "*rows"]:
-    """What torch.nn.utils.clip_grad_norm_ multiplies gradients of this norm by."""
+    """What torch.nn.utils.clip_grad_norm_ multiplies gradients of this norm by.
+
+    Args:
+        norm: of the gradients, [...].
+        max_norm: the bound.
+    """
     return (max_norm / (norm + 1e-6)).clamp_max(1.0)
 
 

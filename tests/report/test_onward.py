@@ -81,7 +81,8 @@ def test_a_metric_that_is_no_loss_has_the_direction_of_its_proposal(material: Ma
 
 
 def test_the_truth_has_the_last_word() -> None:
-    asked = Asked("x", np.zeros((1, 1), int), {"m": 1.2}, {"m": 0.1}, {}, {"m": False})
+    asked = Asked("x", np.zeros((1, 1), int), {"m": 1.2}, {"m": 0.1}, {}, {"m": False}, {"m": True})
+    assert not replace(asked, skilled={"m": False}).detectable("m", 1.0)
     assert (asked.told("m"), asked.detectable("m", 1.0), asked.held("m")) == (False, True, None)
     trained = replace(asked, true={"m": 0.9})
     assert trained.told("m")

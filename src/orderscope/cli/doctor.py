@@ -45,7 +45,14 @@ LARGE = 32 << 20
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at. `level` is "ok", "note" (works, could be better) or "wrong" (something will fail)."""
+    """One thing that was looked at.
+
+    Args:
+        what: its name.
+        found: what it is here.
+        level: "ok", "note" (works, could be better) or "wrong" (something will fail).
+        advice: what to do about it.
+    """
 
     what: str
     found: str

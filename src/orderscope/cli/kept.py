@@ -26,7 +26,15 @@ def keep(run: Path, write: Callable[[RunStore], str]) -> str | None:
 
 
 def try_writing(out: Path | None, write: Callable[[Path], None]) -> str | None:
-    """Write an answer's file where one was asked for; what went wrong, None where nothing did."""
+    """Write an answer's file where one was asked for.
+
+    Args:
+        out: its path, or None.
+        write: writes it there.
+
+    Returns:
+        What went wrong, None where nothing did.
+    """
     if out is None:
         return None
     try:
@@ -37,7 +45,12 @@ def try_writing(out: Path | None, write: Callable[[Path], None]) -> str | None:
 
 
 def end(failed: str | None, code: int) -> None:
-    """End a verb whose answer was printed: with 1 and a line where its file could not be written."""
+    """End a verb whose answer was printed.
+
+    Args:
+        failed: what went wrong with its file: one line, and the exit code 1. None where nothing did.
+        code: exit code otherwise.
+    """
     if failed is not None:
         say(f"orderscope: {failed}", err=True)
     click.get_current_context().exit(code if failed is None else 1)

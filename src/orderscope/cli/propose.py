@@ -195,7 +195,15 @@ def search(
 
 
 def write_order(out: Path, order: Any) -> None:
-    """An order as a .npy file. Raises: OSError where it cannot be written."""
+    """Write an order as a .npy file.
+
+    Args:
+        out: path of the file.
+        order: sample ids, [steps, batch].
+
+    Raises:
+        OSError: it cannot be written.
+    """
     with written(out) as file:
         np.save(file, np.asarray(order, dtype=np.int64))
 
@@ -217,7 +225,17 @@ def wanted(texts: Sequence[str]) -> str | list[str] | dict[str, float] | None:
 
 
 def best_rates(sim: Any, proposal: Any, verify: int, maximize: bool, progress: Any) -> dict[str, Any]:
-    """The best learning-rate schedule for the recorded order or the proposed one, as JSON values.
+    """Search a learning-rate schedule for the recorded order and the proposed one.
+
+    Args:
+        sim: the run, opened.
+        proposal: what was proposed.
+        verify: how many schedules are trained to confirm them.
+        maximize: whether higher is better.
+        progress: called as `progress(stage, done, total)`.
+
+    Returns:
+        The best schedule and what it gains, as JSON values.
 
     Raises:
         OrderscopeError: the proposal is for several metrics.

@@ -85,7 +85,14 @@ def record(
 
 
 def train(task: Any, out: Path, quiet: bool, **options: Any) -> None:
-    """`orderscope.record` with its progress shown."""
+    """`orderscope.record` with its progress shown.
+
+    Args:
+        task: what is trained.
+        out: directory of the run.
+        quiet: whether no progress is shown.
+        **options: of `orderscope.record`.
+    """
     from orderscope.recording import record as recording
 
     with progress_bars(quiet=quiet) as progress, warnings.catch_warnings():
@@ -95,7 +102,13 @@ def train(task: Any, out: Path, quiet: bool, **options: Any) -> None:
 
 
 def tell(run: Path, seconds: float, as_json: bool) -> None:
-    """Print what a run holds now."""
+    """Print what a run holds now.
+
+    Args:
+        run: its path.
+        seconds: wall time spent.
+        as_json: whether as JSON.
+    """
     with doing("time a first answer", quiet=as_json):
         facts: dict[str, Any] = {**summary(run), "seconds": seconds}
     if as_json:

@@ -142,6 +142,14 @@ class Slips:
         self.file, self.errors = file, list[OrderscopeError]()
 
     def add(self, key: str, found: str, expected: str, todo: str) -> None:
+        """Note one thing that is wrong.
+
+        Args:
+            key: of the file, as `recording.budget`; empty for the file as a whole.
+            found: what was found.
+            expected: what would have been right.
+            todo: what to do.
+        """
         where = f"{self.file}: {key}: " if key else f"{self.file}: "
         self.errors.append(OrderscopeError(f"{where}{found}", expected, todo))
 
@@ -320,9 +328,14 @@ class Places:
 
 
 def check_places(file: Path, study: Study) -> None:
-    """See all that can be seen of a study without its task.
+    """Check all of a study that can be checked without its task.
 
-    Raises: WrongStudy.
+    Args:
+        file: the study's file.
+        study: what it says.
+
+    Raises:
+        WrongStudy: naming everything that is wrong.
     """
     slips, places = Slips(file), Places(file, study)
     place, colon, name = study.task.rpartition(":")
@@ -375,7 +388,13 @@ def _check_outputs(slips: Slips, places: Places) -> None:
 def resolved(file: Path, study: Study, task: Task) -> Study:
     """A study with its defaults written out, checked against its task and against the run, where there is one.
 
-    Raises: WrongStudy.
+    Args:
+        file: the study's file.
+        study: what it says.
+        task: its task.
+
+    Raises:
+        WrongStudy: naming everything that is wrong.
     """
     from orderscope.recording.choices import allotted, coordinates_of
 

@@ -136,9 +136,16 @@ def _shunned(path: str | Path, run: Path | None) -> bool:
 
 
 def remember_task(path: Path, spec: str, task: Task) -> None:
-    """Note in the run's journal where its task was, so that later commands find it, and that this user recorded it.
+    """Note in the run's journal where its task is, so that later commands find it, and that this user recorded it.
 
-    Raises as `osc.record`."""
+    Args:
+        path: of the run.
+        spec: file.py:name or module:name.
+        task: what was loaded from there.
+
+    Raises:
+        OrderscopeError: another task was recorded there, or the run cannot be written to.
+    """
     from orderscope.training import require_recorded
 
     file = task_file(spec, path)
@@ -225,7 +232,16 @@ def _id(store: RunStore) -> str:
 
 
 def need_task(task: Task | None, told: str, why: str = "to train it again") -> Task:
-    """Raises: OrderscopeError where there is none."""
+    """The task, where there is one.
+
+    Args:
+        task: as `find_task` found it.
+        told: what `find_task` says of it.
+        why: what it is needed for.
+
+    Raises:
+        OrderscopeError: there is none.
+    """
     if task is None:
         raise OrderscopeError(f"task {told}", f"the recorded task, {why}", "pass --task file.py:name")
     return task

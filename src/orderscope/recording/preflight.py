@@ -73,7 +73,13 @@ class Stage:
 
 @dataclass(frozen=True)
 class Preflight:
-    """All stages, how many processes share all but the first and the table, and CPU seconds of a run."""
+    """What a recording will take.
+
+    Args:
+        stages: of the recording, and a query.
+        jobs: processes that share all stages but the reference run and the table.
+        run: CPU seconds of one training of the window.
+    """
 
     stages: tuple[Stage, ...]
     jobs: int

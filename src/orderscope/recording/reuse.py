@@ -31,7 +31,12 @@ PARTS = ("order", "groups")  # of a task's fingerprint, in which a run that is r
 
 @dataclass(frozen=True)
 class Reused:
-    """Orders that become the first probes, and the recordings that they are the reference of, None for others."""
+    """Orders that become the first probes.
+
+    Args:
+        orders: sample ids, [steps, batch] each.
+        sources: for each the recording that it is the reference order of; None for others.
+    """
 
     orders: list[np.ndarray]
     sources: list[RunStore | None]

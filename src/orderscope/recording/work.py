@@ -46,7 +46,13 @@ Report = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Training:
-    """Record a run of `order` under `name`, its states kept after the steps `ends`."""
+    """Piece of work: train an order and record it.
+
+    Args:
+        name: of the run.
+        order: sample ids, [steps, batch].
+        ends: steps after which states are kept, ascending.
+    """
 
     name: str
     order: np.ndarray
@@ -73,7 +79,12 @@ Piece = Training | Sketching
 
 @dataclass(frozen=True)
 class Done:
-    """What a worker tells of a finished piece: the shards it wrote, and the events it logged."""
+    """What a worker reports of a finished piece.
+
+    Args:
+        shards: that it wrote.
+        events: that it logged, for the journal.
+    """
 
     shards: list[ShardInfo]
     events: list[dict[str, Any]]
@@ -81,7 +92,12 @@ class Done:
 
 @dataclass
 class Bench:
-    """Where pieces are worked on: the task, and the run with its plan."""
+    """Where pieces are worked on.
+
+    Args:
+        task: what is trained.
+        store: the run, with its plan.
+    """
 
     task: Task
     store: RunStore
@@ -429,7 +445,12 @@ def _received(found: Done | _Raised) -> Done:
 
 
 def sendable(error: Exception, where: str) -> Exception:
-    """An exception that arrives in another process: one that pickle would break on the way is told by its text."""
+    """An exception that survives the way to another process: one that pickle would break is replaced by its text.
+
+    Args:
+        error: what was raised.
+        where: in which worker, for the text.
+    """
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:  # whatever the user's class does

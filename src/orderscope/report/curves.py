@@ -34,12 +34,24 @@ def section(material: Material) -> Section:
 
 
 def mark(material: Material, index: int) -> str:
-    """The sign of an order in figures and table: its number, P for the proposal."""
+    """The sign of an order in figures and table: its number from 1, P for the proposal.
+
+    Args:
+        material: what the page is about.
+        index: of the order among those asked about.
+    """
     return "P" if material.asked[index].label == PROPOSED else str(index + 1)
 
 
 def verdict(asked: Asked, metric: str, reference: float, direction: Direction) -> tuple[str, str]:
-    """Words for an order's effect and their kind."""
+    """An order's effect on a metric in words, and the kind of statement that is, which gives its colour.
+
+    Args:
+        asked: the order with its prediction.
+        metric: its name.
+        reference: the metric of the recorded order.
+        direction: which way is better.
+    """
     if not asked.told(metric):
         return "not trusted", "warn"
     if not asked.detectable(metric, reference):

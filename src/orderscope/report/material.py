@@ -56,7 +56,8 @@ class Asked:
         order: [steps, batch].
         values, errors: metric -> number, as predicted before the order was trained.
         curves: metric -> [k], the metric at the reference's anchors.
-        trusted: metric -> bool.
+        trusted: metric -> whether the prediction is to be trusted.
+        skilled: metric -> whether estimates of it are better than a constant.
         true: metric -> value, where the order was truly trained.
     """
 
@@ -66,10 +67,16 @@ class Asked:
     errors: dict[str, float]
     curves: dict[str, np.ndarray]
     trusted: dict[str, bool]
+    skilled: dict[str, bool]
     true: dict[str, float] = field(default_factory=dict)
 
     def difference(self, metric: str, reference: float) -> float:
-        """The true one where it is known, else as predicted."""
+        """The metric less that of the recorded order: as trained where it was, else as predicted.
+
+        Args:
+            metric: its name.
+            reference: the metric of the recorded order.
+        """
         return self.true.get(metric, self.values[metric]) - reference
 
     def told(self, metric: str) -> bool:
@@ -77,8 +84,13 @@ class Asked:
         return metric in self.true or self.trusted[metric]
 
     def detectable(self, metric: str, reference: float) -> bool:
-        """Whether the difference is known, or larger than its error where estimates are to be believed."""
-        found = detectable(self.difference(metric, reference), self.errors[metric], self.trusted[metric])
+        """Whether the difference is known, or larger than its error; see `orderscope.simulation.prediction.detectable`.
+
+        Args:
+            metric: its name.
+            reference: the metric of the recorded order.
+        """
+        found = detectable(self.difference(metric, reference), self.errors[metric], self.skilled[metric])
         return metric in self.true or bool(found)
 
     def held(self, metric: str) -> bool | None:
@@ -320,6 +332,7 @@ def _ask(
                 errors={n: told[n][1] for n in names},
                 curves={n: own.reference[n] + along.metrics[n] - own.metrics[n] for n in names},
                 trusted={n: bool(prediction.trusted_in(n)[i]) for n in names},
+                skilled={n: bool(prediction.skilled[n]) for n in names},
                 true=known.get(order.tobytes(), {}),
             )
         )

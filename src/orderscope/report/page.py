@@ -69,7 +69,12 @@ def write_report(
 
 
 def render(material: Material, sections: Sequence[Section]) -> str:
-    """The page as text. Every name that comes from a run is escaped, and no character steers whoever shows the page."""
+    """The page as text. Every name that comes from a run is escaped, and no character of it steers a browser.
+
+    Args:
+        material: what the page is about.
+        sections: in the order they are shown.
+    """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("orderscope.report"),
         autoescape=True,

@@ -450,7 +450,15 @@ class Simulator:
         return float(values.std(ddof=1))
 
     def scores(self, orders: np.ndarray, metrics: Sequence[str]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """Values and errors of some of many orders, name -> [n], as `predict` has them, without its checks."""
+        """Values and errors as `predict` has them, without its checks: for searches, which score many orders.
+
+        Args:
+            orders: sample ids, int64 [n, steps, batch], checked.
+            metrics: names.
+
+        Returns:
+            Values and errors by name, [n] each.
+        """
         values, errors, *_ = self._estimated(orders, tuple(metrics), None, False, self.calibration, more=True)
         return values, errors
 

@@ -90,7 +90,13 @@ def held_out_slopes(task: Task, at: Point, rows: HeldOutRows) -> Tensor:
 
 
 def drawn_rows(rows: HeldOutRows, count: int) -> np.ndarray:
-    """About `count` of the distinct rows, evenly spaced in each part, so that every set has its share; ascending."""
+    """About `count` of the distinct held-out rows, ascending; evenly spaced in each part, so that every set has its
+    share.
+
+    Args:
+        rows: the distinct rows, and what each counts in each loss.
+        count: how many.
+    """
     total = len(rows.samples)
     if total <= count:
         return np.arange(total)

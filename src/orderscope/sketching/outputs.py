@@ -68,7 +68,12 @@ def run_model(at: Point, params: Any, rest: Any, batch: Any) -> tuple[Tensor, li
 
 
 def kept_outputs(model: Any, outputs: list[Any]) -> StandIn:
-    """The model, whose outputs are added to a list."""
+    """A model that keeps what it returns.
+
+    Args:
+        model: called as always.
+        outputs: each call appends what it returned.
+    """
 
     def call(*args: Any, **kwargs: Any) -> Any:
         outputs.append(model(*args, **kwargs))
@@ -149,6 +154,10 @@ def find_split(at: Point, samples: Any) -> OutputSplit:
     """Recognise the form of the loss on a few samples (a collated batch).
 
     Each form is checked by its residual on random vectors for every sample given; the first that holds is taken.
+
+    Args:
+        at: weights, moments and buffers at which the loss is looked at.
+        samples: a few, collated.
     """
     params, rest = at.params, at.rest
     rows = tree_flatten(samples)[0][0].shape[0]

@@ -287,8 +287,13 @@ class RunStore:
         return f"{prefix}{self.next_number(prefix):03d}"
 
     def mentions(self, name: str, text: str) -> bool:
-        """Whether the bytes of a shard's file hold a text. It may be a killed writer's, in no manifest line: it is not
-        parsed for that."""
+        """Whether the bytes of a shard's file hold a text. The file may be one that a killed writer left, in no
+        manifest line: it is not parsed for that.
+
+        Args:
+            name: of the shard.
+            text: to look for.
+        """
         try:
             return text.encode() in read_own(self.path / file_name(name))
         except FileNotFoundError:
@@ -306,6 +311,10 @@ class RunStore:
 
     def read(self, name: str, keys: Iterable[str] | None = None) -> dict[str, np.ndarray]:
         """The arrays of a shard, all or those named by `keys`, each in memory of its own.
+
+        Args:
+            name: of the shard.
+            keys: of the arrays to read; all if not given.
 
         Raises:
             IncompleteRun: there is no such shard.
@@ -328,8 +337,17 @@ class RunStore:
             ) from None
 
     def map(self, name: str, key: str) -> np.ndarray:
-        """One array of a shard, left on disk until it is touched; what is written to it stays in memory. Raises as
-        `read`."""
+        """One array of a shard, left on disk until it is touched; what is written to it stays in memory.
+
+        Args:
+            name: of the shard.
+            key: of the array.
+
+        Raises:
+            IncompleteRun: there is no such shard.
+            DamagedRun: its bytes are not what was written.
+            OrderscopeError: there is no such key.
+        """
         blob, contents = self._look(name)
         extent = _extent(name, contents, key)
         if not extent.nbytes:

@@ -96,7 +96,12 @@ def memory(sim: Simulator, metric: str | None = None) -> Memory:
 
 
 def batch_losses(sim: Simulator, states: Tensor) -> np.ndarray:
-    """Mean loss of each recorded batch at each of these weights [K, P], [K, steps]."""
+    """Mean loss of each recorded batch at some weights, [K, steps].
+
+    Args:
+        sim: the run, opened with its task.
+        states: weights, [K, P].
+    """
     task = sim.task
     assert task is not None
     model, used = task.build_model(), np.unique(sim.order)

@@ -137,11 +137,22 @@ class Task:
         return self.collated([self.data[int(i)] for i in ids])
 
     def evaluate(self, model: nn.Module, names: Sequence[str] | None = None) -> dict[str, float]:
-        """Name -> value of every metric (or those named) of the model as it stands, without gradients."""
+        """Metrics of a model as it stands, computed without gradients, name -> value.
+
+        Args:
+            model: one of the task.
+            names: of the metrics; all if not given.
+        """
         return self.evaluation(model, names).metrics
 
     def evaluation(self, model: nn.Module, names: Sequence[str] | None = None) -> Evaluation:
-        """As `evaluate`, with the per-sample losses the values are means of. No metric leaves anything behind."""
+        """Metrics of a model as it stands, with the per-sample losses that they are means of. No metric leaves anything
+        behind.
+
+        Args:
+            model: one of the task.
+            names: of the metrics; all if not given.
+        """
         values: dict[str, float] = {}
         losses: dict[str, Tensor] = {}
         for name in self.metrics if names is None else names:
@@ -156,7 +167,12 @@ class Task:
         return Evaluation(values, losses)
 
     def held_out_losses(self, model: nn.Module, rows: Any) -> Tensor:
-        """Per-sample losses [rows] of a held-out data set."""
+        """Losses of held-out rows, [rows].
+
+        Args:
+            model: one of the task.
+            rows: a map-style data set.
+        """
         with torch.no_grad():
             parts = [self.loss(model, self.collated([rows[i] for i in some])) for some in held_out_batches(len(rows))]
         return parts[0] if len(parts) == 1 else torch.cat(parts)

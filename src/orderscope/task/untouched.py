@@ -25,8 +25,15 @@ from orderscope.task.rng import seeded
 
 @contextmanager
 def untouched(model: nn.Module, seed: int = 0) -> Iterator[None]:
-    """No gradients and the same random numbers every time inside; buffers, train flags, random numbers, autograd's mode
-    and torch's default dtype as they were afterwards."""
+    """Let code use a model without leaving anything behind.
+
+    Inside there are no gradients, and the same random numbers every time. Afterwards buffers, train flags, random
+    numbers, autograd's mode and torch's default dtype are as they were.
+
+    Args:
+        model: that is used.
+        seed: of the random numbers inside.
+    """
     modules = list(model.modules())
     flags = [module.training for module in modules]
     slots = [(module, dict(module._buffers)) for module in modules if module._buffers]

@@ -21,7 +21,13 @@ STEPS = 12  # looked at, evenly spaced
 
 
 class Mates:
-    """A watcher of the reference run. Raises: OrderscopeError where a sample has another loss without its mates."""
+    """A watcher of the reference run, which raises where a sample has another loss without the others of its batch.
+
+    Args:
+        task: what is trained.
+        session: model, optimizer and scheduler of the run.
+        order: sample ids, [steps, batch].
+    """
 
     def __init__(self, task: Task, session: Session, order: np.ndarray) -> None:
         self._task, self._session, self._order = task, session, order
