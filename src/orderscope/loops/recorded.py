@@ -65,7 +65,15 @@ class Recorded:
         return self.window(self.first, self.last)
 
     def window(self, first: int, last: int) -> np.ndarray:
-        """The order of steps `first` .. `last` - 1, int64 [last - first, batch]. Raises as `order`."""
+        """The order of some of the loop's steps, int64 [last - first, batch].
+
+        Args:
+            first: step to begin with.
+            last: step to end before.
+
+        Raises:
+            OrderscopeError: as `order`.
+        """
         if not self.first <= first < last <= self.last:
             raise OrderscopeError(
                 f"steps {first} to {last}",
