@@ -14,8 +14,9 @@ import orderscope as osc
 from made_up import SCRIPT
 from orderscope.report import figure, moved
 from orderscope.report.direction import LOSS, Direction
-from orderscope.report.material import Asked, Material, gather
+from orderscope.report.material import Material, gather
 from orderscope.report.onward import onward
+from orderscope.report.predicted import Asked
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from orderscope.answers.asked import asked_orders, remember_orders, resolve_orde
 from orderscope.answers.effect import Effect, effects
 from orderscope.answers.stored import heats, keep_heat, keep_proposal, proposals
 from orderscope.report.figure import COLORS, drawing
-from orderscope.report.material import Pairs
+from orderscope.report.predicted import Pairs
 from orderscope.report.strip import legend, strip
 from orderscope.report.words import count, figures, listed, plain, short, signed, two
 from orderscope.simulation.verdict import held_out_noise

@@ -14,8 +14,9 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from orderscope.baselines.fut import ExactUpdates, ReferencePath, SeedOptions, SeedTable, replay_seed, seed_blocks
+from orderscope.baselines.fut import ExactUpdates, ReferencePath, SeedOptions, SeedTable, replay_seed
 from orderscope.baselines.impulse import impulse_values
+from orderscope.engine.at_once import at_once
 from orderscope.engine.batches import Batches
 from orderscope.engine.held_out import HeldOut
 from orderscope.engine.metrics import evaluated
@@ -102,7 +103,7 @@ def seed_estimate(
     model = evaluated(sim.task)
     values: dict[str, list[np.ndarray]] = {name: [] for name in names}
     cost = made.cost
-    for rows in seed_blocks(len(orders), sim.task.layout.size):
+    for rows in at_once(len(orders), sim.task.layout.size):
         theta, spent = replay_seed(made, index[rows], new, None if rates is None else rates[rows])
         cost += spent
         for name, found in model(theta, names).items():

@@ -54,8 +54,6 @@ from orderscope.task.rng import seeded
 from orderscope.training.loop import start, train
 from orderscope.training.state import TrainingState, capture
 
-BLOCK_BYTES = 1 << 28
-
 
 @dataclass(frozen=True)
 class SeedOptions:
@@ -362,14 +360,3 @@ def _of_weights(layout: ParameterLayout, rates: np.ndarray) -> Any:
     if bool((every == every[..., :1]).all()):
         return every[..., :1]
     return every[..., torch.tensor(layout.group).repeat_interleave(torch.tensor(layout.sizes))]
-
-
-def seed_blocks(orders: int, size: int) -> list[slice]:
-    """Slices of orders that are replayed at once, so that their displacements and terms fit `BLOCK_BYTES`.
-
-    Args:
-        orders: how many there are.
-        size: P, weights of the model.
-    """
-    block = max(1, BLOCK_BYTES // (size * 4 * 6))
-    return [slice(first, min(first + block, orders)) for first in range(0, orders, block)]

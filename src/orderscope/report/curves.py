@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from orderscope.report.direction import Direction
 from orderscope.report.download import csv_link
 from orderscope.report.figure import GRID, INK, MUTED, apart, bare, drawing, hover, series, tip
-from orderscope.report.material import PROPOSED, Asked, Material
+from orderscope.report.material import PROPOSED, Material
+from orderscope.report.predicted import Asked
 from orderscope.report.section import Section
 from orderscope.report.strip import legend, strip
 from orderscope.report.words import figures, plain, short, signed

@@ -7,7 +7,8 @@ from typing import Any
 
 from orderscope.answers.stored import because
 from orderscope.report.gain import change, confirmed, gained
-from orderscope.report.material import PROPOSED, Material, Pairs
+from orderscope.report.material import PROPOSED, Material
+from orderscope.report.predicted import Pairs
 from orderscope.report.words import count, plain, signed, two
 
 

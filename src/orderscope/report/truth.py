@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 
 from orderscope.report.download import csv_link
 from orderscope.report.figure import ACCENT, GRID, INK, SURFACE, drawing, tip
-from orderscope.report.material import Material, Pairs
+from orderscope.report.material import Material
+from orderscope.report.predicted import Pairs
 from orderscope.report.section import Section
 from orderscope.report.words import count, figures, short, two
 
