@@ -52,6 +52,7 @@ def run(file: Path, dry_run: bool, as_json: bool) -> None:
     """
     try:
         from orderscope.cli import study as studies
+        from orderscope.cli import study_checks as checks
     except ImportError:
         raise OrderscopeError(
             "no pydantic here", "pydantic, which checks study files", "pip install 'orderscope[study]'"
@@ -60,16 +61,16 @@ def run(file: Path, dry_run: bool, as_json: bool) -> None:
         raise click.BadParameter(f"{file}: a study ends in {', '.join(studies.SUFFIXES)}", param_hint="STUDY")
     try:
         study = studies.read_study(file)
-        places = studies.Places(file, study)
+        places = checks.Places(file, study)
         click.get_current_context().meta[RUN] = places.run
         shun(places.run)
-        studies.check_places(file, study)
+        checks.check_places(file, study)
         if not as_json:
             say(f"{file}: loading task {study.task}", err=True)
         with doing("load torch and the task", quiet=as_json):
             set_threads(study.threads)
             task = load_task(places.spec, places.run)
-        study = studies.resolved(file, study, task)
+        study = checks.resolved(file, study, task)
     except studies.WrongStudy as wrong:
         for error in wrong.errors:
             say(f"orderscope: {plain(str(error))}", err=True)
@@ -99,7 +100,7 @@ class Work:
     """
 
     def __init__(self, file: Path, study: Study, task: Task, quiet: bool) -> None:
-        from orderscope.cli.study import Places
+        from orderscope.cli.study_checks import Places
 
         self.file, self.study, self.task, self.quiet = file, study, task, quiet
         self.places = Places(file, study)
