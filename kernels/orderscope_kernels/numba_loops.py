@@ -28,7 +28,7 @@ from numba.extending import intrinsic
 
 from orderscope_kernels.reference import FAR, JITTER
 
-BLOCK = 2048  # coordinates at once: a dozen entries of a short type and the states stay in the second cache
+BLOCK = 2048  # coordinates at once: a dozen entries of a short type and the states then fit the second-level cache
 FAST = {"contract", "reassoc", "nsz", "arcp"}  # sums in any order, but nan and inf as they are
 FLOAT, HALF = ir.FloatType(), ir.IntType(16)
 WORD = ir.IntType(32)

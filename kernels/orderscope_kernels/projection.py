@@ -19,7 +19,7 @@ from torch import Tensor
 
 from orderscope_kernels.shapes import Float, Int, Int64
 
-SPARSE = 8  # entries of a column of a sparse projection that are not zero
+SPARSE = 8  # entries that are not zero in each column of a sparse projection
 WIDTH = 4096  # columns at once
 WORD = 32  # signs in a word
 GOLDEN = 0x9E3779B9

@@ -16,8 +16,8 @@ from torch import Tensor
 from orderscope_kernels.optimizers import KINDS
 from orderscope_kernels.shapes import Bool, Float, Float64, Int32, Int64, Shaped
 
-JITTER = 1e-6
-FAR = 1e6
+JITTER = 1e-6  # added to the diagonal of the anchors' system, in units of their scale, so that it can be solved
+FAR = 1e6  # added for an anchor that may not be used: its weight is then next to nothing, and set to 0
 
 
 class Terms(NamedTuple):

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from orderscope.search.proposal import Row
     from orderscope.simulation.simulator import Simulator
 
-ROUNDS = 3  # searches with other random numbers before it is said that there is nothing left to ask
+# Most searches, each with other random numbers, that one `ask` makes before it says that nothing is left to ask.
+ROUNDS = 3
 
 
 class Study:

@@ -40,7 +40,7 @@ PURPOSES = {
 }  # of extras; one that is not here is listed without
 NOT_FOR_USE = {"test", "docs", "smollm"}  # extras for working on orderscope, and for one example
 REQUIREMENT = re.compile(r"([\w.-]+).*?extra == ['\"]([\w-]+)['\"]")
-LARGE = 32 << 20
+LARGE = 32 << 20  # bytes that are written to time the disk
 
 
 @dataclass(frozen=True)

@@ -39,12 +39,14 @@ UNTRUSTED_SINCE = {
     "proxy": "batches regrouped, of which no recorded run tells, or of a kind that intervals did not hold for",
 }
 NO_EFFECT = "no detectable effect"
-NOT_TOLD = "not reliable"  # a difference beyond its error, of estimates that are no better than a constant
+NOT_TOLD = "not reliable"  # said of a difference larger than its error, of a metric without skilled estimates
 GROUPED = re.compile(r"(^|\|)\s*(early|late|groups|interleave)\b")
-MOVED = 0.005  # shown with two digits
+MOVED = 0.005  # smallest change of a mean position that shows in two digits
 
 
-LONG = 256  # steps; of 512 the proxy at an eighth tells orders apart better (0.94) than the carried replay (0.88)
+# Steps from which a window counts as long: over 512 steps the proxy at an eighth of each batch ranks orders better
+# (Spearman 0.94) than the carried replay (0.88); see docs/accuracy.md.
+LONG = 256
 
 
 @click.command()

@@ -29,10 +29,10 @@ from orderscope.engine.units import regrouped_gradients, some_of
 from orderscope_kernels.reference import affine_weights
 from orderscope_kernels.shapes import Float, Float64, Int
 
-RANK = 12
-PLACES = 8
-NUDGE = 1e-3
-CHUNK_BYTES = 1 << 28
+RANK = 12  # directions, besides the gradient, in which a final loss is taken to bend
+PLACES = 8  # steps at which the adjoint is kept; between them effects are interpolated
+NUDGE = 1e-3  # share of the way from start to end by which weights are moved to measure a derivative along it
+CHUNK_BYTES = 1 << 28  # of single samples' gradients that are widened at once
 Slope = Callable[[Tensor], tuple[float, Tensor]]
 
 

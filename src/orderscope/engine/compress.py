@@ -8,9 +8,9 @@ from torch import Tensor
 
 from orderscope_kernels.shapes import Float
 
-GRAM_COORDS = 4096  # of the coordinates make the inner products of rows: what is kept is as good, at a fraction of time
-PART = 3  # one in so many of the eigenvectors is asked for first: a fraction of the time, and mostly enough
-MOST_BY_PART = 0.9  # that part of the directions of sampled gradients never holds a larger share of the trace
+GRAM_COORDS = 4096  # coordinates that inner products of rows are taken on: as good as all, in a fraction of the time
+PART = 3  # a third of the eigenvectors is computed first, which takes a fraction of the time and mostly suffices
+MOST_BY_PART = 0.9  # where a larger share of the trace is asked for, a third never suffices: all are computed at once
 AT_ONCE = 2048  # rows of one eigendecomposition; more are compressed in parts first
 
 

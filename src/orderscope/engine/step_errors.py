@@ -29,7 +29,7 @@ from orderscope.engine.secant import KINDS, secant_sweep
 from orderscope.engine.window import Window
 from orderscope_kernels.shapes import Int
 
-AT_ONCE = 32  # steps
+AT_ONCE = 32  # steps whose gradients are in memory at once
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from torch import nn
 from orderscope.errors import OrderscopeError, check_whole
 from orderscope.task.layout import ParameterLayout
 
-FIRST_STRIDE = 4  # steps between kept states, at first
+FIRST_STRIDE = 4  # steps between kept states at the beginning of a loop whose length is not known
 
 
 def check_recordable(

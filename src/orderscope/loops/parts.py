@@ -34,7 +34,7 @@ NO_GROUPS = (
     "the task has no groups, so orders like groups:a,b cannot be asked; where they should be, pass "
     "groups=[label of sample 0, label of sample 1, ...]"
 )
-STATES = 4  # kept states at most at which the documented loss is compared
+STATES = 4  # most kept states at which the gradient of the documented loss is compared with the recorded one
 
 
 def scaling_of(task: Task, steps: list[tuple[Seen, Any]]) -> tuple[Scaling | None, Compared | None]:

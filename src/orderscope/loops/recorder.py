@@ -48,10 +48,11 @@ from orderscope.training.loop import Session
 from orderscope.training.setup import describe_optimizer, unwrapped
 from orderscope.training.state import TrainingState, capture, require_supported
 
-FLUSH_STEPS, FLUSH_SECONDS = 64, 20.0
-SHARE, DISK = 0.02, 5e8  # states may take this share of the training's time, at this many bytes a second
-HELD_BYTES = 1 << 28  # states up to this size wait in memory: most of those of the first steps are thinned out again
-HOPELESS = (ChanceWarning, BatchStatisticsWarning, TaskWarning)  # with these no other order can be asked about
+FLUSH_STEPS, FLUSH_SECONDS = 64, 20.0  # steps are written when there are so many, or after so many seconds
+# Saving states may take 2 % of the training's time, on a disk that is taken to write 500 MB a second.
+SHARE, DISK = 0.02, 5e8
+HELD_BYTES = 1 << 28  # states up to this size in all wait in memory: of the first steps' most are dropped again
+HOPELESS = (ChanceWarning, BatchStatisticsWarning, TaskWarning)  # rule out any question about another order
 
 
 class Refused(OrderscopeError):

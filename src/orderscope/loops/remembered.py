@@ -34,7 +34,7 @@ from orderscope.trust import run_id, trust
 
 EVENT = "task"  # in the run's journal: where its task is, as `orderscope record` notes it
 MISSING = "no task"  # in the run's journal: why none was written
-MOST_BYTES = 1 << 26  # of samples that are written beside the run
+MOST_BYTES = 1 << 26  # largest size of the samples that are written beside the run
 MARK = "# Written by Orderscope"
 PLAIN = (type(None), bool, int, float, str, bytes)
 HARMLESS = {

@@ -25,10 +25,10 @@ from orderscope.training.loop import Session
 # Rounding alone gives 1e-6; training under bfloat16 or float16 autocast and repeating in float32 gives up to 1e-2 in
 # losses and gradients, more in later gradients, since small differences grow. Another loss, another clipping, active
 # dropout or shifted sample ids are wrong by 0.1 to 1 at the first step they touch.
-LOSS = 0.02  # of the mean recorded loss
-FIRST_GRADIENT, GRADIENT = 0.1, 0.5  # relative error on the probed coordinates
-STATE = 0.1  # of the distance moved since the start
-RATE = 1e-6
+LOSS = 0.02  # largest difference of a step's loss, in units of the mean recorded loss
+FIRST_GRADIENT, GRADIENT = 0.1, 0.5  # largest relative error on the probed coordinates, at the first step and later
+STATE = 0.1  # largest distance of the weights at a kept state, in units of how far they moved since the start
+RATE = 1e-6  # largest relative difference of learning rates and other options
 
 
 @dataclass

@@ -25,13 +25,13 @@ from orderscope.loops.gradient_sample import GradientProbe
 from orderscope.losses import IGNORED
 from orderscope.task.layout import ParameterLayout
 
-ALIKE = 0.1  # relative error of a gradient that is the recorded one; bfloat16 in the loop gives up to 1e-2
-EXACT = 0.02  # of a factor that is one; a factor this near to a whole number or its inverse is taken for that
-STEADY = 0.05  # largest relative change of a factor from state to state
-LOSS = 0.02  # of the loss that the loop told
-CLIPPED = 0.999  # of max_grad_norm: the gradient was clipped, its size says nothing
-MOST = 16  # micro-batches that are tried
-SHARPER = 4.0  # times smaller the error must be for tokens to be preferred to samples
+ALIKE = 0.1  # largest relative error of a gradient that counts as the recorded one; bfloat16 in the loop gives 1e-2
+EXACT = 0.02  # relative distance up to which a factor counts as a whole number, or the inverse of one
+STEADY = 0.05  # largest relative change of a factor from one kept state to another
+LOSS = 0.02  # largest relative difference of the documented loss to the one passed to `step`
+CLIPPED = 0.999  # from this share of max_grad_norm on a gradient was clipped, and its size says nothing of the factor
+MOST = 16  # most micro-batches that are tried
+SHARPER = 4.0  # a mean over tokens is taken where its error is so many times smaller than that of a mean over samples
 
 
 @dataclass(frozen=True)

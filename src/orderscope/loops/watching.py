@@ -25,7 +25,7 @@ from orderscope.store import RunStore
 from orderscope.training.state import TrainingState
 
 Notice = tuple[type[RecorderWarning], str]
-EARLY = 64  # steps whose ids are kept, to compare ranks
+EARLY = 64  # first steps whose sample ids are kept in memory, to compare ranks
 
 
 class Watch:

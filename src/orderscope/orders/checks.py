@@ -8,7 +8,7 @@ import numpy as np
 
 from orderscope.errors import OrderscopeError
 
-SHOWN = 5
+SHOWN = 5  # ids that an error names
 
 
 def as_int64(order: Any, what: str = "order") -> np.ndarray:

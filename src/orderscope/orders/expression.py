@@ -33,9 +33,9 @@ from orderscope.errors import OrderscopeError
 from orderscope.orders.checks import check_order, check_reference
 from orderscope.orders.npy import load_array
 
-DIGITS = 100  # of a number in an expression
+DIGITS = 100  # most digits of a number in an expression
 
-PURE = 0.9  # of the samples are of their step's main group where batches are not mixed
+PURE = 0.9  # batches count as mixed where a smaller share of the samples is of the main group of their step
 
 
 @dataclass(frozen=True)

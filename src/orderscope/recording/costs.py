@@ -16,8 +16,8 @@ from orderscope.store.names import FURTHER, REFERENCE
 PARTS = ("reference", "probes", "gradients", "curvature", "held-out losses", "table")
 _KINDS = {"rows": "gradients", "curvature": "curvature", "metric": "held-out losses", "known": "held-out losses",
           "held-out": "held-out losses"}  # fmt: skip
-DEAR = 0.5  # of a training, from which an answer is called dear
-OTHER = "other"  # starting processes, reading data, checking the task
+DEAR = 0.5  # an answer that costs this share of a training or more is called dear
+OTHER = "other"  # the part of the cost that goes to starting processes, reading data, checking the task
 
 
 def cpu_seconds() -> float:

@@ -44,11 +44,11 @@ from orderscope.training import task_shard
 from orderscope.training.segments import read_state
 from orderscope.training.state import TrainingState
 
-STEPS = 5  # trained for the timing, beside one that warms up
-WRITTEN = 1 << 24  # bytes, to see how quick the disk is
-SHARD = 4600  # bytes of a shard beside its arrays
-PRODUCT_ROWS = 256  # of the product that tells how quick products are
-VECTOR_NUMBERS = 1 << 25  # most numbers of the matrix that tells how quick its products with one vector are
+STEPS = 5  # steps that are timed, after one that warms up
+WRITTEN = 1 << 24  # bytes that are written to time the disk
+SHARD = 4600  # bytes that a shard takes beside its arrays
+PRODUCT_ROWS = 256  # rows of the matrices whose product is timed
+VECTOR_NUMBERS = 1 << 25  # most numbers of the matrix whose product with one vector is timed
 
 
 @dataclass(frozen=True)

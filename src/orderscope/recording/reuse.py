@@ -26,7 +26,7 @@ from orderscope.task import Task
 from orderscope.training import has_gradients, load_run
 from orderscope.training.segments import segment_name, write_segment
 
-PARTS = ("order", "groups")  # of a task's fingerprint, in which a run that is reused may differ
+PARTS = ("order", "groups")  # parts of a task's fingerprint in which a run that is reused may differ
 
 
 @dataclass(frozen=True)

@@ -38,8 +38,8 @@ from orderscope.task import Task
 from orderscope.training import true_runs
 from orderscope.training.segments import segment_name
 
-ATTEMPTS = 3  # losses of workers in a row, without a piece finished between them
-POLL = 0.2
+ATTEMPTS = 3  # workers that may be lost in a row, without a piece finished between them, before the work is given up
+POLL = 0.2  # seconds between two looks at workers
 METRICS_AT = "final"  # where the metrics of a run under another order are computed
 Report = Callable[[int, int], None]
 

@@ -14,8 +14,8 @@ from markupsafe import Markup
 
 from orderscope.text import plain
 
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet would run, at the beginning of a cell
-MOST = 1 << 21  # bytes of an order that a page carries
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # at the beginning of a cell they make a spreadsheet compute it
+MOST = 1 << 21  # largest order, in bytes, that a page carries
 
 
 def csv_link(name: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> Markup:

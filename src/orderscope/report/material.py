@@ -38,8 +38,9 @@ if TYPE_CHECKING:
     from orderscope.simulation.simulator import Simulator
     from orderscope.studies.memory import Memory
 
-CURVES, METRICS, UNITS, PLACES = 6, 6, 12, 12
-LATER = ("validation", "search", "confirmation")  # what is spent after recording
+CURVES, METRICS = 6, 6  # most orders whose curves are drawn, and metrics that have sections
+UNITS, PLACES = 12, 12  # size of a position map that is made for the page
+LATER = ("validation", "search", "confirmation")  # parts of the cost that come after recording
 RECORDED = "reference"  # the row of a proposal's table that was not trained for it
 PROPOSED = "proposal"
 Progress = Callable[[str, int, int], None]

@@ -10,8 +10,9 @@ from matplotlib.figure import Figure
 from orderscope.report.figure import ACCENT, COLORS, GRID, GROUPS, INK, MUTED, bare, drawing, tip
 from orderscope.report.words import short
 
-PARTS, FLOWING = 24, 16  # of an order: drawn one beside the other, and to show where samples went
-MANY = 96  # batches that are drawn one by one where all stay together
+PARTS = 24  # parts of an order that are drawn one beside the other
+FLOWING = 16  # parts between which it is drawn where samples went
+MANY = 96  # most batches that are drawn one by one, where all stay together
 LEAST = 0.01  # share of a part below which nothing is drawn
 
 

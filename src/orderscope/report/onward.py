@@ -14,7 +14,7 @@ from orderscope.report.words import short
 from orderscope.text import plain
 
 NOTHING = "nothing to look for"
-MOST_KEPT = 0.8  # of the gain, for a schedule of groups to be named
+MOST_KEPT = 0.8  # share of the gain that a schedule of groups has to keep to be named
 
 
 @dataclass(frozen=True)

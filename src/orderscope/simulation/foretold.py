@@ -16,7 +16,7 @@ from orderscope.store import RunStore, add_if_possible
 from orderscope.store.names import FURTHER
 
 PREFIX = "foretold/"
-BLOCK = 8
+BLOCK = 8  # orders that are predicted between two reports of progress
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ import numpy as np
 
 from orderscope.engine.calibration import Calibration
 
-FARTHER = 1.5  # orders are trusted up to so many times as far outside the anchors' span as the farthest left-out run
+# Orders are trusted up to 1.5 times as far outside the anchors' span as the farthest left-out run.
+FARTHER = 1.5
 # Largest share of the samples that an order may replace, and for the proxy of the batches that it may regroup, and
 # still be trusted: left-out runs have none.
 REPLACED = 0.1

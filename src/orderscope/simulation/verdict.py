@@ -23,8 +23,8 @@ from orderscope.simulation.simulator import Simulator
 from orderscope.store.names import REFERENCE
 from orderscope.training import load_run
 
-CLEAR = 2.0  # sigma_order over the noise of a difference from which an order is clearly worth looking for
-NOTHING = 0.75  # below which there is nothing to look for: at 1 / sqrt(2) all of sigma_order is noise
+CLEAR = 2.0  # where sigma_order is more than so many times the noise of a difference, order clearly matters
+NOTHING = 0.75  # up to so many times there is nothing to look for: at 1 / sqrt(2) all of sigma_order is noise
 MATTERS, ON_THESE_ROWS, NOISE, UNKNOWN = "order matters", "on these rows", "nothing to look for", "unknown"
 
 

@@ -20,8 +20,10 @@ from orderscope.task.layout import ParameterLayout
 from orderscope.task.per_sample import each_sample, filled, one_after_another
 from orderscope.training.state import TrainingState
 
-MEMORY = 1 << 30
-OUTPUT_COPIES = 13  # what a sample takes beside its gradients, in sizes of its outputs: a language model's slope
+MEMORY = 1 << 30  # bytes that the gradients of a micro-batch may take
+OUTPUT_COPIES = (
+    13  # memory that a sample takes beside its gradients, in sizes of its outputs, measured on language models
+)
 
 
 @dataclass(frozen=True)

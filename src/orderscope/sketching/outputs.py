@@ -20,9 +20,10 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
 from orderscope.sketching.gradients import Point
 from orderscope.task.functional import StandIn
 
-DENSE_LIMIT = 256
+DENSE_LIMIT = 256  # most outputs of a sample whose loss has its Hessian formed in full
 NO_GRADIENT = "no output of the model with a gradient"
-MATCH = 1e-3  # relative residual of L v against the assumed form; float32 losses give 1e-6, a wrong form gives 0.1 to 1
+# Largest relative residual of L v against an assumed form of L: float32 losses give 1e-6, a wrong form 0.1 to 1.
+MATCH = 1e-3
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from orderscope.sketching.coordinates import Coordinates, draw_coordinates
 from orderscope.store import RunStore
 from orderscope.store.names import PLAN, REFERENCE, TABLE, latest_plan
 
-SHARD_BYTES = 1 << 27
-HELD_OUT_BLOCK = 128  # held-out rows of a unit
+SHARD_BYTES = 1 << 27  # about the largest size of a unit's shard
+HELD_OUT_BLOCK = 128  # held-out rows that one unit works on
 
 
 @dataclass(frozen=True)

@@ -37,8 +37,8 @@ from orderscope.task import Task
 from orderscope.task.rounding import coarsest, tolerated_gradient
 from orderscope.training.segments import read_state, segment_name, step_gradients
 
-WHOLE_SIZE = 1 << 17  # weights up to which pseudo-gradients of held-out rows are formed of all of them
-SHORT_SIZE = 1 << 20  # weights beyond which gradients of held-out losses are kept in bfloat16
+WHOLE_SIZE = 1 << 17  # models of up to so many weights have pseudo-gradients of held-out rows on all of them
+SHORT_SIZE = 1 << 20  # models of more weights have gradients of held-out losses kept in bfloat16
 
 
 @dataclass

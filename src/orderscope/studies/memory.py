@@ -21,7 +21,7 @@ from orderscope.store.names import REFERENCE
 from orderscope.task.task import CHUNK
 from orderscope.training import load_run
 
-HALF = 0.5
+HALF = 0.5  # share of the change on trained batches, up to which the change on held-out rows counts as small
 
 
 @dataclass(frozen=True)

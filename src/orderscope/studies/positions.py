@@ -21,9 +21,9 @@ from orderscope.task import Task
 from orderscope.training import load_run
 from orderscope.training.retrain import retrain
 
-PLACES = 12
-NEIGHBOURS = 32
-RIDGE = 0.1  # of the squared distance between the ends of the recorded runs
+PLACES = 12  # positions of a map by default
+NEIGHBOURS = 32  # other batches on which the loss of the neighbours is averaged
+RIDGE = 0.1  # of the regression on the recorded runs' ends, in units of their mean squared distance
 Progress = Callable[[str, int, int], None]
 
 

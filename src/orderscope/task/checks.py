@@ -24,7 +24,7 @@ from orderscope.task.rounding import coarsest, tolerated, tolerated_gradient
 if TYPE_CHECKING:
     from orderscope.task import Task
 
-AT_ONCE = 1 << 26  # numbers of single samples' gradients that are held at once
+AT_ONCE = 1 << 26  # numbers of single samples' gradients in memory at once: 256 MiB of float32
 
 
 def check_data(data: Any) -> None:

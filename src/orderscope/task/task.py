@@ -19,8 +19,9 @@ from orderscope.task.checks import check_data, check_task
 from orderscope.task.layout import ParameterLayout
 from orderscope.task.untouched import untouched, value_of
 
-ONE_BATCH = 1024  # held-out sets up to this size are one batch: the value then has the bits of loss(model, all).mean()
-CHUNK = 256
+# Held-out sets of up to so many rows are evaluated in one batch: the value has the bits of loss(model, all).mean().
+ONE_BATCH = 1024
+CHUNK = 256  # rows at a time of larger sets, and samples at a time where single samples' losses are computed
 
 
 @dataclass(frozen=True)

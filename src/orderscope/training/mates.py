@@ -17,7 +17,7 @@ from orderscope.task.rounding import coarsest, tolerated
 from orderscope.task.untouched import untouched
 from orderscope.training.loop import Session
 
-STEPS = 12  # looked at, evenly spaced
+STEPS = 12  # about how many steps are looked at, evenly spaced
 
 
 class Mates:

@@ -14,7 +14,7 @@ from orderscope import losses
 from orderscope.errors import OrderscopeError
 from orderscope.task.rng import kept
 
-MOST_BYTES = 1 << 28  # of collated rows that are held
+MOST_BYTES = 1 << 28  # largest size of the collated rows, which are held in memory
 FILL = {"labels": losses.IGNORED}  # what rows of another length are filled with; 0 elsewhere
 
 
