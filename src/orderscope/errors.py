@@ -84,7 +84,7 @@ def check_whole(least: int, /, **numbers: Any) -> None:
 
 
 def ended_by_task(stop: SystemExit) -> OrderscopeError:
-    """What is told where the user's code ends the program in the middle of the work."""
+    """The error for code of the user's that ends the program in the middle of the work."""
     return OrderscopeError(
         f"sys.exit({stop.code!r}) in the code of the task", "code that returns", "take it out, or raise an exception"
     )

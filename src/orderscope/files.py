@@ -27,7 +27,7 @@ RIGHTS = "get the right to read it (chmod, chown), or ask whoever has it"
 
 
 def trouble(error: OSError, path: str | os.PathLike[str]) -> OrderscopeError:
-    """The error that tells of a file that cannot be read now but may well be sound.
+    """The error for a file that cannot be read now but may well be sound.
 
     Args:
         error: what the operating system said.

@@ -38,7 +38,7 @@ def resolve_order(sim: Simulator, text: str) -> np.ndarray:
         text: an order expression or the path of a .npy file, see `orderscope.orders.expression`.
 
     Raises:
-        OrderscopeError: see `orderscope.orders.resolve`; or the run cannot tell of samples in other batches.
+        OrderscopeError: see `orderscope.orders.resolve`; or the run cannot predict samples in other batches.
     """
     from orderscope.engine import Batches, units_of
     from orderscope.training import load_run

@@ -87,7 +87,7 @@ def _intro(sim: Simulator, order: np.ndarray, what: str) -> str:
 
 
 def _values(sim: Simulator, order: np.ndarray) -> str:
-    """Value of every metric that is known or can be told without the model, beside the recorded order's."""
+    """Value of every metric that is known or can be predicted without the model, beside the recorded order's."""
     names = sim.metric_names
     losses = [name for name in names if name in sim.losses]
     known = known_truth(sim).get(order.tobytes(), {})

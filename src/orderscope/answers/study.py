@@ -35,7 +35,7 @@ ROUNDS = 3
 
 
 class Study:
-    """Ask for orders, one after the other or many at once, and tell what they gave.
+    """Ask for orders, one after the other or many at once, and report what training them gave.
 
     A study goes on where it was: trials of the same metric that lie in the run are read when it is made. A run that
     cannot be written to (packed, read-only) keeps none; the study then lasts as long as this object.

@@ -59,7 +59,7 @@ def trial_row(trial: Trial, reference: float) -> tuple[Any, ...]:
     """A trial under `COLUMNS`.
 
     Args:
-        trial: what was asked or told of one order.
+        trial: an order that was asked for, with its value where it was reported.
         reference: the metric of the recorded order.
     """
     value = trial.value
@@ -71,7 +71,7 @@ def trial_row(trial: Trial, reference: float) -> tuple[Any, ...]:
 
 
 def stored_trials(store: RunStore, metric: str | None = None, maximize: bool | None = None) -> Iterator[Trial]:
-    """Trials that are kept in a run, in the order they were asked for, with their values where they were told.
+    """Trials that are kept in a run, in the order they were asked for, with their values where those were reported.
 
     Args:
         store: the run on disk.

@@ -91,7 +91,7 @@ def check_question(
 def open_simulator(
     run: Path, spec: str | None, threads: int, *, with_task: bool = True, quiet: bool = False
 ) -> tuple[Simulator, str]:
-    """The simulator of a run, with its task where there is one, and what to tell about the task. Raises as both.
+    """The simulator of a run, with its task where there is one, and what to print about the task. Raises as both.
 
     Args:
         run: the run's directory or packed file.
@@ -100,7 +100,7 @@ def open_simulator(
         with_task: look for the task also where none is named.
         quiet: as for `progress_bars`.
     """
-    RunStore.open(run)  # a path that holds no run is told before torch is loaded
+    RunStore.open(run)  # a path that holds no run is refused before torch is loaded
     with doing(f"open {run}", quiet=quiet):
         set_threads(threads)
         from orderscope.simulation.simulator import Simulator

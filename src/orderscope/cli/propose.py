@@ -116,7 +116,7 @@ def propose(
     """Search for an order with a better final metric, and confirm the best by training them.
 
     First it says what there is to find, and stops where that is nothing. The search sees a part of the held-out rows;
-    the gain is told on the others first. A search that was interrupted goes on where it was.
+    the gain is measured on the others first. A search that was interrupted goes on where it was.
 
     The proposal is kept in the run, for the report. Exit code 3 where it is neither confirmed nor to be trusted.
     """
@@ -145,7 +145,7 @@ def search(
     regroup: bool | None, anyway: bool, searched: float, rounds: int, seconds: float | None, seed: int, quiet: bool,
     partial: bool = True,
 ) -> tuple[Any, dict[str, Any]]:  # fmt: skip
-    """Propose, and keep the proposal in the run: it, and what there is to tell about it as JSON values. No metric means
+    """Propose, and keep the proposal in the run: it, and what is printed of it as JSON values. No metric means
     the first of the task.
 
     Args:
@@ -258,7 +258,7 @@ def best_rates(sim: Any, proposal: Any, verify: int, maximize: bool, progress: A
 
 def _trusted(sim: Any, proposal: Any) -> bool:
     if proposal.metric not in sim.metric_names:
-        return False  # of a sum of metrics only training tells
+        return False  # a sum of metrics is known only from training
     prediction = sim.predict(proposal.order, metrics=[proposal.metric])
     return bool(prediction.trusted[0] and prediction.skilled[proposal.metric])
 

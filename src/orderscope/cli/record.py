@@ -96,7 +96,7 @@ def train(task: Any, out: Path, quiet: bool, **options: Any) -> None:
     from orderscope.recording import record as recording
 
     with progress_bars(quiet=quiet) as progress, warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # it is told afterwards
+        warnings.simplefilter("ignore", UserWarning)  # what it says is printed afterwards
         progress("check the task", 0, 0)
         recording.record(task, out, progress=progress, **options)
 
@@ -179,7 +179,7 @@ def summary(path: Path, *, timed: bool = True) -> dict[str, Any]:
 
 
 def _answer_seconds(path: Path) -> float | None:
-    """CPU seconds of a first answer once the run is open; None where no loss is told without the model."""
+    """CPU seconds of a first answer once the run is open; None where no loss is predicted without the model."""
     from orderscope.simulation.simulator import Simulator
 
     sim = Simulator(path)

@@ -47,7 +47,7 @@ def run(file: Path, dry_run: bool, as_json: bool) -> None:
     STUDY is a .yaml or .toml file. It is checked whole before anything starts, and kept in the run with its defaults
     written out. Paths in it are named from its own folder.
 
-    Interrupted and called again, it goes on where it was; what is done is told again and not repeated. Exit code 3
+    Interrupted and called again, it goes on where it was; what is done is printed again and not repeated. Exit code 3
     where an answer is outside what can be trusted.
     """
     try:
@@ -94,7 +94,7 @@ class Work:
     that no part is done twice.
 
     Attributes:
-        told: what each part found, as JSON values.
+        told: results of each part, as JSON values.
         failed: files that could not be written, and why.
         trusted: whether every answer lies inside what can be trusted.
     """
@@ -242,7 +242,7 @@ class Work:
         return {"file": str(out), "bytes": out.stat().st_size}
 
     def _simulator(self) -> Any:
-        """Opened anew for every part: what one has trained sharpens what the next is told."""
+        """Opened anew for every part: what one has trained sharpens the predictions of the next."""
         with doing(f"open {self.run}", quiet=self.quiet):
             from orderscope.simulation.simulator import Simulator
 

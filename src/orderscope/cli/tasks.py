@@ -78,7 +78,7 @@ def load_task(spec: str, run: Path | None = None, home: Path | None = None) -> T
     except SystemExit as stop:
         error = ended_by_task(stop)
         raise OrderscopeError(f"{error.found}{_where(stop)}", error.expected, error.todo) from stop
-    except Exception as error:  # it is the user's code: whatever it raises is told with its place
+    except Exception as error:  # it is the user's code: whatever it raises is reported with its place
         raise OrderscopeError(
             f"{type(error).__name__}: {error}{_where(error)} while loading task {spec}",
             "code that builds the task",
@@ -179,7 +179,7 @@ def _remembered(store: RunStore) -> tuple[str, Path] | None:
 
 
 def find_task(run: Path, spec: str | None) -> tuple[Task | None, str]:
-    """The task asked for, or the one the run remembers, and what to tell the user about it.
+    """The task asked for, or the one the run remembers, and what to print about it.
 
     A remembered task that is gone, has changed, or was never this user's, is no error: stored metrics can be asked
     without it.

@@ -1,4 +1,4 @@
-"""Metrics of estimated final weights by the real model: what no expansion tells, and what is to be told precisely."""
+"""Metrics of estimated final weights by the real model: what no expansion predicts, and what is to be precise."""
 
 from __future__ import annotations
 

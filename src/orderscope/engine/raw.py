@@ -175,7 +175,7 @@ def _runs_with_anchors(store: RunStore, batches: Batches, names: Sequence[str]) 
 
 
 def raw_held_out(store: RunStore, window: Window, before: HeldOut | None, count: int | None = None) -> HeldOut | None:
-    """What held-out losses are told by, from the known states and the pseudo-gradients of held-out rows.
+    """What held-out losses are predicted by, from the known states and the pseudo-gradients of held-out rows.
 
     Args:
         store: the run on disk.

@@ -1,4 +1,4 @@
-"""A gradient on a few fixed coordinates: enough to tell whether another gradient is the same."""
+"""A gradient on a few fixed coordinates: enough to see whether another gradient is the same."""
 
 from __future__ import annotations
 

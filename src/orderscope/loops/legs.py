@@ -35,7 +35,7 @@ class Rows:
 
     Args:
         batches: sample ids of each step, int64 arrays that may differ in length.
-        loss: mean loss of each step, NaN where it was not told, float64 [steps].
+        loss: mean loss of each step, NaN where none was passed to `step`, float64 [steps].
         norm: norm of the gradient each step applied, float64 [steps].
         probe: that gradient on a few fixed coordinates, float64 [steps, probed].
         hyper: name -> float64 [steps, param_groups].
@@ -127,7 +127,7 @@ def place(path: str | os.PathLike[str], rank: int) -> Path:
 
 @dataclass
 class LegWriter:
-    """Writes one leg in a thread of its own; a failure is told by the next call.
+    """Writes one leg in a thread of its own; a failure is raised by the next call.
 
     Raises:
         OrderscopeError: another process writes there, or a finished run is there.

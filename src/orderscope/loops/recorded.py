@@ -165,8 +165,8 @@ class Recorded:
             first: step that the window begins at, one of `states`; by default the first.
             last: step that it ends before; by default the last, but for a shorter last step.
             scaling: how the loop weighed its samples beside the loss; by default found by comparing the gradient of the
-                loss with the recorded one, and told in a warning where it is no mean over the samples. Metrics keep the
-                loss's own scale.
+                loss with the recorded one, with a warning where it is no mean over the samples. Metrics keep the loss's
+                own scale.
             remember: write the task beside the run, as PATH_task.py, for the command line; only where all of its parts
                 have names that can be imported. Otherwise the run notes which has none.
             **rest: as for `Task`: metrics, groups, max_grad_norm, collate.

@@ -1,4 +1,4 @@
-"""Record a training loop from inside: what the optimizer did is seen by a hook, who was in it is told by `step`.
+"""Record a training loop from inside: a hook sees what the optimizer did, `step` says which samples were in it.
 
 Past 400 lines: the hook, `step` and what is written between them are one protocol, which a loop may leave at any point.
 """
@@ -70,7 +70,7 @@ class Recorder:
 
     A step counts when the optimizer moved the weights: one that a gradient scaler skipped does not. With accumulation,
     call `step` once with all ids, or for every micro-batch. Nothing here changes a bit of the run: hooks only read. A
-    fault inside never stops the training: it is told in a warning, what was recorded before is kept, and the end says
+    fault inside never stops the training: a warning says so, what was recorded before is kept, and the end says
     what is missing.
 
     Args:

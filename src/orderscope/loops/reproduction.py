@@ -44,7 +44,9 @@ class Reproduction:
     record: Recorded
     first: int
     session: Session
-    factor: float = 1.0  # what the task's losses are multiplied by in training, beside the loss that the loop told
+    factor: float = (
+        1.0  # what the task's losses are multiplied by in training, beside the loss that the loop passed to `step`
+    )
 
     def __post_init__(self) -> None:
         assert self.record.rows is not None

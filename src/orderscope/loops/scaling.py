@@ -100,7 +100,7 @@ class Seen:
         ids: its samples.
         probe: the gradient applied, on the probed coordinates, float64 [probed].
         norm: its norm.
-        loss: the mean loss told, NaN where none was.
+        loss: the mean loss that was passed to `step`, NaN where none was.
     """
 
     ids: np.ndarray

@@ -24,7 +24,7 @@ class Applied:
         norm: of the gradient, a scalar.
         probe: the gradient on a few fixed coordinates, [probed].
         ids: sample ids of each micro-batch.
-        losses: loss as told and number of samples, of each micro-batch.
+        losses: loss as passed to `step` and number of samples, of each micro-batch.
     """
 
     hyper: dict[str, list[float]]

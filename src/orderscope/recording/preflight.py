@@ -87,7 +87,7 @@ class Preflight:
 
     @property
     def cost(self) -> dict[str, float]:
-        """Recording in runs, by part, as `orderscope.recording.costs.part_runs` tells it afterwards."""
+        """Recording in runs, by part, as `orderscope.recording.costs.part_runs` counts it afterwards."""
         return {stage.name: stage.seconds / self.run for stage in self.stages if stage.name != "query"}
 
     @property
@@ -167,7 +167,7 @@ def _by_a_worker(work: Callable[[], Preflight]) -> Preflight:
             "one that lives to tell what they took",
             "look for want of memory: a smaller model, batch or data set, or a larger machine",
         ) from None
-    except BaseException:  # Ctrl-C is told here, not by the process
+    except BaseException:  # Ctrl-C is reported here, not by the process
         process.kill()
         raise
     finally:

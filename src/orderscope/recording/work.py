@@ -116,7 +116,7 @@ class Bench:
 
         Args:
             piece: what to do.
-            leave: leave what was written for a writer that is not told of it.
+            leave: leave a note beside what was written, for a writer to whom it is not reported.
         """
         with self._lock, one_thread():
             annex = self.store.annex()
@@ -184,7 +184,7 @@ def complete(
         jobs: local processes, one thread each; see `default_jobs`.
         executor: who does it instead. Its workers must see the run's directory under the same path.
         progress: called as `progress(done, pieces)`.
-        event: what the journal is told at the end.
+        event: name of the event that is logged at the end.
 
     Raises:
         OrderscopeError: from a piece, or where workers were lost again and again. What was finished before it in the
@@ -406,7 +406,7 @@ _inherited: Bench | None = None
 
 def _start_worker(bench: Bench, parent: int, stop: int) -> None:
     """A worker must not outlive a killed parent, nor keep the run locked for whoever resumes it. Ctrl-C is the
-    parent's: it tells what is kept, and stops the workers."""
+    parent's: it says what is kept, and stops the workers."""
     global _inherited
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
@@ -424,7 +424,7 @@ def _end_with(parent: int, stop: int) -> None:
 
 @dataclass(frozen=True)
 class _Raised:
-    """What a piece raised, told as a result: an exception of the future is then the engine's own, a lost worker."""
+    """What a piece raised, returned as a result: an exception of the future is then the engine's own, a lost worker."""
 
     error: Exception
 

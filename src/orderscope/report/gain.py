@@ -1,4 +1,4 @@
-"""What a proposal gains, told in the same figures wherever the page speaks of it."""
+"""What a proposal gains, in the same figures wherever the page names it."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ class Material:
         cost: in runs, by part; what came after recording last.
         searched: what searching for the proposal cost, in runs; 0 where that is not known.
         seconds: journal's CPU seconds by part.
-        training: CPU seconds of training the window once, None where the journal does not tell.
+        training: CPU seconds of training the window once, None where the journal does not say.
         reference: the recorded run's final metrics.
         order: the recorded one, [steps, batch].
         group_codes: index into the groups' names of every sample.

@@ -43,8 +43,8 @@ def foretell(
 ) -> Foretold:
     """Predict all metrics of orders that are about to be trained, and keep that in the run, where it can be written to.
 
-    What was foretold once is told again. For an order that is part of the run already, with nothing foretold, it is
-    what the calibration says of it: a prediction without the run's own states.
+    What was predicted once is not predicted again. For an order that is part of the run already, and was not predicted
+    before, it is what the calibration says of it: a prediction without the run's own states.
 
     Args:
         sim: the run, opened.

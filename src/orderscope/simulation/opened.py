@@ -68,7 +68,7 @@ class OpenedRun:
 
     @cached_property
     def held_out(self) -> HeldOut | None:
-        """What held-out losses are told by; None where there are none."""
+        """What held-out losses are predicted by; None where there are none."""
         return load_held_out(self.store, self.window)
 
     @cached_property
@@ -117,7 +117,7 @@ class OpenedRun:
 
     @property
     def losses(self) -> tuple[str, ...]:
-        """Metrics that are held-out losses, told without the model."""
+        """Metrics that are held-out losses, predicted without the model."""
         return () if self.held_out is None else self.held_out.names
 
     @property

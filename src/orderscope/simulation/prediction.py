@@ -46,8 +46,8 @@ class Prediction:
 
 
 def detectable(difference: np.ndarray | float, error: np.ndarray | float, skilled: bool) -> np.ndarray | bool:
-    """Whether an effect can be told from none: it is larger than its error. A predicted one counts for nothing where
-    estimates are no better than a constant; a known one, of error 0, always counts.
+    """Whether an effect is larger than its error. A predicted one does not count where estimates are no better than a
+    constant; a known one, of error 0, always counts.
 
     Args:
         difference: of the metric to the reference order's.

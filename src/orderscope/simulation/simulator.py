@@ -174,7 +174,7 @@ class Simulator(OpenedRun):
             metrics: names to estimate; by default the held-out losses, which need no model. Another metric runs the
                 real model once an order, and once for each true run when it is first asked for.
             allow_other_samples: accept orders that are not rearrangements of the recorded samples.
-            precise: tell held-out losses by the real model too; needs the task.
+            precise: compute held-out losses by the real model too; needs the task.
 
         Raises:
             OrderscopeError: for orders, learning rates, metrics or an estimator that do not fit.
@@ -237,7 +237,7 @@ class Simulator(OpenedRun):
         return self._proxies.setdefault(made.count, made)
 
     def _better(self, proxy: ProxyEstimator, names: tuple[str, ...], calibration: Mapping[str, Calibration]) -> bool:
-        """Whether the proxy is worth its price for these metrics, or they cannot be told without it."""
+        """Whether the proxy is worth its price for these metrics, or they cannot be predicted without it."""
         if not set(names) <= set(self.metric_names):
             return True
         return errs_less([proxy.calibration(name) for name in names], [calibration[name] for name in names])

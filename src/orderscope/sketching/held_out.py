@@ -108,7 +108,7 @@ def drawn_rows(rows: HeldOutRows, count: int) -> np.ndarray:
 
 
 def _content(sample: Any) -> bytes | None:
-    """What tells samples apart; None where nothing does."""
+    """A digest of a sample's content, by which equal samples are found; None where it has none."""
     leaves, spec = tree_flatten(sample)
     digest = hashlib.sha256(str(spec).encode())
     for leaf in leaves:

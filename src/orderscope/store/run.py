@@ -113,7 +113,7 @@ class RunStore:
     def open(cls, path: str | os.PathLike[str]) -> Self:
         """Open a run for reading: a directory, or the file that `pack` made of one.
 
-        A damaged manifest is told by the first access, so that `verify` can list all there is to say.
+        A damaged manifest is reported by the first access, so that `verify` can list all that is damaged.
 
         Raises:
             OrderscopeError: no run there, or one of another schema version, or with links in it, or it cannot be read.
@@ -525,7 +525,7 @@ class Annex(RunStore):
         self.events.append(dict(event))
 
     def leave(self) -> None:
-        """Leave a note beside each file that was written, for a writer that is not told of it."""
+        """Leave a note beside each file that was written, for a writer to whom it is not reported."""
         for entry in self.written:
             note = self.path / (entry.file + LEFT)
             temporary = self.path / (entry.file + self._mark + LEFT + TEMPORARY)

@@ -251,7 +251,7 @@ def allot(
             return offsets
         finally:
             file.close()
-    except (OSError, RuntimeError) as error:  # HDF5 tells the system's error in its text
+    except (OSError, RuntimeError) as error:  # HDF5 has the system's error in its text
         found = re.search(r"errno = (\d+)", str(error))
         number = int(found[1]) if found else errno.EIO
         raise OSError(number, os.strerror(number) if found else str(error), str(path)) from None

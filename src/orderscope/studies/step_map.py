@@ -57,7 +57,7 @@ class StepErrorMap:
         cosine: of the curvature's correction with what interpolation misses, [runs, steps]; also not a number where
             there is no correction, as in a state that another run was in too.
         effect: what the error does to the final metric, in its units, [runs, steps]; only roughly, with second
-            moments held fixed, of a run with batches that were not recorded and under NAdam. `agreement` tells.
+            moments held fixed, of a run with batches that were not recorded and under NAdam; see `agreement`.
         error: predicted minus true metric of each run, before calibration, [runs].
         weights: the part of it that is due to the predicted final weights, [runs]: what `effect` adds up to, nearly.
             The rest is of telling the metric at these weights without the run's own end.

@@ -1,4 +1,4 @@
-"""Can this task be repeated, and told apart sample by sample? Each check says what to change where it cannot."""
+"""Can this task be repeated, and taken apart sample by sample? Each check says what to change where it cannot."""
 
 from __future__ import annotations
 

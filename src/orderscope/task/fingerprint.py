@@ -1,4 +1,4 @@
-"""What a run was recorded with, as one SHA-256 per part, so that another task is told apart by name of the part."""
+"""What a run was recorded with, as one SHA-256 per part, so that it can be named in which part another task differs."""
 
 from __future__ import annotations
 

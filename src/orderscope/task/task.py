@@ -62,7 +62,7 @@ class Task:
             sequences, gradient checkpointing), plain autograd takes one after the other, which is slower.
 
     Raises:
-        OrderscopeError: where a run of it could not be repeated, simulated or told apart sample by sample; the message
+        OrderscopeError: where a run of it could not be repeated, simulated or taken apart sample by sample; the message
             says what to change.
     """
 

@@ -75,7 +75,7 @@ def value_of(name: str, function: Callable[[nn.Module], Any], model: nn.Module) 
                 found = function(copied(model))
     except OrderscopeError:
         raise
-    except Exception as error:  # it is the user's code: whatever it raises is told with its place
+    except Exception as error:  # it is the user's code: whatever it raises is reported with its place
         where = traceback.extract_tb(error.__traceback__)[-1]
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise OrderscopeError(

@@ -38,7 +38,7 @@ class Mates:
         if step % max(1, len(self._order) // STEPS):
             return
         if not bool(torch.isfinite(losses).all()):
-            return  # told as such
+            return  # another check refuses losses that are not finite
         others = torch.empty_like(losses)
         with untouched(model, seed=step + 1):  # other random numbers in every step
             drawn = np.random.default_rng(step).permutation(len(ids))
