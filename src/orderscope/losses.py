@@ -109,7 +109,11 @@ def token_mean_weights(order: Any, counts: Sequence[int] | np.ndarray) -> np.nda
     tokens = counts[order].sum(1)
     if (tokens == 0).any():
         step = int((tokens == 0).argmax())
-        raise OrderscopeError(f"step {step} without tokens to learn", "at least one", "look at its labels")
+        raise OrderscopeError(
+            f"step {step} without tokens to learn",
+            "at least one label that counts",
+            "look at the labels of its samples",
+        )
     times = np.bincount(order.ravel(), minlength=len(counts))
     each = np.repeat(order.shape[1] / tokens, order.shape[1])
     return np.bincount(order.ravel(), weights=each, minlength=len(counts)) / np.maximum(times, 1)

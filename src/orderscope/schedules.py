@@ -187,7 +187,9 @@ def _shaped(
         raise OrderscopeError(f"peak={peak!r}", "a finite learning rate >= 0", "change peak=")
     check_whole(0, warmup=warmup)
     if warmup >= steps:
-        raise OrderscopeError(f"warmup={warmup!r} of {steps} steps", "fewer steps than there are", "change warmup=")
+        raise OrderscopeError(
+            f"warmup={warmup!r} of {steps} steps", "a warm-up of fewer steps than the schedule has", "change warmup="
+        )
     _share("floor", floor)
     climb = np.arange(1, warmup + 1) / max(1, warmup)
     left = steps - warmup

@@ -51,9 +51,7 @@ def resolve_order(sim: Simulator, text: str) -> np.ndarray:
         seen = np.maximum(np.bincount(ids, minlength=samples), 1)
         signals["loss"] = np.bincount(ids, weights=losses, minlength=samples) / seen
     order = resolve(text, sim.order, sample_groups(sim), signals)
-    units_of(
-        sim.window, Batches(sim.order), order[None]
-    )  # told here what a run without samples' gradients cannot answer
+    units_of(sim.window, Batches(sim.order), order[None])  # refuses what a run without samples' gradients cannot answer
     return order
 
 

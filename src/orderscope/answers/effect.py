@@ -44,7 +44,7 @@ class Effect:
 
     @property
     def judged(self) -> Verdict:
-        """The rule that `propose` goes by."""
+        """The verdict by the rule that `propose` uses."""
         from orderscope.simulation.verdict import Verdict
 
         return Verdict(self.metric, self.sigma, self.noise, self.held_out, self.runs, self.rows)

@@ -1,4 +1,4 @@
-"""How far a run's predictions were borne out: unseen orders that were truly trained, of all its validations."""
+"""How well a run's predictions agree with the truth, over the unseen orders of all its validations."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Fidelity:
 
 
 def fidelity(store: RunStore, metric: str) -> Fidelity | None:
-    """How far predictions of one metric were borne out, over all orders that were validated in a run.
+    """How well predictions of one metric agree with the truth, over all orders that were validated in a run.
 
     Args:
         store: the run on disk.

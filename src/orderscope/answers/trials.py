@@ -1,5 +1,5 @@
-"""Orders that a study asked for and what they gave, kept in a run: a shard when one is asked, and one when its value is
-told."""
+"""Orders that a study asked for and what they gave, kept in a run: a shard when an order is asked for, and one when
+its value is reported."""
 
 from __future__ import annotations
 

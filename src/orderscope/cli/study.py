@@ -196,7 +196,9 @@ def _parsed(file: Path) -> Any:
             return tomllib.loads(text)
         return _yaml(text)
     except UnicodeDecodeError as error:
-        raise OrderscopeError(f"bytes that are no UTF-8 ({error.reason})", "text in UTF-8", "save it so") from None
+        raise OrderscopeError(
+            f"bytes that are no UTF-8 ({error.reason})", "text in UTF-8", "save the file as UTF-8"
+        ) from None
     except tomllib.TOMLDecodeError as error:
         raise OrderscopeError(f"{error}", "TOML", todo) from None
     except (ValueError, RecursionError) as error:

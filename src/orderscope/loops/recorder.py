@@ -143,7 +143,7 @@ class Recorder:
         self.said: set[type[RecorderWarning]] = set()
         self._states, self._strict = states, strict
         self._parts = dict(task or {})
-        self.expected = step  # steps trained before, as far as anybody said
+        self.expected = step  # steps trained before, as far as that is known
         self._start: TrainingState | None = None
         data = self._parts.get("data")
         samples = len(data) if samples is None and data is not None and hasattr(data, "__len__") else samples
@@ -191,7 +191,7 @@ class Recorder:
         self._guarded(self._flush)(True)
 
     def close(self) -> None:
-        """Stop watching and finish what is on disk; a `with` block does it. Tells in a warning what is missing."""
+        """Stop watching and finish what is on disk; a `with` block does it. Warns of what is missing."""
         if self._closed or os.getpid() != self._pid:
             return
         self._closed = True

@@ -298,7 +298,7 @@ def _by_processes(bench: Bench, pieces: Sequence[Piece], jobs: int) -> Iterator[
                 except BrokenExecutor:
                     raise
                 except BaseException:
-                    os.write(stopped, b"x")  # the workers end, and so the pool; nobody waits for them any more
+                    os.write(stopped, b"x")  # the workers end, and so the pool, whose results are not awaited any more
                     raise
         except BrokenExecutor:
             losses += 1
@@ -397,7 +397,7 @@ def _lost(piece: Piece, what: str) -> OrderscopeError:
     return OrderscopeError(
         f"a worker lost again and again, last at {piece.name} ({what})",
         "workers that live long enough for one piece of work",
-        "look for want of memory (fewer jobs, a larger machine) and resume: what was finished is kept",
+        "look whether memory ran out (then use fewer jobs or a larger machine) and resume: what was finished is kept",
     )
 
 

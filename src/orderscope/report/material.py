@@ -52,7 +52,7 @@ class Material:
 
     Args:
         name, path: of the run.
-        metric: the one the page speaks of first.
+        metric: the one that the page shows first.
         metrics: all that are shown, `metric` first.
         facts: the recorded task's description.
         carried: how many coordinates.
@@ -140,7 +140,7 @@ def gather(
 
     Args:
         sim: the run, opened.
-        metric: the one to speak of first; that of the last proposal, or the task's first, if not given.
+        metric: the one to show first; that of the last proposal, or the task's first, if not given.
         orders: expressions to show beside those asked before.
         progress: called as `progress(stage, done, total)`.
 
@@ -152,7 +152,7 @@ def gather(
     if metric is not None and metric not in names:
         raise unknown_metric(metric, names)
     if not names:
-        raise OrderscopeError("a run without metrics", "a metric to speak of", "record a task with metrics=")
+        raise OrderscopeError("a run without metrics", "at least one metric", "record a task with metrics=")
     told = _shown([p for p in made if p.facts["metric"] in names])
     first = metric or (told.facts["metric"] if told is not None else names[0])
     names = [first, *(name for name in names if name != first)][:METRICS]

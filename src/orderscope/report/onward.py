@@ -33,7 +33,7 @@ class Onward:
 
 
 def onward(material: Material) -> Onward:
-    """The next step for the metric that the page speaks of first."""
+    """The next step for the metric that the page shows first."""
     run, metric = shlex.quote(plain(material.path)), shlex.quote(plain(material.metric))
     name, effect = short(material.metric), material.effects[material.metric]
     if effect.runs < 2:

@@ -48,7 +48,7 @@ def write_report(
     Args:
         sim: the run, with its task where there is one.
         out: the file to write.
-        metric: what the page speaks of first; the task's first metric if not given.
+        metric: the one that the page shows first; the task's first metric if not given.
         orders: expressions to show beside those asked before.
         progress: called as `progress(stage, done, total)`.
 

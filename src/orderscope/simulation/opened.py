@@ -29,7 +29,7 @@ class OpenedRun:
     Args:
         path: a run, as a directory or packed.
         task: the recorded task, or None.
-        device: where orders are replayed; the CPU if not given.
+        device: where orders are replayed, for instance "cuda"; the CPU if not given.
 
     Raises:
         OrderscopeError: the task is not the recorded one; the differing parts are named. Or there is no such device.

@@ -38,7 +38,7 @@ class Simulator(OpenedRun):
         task: the recorded task; needed where metrics that are no held-out losses are asked, where held-out losses are
             asked with `precise`, and to train.
         device: where orders are replayed, for instance "cuda"; the CPU if not given. Only replays are done there: the
-            metrics and what is asked of the simulator stay where they are.
+            metrics are computed on the CPU, and so are results.
 
     Attributes:
         progress: where set, called as `progress(stage, done, total)` while the real model is run.
@@ -184,7 +184,9 @@ class Simulator(OpenedRun):
         proxy = self._proxy(effort) if estimator in ("proxy", "auto") else None
         if proxy is None and effort is not None:
             raise OrderscopeError(
-                f"effort={effort!r} for the estimator {estimator!r}", "it with proxy or auto", "leave out effort="
+                f"effort={effort!r} for the estimator {estimator!r}",
+                "effort= with the estimators proxy and auto only",
+                "leave out effort=",
             )
         names = self._names(metrics, self.metric_names if proxy is None else tuple(self.reference))
         rates = self._rates(lr, len(checked))

@@ -173,7 +173,7 @@ class RunStore:
         return list(self._entries.values())
 
     def write(self, name: str, arrays: Mapping[str, np.ndarray], attrs: Mapping[str, Any] | None = None) -> None:
-        """Add a shard: on return it is on disk and will be found, before that nobody sees any of it.
+        """Add a shard: on return it is on disk and will be found, before that no reader sees any of it.
 
         A file that is there already and in no manifest line (its writer was killed, or the manifest was shortened) is
         never written over: one with the same bytes becomes the shard, another is given the name `FILE.aside-N`.
