@@ -17,8 +17,8 @@ from orderscope.loops import recorded
 from orderscope.loops.legs import has_loop
 from orderscope.orders.checks import check_order
 from orderscope.orders.npy import load_array
+from orderscope.recording.pieces import METRICS_AT
 from orderscope.recording.runs import run_plan
-from orderscope.recording.work import METRICS_AT
 from orderscope.sketching import SketchPlan
 from orderscope.store import RunStore
 from orderscope.store.names import REFERENCE, REUSED, TASK_SHARD
