@@ -32,7 +32,7 @@ from orderscope_kernels.shapes import Shaped
 # calibration, with 0.95 0.65, with 0.99 0.59; 512 steps change by 0.3 standard deviations. text_24 and text_96 change
 # by less than 0.01, for half of the time.
 ENERGY, HIGH_ENERGY = 0.8, 0.95
-LONG = 256  # steps from which a window counts as long, and the higher share is kept
+LONG = 256  # steps
 EXACT_BYTES = 1 << 25  # tables up to this size keep the states' own type, so that recorded runs replay to the bit
 CHUNK = 1 << 20  # coordinates at once
 
