@@ -51,7 +51,7 @@ class Some:
 
     @classmethod
     def of(cls, plan: SketchPlan, count: int | None) -> Some:
-        """Some of a plan's carried coordinates, evenly spaced.
+        """Some of a plan's carried coordinates, drawn by the plan's seed.
 
         Args:
             plan: what the sketch consists of.

@@ -46,7 +46,7 @@ def chi_square(freedom: int, probability: float) -> float:
     Source: Abramowitz & Stegun, "Handbook of mathematical functions", 1964, 26.4.4 and 26.4.5.
 
     Args:
-        freedom: number of normals, even.
+        freedom: number of normals, from 1.
         probability: above 0 and below 1.
 
     Example:

@@ -113,7 +113,7 @@ class Extent:
 
     Args:
         offset: bytes from the start of the shard.
-        dtype: of its numbers, little-endian.
+        dtype: type of its numbers.
         shape: of the array.
     """
 
