@@ -19,10 +19,10 @@ import time
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import spearmanr
 
 import orderscope as osc
-from orderscope.orders import step_groups
+from orderscope.orders import in_blocks, step_groups
+from orderscope.studies.agreement import agreement
 
 
 def load(spec: str) -> dict:
@@ -40,17 +40,17 @@ def load(spec: str) -> dict:
 
 def unseen_orders(task: osc.Task, count: int, seed: int) -> np.ndarray:
     rng, reference = np.random.default_rng(seed), np.asarray(task.order)
-    labels = np.array(step_groups(reference, task.groups)) if task.groups is not None else np.zeros(len(reference))
-    names = sorted(set(labels.tolist()))
+    labels = step_groups(reference, task.groups) if task.groups is not None else [""] * len(reference)
+    names = sorted(set(labels))
     orders = []
     for n in range(count):
-        place = dict(zip(names, rng.permutation(len(names)), strict=True))
+        blocks = [names[i] for i in np.argsort(rng.permutation(len(names)))]
         steps = rng.permutation(len(reference))
         if n % 4 == 1:
-            steps = steps[np.argsort([place[labels[s]] for s in steps], kind="stable")]
+            steps = steps[in_blocks([labels[s] for s in steps], blocks)]
         elif n % 4 == 2:
             tail = steps[len(steps) // 2 :]
-            steps[len(steps) // 2 :] = tail[np.argsort([place[labels[s]] for s in tail], kind="stable")]
+            steps[len(steps) // 2 :] = tail[in_blocks([labels[s] for s in tail], blocks)]
         elif n % 4 == 3:
             steps = np.arange(len(reference))
             for _ in range(max(2, len(steps) // 8)):
@@ -64,15 +64,9 @@ def unseen_orders(task: osc.Task, count: int, seed: int) -> np.ndarray:
 
 
 def compare(predicted: np.ndarray, error: np.ndarray, true: np.ndarray) -> dict[str, float]:
-    spread = np.abs(true - np.median(true)).mean()
-    i, j = np.triu_indices(len(true), 1)
-    return {
-        "spearman": float(np.asarray(spearmanr(predicted, true))[0]),
-        "pearson": float(np.corrcoef(predicted, true)[0, 1]),
-        "mae_ratio": float(np.abs(predicted - true).mean() / spread),
+    """See `orderscope.studies.agreement`; and mean error and mean half-width, in standard deviations of the truth."""
+    return agreement(predicted, error, true) | {
         "bias": float((predicted - true).mean() / true.std()),
-        "sign": float(np.mean((predicted[i] > predicted[j]) == (true[i] > true[j]))),
-        "coverage": float(np.mean(np.abs(predicted - true) <= error)),
         "error_over_std": float(error.mean() / true.std()),
     }
 

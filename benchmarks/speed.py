@@ -30,8 +30,8 @@ from windows import characters
 import orderscope as osc
 from orderscope.recording import work
 from orderscope.recording.costs import PARTS, part_seconds
+from orderscope.recording.pieces import Piece, Sketching, Training
 from orderscope.recording.preflight import Preflight, preflight
-from orderscope.recording.work import Piece, Sketching, Training
 from orderscope.sketching import SketchPlan, SketchStage
 from orderscope.store import RunStore
 from orderscope.training.loop import start, train

@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 
-from orderscope.errors import DamagedRun, IncompleteRun, OrderscopeError
+from orderscope.errors import DamagedRun, IncompleteRun, OrderscopeError, check_whole
 from orderscope.text import plain, plain_lines
 
 
@@ -49,3 +49,11 @@ def test_no_character_steers(text: str) -> None:
 @pytest.mark.parametrize("text", ["", "plain", "é ß λ σ ± − …", "日本語", "a\u00a0b", "🎲"])
 def test_other_characters_stay(text: str) -> None:
     assert plain(text) == text
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, "2", "two", None, float("nan"), float("inf"), [3]], ids=repr)
+def test_whole_numbers(value: object) -> None:
+    check_whole(1, jobs=1, probes=3.0)
+    with pytest.raises(OrderscopeError) as caught:
+        check_whole(1, jobs=2, probes=value)
+    assert str(caught.value) == f"found probes={value!r}; expected a whole number from 1; change probes="

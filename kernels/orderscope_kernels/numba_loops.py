@@ -1,6 +1,16 @@
 """The loops of `numba_replay`, compiled for the machine they run on, without a compiler.
 
-What was compiled is kept beside this file. Arrays: as `reference` has them; bfloat16 as the 16 bits that it is.
+What was compiled is kept beside this file. Arrays: as `reference` has them; bfloat16 as the 16 bits that it is. Beside
+those of `reference`:
+
+    short       the displacements in the type of the curvature's factor, [rows, coords]; written to
+    bent        the curvature's part of the gradients, [places, coords]
+    place       which row of `bent` belongs to each row, [rows]
+    columns     first coordinate of each part of the step and the one after its last, [parts, 2]
+    scale       what clipping multiplies each gradient by, [rows]
+    lr          learning rates, [rows, parts]
+    h           the other options of the step, [parts, numbers], as `numba_replay` arranges them
+    square, along, weights, distance, left, out     results, written to; sums are added to what is there
 """
 
 # numba hands an intrinsic its context itself.
@@ -18,7 +28,7 @@ from numba.extending import intrinsic
 
 from orderscope_kernels.reference import FAR, JITTER
 
-BLOCK = 2048  # coordinates at once: a dozen entries of a short type and the states stay in the second cache
+BLOCK = 2048  # coordinates at once: a dozen entries of a short type and the states then fit the second-level cache
 FAST = {"contract", "reassoc", "nsz", "arcp"}  # sums in any order, but nan and inf as they are
 FLOAT, HALF = ir.FloatType(), ir.IntType(16)
 WORD = ir.IntType(32)

@@ -19,8 +19,9 @@ from orderscope_kernels import numba_loops
 from orderscope_kernels.reference import Clip, Part, Products, Terms, clip_factor, step_with
 from orderscope_kernels.shapes import Bool, Float, Float64, Int32, Int64, Shaped
 
-ALIGN = 32  # rows of a matrix product come in multiples of this: few shapes are compiled, and fewer rows take as long
-COLUMNS = 8192  # of a long product at once: the whole at once is four times slower
+# Rows of a matrix product are filled up to a multiple of this: few shapes are compiled, and fewer rows take as long.
+ALIGN = 32
+COLUMNS = 8192  # columns of a long product that are summed at once: all at once take four times as long
 
 
 def displacement_products(

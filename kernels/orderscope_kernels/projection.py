@@ -19,7 +19,7 @@ from torch import Tensor
 
 from orderscope_kernels.shapes import Float, Int, Int64
 
-SPARSE = 8  # entries of a column of a sparse projection that are not zero
+SPARSE = 8  # entries that are not zero in each column of a sparse projection
 WIDTH = 4096  # columns at once
 WORD = 32  # signs in a word
 GOLDEN = 0x9E3779B9
@@ -111,7 +111,15 @@ def project(
 
 
 def column_blocks(x: Float[Tensor, "rows size"], first: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Coordinates `WIDTH` at a time, with the columns they meet."""
+    """Coordinates `WIDTH` at a time, with the columns of the projection that they meet.
+
+    Args:
+        x: [rows, size].
+        first: column of the first coordinate.
+
+    Returns:
+        Pairs of a part [rows, width] and columns int64 [width].
+    """
     for start in range(0, x.shape[1], WIDTH):
         part = x[:, start : start + WIDTH]
         yield part, torch.arange(first + start, first + start + part.shape[1], device=x.device)
@@ -183,9 +191,16 @@ def linear_projection(
     *,
     first: int = 0,
 ) -> Float[Tensor, "samples {rank}"]:
-    """P times each sample's gradient of a linear layer's weight, some rows of the weight at a time, [samples, rank].
+    """P times each sample's gradient of a linear layer's weight, formed some rows of the weight at a time, [samples,
+    rank].
 
-    Arguments as `linear_entries` and `project`.
+    Args:
+        inputs: of the layer, [samples, positions, width_in].
+        output_gradients: gradients of each sample's loss at its outputs, [samples, positions, width_out].
+        kind: of the projection, see `project`.
+        rank: rows of P.
+        seed: of its random numbers.
+        first: column of P that the weight's first entry meets.
     """
     width = inputs.shape[2]
     rows = max(1, WIDTH // width)

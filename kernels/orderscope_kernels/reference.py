@@ -16,8 +16,8 @@ from torch import Tensor
 from orderscope_kernels.optimizers import KINDS
 from orderscope_kernels.shapes import Bool, Float, Float64, Int32, Int64, Shaped
 
-JITTER = 1e-6
-FAR = 1e6
+JITTER = 1e-6  # added to the diagonal of the anchors' system, in units of their scale, so that it can be solved
+FAR = 1e6  # added for an anchor that may not be used: its weight is then next to nothing, and set to 0
 
 
 class Terms(NamedTuple):
@@ -72,7 +72,13 @@ class Clip(NamedTuple):
 
 
 class Products(NamedTuple):
-    """Of displacements d = theta - start: d . d [rows], table[index] . d [rows, terms], A d [rows, rank]."""
+    """Products of displacements d = theta - start.
+
+    Args:
+        square: d . d, [rows].
+        along: table[index] . d, [rows, terms].
+        curved: A d, [rows, rank].
+    """
 
     square: Tensor
     along: Tensor
@@ -271,7 +277,12 @@ def optimizer_step(
 
 
 def clip_factor(norm: Float[Tensor, "*rows"], max_norm: float) -> Float[Tensor, "*rows"]:
-    """What torch.nn.utils.clip_grad_norm_ multiplies gradients of this norm by."""
+    """What torch.nn.utils.clip_grad_norm_ multiplies gradients of this norm by.
+
+    Args:
+        norm: of the gradients, [...].
+        max_norm: the bound.
+    """
     return (max_norm / (norm + 1e-6)).clamp_max(1.0)
 
 

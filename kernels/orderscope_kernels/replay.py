@@ -30,7 +30,7 @@ from orderscope_kernels.reference import Products
 from orderscope_kernels.shapes import Float
 
 OVERRIDE = "ORDERSCOPE_KERNELS"
-LITTLE = 1 << 23  # coordinates of steps of all orders, below which the reference is quicker than loading numba
+LITTLE = 1 << 23  # with fewer coordinates times steps times orders the reference is quicker than loading numba
 MODULES = {"reference": "reference", "numba": "numba_replay", "triton": "triton_replay"}
 
 
@@ -38,13 +38,21 @@ MODULES = {"reference": "reference", "numba": "numba_replay", "triton": "triton_
 class ReplayKernels(Protocol):
     """What each of the modules offers; see `orderscope_kernels.reference` for the arguments."""
 
-    def displacement_products(self, *args: Any, **kwargs: Any) -> Products: ...
+    def displacement_products(self, *args: Any, **kwargs: Any) -> Products:
+        """As `reference.displacement_products`."""
+        ...
 
-    def affine_weights(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor, Tensor]: ...
+    def affine_weights(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """As `reference.affine_weights`."""
+        ...
 
-    def remainder_coefficients(self, *args: Any, **kwargs: Any) -> Tensor: ...
+    def remainder_coefficients(self, *args: Any, **kwargs: Any) -> Tensor:
+        """As `reference.remainder_coefficients`."""
+        ...
 
-    def replay_step(self, *args: Any, **kwargs: Any) -> None: ...
+    def replay_step(self, *args: Any, **kwargs: Any) -> None:
+        """As `reference.replay_step`."""
+        ...
 
 
 def replay_kernels(

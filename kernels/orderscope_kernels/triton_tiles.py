@@ -1,4 +1,8 @@
-"""The kernels of `triton_replay`: tiles of rows and coordinates in registers."""
+"""The kernels of `triton_replay`: tiles of rows and coordinates in registers.
+
+Pointers and sizes are named as the arrays of `reference` and their axes (rows, coords, terms, rank). Names in capitals
+are sizes of a tile, or choices, that a kernel is compiled for; `span` is how many coordinates one program covers.
+"""
 
 # Triton reads annotations of its kernels: they have to be objects here, not strings. What it makes of arguments, and of
 # numbers and tensors in a kernel, type checkers do not know.

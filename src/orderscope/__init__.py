@@ -133,7 +133,7 @@ class _Package(ModuleType):
             super().__setattr__(name, value)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A task of which a function speaks of `osc` can be sent to a worker."""
+        """Tasks whose functions refer to `osc` can be sent to a worker."""
         return importlib.import_module, (__name__,)
 
 

@@ -45,24 +45,46 @@ class IncompleteRun(OrderscopeError):
 
 
 def unknown_metric(name: str | None, known: Iterable[str]) -> OrderscopeError:
-    """What is said of a metric that is not among the known ones."""
+    """The refusal of a metric that is not among the known ones.
+
+    Args:
+        name: as given.
+        known: names that would be right.
+    """
     return OrderscopeError(f"metric {name!r}", "one of " + (", ".join(known) or "none"), "name a recorded metric")
 
 
-def without_task(why: str) -> OrderscopeError:
-    """What is said where a simulator's task is needed; `why` says what for, as "to train it"."""
-    return OrderscopeError("a simulator without its task", f"the task, {why}", "Simulator(path, task)")
+def without_task(why: str, what: str = "a simulator") -> OrderscopeError:
+    """The refusal of what needs the recorded task of a simulator that was opened without it.
+
+    Args:
+        why: what the task is needed for, as "to train it".
+        what: what was asked of the simulator, as "the seed method on a Simulator".
+    """
+    return OrderscopeError(f"{what} without its task", f"the task, {why}", "give it: Simulator(path, task)")
 
 
-def check_whole(least: int, **numbers: float) -> None:
-    """Raises: OrderscopeError naming a number that is not whole or less than the least."""
+def check_whole(least: int, /, **numbers: Any) -> None:
+    """Refuse options that are not whole numbers.
+
+    Args:
+        least: the smallest value allowed.
+        numbers: option name -> value; 3.0 counts as whole, "3", nan and None do not.
+
+    Raises:
+        OrderscopeError: naming the first option that is not whole or below `least`.
+    """
     for name, value in numbers.items():
-        if int(value) != value or value < least:
+        try:
+            whole = int(value) == value
+        except (TypeError, ValueError, OverflowError):
+            whole = False
+        if not whole or value < least:
             raise OrderscopeError(f"{name}={value!r}", f"a whole number from {least}", f"change {name}=")
 
 
 def ended_by_task(stop: SystemExit) -> OrderscopeError:
-    """What is told where the user's code ends the program in the middle of the work."""
+    """The error for code of the user's that ends the program in the middle of the work."""
     return OrderscopeError(
         f"sys.exit({stop.code!r}) in the code of the task", "code that returns", "take it out, or raise an exception"
     )

@@ -27,7 +27,12 @@ RIGHTS = "get the right to read it (chmod, chown), or ask whoever has it"
 
 
 def trouble(error: OSError, path: str | os.PathLike[str]) -> OrderscopeError:
-    """What hinders reading a file that may well be sound."""
+    """The error for a file that cannot be read now but may well be sound.
+
+    Args:
+        error: what the operating system said.
+        path: the file, where the error does not name one.
+    """
     refused = error.errno in (errno.EACCES, errno.EPERM)
     return OrderscopeError(
         f"{error.filename or path} that cannot be read now ({error.strerror or error})",
@@ -40,6 +45,13 @@ def open_own(path: str | os.PathLike[str], flags: int = os.O_RDONLY) -> int:
     """Open a file of a run, as `os.open`: a plain file, no link.
 
     A run may come from somebody else: a link in it could make a command read, or write over, a file of the user's.
+
+    Args:
+        path: the file.
+        flags: as `os.open` takes them.
+
+    Returns:
+        A file descriptor.
 
     Raises:
         OrderscopeError: it is a link, or no file at all; or it is to be written and has a second name elsewhere.

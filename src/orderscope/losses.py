@@ -70,14 +70,23 @@ def inside(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
 
     Right for models that average over the samples, and slow: one forward pass a sample. The loss cannot be split from
     the outputs there; pass `targets=` to the task, or the samples' own gradients stand in for the curvature.
+
+    Args:
+        model: computes a loss of its own where it is called with `labels`.
+        batch: keyword arguments of the model, [batch, ...] each.
     """
     size = len(next(iter(batch.values())))
     return torch.stack([model(**{key: value[i : i + 1] for key, value in batch.items()}).loss for i in range(size)])
 
 
 def token_counts(data: Any, key: str = "labels") -> np.ndarray:
-    """Tokens that count in each sample of a language model's data set, int64 [samples]: labels but the first, not
-    -100."""
+    """Tokens that each sample of a language model's data set is trained on, int64 [samples]: labels but the first,
+    where they are not -100.
+
+    Args:
+        data: map-style; its samples are mappings.
+        key: of the labels in a sample.
+    """
     rows = (torch.as_tensor(data[i][key]).reshape(-1)[1:] for i in range(len(data)))
     return np.array([int((row != IGNORED).sum()) for row in rows], dtype=np.int64)
 
@@ -100,14 +109,23 @@ def token_mean_weights(order: Any, counts: Sequence[int] | np.ndarray) -> np.nda
     tokens = counts[order].sum(1)
     if (tokens == 0).any():
         step = int((tokens == 0).argmax())
-        raise OrderscopeError(f"step {step} without tokens to learn", "at least one", "look at its labels")
+        raise OrderscopeError(
+            f"step {step} without tokens to learn",
+            "at least one label that counts",
+            "look at the labels of its samples",
+        )
     times = np.bincount(order.ravel(), minlength=len(counts))
     each = np.repeat(order.shape[1] / tokens, order.shape[1])
     return np.bincount(order.ravel(), weights=each, minlength=len(counts)) / np.maximum(times, 1)
 
 
 class Weighted(Dataset):
-    """A data set of dicts, each with its "weight" added."""
+    """A data set of dicts, each with its "weight" added.
+
+    Args:
+        data: map-style; its samples are mappings.
+        weights: what the loss of each sample is multiplied by, [samples].
+    """
 
     def __init__(self, data: Any, weights: Sequence[float] | np.ndarray) -> None:
         if len(data) != len(weights):

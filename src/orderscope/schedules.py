@@ -185,8 +185,11 @@ def _shaped(
     check_whole(1, steps=steps)
     if not (np.isfinite(peak) and peak >= 0):
         raise OrderscopeError(f"peak={peak!r}", "a finite learning rate >= 0", "change peak=")
-    if int(warmup) != warmup or not 0 <= warmup < steps:
-        raise OrderscopeError(f"warmup={warmup!r} of {steps} steps", "fewer steps than there are", "change warmup=")
+    check_whole(0, warmup=warmup)
+    if warmup >= steps:
+        raise OrderscopeError(
+            f"warmup={warmup!r} of {steps} steps", "a warm-up of fewer steps than the schedule has", "change warmup="
+        )
     _share("floor", floor)
     climb = np.arange(1, warmup + 1) / max(1, warmup)
     left = steps - warmup

@@ -23,7 +23,13 @@ def run_id(fingerprint: Mapping[str, str]) -> str:
 
 
 def trusted(run: str, file: Path, name: str) -> bool:
-    """Whether this user recorded or named what `file` (where links lead) calls `name` for that run."""
+    """Whether this user recorded or named what `file` (where links lead) calls `name` for that run.
+
+    Args:
+        run: id of the run, see `run_id`.
+        file: with the task; links are followed.
+        name: of the task in the file.
+    """
     return (run, os.path.realpath(file), name) in _known()
 
 
@@ -33,7 +39,13 @@ def ran(file: Path) -> bool:
 
 
 def trust(run: str, file: Path, name: str) -> None:
-    """Remember a task; `run` is empty where it was named for none. What cannot be remembered is asked again."""
+    """Remember that this user recorded or named a task. Where it cannot be written down, the user is asked again.
+
+    Args:
+        run: id of the run, see `run_id`; empty where the task was named for no run.
+        file: with the task; links are followed.
+        name: of the task in the file.
+    """
     told = {"run": run, "file": os.path.realpath(file), "name": name}
     if tuple(told.values()) in _known():
         return

@@ -298,9 +298,9 @@ def test_wrong_questions(run: Path, args: list[str], code: int, words: str) -> N
 
 
 def test_untrusted_is_printed_and_is_exit_code_3(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from orderscope.simulation.simulator import Simulator
+    from orderscope.simulation import simulator
 
-    monkeypatch.setattr(Simulator, "_inside", lambda self, outside: np.zeros(len(outside), dtype=bool))
+    monkeypatch.setattr(simulator, "near_anchors", lambda outside, _: np.zeros(len(outside), dtype=bool))
     result = call("query", run, "--order", "reverse")
     assert result.exit_code == 3
     assert any(line.startswith("not trusted: outside") for line in result.stdout.splitlines())

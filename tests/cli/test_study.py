@@ -13,6 +13,7 @@ import pytest
 import orderscope as osc
 from commands import answer, call
 from orderscope.cli import study as studies
+from orderscope.cli.study_checks import check_places
 from orderscope.errors import OrderscopeError
 from orderscope.simulation.simulator import Simulator
 
@@ -255,7 +256,7 @@ def test_the_examples_are_sound() -> None:
     folder = Path(__file__).parents[2]
     for file in (folder / "examples" / "characters.yaml", folder / "docs" / "study.yaml"):
         study = studies.read_study(file)
-        studies.check_places(file, study)
+        check_places(file, study)
         assert study.report is not None
 
 

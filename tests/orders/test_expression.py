@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orderscope.errors import OrderscopeError
-from orderscope.orders import mixes_groups, resolve, step_groups
+from orderscope.orders import in_blocks, mixes_groups, resolve, step_groups
 
 REFERENCE = np.arange(12).reshape(6, 2)
 GROUPS = list("aabbaaccbbbc")  # steps a b a c b and a tie of b and c, which b wins
@@ -171,3 +171,10 @@ def test_signals_must_cover_the_samples():
 def test_numbers_are_groups_too():
     assert step_groups(REFERENCE, [1, 1, 0, 0] * 3) == ["1", "0"] * 3
     assert resolve("groups:0", REFERENCE, [1, 1, 0, 0] * 3)[0, 0] == 2
+
+
+def test_blocks_keep_the_order_inside_a_group() -> None:
+    labels = ["b", "a", "c", "b", "a"]
+    assert in_blocks(labels, ["c", "b"]).tolist() == [2, 0, 3, 1, 4]
+    assert in_blocks(labels, ["a", "b", "c", "absent"]).tolist() == [1, 4, 0, 3, 2]
+    assert in_blocks([], ["a"]).tolist() == []

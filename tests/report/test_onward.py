@@ -14,8 +14,9 @@ import orderscope as osc
 from made_up import SCRIPT
 from orderscope.report import figure, moved
 from orderscope.report.direction import LOSS, Direction
-from orderscope.report.material import Asked, Material, gather
+from orderscope.report.material import Material, gather
 from orderscope.report.onward import onward
+from orderscope.report.predicted import Asked
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +82,8 @@ def test_a_metric_that_is_no_loss_has_the_direction_of_its_proposal(material: Ma
 
 
 def test_the_truth_has_the_last_word() -> None:
-    asked = Asked("x", np.zeros((1, 1), int), {"m": 1.2}, {"m": 0.1}, {}, {"m": False})
+    asked = Asked("x", np.zeros((1, 1), int), {"m": 1.2}, {"m": 0.1}, {}, {"m": False}, {"m": True})
+    assert not replace(asked, skilled={"m": False}).detectable("m", 1.0)
     assert (asked.told("m"), asked.detectable("m", 1.0), asked.held("m")) == (False, True, None)
     trained = replace(asked, true={"m": 0.9})
     assert trained.told("m")

@@ -14,9 +14,8 @@ from orderscope.answers.asked import asked_orders, remember_orders, resolve_orde
 from orderscope.answers.effect import Effect, effects
 from orderscope.answers.stored import heats, keep_heat, keep_proposal, proposals
 from orderscope.report.figure import COLORS, drawing
-from orderscope.report.material import Pairs
+from orderscope.report.predicted import Pairs
 from orderscope.report.strip import legend, strip
-from orderscope.report.truth import agreement
 from orderscope.report.words import count, figures, listed, plain, short, signed, two
 from orderscope.simulation.verdict import held_out_noise
 
@@ -77,12 +76,15 @@ def test_a_drawing_takes_its_colours_from_the_page() -> None:
 
 def test_agreement() -> None:
     true = np.array([1.0, 2.0, 3.0, 4.0])
-    found = agreement(Pairs("unseen", true + np.array([0.1, -0.1, 0.1, 0.9]), np.full(4, 0.5), true))
+    found = Pairs("unseen", true + np.array([0.1, -0.1, 0.1, 0.9]), np.full(4, 0.5), true).agreement
     assert found["coverage"] == 0.75
     assert found["mae_ratio"] == pytest.approx(0.3)
     assert found["pearson"] > 0.9
-    few = agreement(Pairs("probes", true[:1], np.full(1, np.nan), true[:1]))
-    assert all(math.isnan(value) for value in few.values())
+    few = Pairs("probes", true[:1], np.full(1, np.nan), true[:1]).agreement
+    assert all(math.isnan(few[name]) for name in ("pearson", "mae_ratio", "coverage"))
+    two = Pairs("probes", true[:2], np.full(2, 0.1), true[:2]).agreement
+    assert math.isnan(two["pearson"])  # a line goes through any two points
+    assert two["coverage"] == 1.0
 
 
 def test_noise_of_held_out_rows_is_the_paired_standard_error(bare_run: Path, hostile: osc.Task) -> None:

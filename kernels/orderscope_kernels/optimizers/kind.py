@@ -40,7 +40,12 @@ class StateKey:
         return torch.full_like(like, self.initial, dtype=torch.float64 if wide else torch.float32)
 
     def of_torch(self, value: Float[Tensor, ...] | None, parameter: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """The vector for what torch keeps, in the parameter's shape; `value` is None where it keeps nothing yet."""
+        """The vector for what torch keeps, in the parameter's shape.
+
+        Args:
+            value: in `optimizer.state[parameter]`; None where nothing is kept yet.
+            parameter: for the shape.
+        """
         if value is None:
             return self.start(parameter)
         return torch.full_like(parameter, float(value), dtype=value.dtype) if self.scalar else value

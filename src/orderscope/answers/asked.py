@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from orderscope.errors import OrderscopeError
 from orderscope.orders import resolve
-from orderscope.store import RunStore
+from orderscope.store import RunStore, add_if_possible
 from orderscope.store.names import REFERENCE, TASK_SHARD
 
 if TYPE_CHECKING:
@@ -35,8 +33,12 @@ def resolve_order(sim: Simulator, text: str) -> np.ndarray:
 
     The signal `loss` is what a sample's loss was when the reference run trained on it, the mean where it did so again.
 
+    Args:
+        sim: the run, opened.
+        text: an order expression or the path of a .npy file, see `orderscope.orders.expression`.
+
     Raises:
-        OrderscopeError: see `orderscope.orders.resolve`; or the run cannot tell of samples in other batches.
+        OrderscopeError: see `orderscope.orders.resolve`; or the run cannot predict samples in other batches.
     """
     from orderscope.engine import Batches, units_of
     from orderscope.training import load_run
@@ -49,21 +51,35 @@ def resolve_order(sim: Simulator, text: str) -> np.ndarray:
         seen = np.maximum(np.bincount(ids, minlength=samples), 1)
         signals["loss"] = np.bincount(ids, weights=losses, minlength=samples) / seen
     order = resolve(text, sim.order, sample_groups(sim), signals)
-    units_of(
-        sim.window, Batches(sim.order), order[None]
-    )  # told here what a run without samples' gradients cannot answer
+    units_of(sim.window, Batches(sim.order), order[None])  # refuses what a run without samples' gradients cannot answer
     return order
 
 
 def group_positions(sim: Simulator, order: np.ndarray) -> dict[str, float]:
-    """Mean position of each group's samples, from 0 (the beginning) to 1."""
+    """Mean position of each group's samples, from 0 (the beginning) to 1.
+
+    Args:
+        sim: the run, opened.
+        order: sample ids, [steps, batch].
+
+    Returns:
+        Group name -> position; groups without a sample in the order are left out.
+    """
     names, codes = sim.description["group_names"], group_codes(sim)[order]
     at = np.repeat((np.arange(len(order)) + 0.5) / len(order), order.shape[1]).reshape(order.shape)
     return {name: float(at[codes == code].mean()) for code, name in enumerate(names) if (codes == code).any()}
 
 
 def check_order_text(store: RunStore, text: str) -> None:
-    """See that an expression stands for an order of a run, without the simulator. Raises as `resolve_order`."""
+    """Check that an expression stands for an order of a run, without the simulator and so without torch.
+
+    Args:
+        store: the run on disk.
+        text: an order expression or the path of a .npy file.
+
+    Raises:
+        OrderscopeError: see `orderscope.orders.resolve`.
+    """
     samples = store.attrs(TASK_SHARD)["samples"]
     resolve(text, store.read(TASK_SHARD, ["order"])["order"], _groups(store), {"loss": np.zeros(samples)})
 
@@ -74,14 +90,20 @@ def _groups(store: RunStore) -> list[str]:
 
 
 def remember_orders(run: Path, texts: Sequence[str]) -> None:
-    """Note what was asked, where the run can be written to and nobody else does."""
-    if not run.is_dir():
-        return
+    """Note in the run's journal which orders were asked about, where it can be written to.
+
+    Args:
+        run: its path.
+        texts: order expressions or .npy files; a file is noted by its absolute path.
+    """
     kept = [str(Path(text).resolve()) if _is_file(text) else text for text in texts]
-    with contextlib.suppress(OrderscopeError, OSError), RunStore.create(run) as store:
+
+    def write(store: RunStore) -> None:
         new = [text for text in kept if text not in asked_orders(store)]
         if new:
             store.log({"event": EVENT, "orders": new})
+
+    add_if_possible(run, write)
 
 
 def asked_orders(store: RunStore) -> list[str]:

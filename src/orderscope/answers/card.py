@@ -10,7 +10,7 @@ import numpy as np
 
 from orderscope import __version__
 from orderscope.answers.asked import resolve_order
-from orderscope.answers.effect import effects, metric_names
+from orderscope.answers.effect import effects
 from orderscope.answers.fidelity import fidelity
 from orderscope.answers.known import known_truth
 from orderscope.answers.stored import because, proposals
@@ -87,8 +87,8 @@ def _intro(sim: Simulator, order: np.ndarray, what: str) -> str:
 
 
 def _values(sim: Simulator, order: np.ndarray) -> str:
-    """Value of every metric that is known or can be told without the model, beside the recorded order's."""
-    names = metric_names(sim)
+    """Value of every metric that is known or can be predicted without the model, beside the recorded order's."""
+    names = sim.metric_names
     losses = [name for name in names if name in sim.losses]
     known = known_truth(sim).get(order.tobytes(), {})
     trials = [t for t in stored_trials(sim.store) if t.value is not None and np.array_equal(t.order, order)]
@@ -135,7 +135,7 @@ def _gain(sim: Simulator, order: np.ndarray) -> str:
 
 
 def _fidelity(sim: Simulator) -> str:
-    checked = [found for name in metric_names(sim) if (found := fidelity(sim.store, name)) is not None]
+    checked = [found for name in sim.metric_names if (found := fidelity(sim.store, name)) is not None]
     if not checked:
         return "No unseen orders were trained to check the predictions of this run (`orderscope validate` does that)."
     rows = [

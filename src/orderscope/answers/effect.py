@@ -44,7 +44,7 @@ class Effect:
 
     @property
     def judged(self) -> Verdict:
-        """The rule that `propose` goes by."""
+        """The verdict by the rule that `propose` uses."""
         from orderscope.simulation.verdict import Verdict
 
         return Verdict(self.metric, self.sigma, self.noise, self.held_out, self.runs, self.rows)
@@ -68,7 +68,12 @@ class Effect:
 
 
 def effects(sim: Simulator, metrics: Sequence[str]) -> list[Effect]:
-    """The effect of order on each metric, over reference and probes."""
+    """The effect of order on each metric, over reference and probes.
+
+    Args:
+        sim: the run, opened.
+        metrics: names of metrics.
+    """
     from orderscope.simulation.verdict import held_out_noise
 
     floors = {name: floor for check in validations(sim.store) for name, floor in check.noise_floor.items()}
@@ -87,8 +92,3 @@ def effects(sim: Simulator, metrics: Sequence[str]) -> list[Effect]:
             )
         )
     return found
-
-
-def metric_names(sim: Simulator) -> list[str]:
-    """The metrics that can be asked, in the task's own order."""
-    return [name for name in sim.description["metric_names"] if name in sim.metric_names]

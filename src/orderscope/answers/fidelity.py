@@ -1,4 +1,4 @@
-"""How far a run's predictions were borne out: unseen orders that were truly trained, of all its validations."""
+"""How well a run's predictions agree with the truth, over the unseen orders of all its validations."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from orderscope.answers.stored import validations
-from orderscope.studies.validation import measured
+from orderscope.studies.agreement import agreement
 
 if TYPE_CHECKING:
     from orderscope.store import RunStore
@@ -36,22 +36,23 @@ class Fidelity:
 
 
 def fidelity(store: RunStore, metric: str) -> Fidelity | None:
-    """Over all orders validated in a run; None where fewer than two were."""
+    """How well predictions of one metric agree with the truth, over all orders that were validated in a run.
+
+    Args:
+        store: the run on disk.
+        metric: its name.
+
+    Returns:
+        None where fewer than two orders were validated.
+    """
     checks = [c for c in validations(store) if metric in c.true and metric in c.predicted and metric in c.error]
     if not checks:
         return None
     predicted, error, true = (
         np.concatenate([getattr(check, part)[metric] for check in checks]) for part in ("predicted", "error", "true")
     )
-    sound = np.isfinite(predicted) & np.isfinite(true)  # an order may diverge
-    if sound.sum() < 2:
+    orders = int((np.isfinite(predicted) & np.isfinite(true)).sum())  # an order may diverge
+    if orders < 2:
         return None
-    found = measured({metric: predicted}, {metric: error}, {metric: true})
-    return Fidelity(
-        metric=metric,
-        orders=int(sound.sum()),
-        spearman=found["spearman"][metric],
-        mae=float(np.abs(predicted - true)[sound].mean()),
-        mae_ratio=found["mae_ratio"][metric],
-        coverage=found["coverage"][metric],
-    )
+    found = agreement(predicted, error, true)
+    return Fidelity(metric, orders, **{name: found[name] for name in ("spearman", "mae", "mae_ratio", "coverage")})

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from orderscope.answers.stored import proposals, validations
-from orderscope.errors import OrderscopeError
+from orderscope.errors import without_task
 
 if TYPE_CHECKING:
     from orderscope.simulation.simulator import Simulator
@@ -36,17 +36,27 @@ def train_orders(
     orders: np.ndarray,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, np.ndarray]:
-    """True metrics of orders, name -> [n]: those not known in all metrics are trained. They become part of the run, as
-    those that `validate` trains, and are kept beside what was predicted, where it can be written to.
+    """True metrics of orders; those that are not known in all metrics are trained.
+
+    What is trained becomes part of the run, as by `validate`, and is kept beside what was predicted for it, where the
+    run can be written to.
+
+    Args:
+        sim: the run, opened with its task.
+        orders: sample ids, [n, steps, batch].
+        progress: called as `progress(stage, done, total)`.
+
+    Returns:
+        Metric -> true values, [n].
 
     Raises:
-        OrderscopeError: without the task.
+        OrderscopeError: the simulator has no task.
     """
     from orderscope.simulation.foretold import foretell
     from orderscope.studies.validation import keep_truth, train_runs
 
     if sim.task is None:
-        raise OrderscopeError("a simulator without its task", "the task, to train it", "pass --task file.py:name")
+        raise without_task("to train it")
     known = known_truth(sim)
     names = list(sim.task.metrics)
     new = [i for i, order in enumerate(orders) if known.get(order.tobytes(), {}).keys() < set(names)]

@@ -37,7 +37,13 @@ class StoredValidation:
 
 @dataclass(frozen=True)
 class StoredProposal:
-    """A proposal as it was made; see `orderscope.propose`. `facts` holds its numbers by name, `table` its rows."""
+    """A proposal as it was made; see `orderscope.propose`.
+
+    Args:
+        order: the proposed order, int64 [steps, batch].
+        facts: its numbers and texts, JSON values by name.
+        table: the best order of every strategy, one mapping a row.
+    """
 
     order: np.ndarray
     facts: dict[str, Any]
@@ -62,7 +68,15 @@ def validations(store: RunStore) -> list[StoredValidation]:
 
 
 def keep_proposal(store: RunStore, proposal: Any) -> str:
-    """Write a `Proposal` and return the name of its shard."""
+    """Write a proposal into a run.
+
+    Args:
+        store: the run, opened for writing.
+        proposal: an `orderscope.search.proposal.Proposal`.
+
+    Returns:
+        Name of its shard.
+    """
     name = store.next_name(PROPOSALS)
     store.write(name, {"order": np.asarray(proposal.order)}, proposal_facts(proposal))
     return name
@@ -113,7 +127,15 @@ def proposals(store: RunStore) -> list[StoredProposal]:
 
 
 def keep_heat(store: RunStore, heat: Heat) -> str:
-    """Write a `Heat` and return the name of its shard."""
+    """Write a position map into a run.
+
+    Args:
+        store: the run, opened for writing.
+        heat: the map.
+
+    Returns:
+        Name of its shard.
+    """
     name = store.next_name(POSITIONS)
     store.write(name, heat.arrays(), {"metric": heat.metric})
     return name
@@ -126,8 +148,17 @@ def heats(store: RunStore) -> list[Heat]:
 
 
 def keep_step_errors(store: RunStore, found: StepErrorMap) -> str:
-    """Write a `StepErrorMap` and return the name of its shard. Its cost, which differs from time to time, goes to the
-    journal."""
+    """Write the errors of predicted gradients, step by step, into a run.
+
+    What they cost differs from time to time and goes to the journal, so that equal runs have equal shards.
+
+    Args:
+        store: the run, opened for writing.
+        found: the errors.
+
+    Returns:
+        Name of the shard.
+    """
     name = store.next_name(STEP_ERRORS)
     store.write(name, found.arrays(), {"metric": found.metric, "runs": found.runs, "without": found.without})
     if math.isfinite(found.cost):

@@ -30,11 +30,12 @@ if TYPE_CHECKING:
     from orderscope.search.proposal import Row
     from orderscope.simulation.simulator import Simulator
 
-ROUNDS = 3  # searches with other random numbers before it is said that there is nothing left to ask
+# Most searches, each with other random numbers, that one `ask` makes before it says that nothing is left to ask.
+ROUNDS = 3
 
 
 class Study:
-    """Ask for orders, one after the other or many at once, and tell what they gave.
+    """Ask for orders, one after the other or many at once, and report what training them gave.
 
     A study goes on where it was: trials of the same metric that lie in the run are read when it is made. A run that
     cannot be written to (packed, read-only) keeps none; the study then lasts as long as this object.

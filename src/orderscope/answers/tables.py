@@ -85,7 +85,12 @@ STEPS: dict[str, type] = {"step": int, "loss": float}
 
 
 def make_table(columns: dict[str, type], rows: Iterable[Row]) -> Table:
-    """A table of plain values: text without what steers, and None for what is not a number."""
+    """A table of plain values: text without what steers, and None for what is not a number.
+
+    Args:
+        columns: name of each column -> type of its values.
+        rows: values in the order of the columns.
+    """
     return Table(columns, [tuple(map(_plain, row)) for row in rows])
 
 
@@ -116,7 +121,7 @@ def _asked(sim: Simulator) -> tuple[list[Row], list[str]]:
     prediction, known = sim.predict(np.stack(list(found.values()))), known_truth(sim)
     rows = [
         ("asked", text, metric, float(values[i]), float(prediction.error[metric][i]),
-         float(values[i] - prediction.reference[metric]), bool(prediction.trusted[i] and prediction.skilled[metric]),
+         float(values[i] - prediction.reference[metric]), bool(prediction.trusted_in(metric)[i]),
          known.get(order.tobytes(), {}).get(metric))
         for i, (text, order) in enumerate(found.items())
         for metric, values in prediction.metrics.items()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from orderscope.answers.effect import effects, metric_names
+from orderscope.answers.effect import effects
 from orderscope.answers.fidelity import fidelity
 from orderscope.answers.stored import StoredProposal, proposals
 from orderscope.answers.tables import Table, tables
@@ -71,7 +71,7 @@ def chosen_order(sim: Simulator) -> tuple[np.ndarray, StoredProposal | None]:
     last = ([p for p in made if p.facts["confirmed"] is not None] or made or [None])[-1]
     if last is not None:
         return last.order, last
-    metric = next(iter(metric_names(sim)), None)
+    metric = next(iter(sim.metric_names), None)
     best = min(stored_trials(sim.store, metric), key=lambda trial: trial.rank, default=None)
     better = best is not None and best.rank < (-1 if best.maximize else 1) * sim.reference[best.metric]
     return (best.order if best is not None and better else sim.order), None
@@ -89,7 +89,7 @@ def _config(sim: Simulator) -> dict[str, Value]:
 
 def _summary(sim: Simulator) -> dict[str, Value]:
     found: dict[str, Value] = {}
-    for effect in effects(sim, metric_names(sim)):
+    for effect in effects(sim, sim.metric_names):
         name = plain(effect.metric)
         found |= {
             f"{name}/reference": effect.reference,

@@ -1,21 +1,18 @@
-"""Orders that a study asked for and what they gave, kept in a run: a shard when one is asked, and one when its value is
-told."""
+"""Orders that a study asked for and what they gave, kept in a run: a shard when an order is asked for, and one when
+its value is reported."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from orderscope.answers.stored import number_of
-from orderscope.errors import OrderscopeError
 from orderscope.orders import order_hash
-from orderscope.store import RunStore
+from orderscope.store import RunStore, add_if_possible
 
 if TYPE_CHECKING:
     from orderscope.simulation.simulator import Simulator
@@ -62,7 +59,7 @@ def trial_row(trial: Trial, reference: float) -> tuple[Any, ...]:
     """A trial under `COLUMNS`.
 
     Args:
-        trial: what was asked or told of one order.
+        trial: an order that was asked for, with its value where it was reported.
         reference: the metric of the recorded order.
     """
     value = trial.value
@@ -74,7 +71,13 @@ def trial_row(trial: Trial, reference: float) -> tuple[Any, ...]:
 
 
 def stored_trials(store: RunStore, metric: str | None = None, maximize: bool | None = None) -> Iterator[Trial]:
-    """Trials that lie in a run, as they were asked, with their values; of one metric if it is named."""
+    """Trials that are kept in a run, in the order they were asked for, with their values where those were reported.
+
+    Args:
+        store: the run on disk.
+        metric: only trials of this metric; all if not given.
+        maximize: only trials of studies that maximize, or that minimize; all if not given.
+    """
     values: dict[tuple[str, bool, bytes], float] = {}
     for name in store.names(TOLD):
         facts, order = store.attrs(name), store.read(name, ["order"])["order"]
@@ -90,7 +93,12 @@ def stored_trials(store: RunStore, metric: str | None = None, maximize: bool | N
 
 
 def keep_trial(sim: Simulator, prefix: str, arrays: dict[str, np.ndarray], attrs: dict[str, Any]) -> None:
-    """Write into the run, where it is a directory that can be written to."""
-    if Path(sim.path).is_dir():
-        with suppress(OrderscopeError, OSError), RunStore.create(sim.path) as store:
-            store.write(store.next_name(prefix), arrays, attrs)
+    """Keep a trial in the run, where it can be written to.
+
+    Args:
+        sim: the run, opened.
+        prefix: of the shard's name, `ASKED` or `TOLD`; a number is added.
+        arrays: of the shard, by key.
+        attrs: its other facts, JSON values by key.
+    """
+    add_if_possible(sim.path, lambda store: store.write(store.next_name(prefix), arrays, attrs))

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import nnls
 
-DECAY = 0.99
-ALPHAS = (0.25, 0.5, 1.0)
-BEFORE = (1.0, 4.0, 16.0, 64.0)
-FEWEST = 8
+DECAY = 0.99  # of the momenta m_i
+ALPHAS = (0.25, 0.5, 1.0)  # exponents that are tried
+BEFORE = (1.0, 4.0, 16.0, 64.0)  # values of S1 at the start of the window that are tried, in steps at the largest rate
+FEWEST = 8  # losses that a fit takes at least
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,12 @@ def fitted(losses: np.ndarray, *columns: np.ndarray) -> tuple[float, list[float]
 
 
 def areas(rates: np.ndarray, before: float) -> tuple[np.ndarray, np.ndarray]:
-    """S1 and S2 after each step, [steps] each."""
+    """Areas under a schedule of learning rates, S1 and S2 of the law above, after each step, [steps] each.
+
+    Args:
+        rates: learning rates, [steps].
+        before: the area S1 of what was trained before the window.
+    """
     momentum, m, last = np.empty(len(rates)), 0.0, rates[0]
     for i, rate in enumerate(rates):
         m = DECAY * m + (last - rate)

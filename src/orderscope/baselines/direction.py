@@ -22,7 +22,14 @@ from orderscope_kernels.optimizers import KINDS
 
 @dataclass(frozen=True)
 class Run:
-    """Neighbouring coordinates with the same hyper-parameters and step count."""
+    """Neighbouring coordinates with the same hyper-parameters and step count.
+
+    Args:
+        coords: place of the coordinates in the layout.
+        group: index of their parameter group.
+        count: steps that the optimizer has taken on them.
+        present: whether the optimizer has a state for them.
+    """
 
     coords: slice
     group: int
@@ -47,7 +54,12 @@ class Direction:
     runs: tuple[Run, ...]
 
     def __call__(self, g: Tensor, theta: Tensor) -> Tensor:
-        """Gradient and weights [..., P] -> Gamma [..., P]."""
+        """Gamma, the change of the weights over minus the learning rate, [..., P].
+
+        Args:
+            g: gradient, [..., P].
+            theta: weights, [..., P].
+        """
         return torch.cat([self._run(run, g[..., run.coords], theta[..., run.coords]) for run in self.runs], dim=-1)
 
     def _run(self, run: Run, g: Tensor, theta: Tensor) -> Tensor:

@@ -14,14 +14,15 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from orderscope.baselines.fut import ExactUpdates, ReferencePath, SeedOptions, SeedTable, replay_seed, seed_blocks
+from orderscope.baselines.fut import ExactUpdates, ReferencePath, SeedOptions, SeedTable, replay_seed
 from orderscope.baselines.impulse import impulse_values
+from orderscope.engine.at_once import at_once
 from orderscope.engine.batches import Batches
 from orderscope.engine.held_out import HeldOut
 from orderscope.engine.metrics import evaluated
 from orderscope.engine.units import units_of
 from orderscope.engine.window import Window
-from orderscope.errors import OrderscopeError
+from orderscope.errors import OrderscopeError, without_task
 from orderscope.sketching import SketchPlan
 from orderscope.store import RunStore
 from orderscope.task import Task
@@ -95,17 +96,14 @@ def seed_estimate(
         OrderscopeError: the Simulator has no task.
     """
     if sim.task is None:
-        raise OrderscopeError(
-            "the seed method on a Simulator without its task",
-            "the task, since a gradient is needed at every pair of a step and a batch",
-            "give it: Simulator(path, task)",
-        )
+        why = "since a gradient is needed at every pair of a step and a batch"
+        raise without_task(why, "the seed method on a Simulator")
     made = _made(sim, sim.task, options)
     index, new = Batches(sim.window.order).index(orders)
     model = evaluated(sim.task)
     values: dict[str, list[np.ndarray]] = {name: [] for name in names}
     cost = made.cost
-    for rows in seed_blocks(len(orders), sim.task.layout.size):
+    for rows in at_once(len(orders), sim.task.layout.size):
         theta, spent = replay_seed(made, index[rows], new, None if rates is None else rates[rows])
         cost += spent
         for name, found in model(theta, names).items():

@@ -54,8 +54,6 @@ from orderscope.task.rng import seeded
 from orderscope.training.loop import start, train
 from orderscope.training.state import TrainingState, capture
 
-BLOCK_BYTES = 1 << 28
-
 
 @dataclass(frozen=True)
 class SeedOptions:
@@ -146,8 +144,16 @@ class ReferencePath:
         return direction_at(self.layout, self.dynamics.optimizer, self.dynamics.hyper, t, self.states[t])
 
     def gradient(self, t: int, ids: Any) -> tuple[Tensor, Tensor | float]:
-        """Clipped gradient of a batch's mean loss at theta_t, [P], and a mask, zero where a coordinate gets none,
-        so that the optimizer leaves it alone; one number where there are no such coordinates."""
+        """Gradient of a batch's mean loss at theta_t, clipped as in the run.
+
+        Args:
+            t: step of the reference run.
+            ids: sample ids of the batch, [batch].
+
+        Returns:
+            The gradient, [P], and a mask [P], zero where a coordinate has no gradient and the optimizer leaves it
+            alone; the number 1 where there are no such coordinates.
+        """
         self.evaluations += 1
         self._set(t)
         parameters = self.layout.of_model(self._model)
@@ -158,7 +164,12 @@ class ReferencePath:
         return self._clipped(self.layout.flatten(filled(grads, parameters)).cpu()), moved
 
     def update_function(self, t: int, ids: Any) -> Callable[[Tensor], Tensor]:
-        """theta -> Gamma(theta, B) with the moments of step t, for exact derivatives."""
+        """theta -> Gamma(theta, B) with the moments of step t, for exact derivatives.
+
+        Args:
+            t: step of the reference run.
+            ids: sample ids of the batch B, [batch].
+        """
         gamma, (_, moved) = self.direction(t), self.gradient(t, ids)
         loss, batch = functional_loss(self.task, self._model), self.task.batch(ids)
         rest = frozen_and_buffers(self._model, self.layout)
@@ -271,7 +282,12 @@ class SeedTable:
 
 
 class ExactUpdates:
-    """Gamma and its directional derivatives by Jacobian-vector products: no table, a few gradients for every step."""
+    """Gamma and its directional derivatives by Jacobian-vector products: no table, a few gradients for every step.
+
+    Args:
+        path: the reference run, step by step.
+        options: choices of the method.
+    """
 
     cost = 1.0
 
@@ -344,9 +360,3 @@ def _of_weights(layout: ParameterLayout, rates: np.ndarray) -> Any:
     if bool((every == every[..., :1]).all()):
         return every[..., :1]
     return every[..., torch.tensor(layout.group).repeat_interleave(torch.tensor(layout.sizes))]
-
-
-def seed_blocks(orders: int, size: int) -> list[slice]:
-    """Orders to replay at once, so that their displacements and terms fit `BLOCK_BYTES`."""
-    block = max(1, BLOCK_BYTES // (size * 4 * 6))
-    return [slice(first, min(first + block, orders)) for first in range(0, orders, block)]

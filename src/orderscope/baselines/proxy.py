@@ -56,6 +56,10 @@ class Proxies:
 def samples_used(effort: float | None, batch: int) -> int:
     """Samples of a batch at an effort, at least one.
 
+    Args:
+        effort: share of each batch; an eighth if None.
+        batch: samples of a batch.
+
     Raises:
         OrderscopeError: the effort is not above 0 and at most 1.
 
@@ -146,7 +150,11 @@ def _alone(task: Task, dynamics: Dynamics, order: np.ndarray, rates: np.ndarray 
 
 
 def slope(proxy: np.ndarray, true: np.ndarray) -> float:
-    """Of the line through the origin, by least squares; 1 where the proxy does not move.
+    """Slope of the line through the origin, by least squares; 1 where the proxy does not move.
+
+    Args:
+        proxy: differences of the proxy's metric to the reference order's, [runs].
+        true: those of the true metric, [runs].
 
     Example:
         >>> slope(np.array([1.0, -2.0]), np.array([2.0, -4.0]))
@@ -157,7 +165,11 @@ def slope(proxy: np.ndarray, true: np.ndarray) -> float:
 
 
 def slopes_without_each(proxy: np.ndarray, true: np.ndarray) -> np.ndarray:
-    """`slope` for each run from the others, [runs].
+    """For each run the `slope` of the other runs, [runs].
+
+    Args:
+        proxy: differences of the proxy's metric to the reference order's, [runs].
+        true: those of the true metric, [runs].
 
     Example:
         >>> slopes_without_each(np.array([1.0, 1.0]), np.array([2.0, 4.0]))

@@ -1,3 +1,3 @@
 """The command line: one module a verb."""
 
-RUN = "orderscope.run"  # under this key of click's context a verb tells which run it works on
+RUN = "orderscope.run"  # key of click's context under which a command notes the run it works on

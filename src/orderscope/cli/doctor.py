@@ -40,12 +40,19 @@ PURPOSES = {
 }  # of extras; one that is not here is listed without
 NOT_FOR_USE = {"test", "docs", "smollm"}  # extras for working on orderscope, and for one example
 REQUIREMENT = re.compile(r"([\w.-]+).*?extra == ['\"]([\w-]+)['\"]")
-LARGE = 32 << 20
+LARGE = 32 << 20  # bytes that are written to time the disk
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at. `level` is "ok", "note" (works, could be better) or "wrong" (something will fail)."""
+    """One thing that was looked at.
+
+    Args:
+        what: its name.
+        found: what it is here.
+        level: "ok", "note" (works, could be better) or "wrong" (something will fail).
+        advice: what to do about it.
+    """
 
     what: str
     found: str

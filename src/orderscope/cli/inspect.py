@@ -41,7 +41,9 @@ TASK_FACTS = (
     "--steps", "by_step", is_flag=True,
     help="Tell at which steps predictions go wrong, on the true runs, each left out; kept in the run.",
 )  # fmt: skip
-@click.option("--metric", default=None, help="With --steps, the held-out loss that is told. Default: the first.")
+@click.option(
+    "--metric", default=None, help="With --steps, the held-out loss whose errors are shown. Default: the first."
+)
 @json_option
 def inspect(run: Path, by_step: bool, metric: str | None, as_json: bool) -> None:
     """Say what is in a run, what is missing and what is damaged. Reads every byte of it once.
@@ -128,7 +130,7 @@ def _attrs_or_none(store: RunStore, name: str) -> dict[str, Any] | None:
     try:
         return store.attrs(name)
     except OrderscopeError:
-        return None  # told under damage
+        return None  # listed as damage
 
 
 def _runs(attrs: dict[str, dict[str, Any] | None]) -> list[dict[str, Any]]:
@@ -172,7 +174,7 @@ def _sketch(plan: dict[str, Any] | None, split: dict[str, Any] | None) -> dict[s
 
 
 def _missing(attrs: dict[str, dict[str, Any] | None], runs: list[dict[str, Any]]) -> list[str]:
-    """What was never written; what was and can no longer be read is told under damage. Nothing waits for the end of a
+    """What was never written; what was and can no longer be read is listed as damage. Nothing waits for the end of a
     run that was begun after recording."""
     missing = [title for prefix, title in STAGES.items() if not any(name.startswith(prefix) for name in attrs)]
     missing += [f"{wanted - found} of {wanted} units of {part}" for part, (found, wanted) in _units(attrs).items()]

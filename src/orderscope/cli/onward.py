@@ -1,4 +1,4 @@
-"""What can be done with a run next: one command, told from the names of its shards and its journal."""
+"""What can be done with a run next: one command, chosen by the names of its shards and its journal."""
 
 from __future__ import annotations
 

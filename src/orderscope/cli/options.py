@@ -61,7 +61,13 @@ def set_threads(threads: int) -> None:
 def check_question(
     run: Path, spec: str | None = None, *, orders: Sequence[str] = (), metrics: Sequence[str] = ()
 ) -> None:
-    """See what can be seen of a question without torch: a slip is told at once.
+    """Check what can be checked of a question without torch, so that a slip ends the command at once.
+
+    Args:
+        run: its path.
+        spec: of the task, file.py:name or module:name; None where none is named.
+        orders: order expressions.
+        metrics: names of metrics.
 
     Raises:
         OrderscopeError: an order, a metric or the file of the task is wrong.
@@ -85,7 +91,7 @@ def check_question(
 def open_simulator(
     run: Path, spec: str | None, threads: int, *, with_task: bool = True, quiet: bool = False
 ) -> tuple[Simulator, str]:
-    """The simulator of a run, with its task where there is one, and what to tell about the task. Raises as both.
+    """The simulator of a run, with its task where there is one, and what to print about the task. Raises as both.
 
     Args:
         run: the run's directory or packed file.
@@ -94,7 +100,7 @@ def open_simulator(
         with_task: look for the task also where none is named.
         quiet: as for `progress_bars`.
     """
-    RunStore.open(run)  # a path that holds no run is told before torch is loaded
+    RunStore.open(run)  # a path that holds no run is refused before torch is loaded
     with doing(f"open {run}", quiet=quiet):
         set_threads(threads)
         from orderscope.simulation.simulator import Simulator
@@ -120,8 +126,12 @@ def shown(sim: Simulator, quiet: bool = False) -> Iterator[Report]:
 
 
 def model_run_for(run: Path, metrics: Sequence[str]) -> list[str]:
-    """Metrics asked for that are told by running the model: all but held-out losses. Where none is named those that
-    can be told without it are meant, or all where there are none."""
+    """Metrics of a question for which the model is run: all that are no held-out losses.
+
+    Args:
+        run: its path.
+        metrics: names; none stands for the held-out losses, or for all metrics where there are no such losses.
+    """
     described = RunStore.open(run).attrs(TASK_SHARD)["metrics"]
     others = [name for name, rows in described.items() if rows is None]
     if metrics:

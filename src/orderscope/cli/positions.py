@@ -81,7 +81,18 @@ def positions(
 
 
 def mapped(sim: Any, *, units: int | None, places: int | None, verify: int, quiet: bool) -> tuple[Any, str | None]:
-    """Make a map and keep it in the run: it, and the name of its shard."""
+    """Make a position map and keep it in the run.
+
+    Args:
+        sim: the run, opened.
+        units: number of batches to move; all if None.
+        places: number of positions to move them to; all if None.
+        verify: cells to check by training.
+        quiet: whether no progress is shown.
+
+    Returns:
+        The map, and the name of its shard.
+    """
     import orderscope
     from orderscope.answers.stored import keep_heat
 
@@ -110,9 +121,15 @@ def spread(steps: int, count: int | None) -> list[int] | None:
 
 
 def write_heat(out: Path, heat: Any) -> None:
-    """A map as a .npz file of its arrays, or as a .csv file with one row a unit and place.
+    """Write a map as a .npz file of its arrays, or as a .csv file with one row a unit and place.
 
-    Raises: OSError where it cannot be written."""
+    Args:
+        out: path of the file; its ending decides.
+        heat: the map.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     with written(out) as raw:
         if out.suffix == ".npz":
             named: dict[str, Any] = heat.arrays()

@@ -37,9 +37,9 @@ COUNTED = {
     "train cells": "cell",
     "compare gradients of left-out runs": "run",
 }  # what a stage counts, nothing where it is done in one piece; "sketch, share 0 of 4" counts as "sketch" does
-SOON = 1.5  # seconds after which a stage that goes on is shown
-EVERY, SHARE = 10.0, 0.1  # then a line each so many seconds, and at least each such share of the stage's time
-TICK = 0.25
+SOON = 1.5  # seconds after which a stage that is still going on is shown
+EVERY, SHARE = 10.0, 0.1  # then a line every 10 seconds, or every tenth of the stage's time, whichever is longer
+TICK = 0.25  # seconds between two looks at the clock
 
 
 def counted(stage: str, total: int) -> str:

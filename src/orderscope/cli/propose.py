@@ -116,7 +116,7 @@ def propose(
     """Search for an order with a better final metric, and confirm the best by training them.
 
     First it says what there is to find, and stops where that is nothing. The search sees a part of the held-out rows;
-    the gain is told on the others first. A search that was interrupted goes on where it was.
+    the gain is measured on the others first. A search that was interrupted goes on where it was.
 
     The proposal is kept in the run, for the report. Exit code 3 where it is neither confirmed nor to be trusted.
     """
@@ -145,7 +145,7 @@ def search(
     regroup: bool | None, anyway: bool, searched: float, rounds: int, seconds: float | None, seed: int, quiet: bool,
     partial: bool = True,
 ) -> tuple[Any, dict[str, Any]]:  # fmt: skip
-    """Propose, and keep the proposal in the run: it, and what there is to tell about it as JSON values. No metric means
+    """Propose, and keep the proposal in the run: it, and what is printed of it as JSON values. No metric means
     the first of the task.
 
     Args:
@@ -166,14 +166,13 @@ def search(
         partial: what a search had found when it was interrupted is a proposal too; otherwise the interrupt goes on.
     """
     import orderscope
-    from orderscope.answers.effect import metric_names
     from orderscope.answers.stored import keep_proposal, proposal_facts
 
     with shown(sim, quiet) as progress:
         progress("see how much there is to find", 0, 0)
         proposal = orderscope.propose(
             sim,
-            metric=metric or metric_names(sim)[0],
+            metric=metric or sim.metric_names[0],
             budget=budget,
             verify=verify,
             maximize=maximize,
@@ -196,7 +195,15 @@ def search(
 
 
 def write_order(out: Path, order: Any) -> None:
-    """An order as a .npy file. Raises: OSError where it cannot be written."""
+    """Write an order as a .npy file.
+
+    Args:
+        out: path of the file.
+        order: sample ids, [steps, batch].
+
+    Raises:
+        OSError: it cannot be written.
+    """
     with written(out) as file:
         np.save(file, np.asarray(order, dtype=np.int64))
 
@@ -218,7 +225,17 @@ def wanted(texts: Sequence[str]) -> str | list[str] | dict[str, float] | None:
 
 
 def best_rates(sim: Any, proposal: Any, verify: int, maximize: bool, progress: Any) -> dict[str, Any]:
-    """The best learning-rate schedule for the recorded order or the proposed one, as JSON values.
+    """Search a learning-rate schedule for the recorded order and the proposed one.
+
+    Args:
+        sim: the run, opened.
+        proposal: what was proposed.
+        verify: how many schedules are trained to confirm them.
+        maximize: whether higher is better.
+        progress: called as `progress(stage, done, total)`.
+
+    Returns:
+        The best schedule and what it gains, as JSON values.
 
     Raises:
         OrderscopeError: the proposal is for several metrics.
@@ -241,7 +258,7 @@ def best_rates(sim: Any, proposal: Any, verify: int, maximize: bool, progress: A
 
 def _trusted(sim: Any, proposal: Any) -> bool:
     if proposal.metric not in sim.metric_names:
-        return False  # of a sum of metrics only training tells
+        return False  # a sum of metrics is known only from training
     prediction = sim.predict(proposal.order, metrics=[proposal.metric])
     return bool(prediction.trusted[0] and prediction.skilled[proposal.metric])
 

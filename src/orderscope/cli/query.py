@@ -39,12 +39,14 @@ UNTRUSTED_SINCE = {
     "proxy": "batches regrouped, of which no recorded run tells, or of a kind that intervals did not hold for",
 }
 NO_EFFECT = "no detectable effect"
-NOT_TOLD = "not reliable"  # a difference beyond its error, of estimates that are no better than a constant
+NOT_TOLD = "not reliable"  # said of a difference larger than its error, of a metric without skilled estimates
 GROUPED = re.compile(r"(^|\|)\s*(early|late|groups|interleave)\b")
-MOVED = 0.005  # shown with two digits
+MOVED = 0.005  # smallest change of a mean position that shows in two digits
 
 
-LONG = 256  # steps; of 512 the proxy at an eighth tells orders apart better (0.94) than the carried replay (0.88)
+# Steps from which a window counts as long: over 512 steps the proxy at an eighth of each batch ranks orders better
+# (Spearman 0.94) than the carried replay (0.88); see docs/accuracy.md.
+LONG = 256
 
 
 @click.command()
@@ -146,7 +148,14 @@ def query(
 
 
 def models_run(run: Path, metrics: Sequence[str], *, precise: bool, estimator: str) -> list[str]:
-    """For which metrics of a question the model is run, and the task needed."""
+    """Metrics of a question for which the model is run, so that the task is needed.
+
+    Args:
+        run: its path.
+        metrics: names as given to the command.
+        precise: whether held-out losses are computed by the model too.
+        estimator: name of the estimator.
+    """
     if estimator == "carried" and precise:
         return list(metrics) or ["held-out losses"]
     return model_run_for(run, metrics)
@@ -156,7 +165,22 @@ def ask(
     sim: Simulator, texts: Sequence[str], *, metrics: Sequence[str], precise: bool, estimator: str,
     rates: Rates | None, train: bool, quiet: bool, effort: float | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Predict orders, and train them where asked to: effects, cost, seconds and one row an order, as JSON values."""
+    """Predict orders, and train them where that is asked for.
+
+    Args:
+        sim: the run, opened.
+        texts: order expressions or .npy files.
+        metrics: names; the held-out losses if empty.
+        precise: whether held-out losses are computed by the model too.
+        estimator: name of the estimator.
+        rates: learning rates instead of the recorded ones.
+        train: whether the orders are trained too.
+        quiet: whether no progress is shown.
+        effort: share of each batch that the proxy trains on.
+
+    Returns:
+        Effects, cost, seconds and one row an order, as JSON values.
+    """
     from orderscope.answers.asked import group_positions, remember_orders, resolve_order
     from orderscope.answers.effect import effects
     from orderscope.answers.known import train_orders
@@ -200,7 +224,13 @@ def is_trusted(facts: dict[str, Any]) -> bool:
 
 
 def answer(prediction: Prediction, index: int, text: str) -> dict[str, Any]:
-    """One order's prediction as JSON values."""
+    """One order's prediction as JSON values.
+
+    Args:
+        prediction: of several orders.
+        index: of this one among them.
+        text: its expression.
+    """
     metrics = {}
     for name, values in prediction.metrics.items():
         error = float(prediction.error[name][index])
@@ -211,14 +241,19 @@ def answer(prediction: Prediction, index: int, text: str) -> dict[str, Any]:
             "difference": difference,
             "detectable": bool(prediction.detectable(name)[index]),
             "skilled": bool(prediction.skilled[name]),
-            "trusted": bool(prediction.trusted[index] and prediction.skilled[name]),
+            "trusted": bool(prediction.trusted_in(name)[index]),
         }
     return {"order": text, "metrics": metrics}
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Learning rates as asked for: `values` as they are, or times the recorded ones."""
+    """Learning rates as a user gives them.
+
+    Args:
+        values: the rates, or factors.
+        times: whether values are factors of the recorded rates.
+    """
 
     values: np.ndarray
     times: bool = False
@@ -243,7 +278,12 @@ def read_rates(text: str) -> Rates:
 
 
 def learning_rates(sim: Simulator, asked: Rates | None) -> np.ndarray | None:
-    """Rates that `Simulator.predict` takes; None stays None."""
+    """Rates as `Simulator.predict` takes them; None where none were given.
+
+    Args:
+        sim: the run, opened.
+        asked: as the user gives them.
+    """
     if asked is None:
         return None
     from orderscope.task.hyper import leading_rates

@@ -85,17 +85,30 @@ def record(
 
 
 def train(task: Any, out: Path, quiet: bool, **options: Any) -> None:
-    """`orderscope.record` with its progress shown."""
+    """`orderscope.record` with its progress shown.
+
+    Args:
+        task: what is trained.
+        out: directory of the run.
+        quiet: whether no progress is shown.
+        **options: of `orderscope.record`.
+    """
     from orderscope.recording import record as recording
 
     with progress_bars(quiet=quiet) as progress, warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # it is told afterwards
+        warnings.simplefilter("ignore", UserWarning)  # what it says is printed afterwards
         progress("check the task", 0, 0)
         recording.record(task, out, progress=progress, **options)
 
 
 def tell(run: Path, seconds: float, as_json: bool) -> None:
-    """Print what a run holds now."""
+    """Print what a run holds now.
+
+    Args:
+        run: its path.
+        seconds: wall time spent.
+        as_json: whether as JSON.
+    """
     with doing("time a first answer", quiet=as_json):
         facts: dict[str, Any] = {**summary(run), "seconds": seconds}
     if as_json:
@@ -166,7 +179,7 @@ def summary(path: Path, *, timed: bool = True) -> dict[str, Any]:
 
 
 def _answer_seconds(path: Path) -> float | None:
-    """CPU seconds of a first answer once the run is open; None where no loss is told without the model."""
+    """CPU seconds of a first answer once the run is open; None where no loss is predicted without the model."""
     from orderscope.simulation.simulator import Simulator
 
     sim = Simulator(path)

@@ -25,7 +25,9 @@ from orderscope.cli.text import json_option, plain, print_json, say, size
     "--out", type=click.Path(path_type=Path, dir_okay=False), required=True, callback=sound_output,
     help="The page, say report.html.",
 )  # fmt: skip
-@click.option("--metric", default=None, help="What the page speaks of first. Default: the first metric of the task.")
+@click.option(
+    "--metric", default=None, help="The metric that the page shows first. Default: the first metric of the task."
+)
 @click.option(
     "--order", "texts", multiple=True, metavar="EXPR|FILE", help="An order to show beside those queried before."
 )

@@ -47,11 +47,12 @@ def run(file: Path, dry_run: bool, as_json: bool) -> None:
     STUDY is a .yaml or .toml file. It is checked whole before anything starts, and kept in the run with its defaults
     written out. Paths in it are named from its own folder.
 
-    Interrupted and called again, it goes on where it was; what is done is told again and not repeated. Exit code 3
+    Interrupted and called again, it goes on where it was; what is done is printed again and not repeated. Exit code 3
     where an answer is outside what can be trusted.
     """
     try:
         from orderscope.cli import study as studies
+        from orderscope.cli import study_checks as checks
     except ImportError:
         raise OrderscopeError(
             "no pydantic here", "pydantic, which checks study files", "pip install 'orderscope[study]'"
@@ -60,16 +61,16 @@ def run(file: Path, dry_run: bool, as_json: bool) -> None:
         raise click.BadParameter(f"{file}: a study ends in {', '.join(studies.SUFFIXES)}", param_hint="STUDY")
     try:
         study = studies.read_study(file)
-        places = studies.Places(file, study)
+        places = checks.Places(file, study)
         click.get_current_context().meta[RUN] = places.run
         shun(places.run)
-        studies.check_places(file, study)
+        checks.check_places(file, study)
         if not as_json:
             say(f"{file}: loading task {study.task}", err=True)
         with doing("load torch and the task", quiet=as_json):
             set_threads(study.threads)
             task = load_task(places.spec, places.run)
-        study = studies.resolved(file, study, task)
+        study = checks.resolved(file, study, task)
     except studies.WrongStudy as wrong:
         for error in wrong.errors:
             say(f"orderscope: {plain(str(error))}", err=True)
@@ -93,13 +94,13 @@ class Work:
     that no part is done twice.
 
     Attributes:
-        told: what each part found, as JSON values.
+        told: results of each part, as JSON values.
         failed: files that could not be written, and why.
         trusted: whether every answer lies inside what can be trusted.
     """
 
     def __init__(self, file: Path, study: Study, task: Task, quiet: bool) -> None:
-        from orderscope.cli.study import Places
+        from orderscope.cli.study_checks import Places
 
         self.file, self.study, self.task, self.quiet = file, study, task, quiet
         self.places = Places(file, study)
@@ -241,7 +242,7 @@ class Work:
         return {"file": str(out), "bytes": out.stat().st_size}
 
     def _simulator(self) -> Any:
-        """Opened anew for every part: what one has trained sharpens what the next is told."""
+        """Opened anew for every part: what one has trained sharpens the predictions of the next."""
         with doing(f"open {self.run}", quiet=self.quiet):
             from orderscope.simulation.simulator import Simulator
 

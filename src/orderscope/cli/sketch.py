@@ -30,7 +30,7 @@ orderscope sketch {run} --worker
 
 
 class Worker(click.ParamType):
-    """`i/n`, or nothing where the environment tells both."""
+    """`i/n`, or nothing where the environment says both."""
 
     name = "i/n"
 

@@ -12,7 +12,13 @@ from orderscope.cli.text import plain, width
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, text: Sequence[int] = (0,)) -> None:
-    """Print rows under a header; the columns in `text` stand left and may be folded, numbers right."""
+    """Print a table for a person.
+
+    Args:
+        header: names of the columns.
+        rows: one text a column.
+        text: indices of the columns that stand left and may be folded; numbers stand right.
+    """
     shown = [[plain(cell) for cell in row] for row in (header, *rows)]
     right = [i for i in range(len(header)) if i not in text]
     lines = aligned(shown, width(), right=right, header=True)

@@ -78,7 +78,7 @@ def load_task(spec: str, run: Path | None = None, home: Path | None = None) -> T
     except SystemExit as stop:
         error = ended_by_task(stop)
         raise OrderscopeError(f"{error.found}{_where(stop)}", error.expected, error.todo) from stop
-    except Exception as error:  # it is the user's code: whatever it raises is told with its place
+    except Exception as error:  # it is the user's code: whatever it raises is reported with its place
         raise OrderscopeError(
             f"{type(error).__name__}: {error}{_where(error)} while loading task {spec}",
             "code that builds the task",
@@ -136,9 +136,16 @@ def _shunned(path: str | Path, run: Path | None) -> bool:
 
 
 def remember_task(path: Path, spec: str, task: Task) -> None:
-    """Note in the run's journal where its task was, so that later commands find it, and that this user recorded it.
+    """Note in the run's journal where its task is, so that later commands find it, and that this user recorded it.
 
-    Raises as `osc.record`."""
+    Args:
+        path: of the run.
+        spec: file.py:name or module:name.
+        task: what was loaded from there.
+
+    Raises:
+        OrderscopeError: another task was recorded there, or the run cannot be written to.
+    """
     from orderscope.training import require_recorded
 
     file = task_file(spec, path)
@@ -172,7 +179,7 @@ def _remembered(store: RunStore) -> tuple[str, Path] | None:
 
 
 def find_task(run: Path, spec: str | None) -> tuple[Task | None, str]:
-    """The task asked for, or the one the run remembers, and what to tell the user about it.
+    """The task asked for, or the one the run remembers, and what to print about it.
 
     A remembered task that is gone, has changed, or was never this user's, is no error: stored metrics can be asked
     without it.
@@ -225,7 +232,16 @@ def _id(store: RunStore) -> str:
 
 
 def need_task(task: Task | None, told: str, why: str = "to train it again") -> Task:
-    """Raises: OrderscopeError where there is none."""
+    """The task, where there is one.
+
+    Args:
+        task: as `find_task` found it.
+        told: what `find_task` says of it.
+        why: what it is needed for.
+
+    Raises:
+        OrderscopeError: there is none.
+    """
     if task is None:
         raise OrderscopeError(f"task {told}", f"the recorded task, {why}", "pass --task file.py:name")
     return task

@@ -18,7 +18,7 @@ from orderscope.report.words import signed as signed
 from orderscope.text import plain as plain
 from orderscope.text import plain_lines
 
-WIDTH = 80  # of tables where no terminal says how wide it is
+WIDTH = 80  # columns of a table where no terminal says how wide it is
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for a program to read.")
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from orderscope.answers.tracked import Tracked
 
 SUFFIX = ".orderscope"  # of event files, so that a second export replaces those of the first
-BATCH = 500  # metrics that MLflow takes at once: it allows 1000
+BATCH = 500  # metrics that are sent to MLflow at once; it allows 1000
 NEEDED = {
     "parquet": ("pyarrow.parquet", "pyarrow", "--to csv"),
     "tensorboard": ("tensorboard", "tensorboard", "--to csv"),

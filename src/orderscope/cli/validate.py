@@ -64,7 +64,18 @@ def validate(
 
 
 def check(sim: Any, *, orders: int, metrics: Sequence[str], seed: int, quiet: bool) -> dict[str, Any]:
-    """Train unseen orders: what they cost and the scores of every metric, as JSON values."""
+    """Train unseen orders and compare them with their predictions.
+
+    Args:
+        sim: the run, opened with its task.
+        orders: how many.
+        metrics: names; all if empty.
+        seed: of the orders.
+        quiet: whether no progress is shown.
+
+    Returns:
+        What they cost, and the measures of every metric, as JSON values.
+    """
     import orderscope
     from orderscope.answers.stored import json_value
 

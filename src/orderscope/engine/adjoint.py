@@ -29,10 +29,10 @@ from orderscope.engine.units import regrouped_gradients, some_of
 from orderscope_kernels.reference import affine_weights
 from orderscope_kernels.shapes import Float, Float64, Int
 
-RANK = 12
-PLACES = 8
-NUDGE = 1e-3
-CHUNK_BYTES = 1 << 28
+RANK = 12  # directions, besides the gradient, in which a final loss is taken to bend
+PLACES = 8  # steps at which the adjoint is kept; between them effects are interpolated
+NUDGE = 1e-3  # share of the way from start to end by which weights are moved to measure a derivative along it
+CHUNK_BYTES = 1 << 28  # of single samples' gradients that are widened at once
 Slope = Callable[[Tensor], tuple[float, Tensor]]
 
 
@@ -118,7 +118,12 @@ def sensitivity(
 
 
 def step_effects(window: Window, found: Sensitivity) -> Float64[np.ndarray, "steps units rows"]:
-    """Effect of each recorded batch at each position, [steps, units, 1 + rank]."""
+    """Effect of each recorded batch at each position, [steps, units, 1 + rank].
+
+    Args:
+        window: the run, ready to be replayed.
+        found: adjoint rows at some steps, from `sensitivity`.
+    """
     return _all_steps(found.places, _unit_effects(window, found).double().numpy(), window.steps)
 
 
@@ -129,6 +134,11 @@ def sample_effects(
 
     As in a replay a sample counts as the recorded batch it comes from, and by what sets it apart from that batch at the
     shared anchors.
+
+    Args:
+        window: the run, ready to be replayed.
+        found: adjoint rows at some steps, from `sensitivity`.
+        ids: sample ids, int64 [ids]; their own gradients were kept.
     """
     places, count, coords = found.rows.shape
     units = _unit_effects(window, found)

@@ -10,8 +10,10 @@ from torch import Tensor
 from orderscope_kernels.reference import affine_weights, entry_products, gather_entries
 from orderscope_kernels.shapes import Bool, Float, Float64, Int64
 
+# Strength of the penalty on the weights of far anchors, see `affine_weights`. From 0.01 to 1 mae_ratio is 0.23 over 24
+# steps, falls from 0.228 to 0.202 over 96, and rises from 0.736 to 0.827 where batches mix groups (docs/log.md).
 RIDGE = 0.1
-NEAR = 1e-5
+NEAR = 1e-5  # relative squared distance up to which a state counts as an anchor itself, whose gradient is then exact
 
 
 class AnchorSpace:
@@ -137,7 +139,7 @@ class AnchorSpace:
     ) -> Bool[Tensor, " rows"]:
         """Rows that are one of their anchors take it alone: their weights are written over. Bool [rows].
 
-        They are it to the bit; where distances from the start are kept in a short type, as far as that can tell.
+        They are equal to the bit; where distances from the start are kept in a short type, as far as that type shows.
 
         Args:
             theta: [states, coords].

@@ -84,7 +84,12 @@ class Bearing:
 
 
 def directions(theta: Float[Tensor, "n coords"], center: Float[Tensor, " coords"]) -> Float[Tensor, "n coords"]:
-    """Displacements from `center` [m] as unit vectors, [n, m]; zero where there is none."""
+    """Displacements as unit vectors, [n, m]; zero where there is none.
+
+    Args:
+        theta: weights, [n, m].
+        center: weights that displacements are from, [m].
+    """
     d = theta - center
     return d / d.norm(dim=1, keepdim=True).clamp_min(torch.finfo(d.dtype).tiny)
 

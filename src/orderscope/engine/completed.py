@@ -29,8 +29,8 @@ from orderscope.task import Task
 from orderscope.training import load_run, true_runs
 from orderscope_kernels.shapes import Float
 
-RIDGE = 0.1  # of the states' mean squared distance
-KNOWN_BYTES = 1 << 33
+RIDGE = 0.1  # of the regression on known states, in units of their mean squared distance
+KNOWN_BYTES = 1 << 33  # largest memory that the known states' weights may take
 
 
 def held_bytes(states: int, size: int, item: int) -> int:
@@ -87,7 +87,12 @@ class KnownStates:
 
 
 def known_states(store: RunStore, plan: SketchPlan) -> KnownStates:
-    """All anchors of the reference run, and where the other runs ended."""
+    """All anchors of the reference run, and where the other runs ended.
+
+    Args:
+        store: the run on disk.
+        plan: what the sketch consists of; carries some of the weights only.
+    """
     indices = plan.coordinates.indices
     assert indices is not None
     states, runs = [], []

@@ -80,7 +80,12 @@ class Curvature:
     def products(
         self, left: Float[Tensor, "left coords"], right: Float[Tensor, "right coords"]
     ) -> Float[Tensor, "left right"]:
-        """x C y of all rows x [left, m] and y [right, m], [left, right]."""
+        """x C y of all rows x [left, m] and y [right, m], [left, right].
+
+        Args:
+            left: rows x, [left, m].
+            right: rows y, [right, m].
+        """
         found = left.new_zeros(len(left), len(right))
         for s, a in self.parts:
             found += s * ((left.to(a.dtype) @ a.T) @ (right.to(a.dtype) @ a.T).T)

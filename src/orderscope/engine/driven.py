@@ -23,7 +23,7 @@ from orderscope.training.segments import read_state, step_gradients
 from orderscope.training.state import TrainingState
 from orderscope_kernels.optimizers import KINDS
 
-ROUNDED = 4  # epsilons of the weights that a step may be off by rounding
+ROUNDED = 4  # machine epsilons of the weights that rounding may put between a recorded step and the one taken here
 
 
 def recorded_dynamics(store: RunStore, coordinates: Coordinates, name: str = REFERENCE) -> Dynamics:

@@ -145,14 +145,24 @@ class HeldOut:
         return torch.where(known[:, None], theta, found)
 
     def slope(self, theta: Float[Tensor, " coords"], name: str) -> tuple[float, Float[Tensor, " coords"]]:
-        """A loss and its gradient at weights [m]; the gradient on the coordinates, [m]."""
+        """A loss and its gradient on the carried coordinates, [m].
+
+        Args:
+            theta: weights, [m].
+            name: of the loss.
+        """
         place, i = self._placed(theta[None], None), self.names.index(name)
         curved = (place.bent * self.shares[i]) @ self._factor.double()
         gradient = place.weights[0] @ self.slopes[i].double() + curved[0]  # P / m is in `bent` already
         return float(place.value(i)[0]), gradient.to(theta.dtype)
 
     def missed(self, runs: Sequence[str], theta: Float[Tensor, "runs coords"]) -> Missed:
-        """What weights [runs, m], told for runs that were left out, miss where those truly ended."""
+        """Errors of the weights predicted for left-out runs, as the losses see them.
+
+        Args:
+            runs: names of the runs.
+            theta: weights predicted for them without their own states, [runs, m].
+        """
         away = torch.full_like(theta, torch.nan)
         for row, run in enumerate(runs):
             if run in self.runs:

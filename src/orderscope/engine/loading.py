@@ -46,7 +46,12 @@ def load_window(store: RunStore) -> Window:
 
 
 def load_held_out(store: RunStore, window: Window) -> HeldOut | None:
-    """What held-out losses are told by; None where there are none."""
+    """What held-out losses are predicted by; None where the task has no such losses.
+
+    Args:
+        store: the run on disk.
+        window: the run, ready to be replayed.
+    """
     number = table_number(store)
     if number is None:
         return raw_held_out(store, window, None)
@@ -63,7 +68,13 @@ def load_held_out(store: RunStore, window: Window) -> HeldOut | None:
 
 
 def load_left_out(store: RunStore, window: Window, held_out: HeldOut | None) -> LeftOut:
-    """The true runs under other orders, each predicted as if it had not been trained."""
+    """The true runs under other orders, each predicted as if it had not been trained.
+
+    Args:
+        store: the run on disk.
+        window: the run, ready to be replayed.
+        held_out: what held-out losses are predicted by; None where there are none.
+    """
     number = table_number(store)
     if number is None:
         return _left_out(store, window, held_out)

@@ -1,4 +1,4 @@
-"""Metrics of estimated final weights by the real model: what no expansion tells, and what is to be told precisely."""
+"""Metrics of estimated final weights by the real model: what no expansion predicts, and what is to be precise."""
 
 from __future__ import annotations
 
@@ -19,7 +19,17 @@ class MetricModel(Protocol):
 
     def __call__(
         self, theta: Float[Tensor, "rows coords"], names: tuple[str, ...]
-    ) -> dict[str, Float[np.ndarray, " rows"]]: ...
+    ) -> dict[str, Float[np.ndarray, " rows"]]:
+        """Metrics at some weights.
+
+        Args:
+            theta: weights on the carried coordinates, [rows, m].
+            names: of the metrics.
+
+        Returns:
+            Name -> float64 [rows].
+        """
+        ...
 
 
 def evaluated(task: Task, each: Callable[[], None] | None = None) -> MetricModel:

@@ -37,7 +37,12 @@ class Slice:
 
 @dataclass(frozen=True)
 class Start:
-    """Where the window starts: weights [m] and moments by key, [m] each."""
+    """Where the window starts.
+
+    Args:
+        theta: weights on the carried coordinates, [m].
+        moments: the optimizer's moments by key, [m] each.
+    """
 
     theta: Float[Tensor, " coords"]
     moments: dict[str, Float[Tensor, " coords"]]
@@ -77,7 +82,12 @@ class Dynamics:
         return KINDS[self.optimizer]
 
     def options(self, position: int, group: int) -> dict[str, float]:
-        """Options of the step at a position, by name, for a parameter group."""
+        """Options of the optimizer's step, name -> number.
+
+        Args:
+            position: index of the step in the window, from 0.
+            group: index of the parameter group.
+        """
         return {name: float(values[position, group]) for name, values in self.hyper.items()}
 
 
@@ -98,7 +108,12 @@ class States:
 
 
 def start_states(dynamics: Dynamics, rows: int) -> States:
-    """`rows` copies of the window's start."""
+    """Optimizer states of some replays, all at the window's start.
+
+    Args:
+        dynamics: the recorded optimizer.
+        rows: number of replays.
+    """
     moments = {}
     for key in dynamics.kind.keys:
         if key.option is None or dynamics.hyper[key.option].any():

@@ -64,7 +64,12 @@ def own_anchors(dynamics: Dynamics, batches: Batches, runs: Sequence[RecordedRun
 
 
 def trained_states(dynamics: Dynamics, runs: Sequence[RecordedRun]) -> Float[Tensor, "steps runs coords"]:
-    """Weights before each step of each run, [steps, runs, m], by replaying its recorded gradients."""
+    """Weights before each step of each run, [steps, runs, m], by replaying its recorded gradients.
+
+    Args:
+        dynamics: the recorded optimizer.
+        runs: recorded trainings that still have the gradients of their steps.
+    """
     states = start_states(dynamics, len(runs))
     before = torch.empty(dynamics.steps, *states.theta.shape, dtype=states.theta.dtype)
     active = torch.stack([run.has_grad for run in runs], dim=1) if dynamics.masked else None

@@ -51,7 +51,12 @@ class Some:
 
     @classmethod
     def of(cls, plan: SketchPlan, count: int | None) -> Some:
-        """About `count` of a plan's coordinates, all if not given."""
+        """Some of a plan's carried coordinates, drawn by the plan's seed.
+
+        Args:
+            plan: what the sketch consists of.
+            count: about how many; all if not given.
+        """
         own = plan.coordinates
         if count is None or count >= own.carried:
             return cls(own, None)
@@ -170,7 +175,7 @@ def _runs_with_anchors(store: RunStore, batches: Batches, names: Sequence[str]) 
 
 
 def raw_held_out(store: RunStore, window: Window, before: HeldOut | None, count: int | None = None) -> HeldOut | None:
-    """What held-out losses are told by, from the known states and the pseudo-gradients of held-out rows.
+    """What held-out losses are predicted by, from the known states and the pseudo-gradients of held-out rows.
 
     Args:
         store: the run on disk.

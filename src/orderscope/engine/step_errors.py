@@ -29,7 +29,7 @@ from orderscope.engine.secant import KINDS, secant_sweep
 from orderscope.engine.window import Window
 from orderscope_kernels.shapes import Int
 
-AT_ONCE = 32  # steps
+AT_ONCE = 32  # steps whose gradients are in memory at once
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,13 @@ class StepErrors:
 
 
 def mean_slope(held_out: HeldOut, name: str, run: str) -> Slope:
-    """Value of a held-out loss at final weights, and the mean of its gradients there and where a run truly ended; the
-    gradient at the weights alone where that run's end is not known."""
+    """Value of a held-out loss at final weights, and the mean of its gradients there and where a run truly ended.
+
+    Args:
+        held_out: what is known of held-out losses.
+        name: of the loss.
+        run: name of a true run. Where its end is not known, the gradient is that at the weights alone.
+    """
     i = held_out.names.index(name)
     ended = held_out.slopes[i, held_out.runs.index(run)] if run in held_out.runs else None
 

@@ -12,6 +12,10 @@ def two_sided(freedom: int, coverage: float) -> float:
 
     Source: Abramowitz & Stegun, "Handbook of mathematical functions", 1964, 26.7.3 and 26.7.4.
 
+    Args:
+        freedom: degrees of freedom, from 1.
+        coverage: the probability, above 0 and below 1.
+
     Example:
         >>> round(two_sided(8, 0.9), 4)
         1.8595
@@ -40,6 +44,10 @@ def chi_square(freedom: int, probability: float) -> float:
     Bisection; the probability is a finite sum.
 
     Source: Abramowitz & Stegun, "Handbook of mathematical functions", 1964, 26.4.4 and 26.4.5.
+
+    Args:
+        freedom: number of normals, from 1.
+        probability: above 0 and below 1.
 
     Example:
         >>> round(chi_square(8, 0.05), 4)

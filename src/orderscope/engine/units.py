@@ -32,12 +32,15 @@ class Units:
 
 
 def units_of(window: Window, batches: Batches, orders: Int[np.ndarray, "orders steps batch"]) -> Units:
-    """Raises: OrderscopeError where samples are regrouped but no per-sample gradients were kept.
+    """The batches that some orders train on, by number: recorded ones, then regrouped ones.
 
     Args:
         window: the run, ready to be replayed.
         batches: finds recorded batches.
         orders: sample ids, [orders, steps, batch].
+
+    Raises:
+        OrderscopeError: samples are regrouped, but no single samples' gradients were kept.
     """
     index, new = batches.index(orders)
     if len(new) and not window.sample_anchors:

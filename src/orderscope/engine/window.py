@@ -39,7 +39,8 @@ class Window:
             coordinate weight included.
         sizes: rows of each group in it.
         crossed: products of the factor and the anchors' displacements, [K + units R, rank].
-        order: the reference order; group_codes: group of every sample.
+        order: the reference order, [steps, batch].
+        group_codes: group of every sample, [samples].
         anchor_runs: name of the run each of the K + R anchors is of.
         final: weights at the end of the reference run, [m].
     """

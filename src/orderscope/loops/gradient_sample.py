@@ -1,4 +1,4 @@
-"""A gradient on a few fixed coordinates: enough to tell whether another gradient is the same."""
+"""A gradient on a few fixed coordinates: enough to see whether another gradient is the same."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from torch._utils import _flatten_dense_tensors
 
 from orderscope.task.layout import ParameterLayout
 
-TENSORS, EACH = 4, 64
-SMALL = 1 << 20  # coordinates up to which a gradient is copied together: one call instead of some for every tensor
+TENSORS, EACH = 4, 64  # parameters that are probed, and coordinates of each
+# Gradients of up to so many coordinates are copied into one vector first: one call instead of some for every tensor.
+SMALL = 1 << 20
 
 
 class GradientProbe:

@@ -35,7 +35,7 @@ class Rows:
 
     Args:
         batches: sample ids of each step, int64 arrays that may differ in length.
-        loss: mean loss of each step, NaN where it was not told, float64 [steps].
+        loss: mean loss of each step, NaN where none was passed to `step`, float64 [steps].
         norm: norm of the gradient each step applied, float64 [steps].
         probe: that gradient on a few fixed coordinates, float64 [steps, probed].
         hyper: name -> float64 [steps, param_groups].
@@ -51,6 +51,12 @@ class Rows:
         return len(self.batches)
 
     def some(self, first: int, last: int) -> Rows:
+        """A part of the steps.
+
+        Args:
+            first: index of the first.
+            last: index after the last.
+        """
         part = slice(first, last)
         hyper = {name: values[part] for name, values in self.hyper.items()}
         return Rows(self.batches[part], self.loss[part], self.norm[part], self.probe[part], hyper)
@@ -68,7 +74,15 @@ class Rows:
 
 @dataclass(frozen=True)
 class Leg:
-    """One start of the loop: its first step, its header and its steps, None where it has none."""
+    """One start of the loop.
+
+    Args:
+        number: which one, from 0.
+        first: the loop's step that it begins with.
+        header: model, optimizer and machine, as they were written down at its start.
+        rows: its steps; None where it has none.
+        end: what was written down at its end; None where it was killed.
+    """
 
     number: int
     first: int
@@ -101,14 +115,19 @@ class Loop:
 
 
 def place(path: str | os.PathLike[str], rank: int) -> Path:
-    """Where a rank writes: rank 0 the run, the others beside it."""
+    """The directory that a rank writes to: rank 0 to the run, the others beside it.
+
+    Args:
+        path: the run.
+        rank: from 0.
+    """
     path = Path(path)
     return path if rank == 0 else path.with_name(f"{path.name}.rank-{rank}")
 
 
 @dataclass
 class LegWriter:
-    """Writes one leg in a thread of its own; a failure is told by the next call.
+    """Writes one leg in a thread of its own; a failure is raised by the next call.
 
     Raises:
         OrderscopeError: another process writes there, or a finished run is there.
@@ -153,6 +172,12 @@ class LegWriter:
         self._submit(lambda: self._store.write(name, arrays, {"hyper": list(rows.hyper)}))
 
     def state(self, step: int, state: TrainingState) -> None:
+        """Write a state, in the background.
+
+        Args:
+            step: steps of the loop taken before it.
+            state: weights, moments, buffers and random numbers.
+        """
         self._submit(lambda: self._write_state(step, state))
 
     def drop(self, step: int) -> None:
@@ -248,7 +273,13 @@ def read_loop(store: RunStore) -> Loop:
 
 
 def kept_states(path: Path, loop: Loop) -> dict[int, Path]:
-    """Step -> where the state after that many steps lies, ascending; of several legs the one that counts."""
+    """States that were kept: steps taken before -> directory, ascending. Where several legs kept one, that of the leg
+    that counts.
+
+    Args:
+        path: the run.
+        loop: all legs of the run.
+    """
     found: dict[int, tuple[int, Path]] = {}
     for place in sorted((path / STATES).glob("*-*")):
         step, number = (int(part) for part in place.name.split("-"))

@@ -66,6 +66,11 @@ class SameBatchWarning(RecorderWarning):
 
 
 def tell(kind: type[RecorderWarning], text: str) -> None:
-    """Warn in one line. Never raises: warnings may have been made errors, and training must go on."""
+    """Warn in one line. Never raises: warnings may have been made errors, and training must go on.
+
+    Args:
+        kind: class of the warning.
+        text: what it says.
+    """
     with suppress(Exception):
         warnings.warn(plain(text), kind, stacklevel=4)

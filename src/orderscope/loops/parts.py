@@ -34,7 +34,7 @@ NO_GROUPS = (
     "the task has no groups, so orders like groups:a,b cannot be asked; where they should be, pass "
     "groups=[label of sample 0, label of sample 1, ...]"
 )
-STATES = 4  # kept states at most at which the documented loss is compared
+STATES = 4  # most kept states at which the gradient of the documented loss is compared with the recorded one
 
 
 def scaling_of(task: Task, steps: list[tuple[Seen, Any]]) -> tuple[Scaling | None, Compared | None]:
@@ -59,12 +59,23 @@ def scaling_of(task: Task, steps: list[tuple[Seen, Any]]) -> tuple[Scaling | Non
 
 
 def seen_at(rows: Rows, index: int) -> Seen:
-    """A recorded step."""
+    """What was recorded of one step.
+
+    Args:
+        rows: the recorded steps.
+        index: of the step among them.
+    """
     return Seen(rows.batches[index], rows.probe[index], float(rows.norm[index]), float(rows.loss[index]))
 
 
 def with_scaling(parts: Mapping[str, Any], task: Task, scaling: Scaling) -> dict[str, Any]:
-    """The parts of a task, its losses weighed as the loop did."""
+    """The parts of a task, with its losses weighed as the loop weighed them.
+
+    Args:
+        parts: keyword arguments of the task.
+        task: the task without weights.
+        scaling: how the loop weighed samples.
+    """
     counts = None
     if scaling.micro_batches:
         counts = np.zeros(task.samples, dtype=np.int64)

@@ -23,6 +23,7 @@ from orderscope.loops.scaling import Scaling
 from orderscope.store import RunStore
 from orderscope.task import Task
 from orderscope.training.setup import RecordedSchedule, model_factory, optimizer_factory, optimizer_state
+from orderscope.training.state import TrainingState
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,15 @@ class Recorded:
         return self.window(self.first, self.last)
 
     def window(self, first: int, last: int) -> np.ndarray:
-        """The order of steps `first` .. `last` - 1, int64 [last - first, batch]. Raises as `order`."""
+        """The order of some of the loop's steps, int64 [last - first, batch].
+
+        Args:
+            first: step to begin with.
+            last: step to end before.
+
+        Raises:
+            OrderscopeError: as `order`.
+        """
         if not self.first <= first < last <= self.last:
             raise OrderscopeError(
                 f"steps {first} to {last}",
@@ -156,8 +165,8 @@ class Recorded:
             first: step that the window begins at, one of `states`; by default the first.
             last: step that it ends before; by default the last, but for a shorter last step.
             scaling: how the loop weighed its samples beside the loss; by default found by comparing the gradient of the
-                loss with the recorded one, and told in a warning where it is no mean over the samples. Metrics keep the
-                loss's own scale.
+                loss with the recorded one, with a warning where it is no mean over the samples. Metrics keep the loss's
+                own scale.
             remember: write the task beside the run, as PATH_task.py, for the command line; only where all of its parts
                 have names that can be imported. Otherwise the run notes which has none.
             **rest: as for `Task`: metrics, groups, max_grad_norm, collate.
@@ -175,21 +184,9 @@ class Recorded:
             )
         order = self.order[first - self.first :] if last is None else self.window(first, last)
         last = first + len(order)
-        if not self.states:
-            raise OrderscopeError(
-                f"no state kept in {self.path}",
-                "a run of osc.Recorder: osc.Watcher keeps none",
-                "record the loop with osc.Recorder",
-            )
-        if first not in self.states:
-            raise OrderscopeError(
-                f"first={first}",
-                f"a step whose state was kept: {', '.join(str(s) for s in self.states)}",
-                "choose one of these",
-            )
+        state = self._state_at(first)
         assert self.rows is not None
         model = own_copy(model) if isinstance(model, nn.Module) else model
-        state = load_state(self.states[first])
         hyper = {n: v[first - self.first : last - self.first] for n, v in self.rows.hyper.items()}
         names = [n for n, _ in self.header["parameters"]]
         parts = {"loss": loss, "data": data, **rest}
@@ -214,6 +211,22 @@ class Recorded:
             said |= {} if (first, last) == (self.first, self.last) else {"first": first, "last": last}
             remember_task(self.path, said | {"scaling": scaling}, task)
         return task
+
+    def _state_at(self, first: int) -> TrainingState:
+        """The state before a step. Raises: OrderscopeError where none was kept there."""
+        if not self.states:
+            raise OrderscopeError(
+                f"no state kept in {self.path}",
+                "a run of osc.Recorder: osc.Watcher keeps none",
+                "record the loop with osc.Recorder",
+            )
+        if first not in self.states:
+            raise OrderscopeError(
+                f"first={first}",
+                f"a step whose state was kept: {', '.join(str(s) for s in self.states)}",
+                "choose one of these",
+            )
+        return load_state(self.states[first])
 
     def _short_tail(self, first: int) -> bool:
         """Whether all steps but the last have one size, and it is shorter."""

@@ -1,4 +1,4 @@
-"""Record a training loop from inside: what the optimizer did is seen by a hook, who was in it is told by `step`.
+"""Record a training loop from inside: a hook sees what the optimizer did, `step` says which samples were in it.
 
 Past 400 lines: the hook, `step` and what is written between them are one protocol, which a loop may leave at any point.
 """
@@ -48,10 +48,11 @@ from orderscope.training.loop import Session
 from orderscope.training.setup import describe_optimizer, unwrapped
 from orderscope.training.state import TrainingState, capture, require_supported
 
-FLUSH_STEPS, FLUSH_SECONDS = 64, 20.0
-SHARE, DISK = 0.02, 5e8  # states may take this share of the training's time, at this many bytes a second
-HELD_BYTES = 1 << 28  # states up to this size wait in memory: most of those of the first steps are thinned out again
-HOPELESS = (ChanceWarning, BatchStatisticsWarning, TaskWarning)  # with these no other order can be asked about
+FLUSH_STEPS, FLUSH_SECONDS = 64, 20.0  # steps are written when there are so many, or after so many seconds
+# Saving states may take 2 % of the training's time, on a disk that is taken to write 500 MB a second.
+SHARE, DISK = 0.02, 5e8
+HELD_BYTES = 1 << 28  # states up to this size in all wait in memory: of the first steps' most are dropped again
+HOPELESS = (ChanceWarning, BatchStatisticsWarning, TaskWarning)  # rule out any question about another order
 
 
 class Refused(OrderscopeError):
@@ -69,7 +70,7 @@ class Recorder:
 
     A step counts when the optimizer moved the weights: one that a gradient scaler skipped does not. With accumulation,
     call `step` once with all ids, or for every micro-batch. Nothing here changes a bit of the run: hooks only read. A
-    fault inside never stops the training: it is told in a warning, what was recorded before is kept, and the end says
+    fault inside never stops the training: a warning says so, what was recorded before is kept, and the end says
     what is missing.
 
     Args:
@@ -142,7 +143,7 @@ class Recorder:
         self.said: set[type[RecorderWarning]] = set()
         self._states, self._strict = states, strict
         self._parts = dict(task or {})
-        self.expected = step  # steps trained before, as far as anybody said
+        self.expected = step  # steps trained before, as far as that is known
         self._start: TrainingState | None = None
         data = self._parts.get("data")
         samples = len(data) if samples is None and data is not None and hasattr(data, "__len__") else samples
@@ -190,7 +191,7 @@ class Recorder:
         self._guarded(self._flush)(True)
 
     def close(self) -> None:
-        """Stop watching and finish what is on disk; a `with` block does it. Tells in a warning what is missing."""
+        """Stop watching and finish what is on disk; a `with` block does it. Warns of what is missing."""
         if self._closed or os.getpid() != self._pid:
             return
         self._closed = True

@@ -34,7 +34,7 @@ from orderscope.trust import run_id, trust
 
 EVENT = "task"  # in the run's journal: where its task is, as `orderscope record` notes it
 MISSING = "no task"  # in the run's journal: why none was written
-MOST_BYTES = 1 << 26  # of samples that are written beside the run
+MOST_BYTES = 1 << 26  # largest size of the samples that are written beside the run
 MARK = "# Written by Orderscope"
 PLAIN = (type(None), bool, int, float, str, bytes)
 HARMLESS = {
@@ -127,7 +127,15 @@ class Writer:
         return self.expression(name, value)
 
     def expression(self, what: str, value: Any) -> str:
-        """A function, class, module-level object or plain value by name. Raises: Unwritable."""
+        """Python source that gives a value: a function, class or object of a module by its name, or a plain value.
+
+        Args:
+            what: what the value is called in an error.
+            value: as the user passed it.
+
+        Raises:
+            Unwritable: nothing importable has this value.
+        """
         if isinstance(value, PLAIN):
             return repr(value)
         if isinstance(value, torch.dtype):
@@ -256,7 +264,16 @@ def script(path):
 
 
 def remember(run: Path, parts: Mapping[str, Any], task: Task) -> str | None:
-    """Write the task file of a run and note it there; why it could not be written, None where it was. Never raises."""
+    """Write the task file of a run, and note in the run where it lies. Never raises.
+
+    Args:
+        run: its directory.
+        parts: keyword arguments that the task was made with.
+        task: what they made.
+
+    Returns:
+        Why it could not be written; None where it was.
+    """
     run = run.resolve()
     writer = Writer(run)
     try:

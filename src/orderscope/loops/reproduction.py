@@ -25,10 +25,10 @@ from orderscope.training.loop import Session
 # Rounding alone gives 1e-6; training under bfloat16 or float16 autocast and repeating in float32 gives up to 1e-2 in
 # losses and gradients, more in later gradients, since small differences grow. Another loss, another clipping, active
 # dropout or shifted sample ids are wrong by 0.1 to 1 at the first step they touch.
-LOSS = 0.02  # of the mean recorded loss
-FIRST_GRADIENT, GRADIENT = 0.1, 0.5  # relative error on the probed coordinates
-STATE = 0.1  # of the distance moved since the start
-RATE = 1e-6
+LOSS = 0.02  # largest difference of a step's loss, in units of the mean recorded loss
+FIRST_GRADIENT, GRADIENT = 0.1, 0.5  # largest relative error on the probed coordinates, at the first step and later
+STATE = 0.1  # largest distance of the weights at a kept state, in units of how far they moved since the start
+RATE = 1e-6  # largest relative difference of learning rates and other options
 
 
 @dataclass
@@ -44,7 +44,9 @@ class Reproduction:
     record: Recorded
     first: int
     session: Session
-    factor: float = 1.0  # what the task's losses are multiplied by in training, beside the loss that the loop told
+    factor: float = (
+        1.0  # what the task's losses are multiplied by in training, beside the loss that the loop passed to `step`
+    )
 
     def __post_init__(self) -> None:
         assert self.record.rows is not None
@@ -140,9 +142,15 @@ class Reproduction:
 
 
 def reproduction(task: Task, store: RunStore, session: Session) -> Reproduction | None:
-    """The check of a task against the loop recorded in the store, None where there is none.
+    """The check that a task does what the loop did; None where the store holds no loop's record.
 
-    Raises: OrderscopeError where the task's order, parameters or optimizer are not the recorded ones.
+    Args:
+        task: what is to be trained.
+        store: the run on disk.
+        session: model, optimizer and scheduler of the task at its start.
+
+    Raises:
+        OrderscopeError: the task's order, parameters or optimizer are not the recorded ones.
     """
     if not has_loop(store):
         return None
@@ -164,7 +172,12 @@ def reproduction(task: Task, store: RunStore, session: Session) -> Reproduction 
 
 
 def window_start(record: Recorded, order: np.ndarray) -> int | None:
-    """Step of the loop, one whose state was kept, from which on it trained `order`; None where it never did."""
+    """The loop's step from which on it trained an order; None where it never did.
+
+    Args:
+        record: what was recorded of the loop. Only steps whose state was kept are considered.
+        order: sample ids, [steps, batch].
+    """
     return next((step for step in record.states if _matches(record, step, order)), None)
 
 

@@ -25,13 +25,13 @@ from orderscope.loops.gradient_sample import GradientProbe
 from orderscope.losses import IGNORED
 from orderscope.task.layout import ParameterLayout
 
-ALIKE = 0.1  # relative error of a gradient that is the recorded one; bfloat16 in the loop gives up to 1e-2
-EXACT = 0.02  # of a factor that is one; a factor this near to a whole number or its inverse is taken for that
-STEADY = 0.05  # largest relative change of a factor from state to state
-LOSS = 0.02  # of the loss that the loop told
-CLIPPED = 0.999  # of max_grad_norm: the gradient was clipped, its size says nothing
-MOST = 16  # micro-batches that are tried
-SHARPER = 4.0  # times smaller the error must be for tokens to be preferred to samples
+ALIKE = 0.1  # largest relative error of a gradient that counts as the recorded one; bfloat16 in the loop gives 1e-2
+EXACT = 0.02  # relative distance up to which a factor counts as a whole number, or the inverse of one
+STEADY = 0.05  # largest relative change of a factor from one kept state to another
+LOSS = 0.02  # largest relative difference of the documented loss to the one passed to `step`
+CLIPPED = 0.999  # from this share of max_grad_norm on a gradient was clipped, and its size says nothing of the factor
+MOST = 16  # most micro-batches that are tried
+SHARPER = 4.0  # a mean over tokens is taken where its error is so many times smaller than that of a mean over samples
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Seen:
         ids: its samples.
         probe: the gradient applied, on the probed coordinates, float64 [probed].
         norm: its norm.
-        loss: the mean loss told, NaN where none was.
+        loss: the mean loss that was passed to `step`, NaN where none was.
     """
 
     ids: np.ndarray
@@ -134,7 +134,19 @@ def compared(
     seen: Seen,
     weights: Mapping[int, np.ndarray],
 ) -> dict[int, Compared]:
-    """Micro-batches as in `Scaling` -> the comparison under these weights, [batch] each."""  # fmt: skip
+    """The recorded gradient of a step beside that of the task, under several ways to weigh samples.
+
+    Args:
+        model: at the weights of the step.
+        layout: which entry of [P] belongs to which weight.
+        loss: (model, batch) -> losses [batch].
+        batch: collated samples of the step.
+        seen: what was recorded of the step.
+        weights: micro-batches as in `Scaling` -> weights of the samples, [batch].
+
+    Returns:
+        Micro-batches -> the comparison.
+    """
     parameters = layout.of_model(model)
     probe = GradientProbe(layout, parameters)
     losses = loss(model, batch)
@@ -215,7 +227,12 @@ def token_counts(batch: Any) -> np.ndarray | None:
 
 
 def ways_to_weigh(counts: np.ndarray | None, size: int) -> dict[int, np.ndarray]:
-    """Micro-batches as in `Scaling` -> weights of the samples of a step."""
+    """Ways to weigh the samples of a step: micro-batches as in `Scaling` -> weights, [batch].
+
+    Args:
+        counts: tokens of each sample, [batch]; None for one way alone, the mean over samples.
+        size: samples of the step.
+    """
     found = {0: np.ones(size)}
     if counts is not None and counts.sum() > 0:
         found |= {m: token_weights(counts[None], m)[0] for m in range(1, min(MOST, size) + 1) if size % m == 0}
@@ -242,7 +259,13 @@ class ScaledRows(Dataset):
 
 
 def scaled_parts(parts: Mapping[str, Any], scaling: Scaling, weights: np.ndarray) -> dict[str, Any]:
-    """The parts of a task (loss, data, metrics, collate, targets) with its training losses weighed, its metrics not."""
+    """Parts of a task with its training losses weighed; held-out losses keep the scale of the loss.
+
+    Args:
+        parts: keyword arguments of the task, loss and data among them.
+        scaling: how the loop weighed samples.
+        weights: what the loss of each sample is multiplied by, [samples].
+    """
     loss, collate, targets = parts["loss"], parts.get("collate") or default_collate, parts.get("targets")
 
     def scaled_loss(model: Any, batch: Any) -> Tensor:

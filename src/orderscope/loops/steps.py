@@ -17,7 +17,15 @@ Ids = Tensor | np.ndarray  # tensors that lie on an accelerator stay there until
 
 @dataclass
 class Applied:
-    """A step the optimizer took, waiting for its sample ids; tensors stay on their device until they are written."""
+    """A step that the optimizer took, waiting for its sample ids; tensors stay on their device until they are written.
+
+    Args:
+        hyper: hyper-parameters, name -> one number a parameter group.
+        norm: of the gradient, a scalar.
+        probe: the gradient on a few fixed coordinates, [probed].
+        ids: sample ids of each micro-batch.
+        losses: loss as passed to `step` and number of samples, of each micro-batch.
+    """
 
     hyper: dict[str, list[float]]
     norm: Tensor

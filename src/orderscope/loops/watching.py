@@ -25,7 +25,7 @@ from orderscope.store import RunStore
 from orderscope.training.state import TrainingState
 
 Notice = tuple[type[RecorderWarning], str]
-EARLY = 64  # steps whose ids are kept, to compare ranks
+EARLY = 64  # first steps whose sample ids are kept in memory, to compare ranks
 
 
 class Watch:
@@ -58,7 +58,15 @@ class Watch:
             self._epoch(0, ids)
 
     def step(self, step: int, ids: np.ndarray) -> list[Notice]:
-        """Look at the ids of a step, int64 [batch]."""
+        """Look at the samples of a step.
+
+        Args:
+            step: of the loop.
+            ids: sample ids, int64 [batch].
+
+        Returns:
+            What there is to warn of.
+        """
         if len(self.early) < EARLY:
             self.early[step] = np.sort(ids)
         return [*self._other_order(step, ids), *self._epoch(step, ids)]

@@ -2,7 +2,7 @@
 
 from orderscope.orders.checks import as_int64, check_order, check_orders, check_reference
 from orderscope.orders.digest import order_hash
-from orderscope.orders.expression import mixes_groups, resolve, step_groups
+from orderscope.orders.expression import in_blocks, mixes_groups, resolve, step_groups
 from orderscope.orders.sampler import OrderSampler
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "check_order",
     "check_orders",
     "check_reference",
+    "in_blocks",
     "mixes_groups",
     "order_hash",
     "resolve",

@@ -8,13 +8,18 @@ import numpy as np
 
 from orderscope.errors import OrderscopeError
 
-SHOWN = 5
+SHOWN = 5  # ids that an error names
 
 
 def as_int64(order: Any, what: str = "order") -> np.ndarray:
     """A list, numpy array or torch tensor of integers as int64.
 
-    Raises: OrderscopeError where it is ragged or not of integers.
+    Args:
+        order: of whatever shape.
+        what: what the array is called in an error.
+
+    Raises:
+        OrderscopeError: it is ragged or not of integers.
     """
     if hasattr(order, "detach"):
         order = order.detach().cpu().numpy()
@@ -34,9 +39,14 @@ def as_int64(order: Any, what: str = "order") -> np.ndarray:
 
 
 def check_reference(order: Any, samples: int) -> np.ndarray:
-    """The recorded order: [steps, batch] int64 with ids of the data set's `samples` rows.
+    """The recorded order as int64 [steps, batch].
 
-    Raises: OrderscopeError.
+    Args:
+        order: list, numpy array or torch tensor of sample ids.
+        samples: rows of the data set; ids are below it.
+
+    Raises:
+        OrderscopeError: another shape, no integers, or an id out of range.
     """
     array = as_int64(order)
     if array.ndim != 2 or array.size == 0:

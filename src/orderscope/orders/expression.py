@@ -33,9 +33,9 @@ from orderscope.errors import OrderscopeError
 from orderscope.orders.checks import check_order, check_reference
 from orderscope.orders.npy import load_array
 
-DIGITS = 100  # of a number in an expression
+DIGITS = 100  # most digits of a number in an expression
 
-PURE = 0.9  # of the samples are of their step's main group where batches are not mixed
+PURE = 0.9  # batches count as mixed where a smaller share of the samples is of the main group of their step
 
 
 @dataclass(frozen=True)
@@ -95,14 +95,41 @@ def resolve(
 def step_groups(order: np.ndarray, groups: Sequence[Any] | None) -> list[str]:
     """The group of each step: the most frequent of its samples' labels, of ties the first in name order.
 
-    Raises: OrderscopeError where there are no groups.
+    Args:
+        order: sample ids, [steps, batch].
+        groups: one label per sample.
+
+    Raises:
+        OrderscopeError: there are no groups, or fewer than samples.
     """
     names, codes = _codes(order, groups)
     return [str(names[np.bincount(codes[ids], minlength=len(names)).argmax()]) for ids in order]
 
 
+def in_blocks(labels: Sequence[str], sequence: Sequence[str]) -> np.ndarray:
+    """Places of items sorted into one block a group, int64 [n]; inside a block they keep their order.
+
+    Args:
+        labels: the group of each item, [n].
+        sequence: groups in the order of their blocks; those that are not named follow in name order.
+
+    Example:
+        >>> in_blocks(["b", "a", "c", "b"], ["b"])
+        array([0, 3, 1, 2])
+    """
+    place = {name: i for i, name in enumerate([*sequence, *sorted(set(labels) - set(sequence))])}
+    return np.argsort([place[label] for label in labels], kind="stable")
+
+
 def mixes_groups(order: np.ndarray, groups: Sequence[Any] | None) -> bool:
-    """Whether fewer than nine samples in ten are of the group that most of their step are in. Raises as `step_groups`.
+    """Whether fewer than nine samples in ten are of the group that most of their step are in.
+
+    Args:
+        order: sample ids, [steps, batch].
+        groups: one label per sample.
+
+    Raises:
+        OrderscopeError: there are no groups, or fewer than samples.
 
     Example:
         >>> mixes_groups(np.array([[0, 1], [2, 3]]), ["a", "a", "b", "b"])
@@ -125,13 +152,13 @@ def _codes(order: np.ndarray, groups: Sequence[Any] | None) -> tuple[np.ndarray,
     return names, codes
 
 
-def _by_group(order: np.ndarray, context: Context, places: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """Steps, or samples where steps mix groups, sorted by what `places` makes of their labels [n]."""
+def _by_group(order: np.ndarray, context: Context, arranged: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """Steps, or samples where steps mix groups, as `arranged` permutes them by their labels [n]."""
     if context.regroup and mixes_groups(order, context.groups):
         names, codes = _codes(order, context.groups)
         flat = order.reshape(-1)
-        return flat[np.argsort(places(names[codes[flat]]), kind="stable")].reshape(order.shape)
-    return order[np.argsort(places(np.array(step_groups(order, context.groups))), kind="stable")]
+        return flat[arranged(names[codes[flat]])].reshape(order.shape)
+    return order[arranged(np.array(step_groups(order, context.groups)))]
 
 
 def _reference(order: np.ndarray, argument: str, context: Context) -> np.ndarray:
@@ -157,35 +184,30 @@ def _shuffle(order: np.ndarray, argument: str, context: Context) -> np.ndarray:
 
 def _groups(order: np.ndarray, argument: str, context: Context) -> np.ndarray:
     named = _known_groups("groups", argument, context)
-
-    def places(labels: np.ndarray) -> np.ndarray:
-        place = {name: i for i, name in enumerate([*named, *sorted(set(labels.tolist()) - set(named))])}
-        return np.array([place[label] for label in labels.tolist()])
-
-    return _by_group(order, context, places)
+    return _by_group(order, context, lambda labels: in_blocks(labels.tolist(), named))
 
 
 def _interleave(order: np.ndarray, argument: str, context: Context) -> np.ndarray:
     _no_argument("interleave", argument)
 
-    def places(labels: np.ndarray) -> np.ndarray:
+    def spread(labels: np.ndarray) -> np.ndarray:
         at = np.empty(len(labels))
         for name in np.unique(labels):
             mine = np.flatnonzero(labels == name)
             at[mine] = (np.arange(len(mine)) + 0.5) / len(mine)
-        return at
+        return np.argsort(at, kind="stable")
 
-    return _by_group(order, context, places)
+    return _by_group(order, context, spread)
 
 
 def _early(order: np.ndarray, argument: str, context: Context) -> np.ndarray:
     (name,) = _known_groups("early", argument, context, single=True)
-    return _by_group(order, context, lambda labels: labels != name)
+    return _by_group(order, context, lambda labels: np.argsort(labels != name, kind="stable"))
 
 
 def _late(order: np.ndarray, argument: str, context: Context) -> np.ndarray:
     (name,) = _known_groups("late", argument, context, single=True)
-    return _by_group(order, context, lambda labels: labels == name)
+    return _by_group(order, context, lambda labels: np.argsort(labels == name, kind="stable"))
 
 
 def _sort(order: np.ndarray, argument: str, context: Context) -> np.ndarray:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from orderscope.errors import OrderscopeError
+from orderscope.errors import OrderscopeError, check_whole
 from orderscope.files import check_output, written
 from orderscope.orders.checks import check_reference
 from orderscope.orders.npy import load_array
@@ -68,11 +68,12 @@ class MegatronIndex:
         Raises:
             OrderscopeError: for a batch below 1, or above the number of samples.
         """
-        if not 1 <= batch <= len(self.shuffle_index):
+        check_whole(1, batch=batch)
+        if batch > len(self.shuffle_index):
             raise OrderscopeError(
-                f"batch={batch!r}", f"a whole number from 1 to {len(self.shuffle_index)}, the samples", "change batch="
+                f"batch={batch!r}", f"at most {len(self.shuffle_index)}, the number of samples", "change batch="
             )
-        steps = len(self.shuffle_index) // batch
+        steps, batch = len(self.shuffle_index) // int(batch), int(batch)
         return self.shuffle_index[: steps * batch].astype(np.int64).reshape(steps, batch)
 
 
@@ -109,8 +110,7 @@ def megatron_index(
         raise OrderscopeError(
             f"document {documents.max()} of {len(sizes)} lengths", "a length for every document", "pass all lengths"
         )
-    if int(sequence_length) != sequence_length or sequence_length < 1:
-        raise OrderscopeError(f"sequence_length={sequence_length!r}", "a whole number from 1", "change it")
+    check_whole(1, sequence_length=sequence_length)
     samples = sample_index(sizes[documents], int(sequence_length), add_extra_token)
     rows = check_reference(order, len(samples) - 1)
     few = len(samples) - 1 < np.iinfo(np.uint32).max - 1
@@ -121,6 +121,11 @@ def megatron_index(
 
 def sample_index(sizes: np.ndarray, sequence_length: int, add_extra_token: bool = True) -> np.ndarray:
     """Where samples of `sequence_length` tokens begin in documents of these sizes, one after the other.
+
+    Args:
+        sizes: tokens of each document, [documents].
+        sequence_length: L, tokens of a sample.
+        add_extra_token: whether a sample reads one token beyond its own, the target of its last.
 
     Returns:
         Place of the document and offset in it, [samples + 1, 2], int32 where that holds them; the first row is 0, 0.

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from orderscope.errors import OrderscopeError
+from orderscope.errors import OrderscopeError, check_whole
 from orderscope.orders.checks import check_reference
 
 NONE = -1  # a place without a sample: its worker has no more batches
@@ -39,7 +39,7 @@ def mosaic_index(
         [[[[[3, 1], [4, 5]], [[0, 2], [-1, -1]]]]]
     """
     rows = check_reference(order, np.iinfo(np.int64).max)
-    _check_counts(nodes=nodes, ranks_per_node=ranks_per_node, workers=workers, micro_batches=micro_batches)
+    check_whole(1, nodes=nodes, ranks_per_node=ranks_per_node, workers=workers, micro_batches=micro_batches)
     ranks = nodes * ranks_per_node
     if rows.shape[1] % (ranks * micro_batches):
         raise OrderscopeError(
@@ -71,7 +71,7 @@ def mosaic_order(index: Any, *, micro_batches: int = 1) -> np.ndarray:
             `micro_batches`.
     """
     array = np.asarray(index)
-    _check_counts(micro_batches=micro_batches)
+    check_whole(1, micro_batches=micro_batches)
     if array.ndim != 5 or array.dtype.kind not in "iu":
         raise OrderscopeError(
             f"an index of shape {list(array.shape)} and dtype {array.dtype}",
@@ -90,9 +90,3 @@ def mosaic_order(index: Any, *, micro_batches: int = 1) -> np.ndarray:
         )  # fmt: skip
     steps = dealt[:, :count].reshape(ranks, count // micro_batches, micro_batches * size).transpose(1, 0, 2)
     return np.ascontiguousarray(steps.reshape(count // micro_batches, ranks * micro_batches * size), dtype=np.int64)
-
-
-def _check_counts(**counts: int) -> None:
-    for name, count in counts.items():
-        if int(count) != count or count < 1:
-            raise OrderscopeError(f"{name}={count!r}", "a whole number from 1", f"change {name}=")

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from orderscope.errors import OrderscopeError
+from orderscope.errors import OrderscopeError, check_whole
 from orderscope.orders.checks import check_reference
 from orderscope.orders.digest import order_hash
 
@@ -44,10 +44,9 @@ class OrderSampler:
     def __init__(self, order: Any, *, rank: int | None = 0, world_size: int = 1, micro_batches: int = 1) -> None:
         self.order = check_reference(order, np.iinfo(np.int64).max)
         batch = self.order.shape[1]
+        check_whole(1, world_size=world_size, micro_batches=micro_batches)
         if rank is not None and not 0 <= rank < world_size:
             raise OrderscopeError(f"rank {rank} of {world_size}", f"a rank from 0 to {world_size - 1}", "correct rank=")
-        if micro_batches < 1:
-            raise OrderscopeError(f"micro_batches={micro_batches}", "a whole number from 1", "change micro_batches=")
         if world_size * micro_batches > batch:
             each = f" in {micro_batches} micro-batches" if micro_batches > 1 else ""
             raise OrderscopeError(

@@ -104,13 +104,23 @@ def allot(budget: float, like: Allotment, *, most_passes: int) -> Allotment:
 
 @dataclass(frozen=True)
 class Held:
-    """What a recording has: probes, and passes of the curvature or multiples of some."""
+    """What a recording has.
+
+    Args:
+        probes: runs under other orders.
+        curvature: passes over the samples whose curvature was drawn, or a multiple of some.
+    """
 
     probes: int
     curvature: int
 
     def cost(self, run: float, *, mixed: bool) -> float:
-        """About what it costs in honest runs, where a run takes so many seconds."""
+        """About what recording it costs, in trainings of the window.
+
+        Args:
+            run: CPU seconds of one training.
+            mixed: whether batches mix groups.
+        """
         fixed = FIXED_RUNS + FIXED_SECONDS / run
         return fixed + PROBE * self.probes + (PASS_MIXED if mixed else PASS) * self.curvature
 

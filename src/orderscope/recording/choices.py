@@ -33,6 +33,10 @@ def spaced(steps: int, count: int) -> list[int]:
     1). What leads there is then known as well as what leads on, and the start, where nothing is trained yet, is none of
     them.
 
+    Args:
+        steps: of the window.
+        count: how many boundaries after the start.
+
     Example:
         >>> spaced(24, 2)
         [0, 8, 24]

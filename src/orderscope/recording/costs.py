@@ -16,8 +16,8 @@ from orderscope.store.names import FURTHER, REFERENCE
 PARTS = ("reference", "probes", "gradients", "curvature", "held-out losses", "table")
 _KINDS = {"rows": "gradients", "curvature": "curvature", "metric": "held-out losses", "known": "held-out losses",
           "held-out": "held-out losses"}  # fmt: skip
-DEAR = 0.5  # of a training, from which an answer is called dear
-OTHER = "other"  # starting processes, reading data, checking the task
+DEAR = 0.5  # an answer that costs this share of a training or more is called dear
+OTHER = "other"  # the part of the cost that goes to starting processes, reading data, checking the task
 
 
 def cpu_seconds() -> float:
@@ -28,7 +28,7 @@ def cpu_seconds() -> float:
 
 def part_seconds(store: RunStore) -> dict[str, float]:
     """CPU seconds of each part of recording, whoever did it and however many worked at once; what was trained since is
-    not of it. Runs of earlier versions tell seconds by the clock."""
+    not of it. Runs of earlier versions have wall seconds."""
     seconds: dict[str, float] = dict.fromkeys(PARTS, 0.0)
     whole = 0.0
     for event in store.journal():
@@ -48,12 +48,12 @@ def part_seconds(store: RunStore) -> dict[str, float]:
 
 
 def recording_seconds(store: RunStore) -> float:
-    """CPU seconds of recording and sketching; zero where the journal tells nothing."""
+    """CPU seconds of recording and sketching; zero where the journal says nothing."""
     return sum(part_seconds(store).values())
 
 
 def training_seconds(store: RunStore) -> float | None:
-    """CPU seconds of training the window once, None where the journal does not tell: of the quickest run, since others
+    """CPU seconds of training the window once, None where the journal does not say: of the quickest run, since others
     are trained with more looked at."""
     runs: dict[str, dict[int, float]] = {}
     for e in store.journal():
@@ -95,6 +95,6 @@ def answer_words(answer: float, run: float | None, recording: float = 0.0) -> st
 
 
 def part_runs(store: RunStore) -> dict[str, float]:
-    """`part_seconds` in runs; empty where the journal does not tell."""
+    """`part_seconds` in runs; empty where the journal does not say."""
     run = training_seconds(store)
     return {part: taken / run for part, taken in part_seconds(store).items()} if run else {}

@@ -44,11 +44,11 @@ from orderscope.training import task_shard
 from orderscope.training.segments import read_state
 from orderscope.training.state import TrainingState
 
-STEPS = 5  # trained for the timing, beside one that warms up
-WRITTEN = 1 << 24  # bytes, to see how quick the disk is
-SHARD = 4600  # bytes of a shard beside its arrays
-PRODUCT_ROWS = 256  # of the product that tells how quick products are
-VECTOR_NUMBERS = 1 << 25  # most numbers of the matrix that tells how quick its products with one vector are
+STEPS = 5  # steps that are timed, after one that warms up
+WRITTEN = 1 << 24  # bytes that are written to time the disk
+SHARD = 4600  # bytes that a shard takes beside its arrays
+PRODUCT_ROWS = 256  # rows of the matrices whose product is timed
+VECTOR_NUMBERS = 1 << 25  # most numbers of the matrix whose product with one vector is timed
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,13 @@ class Stage:
 
 @dataclass(frozen=True)
 class Preflight:
-    """All stages, how many processes share all but the first and the table, and CPU seconds of a run."""
+    """What a recording will take.
+
+    Args:
+        stages: of the recording, and a query.
+        jobs: processes that share all stages but the reference run and the table.
+        run: CPU seconds of one training of the window.
+    """
 
     stages: tuple[Stage, ...]
     jobs: int
@@ -81,7 +87,7 @@ class Preflight:
 
     @property
     def cost(self) -> dict[str, float]:
-        """Recording in runs, by part, as `orderscope.recording.costs.part_runs` tells it afterwards."""
+        """Recording in runs, by part, as `orderscope.recording.costs.part_runs` counts it afterwards."""
         return {stage.name: stage.seconds / self.run for stage in self.stages if stage.name != "query"}
 
     @property
@@ -161,7 +167,7 @@ def _by_a_worker(work: Callable[[], Preflight]) -> Preflight:
             "one that lives to tell what they took",
             "look for want of memory: a smaller model, batch or data set, or a larger machine",
         ) from None
-    except BaseException:  # Ctrl-C is told here, not by the process
+    except BaseException:  # Ctrl-C is reported here, not by the process
         process.kill()
         raise
     finally:

@@ -246,9 +246,17 @@ def sketch(
     executor: Executor | None = None,
     progress: Progress | None = None,
 ) -> RunStore:
-    """Compute what is missing of a recorded run's sketch, and build its table. Raises as `record`, and:
+    """Compute what is missing of a recorded run's sketch, and build its table.
+
+    Args:
+        task: what was recorded.
+        path: directory of the run.
+        jobs: processes, as given to `record`.
+        executor: does the work elsewhere, as given to `record`.
+        progress: called as `progress(stage, done, total)`.
 
     Raises:
+        OrderscopeError: another task was recorded there, or as `record`.
         IncompleteRun: probes are missing, whose ends are part of it.
     """
     with RunStore.create(path) as store:

@@ -17,8 +17,8 @@ from orderscope.loops import recorded
 from orderscope.loops.legs import has_loop
 from orderscope.orders.checks import check_order
 from orderscope.orders.npy import load_array
+from orderscope.recording.pieces import METRICS_AT
 from orderscope.recording.runs import run_plan
-from orderscope.recording.work import METRICS_AT
 from orderscope.sketching import SketchPlan
 from orderscope.store import RunStore
 from orderscope.store.names import REFERENCE, REUSED, TASK_SHARD
@@ -26,12 +26,17 @@ from orderscope.task import Task
 from orderscope.training import has_gradients, load_run
 from orderscope.training.segments import segment_name, write_segment
 
-PARTS = ("order", "groups")  # of a task's fingerprint, in which a run that is reused may differ
+PARTS = ("order", "groups")  # parts of a task's fingerprint in which a run that is reused may differ
 
 
 @dataclass(frozen=True)
 class Reused:
-    """Orders that become the first probes, and the recordings that they are the reference of, None for others."""
+    """Orders that become the first probes.
+
+    Args:
+        orders: sample ids, [steps, batch] each.
+        sources: for each the recording that it is the reference order of; None for others.
+    """
 
     orders: list[np.ndarray]
     sources: list[RunStore | None]

@@ -22,6 +22,7 @@ from orderscope.store.names import REFERENCE
 from orderscope.task import Task
 from orderscope.task.fingerprint import digest
 from orderscope.task.hyper import hyper_parameters
+from orderscope.task.per_sample import filled
 from orderscope.task.rng import seeded
 from orderscope.task.task import Evaluation
 from orderscope.training.loop import Session, Together, Watcher, start, train
@@ -157,7 +158,6 @@ class _StepRows:
         self._has_grad: list[list[bool]] = []
         self._norms: list[float] = []
         self._hyper: list[dict[str, list[float]]] = []
-        self._zeros = [p.new_zeros(p.numel()) for p in session.parameters] if last > first else []
         self._flat = _Flat(session, coords)
         size = session.layout.size if coords is None else len(coords)
         self._gradients = torch.empty(last - first if keep_gradients else 0, size, dtype=session.layout.dtype)
@@ -166,7 +166,7 @@ class _StepRows:
         grads = [p.grad for p in self._session.parameters]
         self._losses.append(losses)
         self._has_grad.append([g is not None for g in grads])
-        flat = [z if g is None else g.reshape(-1) for g, z in zip(grads, self._zeros, strict=True)]
+        flat = [g.reshape(-1) for g in filled(grads, self._session.parameters)]
         self._flat.take(flat, self._gradients[step - self._first] if len(self._gradients) else None)
 
     def norm(self, step: int, value: Tensor | None) -> None:

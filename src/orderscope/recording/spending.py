@@ -63,8 +63,16 @@ class Purse:
         return MEASURING_RUNS + MEASURING_SECONDS / self.run
 
     def first(self, *, mixed: bool, partial: bool, most_passes: int) -> tuple[Held, dict[str, float], bool]:
-        """What is bought before anything is measured, what that rests on, and whether it is all. To be asked once the
-        reference is recorded."""
+        """What is bought before anything is measured. To be asked once the reference run is recorded.
+
+        Args:
+            mixed: whether batches mix groups.
+            partial: whether only some of the weights are carried.
+            most_passes: most passes of the curvature.
+
+        Returns:
+            What is bought; what the decision rests on, numbers by name; and whether nothing is to be bought later.
+        """
         settled = (1 - FIRST) * self.budget < WORTH_IT * self.measuring
         spend = self.budget * (1 if settled else FIRST)
         held = affordable(spend, self.run, mixed=mixed, partial=partial, most_passes=most_passes)

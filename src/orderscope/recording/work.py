@@ -1,10 +1,7 @@
-"""The independent pieces of work of a run, and who does them: this process, local processes, or any executor.
+"""Who does the pieces of a run: this process, local processes, or any executor.
 
-Once the reference is recorded, every probe and every unit of the sketch is a piece of its own. A worker writes the
-shards of its piece itself; the run's writer adopts them in the order of the list, so that the bytes of a run are the
-same for any number of workers and any engine.
-
-Past 400 lines: pieces, and what happens when a process, a thread or a machine that does one is lost, belong together.
+A worker writes the shards of its piece itself; the run's writer adopts them in the order of the list, so that the bytes
+of a run are the same for any number of workers and any engine.
 """
 
 from __future__ import annotations
@@ -20,133 +17,26 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, as_completed
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
-from functools import cached_property, partial
+from dataclasses import dataclass
+from functools import partial
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import torch
 
-from orderscope.engine.threads import one_thread
 from orderscope.errors import OrderscopeError, ended_by_task
-from orderscope.recording.runs import record_run, run_plan
-from orderscope.sketching import SketchPlan, SketchStage, missing_units
-from orderscope.store import RunStore, ShardInfo
+from orderscope.recording.pieces import Bench, Done, Piece, Sketching
+from orderscope.recording.pieces import Training as Training
+from orderscope.recording.pieces import further as further
+from orderscope.recording.pieces import sketching as sketching
+from orderscope.sketching import SketchPlan
+from orderscope.store import RunStore
 from orderscope.store.names import TASK_SHARD
 from orderscope.task import Task
-from orderscope.training import true_runs
-from orderscope.training.segments import segment_name
 
-ATTEMPTS = 3  # losses of workers in a row, without a piece finished between them
-POLL = 0.2
-METRICS_AT = "final"  # where the metrics of a run under another order are computed
+ATTEMPTS = 3  # workers that may be lost in a row, without a piece finished between them, before the work is given up
+POLL = 0.2  # seconds between two looks at workers
 Report = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class Training:
-    """Record a run of `order` under `name`, its states kept after the steps `ends`."""
-
-    name: str
-    order: np.ndarray
-    ends: tuple[int, ...]
-
-    @property
-    def shards(self) -> list[str]:
-        return [segment_name(self.name, k) for k in range(len(self.ends))]
-
-
-@dataclass(frozen=True)
-class Sketching:
-    """Compute one unit of the sketch."""
-
-    name: str
-
-    @property
-    def shards(self) -> list[str]:
-        return [self.name]
-
-
-Piece = Training | Sketching
-
-
-@dataclass(frozen=True)
-class Done:
-    """What a worker tells of a finished piece: the shards it wrote, and the events it logged."""
-
-    shards: list[ShardInfo]
-    events: list[dict[str, Any]]
-
-
-@dataclass
-class Bench:
-    """Where pieces are worked on: the task, and the run with its plan."""
-
-    task: Task
-    store: RunStore
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-
-    @cached_property
-    def _plan(self) -> SketchPlan:
-        return SketchPlan.read(self.store)
-
-    @cached_property
-    def _stage(self) -> SketchStage:
-        return SketchStage(self.task, self.store, self._plan)
-
-    def do(self, piece: Piece, *, leave: bool = False) -> Done:
-        """Do one piece. A model is moved about and random numbers are seeded, so threads take turns.
-
-        Args:
-            piece: what to do.
-            leave: leave what was written for a writer that is not told of it.
-        """
-        with self._lock, one_thread():
-            annex = self.store.annex()
-            if isinstance(piece, Training):
-                coords = self._plan.coordinates.indices
-                record_run(self.task, annex, piece.name, piece.order, piece.ends, coords=coords, metrics_at=METRICS_AT,
-                           keep_rng=False)  # fmt: skip
-            else:
-                began, cpu = time.perf_counter(), time.process_time()
-                annex.write(piece.name, *self._stage.compute(piece.name))
-                seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
-                annex.log({"event": "sketched", "unit": piece.name, "seconds": seconds, "cpu": cpu})
-            if leave:
-                annex.leave()
-            return Done(annex.written, annex.events)
-
-
-def sketching(store: RunStore) -> list[Piece]:
-    """What is missing of the sketch."""
-    return [Sketching(name) for name in missing_units(store, SketchPlan.read(store))]
-
-
-def further(store: RunStore, prefix: str, orders: Sequence[np.ndarray]) -> list[Training]:
-    """Pieces that train more orders, under names that begin with `prefix`. A run of the same order that a killed
-    command left unfinished is gone on with; other remnants are left where they are.
-
-    Args:
-        store: the run on disk.
-        prefix: of the names.
-        orders: sample ids, [steps, batch] each.
-    """
-    plan = SketchPlan.read(store)
-    steps, coords = plan.steps, plan.coordinates.indices
-    number = store.next_number(f"record/{prefix}")
-    done = set(true_runs(store))
-    left = [name for n in range(number) if (name := f"{prefix}{n}") not in done]
-    pieces = []
-    for order in orders:
-        own = run_plan(order, (0, steps), coords, METRICS_AT)
-        name = next((name for name in left if store.mentions(segment_name(name, 0), own)), None)
-        if name is None:
-            name, number = f"{prefix}{number}", number + 1
-        else:
-            left.remove(name)
-        pieces.append(Training(name, order, (0, steps)))
-    return pieces
 
 
 def complete(
@@ -168,7 +58,7 @@ def complete(
         jobs: local processes, one thread each; see `default_jobs`.
         executor: who does it instead. Its workers must see the run's directory under the same path.
         progress: called as `progress(done, pieces)`.
-        event: what the journal is told at the end.
+        event: name of the event that is logged at the end.
 
     Raises:
         OrderscopeError: from a piece, or where workers were lost again and again. What was finished before it in the
@@ -282,7 +172,7 @@ def _by_processes(bench: Bench, pieces: Sequence[Piece], jobs: int) -> Iterator[
                 except BrokenExecutor:
                     raise
                 except BaseException:
-                    os.write(stopped, b"x")  # the workers end, and so the pool; nobody waits for them any more
+                    os.write(stopped, b"x")  # the workers end, and so the pool, whose results are not awaited any more
                     raise
         except BrokenExecutor:
             losses += 1
@@ -381,7 +271,7 @@ def _lost(piece: Piece, what: str) -> OrderscopeError:
     return OrderscopeError(
         f"a worker lost again and again, last at {piece.name} ({what})",
         "workers that live long enough for one piece of work",
-        "look for want of memory (fewer jobs, a larger machine) and resume: what was finished is kept",
+        "look whether memory ran out (then use fewer jobs or a larger machine) and resume: what was finished is kept",
     )
 
 
@@ -390,7 +280,7 @@ _inherited: Bench | None = None
 
 def _start_worker(bench: Bench, parent: int, stop: int) -> None:
     """A worker must not outlive a killed parent, nor keep the run locked for whoever resumes it. Ctrl-C is the
-    parent's: it tells what is kept, and stops the workers."""
+    parent's: it says what is kept, and stops the workers."""
     global _inherited
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
@@ -408,7 +298,7 @@ def _end_with(parent: int, stop: int) -> None:
 
 @dataclass(frozen=True)
 class _Raised:
-    """What a piece raised, told as a result: an exception of the future is then the engine's own, a lost worker."""
+    """What a piece raised, returned as a result: an exception of the future is then the engine's own, a lost worker."""
 
     error: Exception
 
@@ -429,7 +319,12 @@ def _received(found: Done | _Raised) -> Done:
 
 
 def sendable(error: Exception, where: str) -> Exception:
-    """An exception that arrives in another process: one that pickle would break on the way is told by its text."""
+    """An exception that survives the way to another process: one that pickle would break is replaced by its text.
+
+    Args:
+        error: what was raised.
+        where: in which worker, for the text.
+    """
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:  # whatever the user's class does

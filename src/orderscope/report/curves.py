@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from orderscope.report.direction import Direction
 from orderscope.report.download import csv_link
 from orderscope.report.figure import GRID, INK, MUTED, apart, bare, drawing, hover, series, tip
-from orderscope.report.material import PROPOSED, Asked, Material
+from orderscope.report.material import PROPOSED, Material
+from orderscope.report.predicted import Asked
 from orderscope.report.section import Section
 from orderscope.report.strip import legend, strip
 from orderscope.report.words import figures, plain, short, signed
@@ -34,12 +35,24 @@ def section(material: Material) -> Section:
 
 
 def mark(material: Material, index: int) -> str:
-    """The sign of an order in figures and table: its number, P for the proposal."""
+    """The sign of an order in figures and table: its number from 1, P for the proposal.
+
+    Args:
+        material: what the page is about.
+        index: of the order among those asked about.
+    """
     return "P" if material.asked[index].label == PROPOSED else str(index + 1)
 
 
 def verdict(asked: Asked, metric: str, reference: float, direction: Direction) -> tuple[str, str]:
-    """Words for an order's effect and their kind."""
+    """An order's effect on a metric in words, and the kind of statement that is, which gives its colour.
+
+    Args:
+        asked: the order with its prediction.
+        metric: its name.
+        reference: the metric of the recorded order.
+        direction: which way is better.
+    """
     if not asked.told(metric):
         return "not trusted", "warn"
     if not asked.detectable(metric, reference):

@@ -10,7 +10,7 @@ class Direction:
     """Which way is better.
 
     Args:
-        sign: -1 where lower is better, +1 where higher is, 0 where nobody said.
+        sign: -1 where lower is better, +1 where higher is, 0 where that is not known.
     """
 
     sign: int

@@ -14,8 +14,8 @@ from markupsafe import Markup
 
 from orderscope.text import plain
 
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet would run, at the beginning of a cell
-MOST = 1 << 21  # bytes of an order that a page carries
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # at the beginning of a cell they make a spreadsheet compute it
+MOST = 1 << 21  # largest order, in bytes, that a page carries
 
 
 def csv_link(name: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> Markup:
@@ -35,8 +35,14 @@ def csv_link(name: str, header: Sequence[str], rows: Iterable[Sequence[object]])
 
 
 def npy_link(name: str, order: np.ndarray, words: str) -> Markup:
-    """A link to an order as a .npy file, in the smallest type of whole numbers with a sign that holds it; empty where
-    it is larger than `MOST`."""
+    """A link to an order as a .npy file, in the smallest signed integer type that holds it; empty where it is larger
+    than `MOST`.
+
+    Args:
+        name: of the file, without its ending.
+        order: sample ids, [steps, batch].
+        words: text of the link.
+    """
     small = next(kind for kind in (np.int16, np.int32, np.int64) if order.max(initial=0) <= np.iinfo(kind).max)
     if order.size * np.dtype(small).itemsize > MOST:
         return Markup("")

@@ -50,12 +50,24 @@ Draw = Callable[[Figure, bool], None]
 
 
 def tip(artist: Any, text: str) -> None:
-    """What a reader sees who points at a mark; screen readers read it too."""
+    """Give a mark a text that is shown to who points at it, and read by screen readers.
+
+    Args:
+        artist: the mark, of matplotlib.
+        text: on one line.
+    """
     artist.set_gid(f"tip-{plain(text).encode().hex()}")
 
 
 def hover(axes: Any, x: Any, y: Any, text: str) -> None:
-    """A wide, unseen line along a curve, so that it need not be hit to the pixel."""
+    """Draw a wide, unseen line along a curve, which shows a text to who points near it.
+
+    Args:
+        axes: of matplotlib.
+        x: places of the curve, [n].
+        y: heights, [n].
+        text: on one line.
+    """
     (line,) = axes.plot(x, y, color=INK, linewidth=11, alpha=0.0, zorder=8)
     tip(line, text)
 
@@ -63,6 +75,11 @@ def hover(axes: Any, x: Any, y: Any, text: str) -> None:
 def apart(heights: Sequence[float], least: float, lowest: float = -math.inf) -> list[float]:
     """Heights moved up and down so that no two are nearer than `least`, in their order and about their places, and none
     is below `lowest`.
+
+    Args:
+        heights: in any order.
+        least: distance of two neighbours.
+        lowest: bound below.
 
     Example:
         >>> apart([0.0, 0.2, 5.0], 1.0), apart([0.0, 0.2, 5.0], 1.0, 0.5)
@@ -144,7 +161,12 @@ def _title(found: re.Match[str]) -> str:
 
 
 def bare(axes: Any, *sides: str) -> None:
-    """Take away the frame's sides and the ticks on them."""
+    """Take away the frame's sides and the ticks on them.
+
+    Args:
+        axes: of matplotlib.
+        *sides: "left", "right", "top" or "bottom".
+    """
     for side in sides:
         axes.spines[side].set_visible(False)
     if "left" in sides:

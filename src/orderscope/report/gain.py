@@ -1,4 +1,4 @@
-"""What a proposal gains, told in the same figures wherever the page speaks of it."""
+"""What a proposal gains, in the same figures wherever the page names it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,12 @@ def confirmed(facts: dict[str, Any]) -> str:
 
 
 def gained(material: Material, facts: dict[str, Any]) -> str:
-    """`better by 0.012`, or how it is otherwise."""
+    """What a proposal gains in words, as `better by 0.012`.
+
+    Args:
+        material: what the page is about, for which way is better.
+        facts: of the proposal, see `StoredProposal`.
+    """
     word = material.direction(facts["metric"]).word(won(facts))
     size = signed(abs(won(facts)), number_of(facts["error"])).lstrip("+")
     return f"{word} by {size}" if won(facts) else word

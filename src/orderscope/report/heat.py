@@ -40,7 +40,7 @@ def section(material: Material) -> Section:
 
 
 HEADER = ("batch", "recorded_at", "place", "loss", "error", "recorded_loss", "trained")
-TIPPED = 600  # cells up to which each tells its values
+TIPPED = 600  # most cells of a map in which each shows its values to who points at it
 
 
 def _csv(heat: Heat) -> Iterator[list[object]]:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from orderscope.answers.asked import asked_orders, group_codes, resolve_order, sample_groups
-from orderscope.answers.effect import Effect, effects, metric_names
+from orderscope.answers.effect import Effect, effects
 from orderscope.answers.known import known_truth
 from orderscope.answers.stored import (
     StoredProposal,
@@ -26,6 +25,7 @@ from orderscope.errors import OrderscopeError, unknown_metric
 from orderscope.orders import step_groups
 from orderscope.recording.costs import part_runs, part_seconds, training_seconds
 from orderscope.report.direction import LOSS, Direction
+from orderscope.report.predicted import Asked, Pairs
 from orderscope.report.words import short
 from orderscope.simulation.foretold import stored as foretold
 from orderscope.store.names import REFERENCE
@@ -38,66 +38,12 @@ if TYPE_CHECKING:
     from orderscope.simulation.simulator import Simulator
     from orderscope.studies.memory import Memory
 
-CURVES, METRICS, UNITS, PLACES = 6, 6, 12, 12
-LATER = ("validation", "search", "confirmation")  # what is spent after recording
+CURVES, METRICS = 6, 6  # most orders whose curves are drawn, and metrics that have sections
+UNITS, PLACES = 12, 12  # size of a position map that is made for the page
+LATER = ("validation", "search", "confirmation")  # parts of the cost that come after recording
 RECORDED = "reference"  # the row of a proposal's table that was not trained for it
 PROPOSED = "proposal"
 Progress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class Asked:
-    """One order somebody asked about, with its prediction.
-
-    Args:
-        label: the expression, or "proposal".
-        order: [steps, batch].
-        values, errors: metric -> number, as predicted before the order was trained.
-        curves: metric -> [k], the metric at the reference's anchors.
-        trusted: metric -> bool.
-        true: metric -> value, where the order was truly trained.
-    """
-
-    label: str
-    order: np.ndarray
-    values: dict[str, float]
-    errors: dict[str, float]
-    curves: dict[str, np.ndarray]
-    trusted: dict[str, bool]
-    true: dict[str, float] = field(default_factory=dict)
-
-    def difference(self, metric: str, reference: float) -> float:
-        """The true one where it is known, else as predicted."""
-        return self.true.get(metric, self.values[metric]) - reference
-
-    def told(self, metric: str) -> bool:
-        """Whether the difference is to be believed: it was trained, or predicted where estimates hold."""
-        return metric in self.true or self.trusted[metric]
-
-    def detectable(self, metric: str, reference: float) -> bool:
-        return metric in self.true or abs(self.difference(metric, reference)) > self.errors[metric]
-
-    def held(self, metric: str) -> bool | None:
-        """Whether the truth lies within the prediction's error; None where either is not known."""
-        if metric not in self.true or not math.isfinite(self.errors[metric]):
-            return None
-        return abs(self.true[metric] - self.values[metric]) <= self.errors[metric]
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Predicted and true values of one metric.
-
-    Args:
-        kind: "probes" (true runs, each predicted without its own anchors) or "unseen" (predicted before they were
-            trained by `validate` or `query --train`).
-        predicted, error, true: [n].
-    """
-
-    kind: str
-    predicted: np.ndarray
-    error: np.ndarray
-    true: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -106,14 +52,14 @@ class Material:
 
     Args:
         name, path: of the run.
-        metric: the one the page speaks of first.
+        metric: the one that the page shows first.
         metrics: all that are shown, `metric` first.
         facts: the recorded task's description.
         carried: how many coordinates.
         cost: in runs, by part; what came after recording last.
         searched: what searching for the proposal cost, in runs; 0 where that is not known.
         seconds: journal's CPU seconds by part.
-        training: CPU seconds of training the window once, None where the journal does not tell.
+        training: CPU seconds of training the window once, None where the journal does not say.
         reference: the recorded run's final metrics.
         order: the recorded one, [steps, batch].
         group_codes: index into the groups' names of every sample.
@@ -194,19 +140,19 @@ def gather(
 
     Args:
         sim: the run, opened.
-        metric: the one to speak of first; that of the last proposal, or the task's first, if not given.
+        metric: the one to show first; that of the last proposal, or the task's first, if not given.
         orders: expressions to show beside those asked before.
         progress: called as `progress(stage, done, total)`.
 
     Raises:
         OrderscopeError: for a metric that was not recorded, or an expression in `orders` that is wrong.
     """
-    names = metric_names(sim)
+    names = list(sim.metric_names)
     made = proposals(sim.store)
     if metric is not None and metric not in names:
         raise unknown_metric(metric, names)
     if not names:
-        raise OrderscopeError("a run without metrics", "a metric to speak of", "record a task with metrics=")
+        raise OrderscopeError("a run without metrics", "at least one metric", "record a task with metrics=")
     told = _shown([p for p in made if p.facts["metric"] in names])
     first = metric or (told.facts["metric"] if told is not None else names[0])
     names = [first, *(name for name in names if name != first)][:METRICS]
@@ -309,7 +255,8 @@ def _ask(
                 values={n: told[n][0] for n in names},
                 errors={n: told[n][1] for n in names},
                 curves={n: own.reference[n] + along.metrics[n] - own.metrics[n] for n in names},
-                trusted={n: bool(prediction.trusted[i] and prediction.skilled[n]) for n in names},
+                trusted={n: bool(prediction.trusted_in(n)[i]) for n in names},
+                skilled={n: bool(prediction.skilled[n]) for n in names},
                 true=known.get(order.tobytes(), {}),
             )
         )

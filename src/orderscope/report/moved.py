@@ -10,13 +10,18 @@ from matplotlib.figure import Figure
 from orderscope.report.figure import ACCENT, COLORS, GRID, GROUPS, INK, MUTED, bare, drawing, tip
 from orderscope.report.words import short
 
-PARTS, FLOWING = 24, 16  # of an order: drawn one beside the other, and to show where samples went
-MANY = 96  # batches that are drawn one by one where all stay together
+PARTS = 24  # parts of an order that are drawn one beside the other
+FLOWING = 16  # parts between which it is drawn where samples went
+MANY = 96  # most batches that are drawn one by one, where all stay together
 LEAST = 0.01  # share of a part below which nothing is drawn
 
 
 def parts_of(steps: int, most: int = PARTS) -> np.ndarray:
-    """Edges of equal parts of an order.
+    """Edges of parts of an order, of about as many steps each, int64 [parts + 1].
+
+    Args:
+        steps: of the order.
+        most: number of parts, where there are as many steps.
 
     Example:
         >>> parts_of(10, 4).tolist()
@@ -26,13 +31,25 @@ def parts_of(steps: int, most: int = PARTS) -> np.ndarray:
 
 
 def mixture(order: np.ndarray, codes: np.ndarray, groups: int, edges: np.ndarray) -> np.ndarray:
-    """Shares of the groups in each part of an order, [parts, groups]."""
+    """Shares of the groups in each part of an order, [parts, groups].
+
+    Args:
+        order: sample ids, [steps, batch].
+        codes: group of each sample, [samples].
+        groups: number of groups.
+        edges: of the parts, see `parts_of`.
+    """
     counts = [np.bincount(codes[order[a:b]].ravel(), minlength=groups) for a, b in zip(edges, edges[1:], strict=False)]
     return np.array([row / row.sum() for row in counts])
 
 
 def places(order: np.ndarray, samples: int) -> np.ndarray:
-    """Step at which each sample is trained first, not a number where it is not, [samples]."""
+    """Step at which each sample is trained first, not a number where it is not, [samples].
+
+    Args:
+        order: sample ids, [steps, batch].
+        samples: rows of the data set.
+    """
     at = np.full(samples, np.nan)
     steps = np.repeat(np.arange(len(order)), order.shape[1])
     at[order.ravel()[::-1]] = steps[::-1]
@@ -40,7 +57,13 @@ def places(order: np.ndarray, samples: int) -> np.ndarray:
 
 
 def flow(recorded: np.ndarray, proposed: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """Share of each part of the recorded order's samples that a part of the proposed one trains, [parts, parts]."""
+    """Share of each part of the recorded order's samples that a part of the proposed one trains, [parts, parts].
+
+    Args:
+        recorded: sample ids, [steps, batch].
+        proposed: sample ids, [steps, batch].
+        edges: of the parts, see `parts_of`.
+    """
     at = places(proposed, int(max(recorded.max(), proposed.max())) + 1)
     found = np.zeros((len(edges) - 1, len(edges) - 1))
     for i, (a, b) in enumerate(zip(edges, edges[1:], strict=False)):
@@ -51,13 +74,23 @@ def flow(recorded: np.ndarray, proposed: np.ndarray, edges: np.ndarray) -> np.nd
 
 
 def kept_batches(recorded: np.ndarray, proposed: np.ndarray) -> np.ndarray:
-    """For each recorded step the step of the proposed order with the same samples, -1 where there is none, [steps]."""
+    """For each recorded step the step of the proposed order with the same samples, -1 where there is none, [steps].
+
+    Args:
+        recorded: sample ids, [steps, batch].
+        proposed: sample ids, [steps, batch].
+    """
     where = {tuple(sorted(batch)): step for step, batch in enumerate(proposed.tolist())}
     return np.array([where.get(tuple(sorted(batch)), -1) for batch in recorded.tolist()])
 
 
 def words(recorded: np.ndarray, proposed: np.ndarray) -> str:
-    """How far an order is from the recorded one, in a sentence."""
+    """How far a proposed order is from the recorded one, in a sentence.
+
+    Args:
+        recorded: sample ids, [steps, batch].
+        proposed: sample ids, [steps, batch].
+    """
     kept = kept_batches(recorded, proposed)
     if (kept == np.arange(len(kept))).all():
         return "It is the recorded order."

@@ -14,7 +14,7 @@ from orderscope.report.words import short
 from orderscope.text import plain
 
 NOTHING = "nothing to look for"
-MOST_KEPT = 0.8  # of the gain, for a schedule of groups to be named
+MOST_KEPT = 0.8  # share of the gain that a schedule of groups has to keep to be named
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Onward:
 
 
 def onward(material: Material) -> Onward:
-    """The next step for the metric that the page speaks of first."""
+    """The next step for the metric that the page shows first."""
     run, metric = shlex.quote(plain(material.path)), shlex.quote(plain(material.metric))
     name, effect = short(material.metric), material.effects[material.metric]
     if effect.runs < 2:

@@ -48,7 +48,7 @@ def write_report(
     Args:
         sim: the run, with its task where there is one.
         out: the file to write.
-        metric: what the page speaks of first; the task's first metric if not given.
+        metric: the one that the page shows first; the task's first metric if not given.
         orders: expressions to show beside those asked before.
         progress: called as `progress(stage, done, total)`.
 
@@ -69,7 +69,12 @@ def write_report(
 
 
 def render(material: Material, sections: Sequence[Section]) -> str:
-    """The page as text. Every name that comes from a run is escaped, and no character steers whoever shows the page."""
+    """The page as text. Every name that comes from a run is escaped, and no character of it steers a browser.
+
+    Args:
+        material: what the page is about.
+        sections: in the order they are shown.
+    """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("orderscope.report"),
         autoescape=True,

@@ -69,7 +69,12 @@ def order_link(material: Material) -> Markup:
 
 
 def verdict(material: Material, facts: dict[str, Any]) -> str:
-    """What there was to find: of shuffled orders where that was judged, beside the recorded ones."""
+    """What there was for a proposal to find, in words.
+
+    Args:
+        material: what the page is about.
+        facts: of the proposal, see `StoredProposal`.
+    """
     effect = facts.get("effect")
     if not effect or not effect.get("shuffled"):
         return plain(str(facts.get("verdict") or ""))
@@ -85,7 +90,12 @@ def verdict(material: Material, facts: dict[str, Any]) -> str:
 
 
 def words(material: Material, facts: dict[str, Any]) -> str:
-    """What the proposal gains, predicted and true."""
+    """What a proposal gains, predicted and true, in words.
+
+    Args:
+        material: what the page is about.
+        facts: of the proposal, see `StoredProposal`.
+    """
     value, width = figures(facts["predicted"], number_of(facts["error"]))
     said = f"Predicted: {short(facts['metric'])} {value} {width}, {predicted_change(facts)} to the recorded order"
     if facts["confirmed"] is None:

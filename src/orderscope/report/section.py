@@ -8,7 +8,14 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Section:
-    """`name` is its anchor on the page and, with `.html.jinja`, its template; `link` is the title in few words."""
+    """A part of the page.
+
+    Args:
+        name: its anchor on the page and, with `.html.jinja`, its template.
+        title: its heading.
+        link: the title in few words, for the list of sections.
+        values: that the template shows, by name.
+    """
 
     name: str
     title: str

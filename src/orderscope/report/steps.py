@@ -17,7 +17,7 @@ from orderscope.report.words import count, listed, plain, short, two
 from orderscope.studies.step_map import StepErrorMap, rms
 
 HEADER = ("first_step", "last_step", "gradient_error", "without_curvature", "cosine", "effect", "mean_effect", "share")
-SHOWN = 12  # runs that are drawn
+SHOWN = 12  # most runs that are drawn
 
 
 def section(material: Material) -> Section:

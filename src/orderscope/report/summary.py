@@ -7,8 +7,8 @@ from typing import Any
 
 from orderscope.answers.stored import because
 from orderscope.report.gain import change, confirmed, gained
-from orderscope.report.material import PROPOSED, Material, Pairs
-from orderscope.report.truth import agreement
+from orderscope.report.material import PROPOSED, Material
+from orderscope.report.predicted import Pairs
 from orderscope.report.words import count, plain, signed, two
 
 
@@ -49,7 +49,7 @@ def tiles(material: Material) -> list[dict[str, str]]:
     ]  # fmt: skip
     best = _best_pairs(material)
     if best is not None:
-        scores = agreement(best)
+        scores = best.agreement
         if math.isfinite(scores["pearson"]):
             kind = "unseen order" if best.kind == "unseen" else "left-out run"
             value = f"{scores['pearson']:.2f}".replace("-", "−")
@@ -76,8 +76,8 @@ def _trust(material: Material) -> str:
         return "No probes were recorded, so predictions have no error bars and are not to be trusted."
     if not material.skilled[material.metric]:
         return "Predictions of it were no better than a constant on the probes, and are not to be trusted."
-    scores, what = agreement(best), "unseen orders" if best.kind == "unseen" else "true runs, each left out"
-    near = f"a mean error of {two(float(abs(best.predicted - best.true).mean()))}"
+    scores, what = best.agreement, "unseen orders" if best.kind == "unseen" else "true runs, each left out"
+    near = f"a mean error of {two(scores['mae'])}"
     with_correlation = f" and a correlation of {scores['pearson']:.2f}" if math.isfinite(scores["pearson"]) else ""
     return f"Over {len(best.true)} {what}, predictions made without training had {near}{with_correlation}."
 

@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 
 from orderscope.report.download import csv_link
 from orderscope.report.figure import ACCENT, GRID, INK, SURFACE, drawing, tip
-from orderscope.report.material import Material, Pairs
+from orderscope.report.material import Material
+from orderscope.report.predicted import Pairs
 from orderscope.report.section import Section
 from orderscope.report.words import count, figures, short, two
 
@@ -26,27 +27,11 @@ def section(material: Material) -> Section:
     )
 
 
-def agreement(pairs: Pairs) -> dict[str, float]:
-    """Correlation, error as a share of a constant guess's, and share of true values inside their interval.
-
-    Not a number where there are too few values, or no intervals.
-    """
-    error = np.abs(pairs.predicted - pairs.true)
-    spread = np.abs(pairs.true - np.median(pairs.true)).mean()
-    enough = len(pairs.true) > 2 and np.ptp(pairs.true) > 0 and np.ptp(pairs.predicted) > 0
-    known = np.isfinite(pairs.error)
-    return {
-        "pearson": float(np.corrcoef(pairs.predicted, pairs.true)[0, 1]) if enough else math.nan,
-        "mae_ratio": float(error.mean() / spread) if spread > 0 else math.nan,
-        "coverage": float((error <= pairs.error)[known].mean()) if known.any() else math.nan,
-    }
-
-
 def _panel(material: Material, metric: str) -> dict[str, Any]:
     titles = {"probes": "all true runs, each left out", "unseen": "unseen orders, before training"}  # fmt: skip
     rows = []
     for pairs in material.pairs[metric]:
-        found = agreement(pairs)
+        found = pairs.agreement
         rows.append(
             {
                 "kind": titles[pairs.kind],
@@ -84,7 +69,7 @@ def _inside(pairs: Pairs) -> str:
 
 def _words(material: Material, metric: str) -> str:
     best = material.pairs[metric][-1]
-    mean = float(np.abs(best.predicted - best.true).mean())
+    mean = best.agreement["mae"]
     sigma = material.effects[metric].sigma
     what = "unseen orders" if best.kind == "unseen" else "left-out runs"
     share = f", {100 * mean / sigma:.0f} % of σ" if sigma > 0 else ""

@@ -10,7 +10,12 @@ LONGEST = 48
 
 
 def short(text: str, longest: int = LONGEST) -> str:
-    """Plain text, its middle left out where it is too long for a figure or a table."""
+    """Plain text on one line, its middle left out where it is too long.
+
+    Args:
+        text: of any length.
+        longest: characters that are kept.
+    """
     text = plain(text)
     if len(text) <= longest:
         return text
@@ -22,6 +27,10 @@ def figures(value: float, error: float) -> tuple[str, str]:
     """A value and its error with as many decimals as give the error two figures: ("2.5130", "±0.0062").
 
     Where there is no error the value has five figures.
+
+    Args:
+        value: a number.
+        error: half-width of its interval; not finite where there is none.
     """
     if not (math.isfinite(value) and math.isfinite(error) and error > 0):
         return f"{value:.5g}", "±0" if error == 0 else "none"
@@ -30,7 +39,12 @@ def figures(value: float, error: float) -> tuple[str, str]:
 
 
 def signed(value: float, error: float) -> str:
-    """A difference with its sign, to the same decimals as `figures` gives; a true minus."""
+    """A difference with its sign, to the decimals that `figures` gives; its minus is the typographic one.
+
+    Args:
+        value: the difference.
+        error: half-width of its interval; not finite where there is none.
+    """
     text = f"{value:+.{_decimals(error)}f}" if math.isfinite(error) and error > 0 else f"{value:+.2g}"
     return text.replace("-", "−")
 

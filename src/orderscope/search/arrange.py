@@ -41,7 +41,13 @@ def moved(perm: np.ndarray, first: int, length: int, to: int) -> np.ndarray:
 
 
 def neighbour(perm: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A random swap, move of one entry, or move of a block of up to a quarter, with equal chances."""
+    """A permutation with a random change: a swap, a move of one entry, or a move of a block of up to a quarter, with
+    equal chances.
+
+    Args:
+        perm: a permutation, int64 [n].
+        rng: random numbers.
+    """
     steps = len(perm)
     if steps < 2:
         return perm.copy()

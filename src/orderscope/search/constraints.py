@@ -17,7 +17,12 @@ ROUNDS, TRIED = 400, 256
 
 @dataclass(frozen=True)
 class After:
-    """No sample of a group is trained on before a step."""
+    """No sample of a group is trained on before a step.
+
+    Args:
+        group: its name.
+        step: position in the order, from 0.
+    """
 
     group: str
     step: int
@@ -25,7 +30,12 @@ class After:
 
 @dataclass(frozen=True)
 class Before:
-    """No sample of a group is trained on from a step on."""
+    """No sample of a group is trained on from a step on.
+
+    Args:
+        group: its name.
+        step: position in the order, from 0.
+    """
 
     group: str
     step: int
@@ -33,7 +43,14 @@ class Before:
 
 @dataclass(frozen=True)
 class Share:
-    """In any `window` consecutive steps a group has at least and at most these shares of the samples."""
+    """A group has some share of the samples in any consecutive steps.
+
+    Args:
+        group: its name.
+        least: smallest share of the samples.
+        most: largest share of the samples.
+        window: number of consecutive steps.
+    """
 
     group: str
     least: float = 0.0

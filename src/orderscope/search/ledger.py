@@ -47,7 +47,19 @@ class Spent(Exception):
 
 @dataclass(frozen=True)
 class Entry:
-    """One scored order: its numbers as in `Told`, its bound as in `Scores`, and the strategy that found it first."""
+    """One scored order.
+
+    Args:
+        order: sample ids, [steps, batch].
+        value: its score as in `Told`; lower is better.
+        error: half-width of the interval around it, as in `Told`.
+        bound: what it is compared by, as in `Scores`.
+        by: the strategy that found it first.
+        metrics: of the order, [metrics].
+        spread: standard error of the score over the searched rows.
+        apart: its score on rows that are set apart to confirm on.
+        apart_error: half-width of the interval around that.
+    """
 
     order: np.ndarray
     value: float
@@ -99,9 +111,14 @@ class Ledger:
         return time.perf_counter() > self.deadline
 
     def __call__(self, orders: np.ndarray, by: Sequence[str], *, most: int | None = None) -> Scores:
-        """Scores of orders [n, steps, batch] found by these strategies [n]; new ones are charged to the budget.
+        """Scores of some orders; new ones are charged to the budget.
 
         Those past the budget, the time, or `most` new ones come back as infinite.
+
+        Args:
+            orders: sample ids, [n, steps, batch].
+            by: the strategy that found each, [n].
+            most: new orders that may be scored; as many as the budget has if not given.
 
         Raises:
             Spent: nothing could be scored.
@@ -171,10 +188,14 @@ class Ledger:
         return np.array([steps.pop(0) for steps in found if steps]) if all(found) else None
 
     def checked(self, orders: np.ndarray, by: str) -> np.ndarray:
-        """What strategy `by` yielded, as int64 [n, steps, batch].
+        """Orders that a strategy yielded, as int64 [n, steps, batch].
+
+        Args:
+            orders: as it yielded them.
+            by: its name.
 
         Raises:
-            OrderscopeError: some of it is no rearrangement of the reference.
+            OrderscopeError: one of them is no rearrangement of the reference.
         """
         orders = np.asarray(orders)
         orders = orders[None] if orders.ndim == 2 else orders

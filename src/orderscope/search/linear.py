@@ -147,7 +147,12 @@ def _many(effects: Effects) -> int:
 
 
 def assigned(effects: Effects, costs: np.ndarray) -> np.ndarray:
-    """The arrangement of the base's items with the least sum of costs [steps, items]: a linear assignment."""
+    """The arrangement of the base's items with the least sum of costs: a linear assignment.
+
+    Args:
+        effects: the quadratic model around a base order.
+        costs: of each item at each position, [steps, items].
+    """
     rows, columns = linear_sum_assignment(costs[effects.positions][:, effects.base])
     out = np.empty_like(effects.base)
     out[rows] = effects.base[columns]
@@ -160,6 +165,10 @@ def conditional_gradient(effects: Effects, rounds: int = 8) -> list[np.ndarray]:
     Minimises the quadratic over mixtures of arrangements: each round solves the assignment for the gradient where it
     stands and goes the best way towards that corner.
     Source: Frank and Wolfe, "An algorithm for quadratic programming", 1956.
+
+    Args:
+        effects: the quadratic model around a base order.
+        rounds: most rounds.
     """
     at, base = effects.positions, effects.base
     z = np.zeros(effects.curved.shape[2])

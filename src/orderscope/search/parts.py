@@ -119,7 +119,13 @@ class Part:
     missed: Missed | None = None
 
     def pushed(self, theta: Tensor, name: str, without: Sequence[str] | None = None) -> np.ndarray | None:
-        """What the errors of the left-out runs' weights would do to a loss at weights [n, m], [n, runs]."""
+        """What the errors of the left-out runs' weights would do to a loss, [n, runs].
+
+        Args:
+            theta: weights on the carried coordinates, [n, m].
+            name: of the loss.
+            without: for each row a run whose states are not to be used.
+        """
         return None if self.missed is None else self.held_out.pushed(theta, name, self.missed, without)
 
 
@@ -322,6 +328,11 @@ def _calibrations(sim: Simulator, part: Part) -> dict[str, Calibration]:
 
 def checked_confirming(task: Task, names: Sequence[str], confirming: Any) -> dict[str, Any]:
     """Another data set to confirm on, by metric.
+
+    Args:
+        task: what is trained.
+        names: metrics of the search.
+        confirming: a data set, or metric -> data set.
 
     Raises:
         OrderscopeError: it is none, is empty, or lacks a metric of the search.

@@ -22,7 +22,15 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Found:
-    """An order with its score; lower is better."""
+    """An order with its score; lower is better.
+
+    Args:
+        strategy: that found it.
+        order: sample ids, [steps, batch].
+        value: its score.
+        error: half-width of the interval around it.
+        spread: standard error of the score over the searched rows.
+    """
 
     strategy: Strategy
     order: np.ndarray
@@ -37,7 +45,15 @@ class Found:
 
 @dataclass
 class Asked:
-    """A strategy at work: it is asked for orders, and told their scores."""
+    """A strategy at work: it yields orders, and is sent their scores.
+
+    Args:
+        strategy: the strategy.
+        asking: the generator that yields orders.
+        rng: its random numbers.
+        orders: what it yielded last, [n, steps, batch].
+        bounds: the best bound after each of its rounds.
+    """
 
     strategy: Strategy
     asking: Orders

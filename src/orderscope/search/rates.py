@@ -244,7 +244,12 @@ def neighbours_of(best: Schedule, recorded: np.ndarray, rng: np.random.Generator
 
 
 def with_rates(task: Task, rates: Any) -> Task:
-    """The task with its learning rates replaced: [steps] or [steps, groups], read as `Simulator.predict` does."""
+    """A task with its learning rates replaced.
+
+    Args:
+        task: what is trained.
+        rates: [steps] or [steps, groups], as `Simulator.predict` takes them.
+    """
     own = own_hyper(task)
     hyper = own | {"lr": group_rates(rates, own["lr"], 1)[0]}
     return replace(task, scheduler=lambda optimizer: RecordedSchedule(optimizer, hyper))

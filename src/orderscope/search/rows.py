@@ -62,7 +62,12 @@ class Simple:
 
 
 def rank(row: Row, sign: float) -> float:
-    """What rows are sorted by: the true value, else the bound."""
+    """What rows are sorted by: the true value where it is known, else the bound; lower is better.
+
+    Args:
+        row: an order's scores.
+        sign: 1 where lower is better, -1 where higher is.
+    """
     if row.confirmed is not None:
         return sign * row.confirmed
     return float(Scores(np.array(sign * row.predicted), np.array(row.error)).bound)

@@ -87,8 +87,13 @@ class Setting:
         return Samples(self.sim)
 
     def signal(self, name: str, by: str) -> np.ndarray | None:
-        """A number about every sample that strategy `by` goes by, [samples]; None, and a note, where this task has no
-        such number or all samples have the same."""
+        """A number about every sample, [samples]; None, and a note, where this task has no such number or all samples
+        have the same.
+
+        Args:
+            name: of the signal.
+            by: strategy that uses it, for the note.
+        """
         values = getattr(self.samples, name)()
         if values is None:
             self.note(f"{by}: this task's samples have no {name.replace('_', ' ')}")

@@ -20,6 +20,10 @@ def influences(window: Window, expansion: Expansion) -> np.ndarray:
     preconditioner and g_u the batch's mean gradient over the anchors. The less, the better the batch.
 
     Source: Pruthi et al., "Estimating training data influence by tracing gradient descent", 2020.
+
+    Args:
+        window: the run, ready to be replayed.
+        expansion: of the metric around the end of the reference run.
     """
     mean, scale = _mean_gradients(window)
     return -(mean @ (scale * expansion.gradient)).double().numpy()
@@ -30,6 +34,10 @@ def impulse_order(window: Window, expansion: Expansion) -> np.ndarray:
 
     With the preconditioner D frozen and curvature left out, a batch at position k changes the metric by -w_k a . D g_u,
     a the metric's gradient. So the largest a . D g_u goes where w_k is largest: a sort.
+
+    Args:
+        window: the run, ready to be replayed.
+        expansion: of the metric around the end of the reference run.
     """
     _, scale = _mean_gradients(window)
     found = impulses(window.dynamics, scale.expand(window.steps, -1), expansion.gradient).gradients
@@ -46,6 +54,10 @@ def brackets(window: Window, expansion: Expansion) -> np.ndarray:
     preconditioner D, in units of the squared learning rate, a . D (C_v D g_u - C_u D g_v). Negative: u first.
 
     Source: the Lie-bracket tournament of data sources, arXiv 2606.24993.
+
+    Args:
+        window: the run, ready to be replayed.
+        expansion: of the metric around the end of the reference run.
     """
     mean, scale = _mean_gradients(window)
     moved = mean * scale

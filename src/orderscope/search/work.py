@@ -34,7 +34,16 @@ PARTS = ("confirming", "searched")
 
 
 class Work:
-    """What a proposal is made with: the simulator, the two parts of the rows, and what was trained so far."""
+    """What a proposal is made with: the simulator, the two parts of the rows, and what was trained so far.
+
+    Args:
+        sim: the run, opened.
+        asked: what is searched for.
+        share: of the held-out rows that the search sees.
+        confirming: metric -> another data set to confirm on, or None.
+        seed: of the random numbers.
+        progress: called as `progress(stage, done, total)`.
+    """
 
     def __init__(
         self,
@@ -208,7 +217,13 @@ class Work:
         ledger.know(order, float(objective.value(here)), by, row, se, float(objective.value(apart)))
 
     def on(self, own: Trained, objective: Objective, part: str) -> dict[str, float]:
-        """True metrics on a part of the rows, name -> value; those without rows as they are."""
+        """True metrics on a part of the rows, name -> value; metrics that are no means over rows as they are.
+
+        Args:
+            own: the order's true metrics and losses.
+            objective: what is searched for.
+            part: "searched" or "confirming".
+        """
         if self.seen is None:
             return {name: own.metrics[name] for name in objective.names}
         found = {}
@@ -223,7 +238,12 @@ class Work:
         return found
 
     def confirm(self, orders: list[np.ndarray], *, quiet: bool = False) -> None:
-        """Train orders that are not known yet."""
+        """Train those orders whose truth is not known yet.
+
+        Args:
+            orders: sample ids, [steps, batch] each.
+            quiet: whether no progress is reported.
+        """
         task = self.sim.task
         new = [order for order in orders if order.tobytes() not in self.true]
         if task is None or not new:
@@ -233,6 +253,12 @@ class Work:
         self.trained += len(found)
 
     def row(self, portfolio: Portfolio, found: Found) -> Row:
+        """An order's scores on all parts of the rows, predicted and true.
+
+        Args:
+            portfolio: that found it.
+            found: the order.
+        """
         ledger, objective = portfolio.setting.ledger, self.asked.objective
         entry, own = ledger.entry(found.order), self.true.get(found.order.tobytes())
         apart, apart_error = (found.value, found.error) if entry is None else (entry.apart, entry.apart_error)
@@ -313,7 +339,13 @@ class Work:
         return worse, rank(row, objective.sign) + PENALTY * (width or 0.0)
 
     def simple(self, portfolio: Portfolio, best: Row, train: bool) -> Simple | None:
-        """The schedule of groups nearest to the best order, and what it keeps of its gain."""
+        """The schedule of groups nearest to the best order, and what it keeps of its gain; None where there is none.
+
+        Args:
+            portfolio: that found the order.
+            best: the order.
+            train: whether the schedule is trained to confirm it.
+        """
         sim, objective = self.sim, self.asked.objective
         codes, names = sim.window.group_codes, sim.description["group_names"]
         schedule = nearest_schedule(best.order, codes, names)
@@ -347,7 +379,12 @@ class Work:
 
 def fitted(sim: Simulator, objective: Objective) -> None:
     """Fit calibrations before the search: they are not charged to the first strategy, and what is added to the run
-    meanwhile does not mix with what was read of it."""
+    meanwhile does not mix with what was read of it.
+
+    Args:
+        sim: the run, opened.
+        objective: what is searched for.
+    """
     for name in objective.names:
         sim.calibration[name]
     _ = sim.run_orders, sim.run_truth

@@ -65,8 +65,16 @@ class ProxyEstimator:
     def __call__(
         self, orders: np.ndarray, names: tuple[str, ...], rates: np.ndarray | None
     ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """Values and errors by metric, [n] each. `rates`: learning rates instead of the recorded ones,
-        [n, steps, groups]."""
+        """Estimates by the proxy, each order trained on some samples of each batch.
+
+        Args:
+            orders: sample ids, [n, steps, batch].
+            names: metrics.
+            rates: learning rates instead of the recorded ones, [n, steps, groups]; None for those.
+
+        Returns:
+            Values and errors by metric, [n] each.
+        """
         values, theta = self._trained(orders, names, rates)
         at, told, errors = self._bearing(theta, orders), {}, {}
         for name in names:

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from orderscope.errors import OrderscopeError
 from orderscope.simulation.simulator import Simulator
-from orderscope.store import RunStore
+from orderscope.store import RunStore, add_if_possible
 from orderscope.store.names import FURTHER
 
 PREFIX = "foretold/"
-BLOCK = 8
+BLOCK = 8  # orders that are predicted between two reports of progress
 
 
 @dataclass(frozen=True)
@@ -45,8 +43,8 @@ def foretell(
 ) -> Foretold:
     """Predict all metrics of orders that are about to be trained, and keep that in the run, where it can be written to.
 
-    What was foretold once is told again. For an order that is part of the run already, with nothing foretold, it is
-    what the calibration says of it: a prediction without the run's own states.
+    What was predicted once is not predicted again. For an order that is part of the run already, and was not predicted
+    before, it is what the calibration says of it: a prediction without the run's own states.
 
     Args:
         sim: the run, opened.
@@ -55,7 +53,7 @@ def foretell(
         keep: whether to write it down; not needed where nothing will be trained.
         progress: called as `progress(done, total)`.
     """
-    names = [name for name in sim.description["metric_names"] if name in sim.metric_names]
+    names = list(sim.metric_names)
     with RunStore.open(sim.path) as store:
         known = stored(store)
     new = [order for order in orders if set(names) - set(known.get(order.tobytes(), {}))]
@@ -100,19 +98,17 @@ def _left_out(sim: Simulator, order: np.ndarray, names: Sequence[str]) -> dict[s
 def _keep(
     sim: Simulator, orders: list[np.ndarray], found: dict[bytes, dict[str, tuple[float, float]]], names: Sequence[str]
 ) -> bool:
-    if not Path(sim.path).is_dir():
-        return False
     rows = [found[order.tobytes()] for order in orders]
     parts = {
         part: {name: [row[name][k] if np.isfinite(row[name][k]) else None for row in rows] for name in names}
         for k, part in enumerate(("predicted", "error"))
     }
-    try:
-        with RunStore.create(sim.path) as store:
-            store.write(f"{PREFIX}{len(store.names(PREFIX)):03d}", {"order": np.stack(orders)}, parts)
-    except (OrderscopeError, OSError):  # being written, not to be written, or full
-        return False
-    return True
+
+    def write(store: RunStore) -> bool:
+        store.write(f"{PREFIX}{len(store.names(PREFIX)):03d}", {"order": np.stack(orders)}, parts)
+        return True
+
+    return add_if_possible(sim.path, write) is not None
 
 
 def _number(value: float | None) -> float:

@@ -35,11 +35,26 @@ class Prediction:
     cost: float = 0.0
 
     def detectable(self, metric: str) -> np.ndarray:
-        """Whether the difference to the reference is larger than its error, bool [n]. One that is predicted, not known,
-        counts for nothing where estimates are no better than a constant."""
-        error = self.error[metric]
-        told = (error == 0) | self.skilled[metric]
-        return told & (np.abs(self.metrics[metric] - self.reference[metric]) > error)
+        """Whether the difference to the reference is larger than its error, bool [n]; see the function `detectable`."""
+        difference = self.metrics[metric] - self.reference[metric]
+        return np.asarray(detectable(difference, self.error[metric], self.skilled[metric]))
+
+    def trusted_in(self, metric: str) -> np.ndarray:
+        """Whether an order's estimate in this metric is to be trusted, bool [n]: the order is (see `trusted`), and
+        estimates of the metric are better than a constant."""
+        return self.trusted & self.skilled[metric]
+
+
+def detectable(difference: np.ndarray | float, error: np.ndarray | float, skilled: bool) -> np.ndarray | bool:
+    """Whether an effect is larger than its error. A predicted one does not count where estimates are no better than a
+    constant; a known one, of error 0, always counts.
+
+    Args:
+        difference: of the metric to the reference order's.
+        error: half-width of its 90 % interval; 0 where the value is known, not predicted.
+        skilled: whether estimates of the metric are better than a constant.
+    """
+    return ((error == 0) | skilled) & (np.abs(difference) > error)
 
 
 @dataclass(frozen=True)

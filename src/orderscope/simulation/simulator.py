@@ -1,13 +1,8 @@
-"""Ask a recorded run: what would the final model have been under another order?
-
-Past 400 lines: one object, whose cached parts (window, known states, calibrations) every question shares.
-"""
+"""Ask a recorded run: what would the final model have been under another order?"""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -15,33 +10,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from orderscope.engine import Batches, HeldOut, Replayed, Window, replay, units_of
+from orderscope.engine import Replayed
+from orderscope.engine.at_once import at_once
 from orderscope.engine.calibration import Bearing, Calibration, directions, errs_less, fit_calibration
-from orderscope.engine.completed import KnownStates, completed, held_bytes, known_states
+from orderscope.engine.completed import completed
 from orderscope.engine.held_out import Missed
-from orderscope.engine.left_out import LeftOut
-from orderscope.engine.loading import load_held_out, load_left_out, load_window, table_number
 from orderscope.engine.metrics import MetricModel, evaluated
 from orderscope.engine.threads import one_thread
 from orderscope.errors import OrderscopeError, unknown_metric
 from orderscope.orders.checks import check_order, check_orders
+from orderscope.simulation.along import along
+from orderscope.simulation.calibrations import Calibrations
 from orderscope.simulation.effort import ProxyEstimator
+from orderscope.simulation.opened import OpenedRun
 from orderscope.simulation.prediction import Prediction, Trajectory
-from orderscope.sketching import SketchPlan, require_probes
-from orderscope.store import RunStore
-from orderscope.store.names import FURTHER, REFERENCE, TASK_SHARD
-from orderscope.task import Task
+from orderscope.simulation.trusted import few_replaced, near_anchors, regrouped_as_recorded, telling
+from orderscope.store.names import REFERENCE
 from orderscope.task.hyper import group_rates
-from orderscope.training import load_run, require_recorded, true_runs
-
-BLOCK_BYTES = 1 << 28
-FARTHER = 1.5  # orders are trusted up to so many times as far outside the anchors' span as the farthest left-out run
-# Largest share of the samples that an order may replace, and for the proxy of the batches that it may regroup, and
-# still be trusted: left-out runs have none.
-REPLACED = 0.1
+from orderscope.training import load_run
 
 
-class Simulator:
+class Simulator(OpenedRun):
     """Estimates for any order of a recorded run.
 
     Args:
@@ -49,7 +38,7 @@ class Simulator:
         task: the recorded task; needed where metrics that are no held-out losses are asked, where held-out losses are
             asked with `precise`, and to train.
         device: where orders are replayed, for instance "cuda"; the CPU if not given. Only replays are done there: the
-            metrics and what is asked of the simulator stay where they are.
+            metrics are computed on the CPU, and so are results.
 
     Attributes:
         progress: where set, called as `progress(stage, done, total)` while the real model is run.
@@ -59,115 +48,6 @@ class Simulator:
         IncompleteRun: record or sketch is not finished.
         DamagedRun: a file is not what was written.
     """
-
-    def __init__(
-        self,
-        path: str | os.PathLike[str],
-        task: Task | None = None,
-        *,
-        device: str | torch.device | None = None,
-    ) -> None:
-        self.store = RunStore.open(path)
-        self.path, self.task, self.device = path, task, _usable_device(device)
-        if task is not None:
-            require_recorded(task, self.store)
-        self.plan = SketchPlan.read(self.store)
-        require_probes(self.store, self.plan)
-        self.window = load_window(self.store)
-        self.description = self.store.attrs(TASK_SHARD)
-        self.progress: Callable[[str, int, int], None] | None = None
-        self._batches = Batches(self.window.order)
-        self._proxies: dict[int, ProxyEstimator] = {}
-        self._reference = load_run(self.store, REFERENCE, gradients=False).metrics[-1]
-
-    @property
-    def order(self) -> np.ndarray:
-        """The reference order, int64 [steps, batch]."""
-        return self.window.order
-
-    @property
-    def reference(self) -> dict[str, float]:
-        """The recorded final metrics of the reference order."""
-        return self._reference
-
-    @cached_property
-    def held_out(self) -> HeldOut | None:
-        """What held-out losses are told by; None where there are none."""
-        return load_held_out(self.store, self.window)
-
-    @cached_property
-    def left_out(self) -> LeftOut:
-        """The true runs under other orders, predicted as if they had not been trained."""
-        return load_left_out(self.store, self.window, self.held_out)
-
-    @cached_property
-    def runs(self) -> tuple[str, ...]:
-        """Names of the true runs under other orders, the probes and what was trained since."""
-        if table_number(self.store) is None:
-            return tuple(run for run in true_runs(self.store) if run != REFERENCE)
-        return self.left_out.runs
-
-    @cached_property
-    def _run_files(self) -> list[Any]:
-        return [load_run(self.store, run, gradients=False) for run in self.runs]
-
-    @cached_property
-    def run_orders(self) -> np.ndarray:
-        """Their orders, [runs, steps, batch]."""
-        return np.array([run.order for run in self._run_files], dtype=np.int64).reshape(
-            len(self.runs), *self.order.shape
-        )
-
-    @cached_property
-    def run_truth(self) -> dict[str, np.ndarray]:
-        """Their true final metrics, name -> [runs]."""
-        return {n: np.array([run.metrics[-1][n] for run in self._run_files], dtype=np.float64) for n in self.reference}
-
-    @cached_property
-    def probes(self) -> tuple[str, ...]:
-        """Names of the runs under orders that were drawn to be recorded."""
-        return tuple(run for run in self.runs if not run.startswith(FURTHER))
-
-    @cached_property
-    def probe_orders(self) -> np.ndarray:
-        """Their orders, [probes, steps, batch]."""
-        return self.run_orders[[self.runs.index(probe) for probe in self.probes]]
-
-    @cached_property
-    def truth(self) -> dict[str, np.ndarray]:
-        """True final metrics of the probes, name -> [probes]."""
-        rows = [self.runs.index(probe) for probe in self.probes]
-        return {name: values[rows] for name, values in self.run_truth.items()}
-
-    @property
-    def losses(self) -> tuple[str, ...]:
-        """Metrics that are held-out losses, told without the model."""
-        return () if self.held_out is None else self.held_out.names
-
-    @property
-    def metric_names(self) -> tuple[str, ...]:
-        """Metrics that can be asked."""
-        return self.losses if self._by is None else tuple(self.reference)
-
-    @property
-    def exact(self) -> bool:
-        """Whether all coordinates are carried, so that the real model can be run at estimated weights."""
-        return self.plan.carried == self.plan.size
-
-    @property
-    def eps(self) -> float:
-        """Machine epsilon of the weights, and so of the metrics."""
-        return torch.finfo(self.window.final.dtype).eps
-
-    @property
-    def _by(self) -> str | None:
-        """How the real model can be run at estimated weights, or near them; None where it cannot."""
-        if self.task is None:
-            return None
-        if self.exact:
-            return "evaluated"
-        states = len(self.plan.anchors) + len(self.runs)
-        return "completed" if held_bytes(states, self.plan.size, self.task.layout.dtype.itemsize) else None
 
     def _real(self, without: Sequence[str] | None = None, each: Callable[[], None] | None = None) -> MetricModel:
         """The real model at estimated weights.
@@ -211,17 +91,16 @@ class Simulator:
         return found | (self._real(without, self._evaluations(real, len(theta)))(theta, real) if real else {})
 
     @cached_property
-    def _known(self) -> KnownStates:
-        return known_states(self.store, self.plan)
-
-    @cached_property
     def calibration(self) -> Mapping[str, Calibration]:
         """By metric, fitted on every true run predicted without its own anchors when it is first asked for."""
-        return _Calibrations(self, precise=False)
+        return self._calibrations(precise=False)
 
     @cached_property
     def _precise(self) -> Mapping[str, Calibration]:
-        return _Calibrations(self, precise=True)
+        return self._calibrations(precise=True)
+
+    def _calibrations(self, *, precise: bool) -> Mapping[str, Calibration]:
+        return Calibrations(lambda: self.losses or self.metric_names, lambda name: self._calibrated(name, precise))
 
     def _calibrated(self, name: str, precise: bool) -> Calibration:
         out = self.left_out
@@ -295,7 +174,7 @@ class Simulator:
             metrics: names to estimate; by default the held-out losses, which need no model. Another metric runs the
                 real model once an order, and once for each true run when it is first asked for.
             allow_other_samples: accept orders that are not rearrangements of the recorded samples.
-            precise: tell held-out losses by the real model too; needs the task.
+            precise: compute held-out losses by the real model too; needs the task.
 
         Raises:
             OrderscopeError: for orders, learning rates, metrics or an estimator that do not fit.
@@ -305,7 +184,9 @@ class Simulator:
         proxy = self._proxy(effort) if estimator in ("proxy", "auto") else None
         if proxy is None and effort is not None:
             raise OrderscopeError(
-                f"effort={effort!r} for the estimator {estimator!r}", "it with proxy or auto", "leave out effort="
+                f"effort={effort!r} for the estimator {estimator!r}",
+                "effort= with the estimators proxy and auto only",
+                "leave out effort=",
             )
         names = self._names(metrics, self.metric_names if proxy is None else tuple(self.reference))
         rates = self._rates(lr, len(checked))
@@ -328,18 +209,18 @@ class Simulator:
             values, errors, outside, new = self._estimated(checked, names, rates, precise, calibration)
         if rates is None:
             self._tell_truth(checked, values, errors, outside)
-        near = self._inside(outside) if estimator == "carried" else self._as_recorded(checked)
+        if estimator == "carried":
+            near = near_anchors(outside, self.calibration.values())
+        else:
+            near = regrouped_as_recorded(self.regrouped(checked), self.regrouped(self.run_orders))
         if allow_other_samples:
-            near &= self._replaced(checked) <= REPLACED
+            near &= few_replaced(checked, self.order)
         skilled = {name: calibration[name].skilled for name in names}
         finite = np.all([np.isfinite(v) for v in values.values()], axis=0)
-        telling = np.any(
-            [skilled[n] & calibration[n].holds(new) & (errors[n] <= calibration[n].guess) for n in names], axis=0
-        )
         return Prediction(
             metrics=values,
             error=errors,
-            trusted=near & finite & telling,
+            trusted=near & finite & telling(errors, calibration, new),
             reference={name: self.reference[name] for name in names},
             sigma_order={name: self.sigma_order(name) for name in names},
             skilled=skilled,
@@ -348,13 +229,17 @@ class Simulator:
             cost=0.0 if proxy is None else proxy.spent - spent,
         )
 
+    @cached_property
+    def _proxies(self) -> dict[int, ProxyEstimator]:
+        return {}
+
     def _proxy(self, effort: float | None) -> ProxyEstimator:
         """The proxy at an effort, made once for each number of samples."""
         made = ProxyEstimator(self, effort)
         return self._proxies.setdefault(made.count, made)
 
     def _better(self, proxy: ProxyEstimator, names: tuple[str, ...], calibration: Mapping[str, Calibration]) -> bool:
-        """Whether the proxy is worth its price for these metrics, or they cannot be told without it."""
+        """Whether the proxy is worth its price for these metrics, or they cannot be predicted without it."""
         if not set(names) <= set(self.metric_names):
             return True
         return errs_less([proxy.calibration(name) for name in names], [calibration[name] for name in names])
@@ -412,7 +297,7 @@ class Simulator:
         checked = self._checked(order, False)
         replayed = self.replay_of(checked, lr=self._rates(lr, 1), snapshots=steps.tolist())
         rows = torch.stack([replayed.snapshots[int(s)][0] for s in steps])  # [k, m]
-        raw, at, values = self._along(rows, steps, names), self.bearing(replayed), {}
+        raw, at, values = along(self, rows, steps, names), self.bearing(replayed), {}
         for name, found in raw.items():
             shift = self.calibration[name].apply(found[-1:], at)[0][0] - found[-1]
             values[name] = found + shift * steps / steps[-1]
@@ -422,62 +307,18 @@ class Simulator:
             reference={n: np.array([m[n] for m in reference.metrics]) for n in names},
         )
 
-    def _along(self, rows: Tensor, steps: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
-        """Metrics at weights [k, m] after these steps: held-out losses around the reference run's state there."""
-        found = self.metric_model(rows, names)
-        shard = f"sketch/known/{REFERENCE}"
-        if self.held_out is None or shard not in self.store:
-            return found
-        run, take = load_run(self.store, REFERENCE, gradients=False), self.plan.coordinates.indices
-        theta = run.theta(take)
-        for name in names:
-            if name not in self.losses:
-                continue
-            expansion = self.held_out.expansion(name)
-            slopes = torch.from_numpy(self.store.map(shard, f"slope:{name}"))
-            slopes = (slopes.view(torch.bfloat16) if slopes.dtype == torch.uint16 else slopes).to(rows.dtype)
-            for k in range(len(steps) - 1):
-                own = slopes[k] if take is None else slopes[k][take]
-                there = replace(expansion, center=theta[k], value=run.metrics[k][name],
-                                gradient=own * self.held_out.weight)  # fmt: skip
-                found[name][k] = float(there(rows[k]))
-        return found
-
-    def sigma_order(self, metric: str) -> float:
-        """Standard deviation of the metric over reference and probes: how much order matters here."""
-        values = np.append(self.truth[metric], self.reference[metric]) if self.probes else np.zeros(2)
-        return float(values.std(ddof=1))
-
     def scores(self, orders: np.ndarray, metrics: Sequence[str]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """Values and errors of some of many orders, name -> [n], as `predict` has them, without its checks."""
-        values, errors, *_ = self._estimated(orders, tuple(metrics), None, False, self.calibration, more=True)
-        return values, errors
-
-    @cached_property
-    def _replayed_window(self) -> Window:
-        return self.on_device(self.window)
-
-    def on_device(self, window: Window) -> Window:
-        """A window where orders are replayed."""
-        return window if self.device.type == "cpu" else window.to(self.device)
-
-    def replay_of(self, orders: np.ndarray, **options: Any) -> Replayed:
-        """Replays of orders [n, steps, batch] on all carried coordinates, done on the simulator's device and brought
-        back to the CPU; the final weights drawn towards the recorded runs' last states, see `HeldOut.drawn`.
+        """Values and errors as `predict` has them, without its checks: for searches, which score many orders.
 
         Args:
-            orders: sample ids, [n, steps, batch].
-            options: of `orderscope.engine.replay`.
+            orders: sample ids, int64 [n, steps, batch], checked.
+            metrics: names.
+
+        Returns:
+            Values and errors by name, [n] each.
         """
-        units = units_of(self.window, self._batches, orders)
-        with one_thread():
-            found = replay(self._replayed_window, units, **options).cpu()
-            if self.held_out is None or self.left_out.kept == 1:
-                return found
-            theta, last = self.held_out.drawn(found.theta, self.left_out.kept), self.window.steps
-            return replace(
-                found, theta=theta, snapshots=found.snapshots | ({last: theta} if last in found.snapshots else {})
-            )
+        values, errors, *_ = self._estimated(orders, tuple(metrics), None, False, self.calibration, more=True)
+        return values, errors
 
     def _estimated(
         self,
@@ -493,7 +334,7 @@ class Simulator:
         errors: dict[str, list[np.ndarray]] = {name: [] for name in names}
         outside: list[np.ndarray] = []
         new: list[np.ndarray] = []
-        for rows in self._blocks(len(orders), self.window.coords):
+        for rows in at_once(len(orders), self.window.coords):
             replayed = self.replay_of(orders[rows], lr=None if rates is None else rates[rows], more=more)
             with one_thread():
                 raw, at = self.metric_model(replayed.theta, names, precise=precise), self.bearing(replayed)
@@ -506,31 +347,6 @@ class Simulator:
             new.append(at.regrouped)
         joined = [{n: np.concatenate(parts) for n, parts in told.items()} for told in (values, errors)]
         return joined[0], joined[1], np.concatenate(outside), np.concatenate(new)
-
-    def _blocks(self, count: int, numbers: int) -> list[slice]:
-        """Orders at once: about six vectors of `numbers` float32 each within `BLOCK_BYTES`."""
-        block = max(1, BLOCK_BYTES // (numbers * 4 * 6))
-        return [slice(start, min(start + block, count)) for start in range(0, count, block)]
-
-    def _inside(self, outside: np.ndarray) -> np.ndarray:
-        seen = [c.farthest for c in self.calibration.values() if c.farthest > 0]
-        return outside <= FARTHER * max(seen) if seen else np.zeros(len(outside), dtype=bool)
-
-    def regrouped(self, orders: np.ndarray) -> np.ndarray:
-        """Share of an order's batches that were not recorded, [n]."""
-        return (self._batches.index(orders)[0] >= self.window.units).mean(1)
-
-    def _as_recorded(self, orders: np.ndarray) -> np.ndarray:
-        """Whether no larger share of an order's batches is regrouped than true runs tell of, bool [n]."""
-        return self.regrouped(orders) <= max(REPLACED, *self.regrouped(self.run_orders), 0)
-
-    def _replaced(self, orders: np.ndarray) -> np.ndarray:
-        """Share of the recorded samples that others stand in for, [n]."""
-        recorded = self._counts(self.order)
-        return np.array([np.maximum(recorded - self._counts(o), 0).sum() for o in orders]) / self.order.size
-
-    def _counts(self, order: np.ndarray) -> np.ndarray:
-        return np.bincount(order.ravel(), minlength=self.description["samples"])
 
     def _checked(self, orders: Any, allow_other_samples: bool) -> np.ndarray:
         samples = self.description["samples"]
@@ -572,34 +388,3 @@ class Simulator:
             estimator=estimator,
             cost=cost,
         )
-
-
-class _Calibrations(Mapping[str, Calibration]):
-    """Calibrations by metric, each fitted when it is first asked for."""
-
-    def __init__(self, sim: Simulator, *, precise: bool) -> None:
-        self._sim, self._by_precise, self._fitted = sim, precise, dict[str, Calibration]()
-
-    def __getitem__(self, name: str) -> Calibration:
-        if name not in self._fitted:
-            self._fitted[name] = self._sim._calibrated(name, self._by_precise)
-        return self._fitted[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._sim.losses or self._sim.metric_names)
-
-    def __len__(self) -> int:
-        return len(self._sim.losses or self._sim.metric_names)
-
-
-def _usable_device(device: str | torch.device | None) -> torch.device:
-    try:
-        found = torch.device(device or "cpu")
-        torch.empty(0, device=found)
-    except (RuntimeError, AssertionError) as error:
-        raise OrderscopeError(
-            f"device {str(device)!r}: {str(error).splitlines()[0]}",
-            "a device that torch can use here, as cpu or cuda",
-            "leave out device=, or run `orderscope doctor` to see what there is",
-        ) from error
-    return found

@@ -23,8 +23,8 @@ from orderscope.simulation.simulator import Simulator
 from orderscope.store.names import REFERENCE
 from orderscope.training import load_run
 
-CLEAR = 2.0  # sigma_order over the noise of a difference from which an order is clearly worth looking for
-NOTHING = 0.75  # below which there is nothing to look for: at 1 / sqrt(2) all of sigma_order is noise
+CLEAR = 2.0  # where sigma_order is more than so many times the noise of a difference, order clearly matters
+NOTHING = 0.75  # up to so many times there is nothing to look for: at 1 / sqrt(2) all of sigma_order is noise
 MATTERS, ON_THESE_ROWS, NOISE, UNKNOWN = "order matters", "on these rows", "nothing to look for", "unknown"
 
 
@@ -133,11 +133,19 @@ def verdict(sim: Simulator, metric: str, floor: float = math.nan) -> Verdict:
 
 
 def held_out_noise(sim: Simulator, metric: str) -> tuple[float, int]:
-    """Standard error of the difference between two orders' mean held-out losses, the rows being paired,
+    """Noise of a metric that is due to the choice of held-out rows.
 
-        root mean square over probes of  std(loss_probe - loss_reference) / sqrt(rows),
+    It is the standard error of the difference between two orders' mean losses, the rows being paired:
 
-    and the number of rows. Not a number for metrics that are no mean over rows, and without probes.
+        root mean square over probes of  std(loss_probe - loss_reference) / sqrt(rows).
+
+    Args:
+        sim: the run, opened.
+        metric: its name.
+
+    Returns:
+        The noise, in units of the metric, and the number of rows. Of a metric that is no mean over rows, and without
+        probes, the noise is not a number and there are 0 rows.
     """
     if sim.description["metrics"].get(metric) is None or not sim.probes:
         return math.nan, 0

@@ -20,8 +20,10 @@ from orderscope.task.layout import ParameterLayout
 from orderscope.task.per_sample import each_sample, filled, one_after_another
 from orderscope.training.state import TrainingState
 
-MEMORY = 1 << 30
-OUTPUT_COPIES = 13  # what a sample takes beside its gradients, in sizes of its outputs: a language model's slope
+MEMORY = 1 << 30  # bytes that the gradients of a micro-batch may take
+OUTPUT_COPIES = (
+    13  # memory that a sample takes beside its gradients, in sizes of its outputs, measured on language models
+)
 
 
 @dataclass(frozen=True)
@@ -200,7 +202,12 @@ def carried(layout: ParameterLayout, coordinates: Coordinates, tensors: Mapping[
 
 
 def join(parts: Parts, out: Tensor) -> Tensor:
-    """Copy parts into `out` [..., m], rounding to its type."""
+    """Put parts of some vectors together, rounding to the type of `out`.
+
+    Args:
+        parts: places among the m coordinates and the values there, [..., places].
+        out: [..., m], written to.
+    """
     for place, values in parts:
         out[..., place].copy_(values)
     return out
@@ -225,6 +232,12 @@ def gpu_share(device: torch.device) -> int:
 
 
 def chunks(ids: Any, length: int) -> Iterator[np.ndarray]:
+    """Some ids at a time, int64 [at most length].
+
+    Args:
+        ids: [n].
+        length: how many at a time.
+    """
     ids = np.asarray(ids)
     for start in range(0, len(ids), length):
         yield ids[start : start + length]

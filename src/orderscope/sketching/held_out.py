@@ -12,12 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
-from torch.utils.data import default_collate
 
 from orderscope.sketching.gradients import Point
 from orderscope.task import Task
 from orderscope.task.per_sample import filled
-from orderscope.task.task import CHUNK, ONE_BATCH
+from orderscope.task.task import held_out_batches
 
 
 @dataclass(frozen=True)
@@ -77,12 +76,10 @@ def held_out_slopes(task: Task, at: Point, rows: HeldOutRows) -> Tensor:
     parameters = at.layout.of_model(at.model)
     total = torch.zeros(len(rows.names), at.layout.size, dtype=at.layout.dtype)
     per_row = rows.counts / np.maximum(rows.counts.sum(1, keepdims=True), 1)
-    collate = task.collate or default_collate
     for some, _ in rows.parts():
-        size = len(some) if len(some) <= ONE_BATCH else CHUNK
         gradient = torch.zeros(at.layout.size, dtype=at.layout.dtype)
-        for start in range(0, len(some), size):
-            batch = collate([rows.samples[i] for i in some[start : start + size]])
+        for places in held_out_batches(len(some)):
+            batch = task.collated([rows.samples[some[i]] for i in places])
             with torch.enable_grad():
                 loss = task.loss(at.model, batch).sum()
             found = torch.autograd.grad(loss, parameters, allow_unused=True)
@@ -93,7 +90,13 @@ def held_out_slopes(task: Task, at: Point, rows: HeldOutRows) -> Tensor:
 
 
 def drawn_rows(rows: HeldOutRows, count: int) -> np.ndarray:
-    """About `count` of the distinct rows, evenly spaced in each part, so that every set has its share; ascending."""
+    """About `count` of the distinct held-out rows, ascending; evenly spaced in each part, so that every set has its
+    share.
+
+    Args:
+        rows: the distinct rows, and what each counts in each loss.
+        count: how many.
+    """
     total = len(rows.samples)
     if total <= count:
         return np.arange(total)
@@ -105,7 +108,7 @@ def drawn_rows(rows: HeldOutRows, count: int) -> np.ndarray:
 
 
 def _content(sample: Any) -> bytes | None:
-    """What tells samples apart; None where nothing does."""
+    """A digest of a sample's content, by which equal samples are found; None where it has none."""
     leaves, spec = tree_flatten(sample)
     digest = hashlib.sha256(str(spec).encode())
     for leaf in leaves:

@@ -20,9 +20,10 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
 from orderscope.sketching.gradients import Point
 from orderscope.task.functional import StandIn
 
-DENSE_LIMIT = 256
+DENSE_LIMIT = 256  # most outputs of a sample whose loss has its Hessian formed in full
 NO_GRADIENT = "no output of the model with a gradient"
-MATCH = 1e-3  # relative residual of L v against the assumed form; float32 losses give 1e-6, a wrong form gives 0.1 to 1
+# Largest relative residual of L v against an assumed form of L: float32 losses give 1e-6, a wrong form 0.1 to 1.
+MATCH = 1e-3
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,12 @@ def run_model(at: Point, params: Any, rest: Any, batch: Any) -> tuple[Tensor, li
 
 
 def kept_outputs(model: Any, outputs: list[Any]) -> StandIn:
-    """The model, whose outputs are added to a list."""
+    """A model that keeps what it returns.
+
+    Args:
+        model: called as always.
+        outputs: each call appends what it returned.
+    """
 
     def call(*args: Any, **kwargs: Any) -> Any:
         outputs.append(model(*args, **kwargs))
@@ -149,6 +155,10 @@ def find_split(at: Point, samples: Any) -> OutputSplit:
     """Recognise the form of the loss on a few samples (a collated batch).
 
     Each form is checked by its residual on random vectors for every sample given; the first that holds is taken.
+
+    Args:
+        at: weights, moments and buffers at which the loss is looked at.
+        samples: a few, collated.
     """
     params, rest = at.params, at.rest
     rows = tree_flatten(samples)[0][0].shape[0]

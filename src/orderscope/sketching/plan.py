@@ -14,8 +14,8 @@ from orderscope.sketching.coordinates import Coordinates, draw_coordinates
 from orderscope.store import RunStore
 from orderscope.store.names import PLAN, REFERENCE, TABLE, latest_plan
 
-SHARD_BYTES = 1 << 27
-HELD_OUT_BLOCK = 128  # held-out rows of a unit
+SHARD_BYTES = 1 << 27  # about the largest size of a unit's shard
+HELD_OUT_BLOCK = 128  # held-out rows that one unit works on
 
 
 @dataclass(frozen=True)
@@ -124,13 +124,27 @@ def next_plan(store: RunStore) -> str:
 
 
 def missing_units(store: RunStore, plan: SketchPlan) -> list[str]:
-    """What is still to be computed; nothing once the table is built, which it is dropped for."""
+    """Names of the sketch's units that are still to be computed; none once the table is built, for which they are
+    dropped.
+
+    Args:
+        store: the run on disk.
+        plan: what the sketch consists of.
+    """
     built = bool(store.names(f"{TABLE}left-out-"))
     return [] if built else [name for name in plan.units() if name not in store]
 
 
 def require_probes(store: RunStore, plan: SketchPlan) -> None:
-    """Raises: IncompleteRun where the recording stopped before its probes: nothing else would tell."""
+    """Check that the probes are all there: nothing else would show that a recording stopped before them.
+
+    Args:
+        store: the run on disk.
+        plan: what the sketch consists of.
+
+    Raises:
+        IncompleteRun: some are missing.
+    """
     missing = [i for i in range(plan.probes) if f"record/probe-{i}/segment-001" not in store]
     if missing:
         raise IncompleteRun(

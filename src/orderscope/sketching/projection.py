@@ -21,7 +21,7 @@ from torch import Tensor
 from orderscope.errors import OrderscopeError
 from orderscope_kernels.projection import SPARSE, WIDTH, project, rademacher_block, sparse_block
 
-KEEP_BYTES = 1 << 28
+KEEP_BYTES = 1 << 28  # of a projection that are kept in memory; other blocks are made again each time
 
 Block = tuple[Tensor, Tensor | None]  # a dense [rank, width], or signs [s, width] and the rows they stand in
 

@@ -34,7 +34,7 @@ from orderscope.sketching.outputs import (
     wide,
 )
 from orderscope.sketching.taps import NO_TAPS, Taps
-from orderscope.task.per_sample import each_sample
+from orderscope.task.per_sample import each_sample, filled
 
 BLOCK = 64  # samples that share a random stream: draws do not depend on how the work is split
 
@@ -148,11 +148,9 @@ def _one_after_another(at: Point, split: OutputSplit) -> Callable[[Any, Tensor, 
 
                 z = leaves[split.leaf]
                 slope = draw_output_gradient(split, loss, wide(z.detach()), u).to(z.dtype)
-                rows.append(torch.autograd.grad(z, parameters, slope, retain_graph=True, allow_unused=True))
-            each = {
-                name: torch.stack([torch.zeros_like(p) if g is None else g for g in of_samples])
-                for name, p, of_samples in zip(at.layout.names, parameters, zip(*rows, strict=True), strict=True)
-            }
+                found = torch.autograd.grad(z, parameters, slope, retain_graph=True, allow_unused=True)
+                rows.append(filled(found, parameters))
+            each = {name: torch.stack(g) for name, g in zip(at.layout.names, zip(*rows, strict=True), strict=True)}
             yield draw, carried(at.layout, coordinates, each)
 
     return of_batch

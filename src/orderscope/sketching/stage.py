@@ -37,8 +37,8 @@ from orderscope.task import Task
 from orderscope.task.rounding import coarsest, tolerated_gradient
 from orderscope.training.segments import read_state, segment_name, step_gradients
 
-WHOLE_SIZE = 1 << 17  # weights up to which pseudo-gradients of held-out rows are formed of all of them
-SHORT_SIZE = 1 << 20  # weights beyond which gradients of held-out losses are kept in bfloat16
+WHOLE_SIZE = 1 << 17  # models of up to so many weights have pseudo-gradients of held-out rows on all of them
+SHORT_SIZE = 1 << 20  # models of more weights have gradients of held-out losses kept in bfloat16
 
 
 @dataclass
@@ -237,6 +237,12 @@ class SketchStage:
 
 
 def write_split(store: RunStore, split: OutputSplit) -> None:
+    """Keep in the run how pseudo-gradients are drawn.
+
+    Args:
+        store: the run, opened for writing.
+        split: the loss as a function of the model's outputs.
+    """
     store.write(
         SPLIT, {}, {"kind": split.kind, "why": split.why, "leaf": split.leaf, "dim": split.dim, "shape": split.shape,
                     "spec": _spec_to_text(split)}
@@ -260,10 +266,25 @@ def from_bfloat16(array: np.ndarray) -> Tensor:
 
 
 def finite(tensor: Tensor, what: str) -> np.ndarray:
+    """A tensor as an array, after `finite_tensor`.
+
+    Args:
+        tensor: gradients.
+        what: where they come from, for the message.
+    """
     return finite_tensor(tensor, what).cpu().numpy()
 
 
 def finite_tensor(tensor: Tensor, what: str) -> Tensor:
+    """The same tensor, checked.
+
+    Args:
+        tensor: gradients.
+        what: where they come from, for the message.
+
+    Raises:
+        OrderscopeError: one is not finite.
+    """
     if not bool(
         torch.isfinite(tensor.sum(dtype=torch.float32))
     ):  # a sum shows any inf or nan, without a mask in memory

@@ -21,8 +21,8 @@ from orderscope.sketching.coordinates import Coordinates
 from orderscope.task.layout import ParameterLayout
 from orderscope_kernels.projection import embedding_entries, linear_entries
 
-FEW = 1 / 16  # of a weight's entries: where more are carried, forming all of it is no dearer
-LIKE = 1e-3  # relative difference to gradients formed in full that rounding explains
+FEW = 1 / 16  # where a larger share of a weight's entries is carried, forming its whole gradient takes no longer
+LIKE = 1e-3  # largest relative difference to gradients formed in full: rounding in float32 explains as much
 
 
 @dataclass(frozen=True)

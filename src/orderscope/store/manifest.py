@@ -21,7 +21,15 @@ MAX_FILE_NAME = 200
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """What the manifest says of one finished shard: `file` is relative to the run, `size` in bytes."""
+    """What the manifest says of one finished shard.
+
+    Args:
+        name: of the shard.
+        file: relative to the run.
+        size: in bytes.
+        sha256: of the file, in hexadecimal digits.
+        schema: version of what lies on disk.
+    """
 
     name: str
     file: str
@@ -32,10 +40,15 @@ class ShardInfo:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The sound lines of a manifest, what is wrong with the others, and the check of the last sound line.
+    """What a manifest says.
 
-    `length` is the number of bytes up to the end of the last whole line; `ended` says whether that line has its
-    newline; `dropped` are the files of shards that were dropped and not written again.
+    Args:
+        entries: shard name -> its sound line, in the order written.
+        problems: what is wrong with other lines, in words.
+        check: of the last sound line.
+        length: bytes up to the end of the last whole line.
+        ended: whether that line has its newline.
+        dropped: files of shards that were dropped and not written again.
     """
 
     entries: dict[str, ShardInfo]
@@ -67,13 +80,23 @@ def file_name(name: str) -> str:
 
 
 def line(entry: ShardInfo, previous: str) -> bytes:
-    """The manifest line of a shard, newline included; `previous` is the check of the line before, or ''."""
+    """The manifest line of a shard, newline included.
+
+    Args:
+        entry: the shard.
+        previous: check of the line before; empty for the first.
+    """
     fields = asdict(entry)
     return _encode(fields | {"check": _check(fields, previous)}) + b"\n"
 
 
 def drop_line(name: str, previous: str) -> bytes:
-    """The manifest line that takes a shard out of the run; arguments as `line`."""
+    """The manifest line that takes a shard out of the run, newline included.
+
+    Args:
+        name: of the shard.
+        previous: check of the line before; empty for the first.
+    """
     fields = {"dropped": name, "schema": SCHEMA}
     return _encode(fields | {"check": _check(fields, previous)}) + b"\n"
 

@@ -28,7 +28,16 @@ BYTE = np.dtype("u1")
 
 @dataclass(frozen=True)
 class Packed:
-    """A packed run whose header, index, manifest and journal are sound."""
+    """A packed run whose header, index, manifest and journal are sound.
+
+    Args:
+        path: the file.
+        manifest: its bytes.
+        journal: its bytes.
+        offsets: file of a shard -> its place, in bytes from the start.
+        size: of the packed file, in bytes.
+        sha256: of all behind the header, in hexadecimal digits.
+    """
 
     path: Path
     manifest: bytes

@@ -113,7 +113,7 @@ class RunStore:
     def open(cls, path: str | os.PathLike[str]) -> Self:
         """Open a run for reading: a directory, or the file that `pack` made of one.
 
-        A damaged manifest is told by the first access, so that `verify` can list all there is to say.
+        A damaged manifest is reported by the first access, so that `verify` can list all that is damaged.
 
         Raises:
             OrderscopeError: no run there, or one of another schema version, or with links in it, or it cannot be read.
@@ -173,7 +173,7 @@ class RunStore:
         return list(self._entries.values())
 
     def write(self, name: str, arrays: Mapping[str, np.ndarray], attrs: Mapping[str, Any] | None = None) -> None:
-        """Add a shard: on return it is on disk and will be found, before that nobody sees any of it.
+        """Add a shard: on return it is on disk and will be found, before that no reader sees any of it.
 
         A file that is there already and in no manifest line (its writer was killed, or the manifest was shortened) is
         never written over: one with the same bytes becomes the shard, another is given the name `FILE.aside-N`.
@@ -287,8 +287,13 @@ class RunStore:
         return f"{prefix}{self.next_number(prefix):03d}"
 
     def mentions(self, name: str, text: str) -> bool:
-        """Whether the bytes of a shard's file hold a text. It may be a killed writer's, in no manifest line: it is not
-        parsed for that."""
+        """Whether the bytes of a shard's file hold a text. The file may be one that a killed writer left, in no
+        manifest line: it is not parsed for that.
+
+        Args:
+            name: of the shard.
+            text: to look for.
+        """
         try:
             return text.encode() in read_own(self.path / file_name(name))
         except FileNotFoundError:
@@ -306,6 +311,10 @@ class RunStore:
 
     def read(self, name: str, keys: Iterable[str] | None = None) -> dict[str, np.ndarray]:
         """The arrays of a shard, all or those named by `keys`, each in memory of its own.
+
+        Args:
+            name: of the shard.
+            keys: of the arrays to read; all if not given.
 
         Raises:
             IncompleteRun: there is no such shard.
@@ -328,8 +337,17 @@ class RunStore:
             ) from None
 
     def map(self, name: str, key: str) -> np.ndarray:
-        """One array of a shard, left on disk until it is touched; what is written to it stays in memory. Raises as
-        `read`."""
+        """One array of a shard, left on disk until it is touched; what is written to it stays in memory.
+
+        Args:
+            name: of the shard.
+            key: of the array.
+
+        Raises:
+            IncompleteRun: there is no such shard.
+            DamagedRun: its bytes are not what was written.
+            OrderscopeError: there is no such key.
+        """
         blob, contents = self._look(name)
         extent = _extent(name, contents, key)
         if not extent.nbytes:
@@ -507,7 +525,7 @@ class Annex(RunStore):
         self.events.append(dict(event))
 
     def leave(self) -> None:
-        """Leave a note beside each file that was written, for a writer that is not told of it."""
+        """Leave a note beside each file that was written, for a writer to whom it is not reported."""
         for entry in self.written:
             note = self.path / (entry.file + LEFT)
             temporary = self.path / (entry.file + self._mark + LEFT + TEMPORARY)

@@ -42,7 +42,13 @@ class BadShard(ValueError):
 
 @dataclass(frozen=True)
 class Blob:
-    """Some bytes of a file: a whole shard file, or a shard inside a packed run."""
+    """Some bytes of a file: a whole shard file, or a shard inside a packed run.
+
+    Args:
+        path: the file.
+        offset: of the first byte in it.
+        size: number of bytes.
+    """
 
     path: Path
     offset: int
@@ -81,7 +87,12 @@ class Window(io.RawIOBase):
         return done
 
     def fill(self, array: np.ndarray, offset: int) -> None:
-        """Read the bytes from `offset` on into a contiguous array."""
+        """Read bytes into an array.
+
+        Args:
+            array: contiguous; written to.
+            offset: of the first byte, from the start of the blob.
+        """
         self.seek(offset)
         view = _bytes(array)
         while view:
@@ -98,7 +109,13 @@ class Window(io.RawIOBase):
 
 @dataclass(frozen=True)
 class Extent:
-    """Where one array lies: bytes from the start of the shard."""
+    """Where one array lies in a shard.
+
+    Args:
+        offset: bytes from the start of the shard.
+        dtype: type of its numbers.
+        shape: of the array.
+    """
 
     offset: int
     dtype: np.dtype
@@ -111,7 +128,13 @@ class Extent:
 
 @dataclass(frozen=True)
 class Contents:
-    """A shard that has been looked at: its arrays by key, its attributes and the name it was written under."""
+    """A shard that has been opened and checked.
+
+    Args:
+        extents: key of each array -> where it lies.
+        attrs: JSON values by key.
+        name: that it was written under.
+    """
 
     extents: dict[str, Extent]
     attrs: dict[str, Any]
@@ -179,7 +202,12 @@ def read_contents(blob: Blob) -> Contents:
 
 
 def read_array(blob: Blob, extent: Extent) -> np.ndarray:
-    """Read one array into memory of its own."""
+    """Read one array into memory of its own.
+
+    Args:
+        blob: the shard.
+        extent: where the array lies.
+    """
     array = np.empty(extent.shape, extent.dtype)
     with blob.open() as window:
         window.fill(array, extent.offset)
@@ -223,7 +251,7 @@ def allot(
             return offsets
         finally:
             file.close()
-    except (OSError, RuntimeError) as error:  # HDF5 tells the system's error in its text
+    except (OSError, RuntimeError) as error:  # HDF5 has the system's error in its text
         found = re.search(r"errno = (\d+)", str(error))
         number = int(found[1]) if found else errno.EIO
         raise OSError(number, os.strerror(number) if found else str(error), str(path)) from None

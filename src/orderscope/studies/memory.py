@@ -21,7 +21,7 @@ from orderscope.store.names import REFERENCE
 from orderscope.task.task import CHUNK
 from orderscope.training import load_run
 
-HALF = 0.5
+HALF = 0.5  # share of the change on trained batches, up to which the change on held-out rows counts as small
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,12 @@ def memory(sim: Simulator, metric: str | None = None) -> Memory:
 
 
 def batch_losses(sim: Simulator, states: Tensor) -> np.ndarray:
-    """Mean loss of each recorded batch at each of these weights [K, P], [K, steps]."""
+    """Mean loss of each recorded batch at some weights, [K, steps].
+
+    Args:
+        sim: the run, opened with its task.
+        states: weights, [K, P].
+    """
     task = sim.task
     assert task is not None
     model, used = task.build_model(), np.unique(sim.order)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from orderscope.engine.at_once import at_once
 from orderscope.engine.calibration import Bearing, Calibration, fit_calibration
 from orderscope.errors import OrderscopeError, check_whole, unknown_metric, without_task
 from orderscope.simulation.simulator import Simulator
@@ -20,10 +21,9 @@ from orderscope.task import Task
 from orderscope.training import load_run
 from orderscope.training.retrain import retrain
 
-PLACES = 12
-NEIGHBOURS = 32
-RIDGE = 0.1  # of the squared distance between the ends of the recorded runs
-BLOCK_BYTES = 1 << 28
+PLACES = 12  # positions of a map by default
+NEIGHBOURS = 32  # other batches on which the loss of the neighbours is averaged
+RIDGE = 0.1  # of the regression on the recorded runs' ends, in units of their mean squared distance
 Progress = Callable[[str, int, int], None]
 
 
@@ -69,11 +69,10 @@ def positions(
     own = _calibrated(sim, losses, chosen, recorded, progress)
     cells = [(i, j) for i in range(len(chosen)) for j in range(len(spots))]
     value, error, held_out, neighbours = (np.empty((len(chosen), len(spots))) for _ in range(4))
-    block = max(1, BLOCK_BYTES // (sim.window.coords * 4 * 6))
     if progress is not None:
         progress("positions", 0, len(cells))
-    for start in range(0, len(cells), block):
-        part = cells[start : start + block]
+    for rows in at_once(len(cells), sim.window.coords):
+        part = cells[rows]
         orders = np.stack([sim.order[_moved(steps, int(chosen[i]), int(spots[j]))] for i, j in part])
         replayed = sim.replay_of(orders)
         at = sim.bearing(replayed)
@@ -84,7 +83,7 @@ def positions(
             held_out[i, j] = metrics[c]
             neighbours[i, j] = losses.neighbours(replayed.theta[c], int(chosen[i]))
             if progress is not None:
-                progress("positions", start + c + 1, len(cells))
+                progress("positions", rows.start + c + 1, len(cells))
     here = chosen[:, None] == spots[None]
     value, error = np.where(here, recorded[:, None], value), np.where(here, 0.0, error)
     held_out = np.where(here, sim.reference[name], held_out)
@@ -243,7 +242,7 @@ def _steps(name: str, given: Sequence[int] | np.ndarray, steps: int) -> np.ndarr
 
 
 def _metric(sim: Simulator, metric: str | None) -> str:
-    names = [name for name in sim.description["metric_names"] if name in sim.metric_names]
+    names = sim.metric_names
     if not names or (metric is not None and metric not in names):
         raise unknown_metric(metric, names)
     return metric or names[0]

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from orderscope.errors import OrderscopeError
+from orderscope.studies.agreement import correlation
 
 SEGMENTS = 10
 TABLES, COLUMNS = ("gradient", "interpolation", "cosine", "effect"), ("error", "weights")
@@ -56,7 +57,7 @@ class StepErrorMap:
         cosine: of the curvature's correction with what interpolation misses, [runs, steps]; also not a number where
             there is no correction, as in a state that another run was in too.
         effect: what the error does to the final metric, in its units, [runs, steps]; only roughly, with second
-            moments held fixed, of a run with batches that were not recorded and under NAdam. `agreement` tells.
+            moments held fixed, of a run with batches that were not recorded and under NAdam; see `agreement`.
         error: predicted minus true metric of each run, before calibration, [runs].
         weights: the part of it that is due to the predicted final weights, [runs]: what `effect` adds up to, nearly.
             The rest is of telling the metric at these weights without the run's own end.
@@ -86,9 +87,7 @@ class StepErrorMap:
     @property
     def agreement(self) -> float:
         """Correlation of `total` with `weights` over the runs; not a number for fewer than three."""
-        if len(self.runs) < 3 or not (np.std(self.total) > 0 and np.std(self.weights) > 0):
-            return math.nan
-        return float(np.corrcoef(self.total, self.weights)[0, 1])
+        return correlation(self.total, self.weights) if len(self.runs) > 2 else math.nan
 
     @cached_property
     def segments(self) -> tuple[Segment, ...]:

@@ -5,22 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
-from scipy import stats
 
 from orderscope.errors import OrderscopeError, check_whole, unknown_metric, without_task
-from orderscope.orders import step_groups
+from orderscope.orders import in_blocks, step_groups
 from orderscope.recording.record import add_runs
 from orderscope.simulation.foretold import foretell
 from orderscope.simulation.simulator import Simulator
-from orderscope.store import RunStore
+from orderscope.store import RunStore, add_if_possible
+from orderscope.studies.agreement import agreement
 from orderscope.task import Task
 from orderscope.training.retrain import retrain
 
 PREFIX, VALIDATED = "validation/", "validated-"
 NOISE_RUNS = 3
+MEASURES = ("spearman", "pearson", "mae_ratio", "coverage", "sign", "sigma_order")  # see `agreement`
 Progress = Callable[[str, int, int], None]
 
 
@@ -108,8 +108,11 @@ def validate(
         {name: np.array([part[name] for part in parts]) for name in names}
         for parts in zip(*((row.predicted, row.error, row.true) for row in rows), strict=True)
     )
-    return Validation(asked, predicted, error, true, **measured(predicted, error, true),
-                      noise_floor={n: floor[n] for n in names}, cost=float(len(new) + noisy), kept=kept)  # fmt: skip
+    found = {name: agreement(predicted[name], error[name], true[name]) for name in names}
+    return Validation(
+        asked, predicted, error, true, **{m: {name: found[name][m] for name in names} for m in MEASURES},
+        noise_floor={n: floor[n] for n in names}, cost=float(len(new) + noisy), kept=kept,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -155,11 +158,11 @@ def unseen_orders(sim: Simulator, count: int, seed: int) -> np.ndarray:
 def _drawn(reference: np.ndarray, labels: list[str], kind: int, regroup: bool, rng: np.random.Generator) -> np.ndarray:
     count = len(reference)
     steps = rng.permutation(count)
-    place = {name: i for i, name in enumerate(rng.permutation(sorted(set(labels))))}
-    if kind % 4 == 1:
-        steps = _by_group(steps, labels, place)
-    elif kind % 4 == 2:
-        steps = np.concatenate([steps[: count // 2], _by_group(steps[count // 2 :], labels, place)])
+    names = rng.permutation(sorted(set(labels))).tolist()
+    if kind % 4 in (1, 2):
+        first = 0 if kind % 4 == 1 else count // 2
+        tail = steps[first:]
+        steps[first:] = tail[in_blocks([labels[s] for s in tail], names)]
     elif kind % 4 == 3:
         steps = np.arange(count)
         for _ in range(max(2, count // 8)):
@@ -169,16 +172,11 @@ def _drawn(reference: np.ndarray, labels: list[str], kind: int, regroup: bool, r
     return rng.permutation(order.reshape(-1)).reshape(order.shape) if kind == 4 and regroup else order
 
 
-def _by_group(steps: np.ndarray, labels: list[str], place: dict[str, int]) -> np.ndarray:
-    return steps[np.argsort([place[labels[s]] for s in steps], kind="stable")]
-
-
 def _names(sim: Simulator, metric: str | Sequence[str] | None) -> list[str]:
-    known = [name for name in sim.description["metric_names"] if name in sim.metric_names]
-    names = known if metric is None else [metric] if isinstance(metric, str) else list(metric)
+    names = list(sim.metric_names) if metric is None else [metric] if isinstance(metric, str) else list(metric)
     for name in names or [""]:
-        if name not in known:
-            raise unknown_metric(name, known)
+        if name not in sim.metric_names:
+            raise unknown_metric(name, sim.metric_names)
     return names
 
 
@@ -235,9 +233,19 @@ def keep_truth(
     error: dict[str, np.ndarray],
     floor: dict[str, float],
 ) -> str | None:
-    """Write what was trained now into the run, where it is a directory that can be written to."""
-    if not Path(sim.path).is_dir():
-        return None
+    """Keep in the run, where it can be written to, what was predicted for orders and what training them gave.
+
+    Args:
+        sim: the run, opened.
+        new: the orders, [steps, batch] each.
+        truth: metric -> true values, [n].
+        predicted: metric -> values predicted before training, [n].
+        error: metric -> half-widths of their 90 % intervals, [n].
+        floor: metric -> noise floor; empty where it was not measured.
+
+    Returns:
+        Name of the shard; None where the run cannot be written to.
+    """
     attrs = {
         "metrics": list(truth),
         "true": {n: _json(v) for n, v in truth.items()},
@@ -245,51 +253,17 @@ def keep_truth(
         "error": {n: _json(v) for n, v in error.items()},
         "noise_floor": floor,
     }
-    try:
-        with RunStore.create(sim.path) as store:
-            name = store.next_name(PREFIX)
-            store.write(name, {"order": np.stack(new)}, attrs)
-    except (OrderscopeError, OSError):
-        return None
-    return name
+
+    def write(store: RunStore) -> str:
+        name = store.next_name(PREFIX)
+        store.write(name, {"order": np.stack(new)}, attrs)
+        return name
+
+    return add_if_possible(sim.path, write)
 
 
 def _stage(progress: Progress | None, stage: str) -> Callable[[int, int], None] | None:
     return None if progress is None else lambda done, total: progress(stage, done, total)
-
-
-def measured(
-    predicted: dict[str, np.ndarray], error: dict[str, np.ndarray], true: dict[str, np.ndarray]
-) -> dict[str, dict[str, float]]:
-    measures: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], float]] = {
-        "spearman": lambda p, e, t: _correlation(stats.rankdata(p), stats.rankdata(t)),
-        "pearson": lambda p, e, t: _correlation(p, t),
-        "mae_ratio": _mae_ratio,
-        "coverage": lambda p, e, t: float(np.mean(np.abs(p - t) <= e)),
-        "sign": _sign,
-        "sigma_order": lambda p, e, t: float(t.std(ddof=1)),
-    }
-    out: dict[str, dict[str, float]] = {measure: {} for measure in measures}
-    for name, values in true.items():
-        sound = np.isfinite(values) & np.isfinite(predicted[name])
-        p, e, t = predicted[name][sound], error[name][sound], values[sound]
-        for measure, found in measures.items():
-            out[measure][name] = found(p, e, t) if len(t) > 1 else float("nan")
-    return out
-
-
-def _correlation(a: np.ndarray, b: np.ndarray) -> float:
-    return float(np.corrcoef(a, b)[0, 1]) if a.std() > 0 and b.std() > 0 else float("nan")
-
-
-def _mae_ratio(predicted: np.ndarray, error: np.ndarray, true: np.ndarray) -> float:
-    constant = float(np.abs(true - np.median(true)).mean())
-    return float(np.abs(predicted - true).mean()) / constant if constant else float("nan")
-
-
-def _sign(predicted: np.ndarray, error: np.ndarray, true: np.ndarray) -> float:
-    i, j = np.tril_indices(len(true), -1)
-    return float(np.mean((predicted[i] > predicted[j]) == (true[i] > true[j])))
 
 
 def _json(values: np.ndarray) -> list[float | None]:

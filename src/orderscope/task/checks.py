@@ -1,4 +1,4 @@
-"""Can this task be repeated, and told apart sample by sample? Each check says what to change where it cannot."""
+"""Can this task be repeated, and taken apart sample by sample? Each check says what to change where it cannot."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from orderscope.task.rounding import coarsest, tolerated, tolerated_gradient
 if TYPE_CHECKING:
     from orderscope.task import Task
 
-AT_ONCE = 1 << 26  # numbers of single samples' gradients that are held at once
+AT_ONCE = 1 << 26  # numbers of single samples' gradients in memory at once: 256 MiB of float32
 
 
 def check_data(data: Any) -> None:

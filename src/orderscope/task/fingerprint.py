@@ -1,4 +1,4 @@
-"""What a run was recorded with, as one SHA-256 per part, so that another task is told apart by name of the part."""
+"""What a run was recorded with, as one SHA-256 per part, so that it can be named in which part another task differs."""
 
 from __future__ import annotations
 
@@ -55,7 +55,15 @@ def fingerprint(task: Task) -> dict[str, str]:
 
 
 def compare(recorded: Mapping[str, str], mine: Mapping[str, str]) -> None:
-    """Raises: OrderscopeError naming the parts in which a task differs from the recorded one."""
+    """Check that two fingerprints are of one task.
+
+    Args:
+        recorded: of the run: part -> SHA-256.
+        mine: of the task at hand, alike.
+
+    Raises:
+        OrderscopeError: naming the parts that differ.
+    """
     differ = [part for part in {**recorded, **mine} if recorded.get(part) != mine.get(part)]
     if differ:
         raise OrderscopeError(
@@ -82,7 +90,12 @@ def digest_data(data: Any) -> str:
 
 
 def describe(function: Any, depth: int = 2) -> Any:
-    """A callable as plain values: name, source and the constants it closes over (of functions among them, likewise)."""
+    """A callable as plain values: name, source and the constants it closes over.
+
+    Args:
+        function: a function, method, partial, module or other callable.
+        depth: how many levels of functions that are closed over are described likewise.
+    """
     if isinstance(function, functools.partial):
         return ["partial", describe(function.func, depth), list(function.args), dict(function.keywords)]
     if isinstance(function, nn.Module):

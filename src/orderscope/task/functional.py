@@ -25,7 +25,16 @@ class FunctionalLoss(Protocol):
         batch: Any,
         *,
         wrap: Callable[[nn.Module], Any] | None = None,
-    ) -> Tensor: ...
+    ) -> Tensor:
+        """Losses of a batch with these tensors in the model, [batch].
+
+        Args:
+            params: parameters by name, tied ones under their first name; not written to.
+            frozen_and_buffers: what else the model holds, by name, see the function of that name; not written to.
+            batch: collated samples.
+            wrap: makes of the model what is handed to the loss in its place, for instance a `StandIn`.
+        """
+        ...
 
 
 class _Loss(nn.Module):
@@ -49,6 +58,10 @@ def functional_loss(task: HasLoss, model: nn.Module) -> FunctionalLoss:
     `params` and `frozen_and_buffers` are dicts by name (tied parameters under their first name); together they must
     hold every parameter, see `frozen_and_buffers`. Neither is written to. The model itself keeps its own tensors.
     `wrap(model)` gives the object that is handed to the loss in the model's place, for instance a `StandIn`.
+
+    Args:
+        task: has the loss, (model, batch) -> losses [batch].
+        model: keeps its own tensors.
     """
     around = _Loss(task.loss, model)
     around.training = model.training  # not train(): that would reach into the model's own flags
@@ -80,7 +93,12 @@ def _places(model: nn.Module) -> dict[str, list[str]]:
 
 
 def frozen_and_buffers(model: nn.Module, layout: ParameterLayout) -> dict[str, Tensor]:
-    """What `functional_loss` needs beside the parameters of the layout, detached."""
+    """What `functional_loss` needs beside the parameters of the layout, detached.
+
+    Args:
+        model: of the task.
+        layout: which entry of [P] belongs to which weight.
+    """
     held = set(layout.names)
     frozen = {name: p.detach() for name, p in model.named_parameters() if name not in held}
     return frozen | {name: b.detach() for name, b in model.named_buffers()}
@@ -96,7 +114,12 @@ def sample_loss(loss: FunctionalLoss) -> Callable[..., Tensor]:
 
 
 class StandIn:
-    """Takes the model's place in a loss: calls go to `call`, every other attribute to the model."""
+    """Takes the model's place in a loss: calls go to `call`, every other attribute to the model.
+
+    Args:
+        model: whose place it takes.
+        call: called instead of it.
+    """
 
     def __init__(self, model: nn.Module, call: Callable[..., Any]) -> None:
         self._model, self._call = model, call

@@ -45,7 +45,7 @@ def leading_rates(recorded: np.ndarray) -> np.ndarray:
 def group_rates(lr: Any, recorded: np.ndarray, count: int) -> np.ndarray:
     """Learning rates of every parameter group for `count` orders, float64 [count, steps, groups].
 
-    Rates of shape [steps] or [count, steps] are told of the leading group, see `leading_rates`; the other groups keep
+    Rates of shape [steps] or [count, steps] are those of the leading group, see `leading_rates`; the other groups keep
     the ratio to it that their recorded rates have at that step, so a group that was recorded at 0 stays at 0. Where all
     were at 0 (a warm-up's first step), the ratios are those of the nearest step at which one was not. Rates of shape
     [steps, groups] or [count, steps, groups] are taken as they are. A table that can be read both as [count, steps] and
@@ -117,7 +117,7 @@ def advance(
         steps: how many.
 
     Raises:
-        OrderscopeError: it cannot be told without.
+        OrderscopeError: the schedule depends on something that only training gives.
     """
     if scheduler is None:
         return

@@ -32,7 +32,15 @@ class ParameterLayout:
 
     @classmethod
     def of(cls, model: nn.Module, optimizer: torch.optim.Optimizer) -> ParameterLayout:
-        """Raises: OrderscopeError for foreign, sparse, complex or mixed-dtype parameters, or none at all."""
+        """The layout of a model's parameters that an optimizer trains, in the model's order.
+
+        Args:
+            model: with the parameters.
+            optimizer: over some or all of them.
+
+        Raises:
+            OrderscopeError: parameters that are not the model's, sparse, complex or of several types, or none at all.
+        """
         own = {id(p) for p in model.parameters()}
         group_of = {id(p): g for g, group in enumerate(optimizer.param_groups) for p in group["params"]}
         foreign = [p for group in optimizer.param_groups for p in group["params"] if id(p) not in own]

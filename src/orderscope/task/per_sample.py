@@ -65,7 +65,12 @@ def each_sample(function: Callable[..., Any], in_dims: tuple[int | None, ...]) -
 
 
 def filled(gradients: Iterable[Tensor | None], parameters: Iterable[Tensor]) -> list[Tensor]:
-    """Gradients as autograd returns them, zeros where a parameter has none."""
+    """Gradients with zeros where a parameter has none, as if the loss did not depend on it.
+
+    Args:
+        gradients: one a parameter, or None, as `torch.autograd.grad(allow_unused=True)` and `.grad` have them.
+        parameters: for the shapes.
+    """
     return [torch.zeros_like(p) if g is None else g for g, p in zip(gradients, parameters, strict=True)]
 
 

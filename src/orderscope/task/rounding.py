@@ -53,6 +53,11 @@ def tolerated(weights: torch.dtype, inside: float) -> float:
 
 
 def tolerated_gradient(weights: torch.dtype, inside: float) -> float:
-    """The same of gradients, relative to the mean size of those that are averaged, which may cancel: derivatives lose
-    one digit more than losses."""
+    """Relative difference of gradients that rounding explains, in units of the mean size of those that are averaged,
+    which may cancel: derivatives lose one digit more than losses.
+
+    Args:
+        weights: type of the trained weights.
+        inside: epsilon of the coarsest format in use, see `coarsest`.
+    """
     return max(10 * torch.finfo(weights).eps ** 0.5, 16 * inside)

@@ -19,8 +19,9 @@ from orderscope.task.checks import check_data, check_task
 from orderscope.task.layout import ParameterLayout
 from orderscope.task.untouched import untouched, value_of
 
-ONE_BATCH = 1024  # held-out sets up to this size are one batch: the value then has the bits of loss(model, all).mean()
-CHUNK = 256
+# Held-out sets of up to so many rows are evaluated in one batch: the value has the bits of loss(model, all).mean().
+ONE_BATCH = 1024
+CHUNK = 256  # rows at a time of larger sets, and samples at a time where single samples' losses are computed
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Task:
             sequences, gradient checkpointing), plain autograd takes one after the other, which is slower.
 
     Raises:
-        OrderscopeError: where a run of it could not be repeated, simulated or told apart sample by sample; the message
+        OrderscopeError: where a run of it could not be repeated, simulated or taken apart sample by sample; the message
             says what to change.
     """
 
@@ -134,14 +135,25 @@ class Task:
 
     def batch(self, ids: Any) -> Any:
         """The collated batch of these sample ids."""
-        return self._collated([self.data[int(i)] for i in ids])
+        return self.collated([self.data[int(i)] for i in ids])
 
     def evaluate(self, model: nn.Module, names: Sequence[str] | None = None) -> dict[str, float]:
-        """Name -> value of every metric (or those named) of the model as it stands, without gradients."""
+        """Metrics of a model as it stands, computed without gradients, name -> value.
+
+        Args:
+            model: one of the task.
+            names: of the metrics; all if not given.
+        """
         return self.evaluation(model, names).metrics
 
     def evaluation(self, model: nn.Module, names: Sequence[str] | None = None) -> Evaluation:
-        """As `evaluate`, with the per-sample losses the values are means of. No metric leaves anything behind."""
+        """Metrics of a model as it stands, with the per-sample losses that they are means of. No metric leaves anything
+        behind.
+
+        Args:
+            model: one of the task.
+            names: of the metrics; all if not given.
+        """
         values: dict[str, float] = {}
         losses: dict[str, Tensor] = {}
         for name in self.metrics if names is None else names:
@@ -151,18 +163,19 @@ class Task:
                     values[name] = value_of(name, cast(Any, metric), model)
                     continue
                 losses[name] = self.held_out_losses(model, metric)
-            exact = len(metric) <= ONE_BATCH
+            exact = len(held_out_batches(len(metric))) == 1
             values[name] = float((losses[name] if exact else losses[name].double()).mean())
         return Evaluation(values, losses)
 
     def held_out_losses(self, model: nn.Module, rows: Any) -> Tensor:
-        """Per-sample losses [rows] of a held-out data set."""
-        size = len(rows) if len(rows) <= ONE_BATCH else CHUNK
+        """Losses of held-out rows, [rows].
+
+        Args:
+            model: one of the task.
+            rows: a map-style data set.
+        """
         with torch.no_grad():
-            parts = [
-                self.loss(model, self._collated([rows[i] for i in range(start, min(start + size, len(rows)))]))
-                for start in range(0, len(rows), size)
-            ]
+            parts = [self.loss(model, self.collated([rows[i] for i in some])) for some in held_out_batches(len(rows))]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def fingerprint(self) -> dict[str, str]:
@@ -173,5 +186,12 @@ class Task:
     def _fingerprint(self) -> dict[str, str]:
         return prints.fingerprint(self)
 
-    def _collated(self, samples: list[Any]) -> Any:
+    def collated(self, samples: list[Any]) -> Any:
+        """A batch of these samples, by the task's `collate`."""
         return (self.collate or default_collate)(samples)
+
+
+def held_out_batches(count: int) -> list[range]:
+    """How `count` held-out rows are evaluated: all in one batch up to `ONE_BATCH` rows, else `CHUNK` at a time."""
+    size = max(1, count) if count <= ONE_BATCH else CHUNK
+    return [range(start, min(start + size, count)) for start in range(0, count, size)]

@@ -25,8 +25,15 @@ from orderscope.task.rng import seeded
 
 @contextmanager
 def untouched(model: nn.Module, seed: int = 0) -> Iterator[None]:
-    """No gradients and the same random numbers every time inside; buffers, train flags, random numbers, autograd's mode
-    and torch's default dtype as they were afterwards."""
+    """Let code use a model without leaving anything behind.
+
+    Inside there are no gradients, and the same random numbers every time. Afterwards buffers, train flags, random
+    numbers, autograd's mode and torch's default dtype are as they were.
+
+    Args:
+        model: that is used.
+        seed: of the random numbers inside.
+    """
     modules = list(model.modules())
     flags = [module.training for module in modules]
     slots = [(module, dict(module._buffers)) for module in modules if module._buffers]
@@ -68,7 +75,7 @@ def value_of(name: str, function: Callable[[nn.Module], Any], model: nn.Module) 
                 found = function(copied(model))
     except OrderscopeError:
         raise
-    except Exception as error:  # it is the user's code: whatever it raises is told with its place
+    except Exception as error:  # it is the user's code: whatever it raises is reported with its place
         where = traceback.extract_tb(error.__traceback__)[-1]
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise OrderscopeError(

@@ -22,6 +22,10 @@ from orderscope.training.state import require_supported
 def task_shard(task: Task, store: RunStore) -> None:
     """Write `record/task`, or check that the one there is of this task.
 
+    Args:
+        task: what is recorded.
+        store: the run, opened for writing.
+
     Raises:
         OrderscopeError: the store holds another task (the parts that differ are named), or the optimizer cannot be
             carried.
@@ -41,7 +45,15 @@ def task_shard(task: Task, store: RunStore) -> None:
 
 
 def require_recorded(task: Task, store: RunStore) -> None:
-    """Raises: OrderscopeError naming the parts in which `task` is not the one the store was recorded with."""
+    """Check that a run was recorded of a task.
+
+    Args:
+        task: that is to be it.
+        store: the run on disk.
+
+    Raises:
+        OrderscopeError: naming the parts in which they differ.
+    """
     compare(store.attrs(TASK_SHARD)["fingerprint"], task.fingerprint())
 
 

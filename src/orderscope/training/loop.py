@@ -16,7 +16,14 @@ from orderscope.task.layout import ParameterLayout
 
 @dataclass(frozen=True)
 class Session:
-    """A model in training with its optimizer and scheduler."""
+    """A model in training with its optimizer and scheduler.
+
+    Args:
+        model: that is trained.
+        optimizer: over its parameters.
+        scheduler: of the learning rate, or None.
+        layout: which entry of [P] belongs to which weight.
+    """
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -33,10 +40,20 @@ class Watcher(Protocol):
     """Sees each step from inside."""
 
     def gradient(self, step: int, losses: Tensor) -> None:
-        """After backward: `.grad` is the mean gradient, not yet clipped. `losses` is [batch]."""
+        """Called after backward, when `.grad` is the mean gradient, not yet clipped.
+
+        Args:
+            step: position in the order.
+            losses: of the batch, [batch].
+        """
 
     def norm(self, step: int, value: Tensor | None) -> None:
-        """After clipping, before the optimizer moves: the norm before clipping, None where nothing is clipped."""
+        """Called after clipping, before the optimizer moves.
+
+        Args:
+            step: position in the order.
+            value: norm of the gradient before clipping; None where nothing is clipped.
+        """
 
 
 class Together:

@@ -17,11 +17,17 @@ from orderscope.task.rounding import coarsest, tolerated
 from orderscope.task.untouched import untouched
 from orderscope.training.loop import Session
 
-STEPS = 12  # looked at, evenly spaced
+STEPS = 12  # about how many steps are looked at, evenly spaced
 
 
 class Mates:
-    """A watcher of the reference run. Raises: OrderscopeError where a sample has another loss without its mates."""
+    """A watcher of the reference run, which raises where a sample has another loss without the others of its batch.
+
+    Args:
+        task: what is trained.
+        session: model, optimizer and scheduler of the run.
+        order: sample ids, [steps, batch].
+    """
 
     def __init__(self, task: Task, session: Session, order: np.ndarray) -> None:
         self._task, self._session, self._order = task, session, order
@@ -32,7 +38,7 @@ class Mates:
         if step % max(1, len(self._order) // STEPS):
             return
         if not bool(torch.isfinite(losses).all()):
-            return  # told as such
+            return  # another check refuses losses that are not finite
         others = torch.empty_like(losses)
         with untouched(model, seed=step + 1):  # other random numbers in every step
             drawn = np.random.default_rng(step).permutation(len(ids))

@@ -20,11 +20,22 @@ PREFIX = "record"
 
 
 def segment_name(run: str, index: int) -> str:
+    """The shard of a segment: the steps up to a kept state, and that state.
+
+    Args:
+        run: name of a training.
+        index: of the segment, from 1; 0 is the start, without steps.
+    """
     return f"{PREFIX}/{run}/segment-{index:03d}"
 
 
 def gradient_name(run: str, index: int) -> str:
-    """The shard with the gradients of a segment's steps, [steps, coords]; it is dropped once the table is built."""
+    """The shard with the gradients of a segment's steps, [steps, coords], which is dropped once the table is built.
+
+    Args:
+        run: name of a training.
+        index: of the segment, from 1.
+    """
     return f"{PREFIX}/{run}/gradient-{index:03d}"
 
 
@@ -47,13 +58,23 @@ def step_gradients(store: RunStore, run: str, index: int) -> np.ndarray:
 
 
 def has_gradients(store: RunStore, run: str) -> bool:
-    """Whether the gradients of a finished run's steps are still there."""
+    """Whether the gradients of a finished run's steps are still there.
+
+    Args:
+        store: the run on disk.
+        run: name of a training that is finished.
+    """
     own = "gradient" in store.attrs(segment_name(run, 1))["keys"]["steps"]
     return own or gradient_name(run, 1) in store
 
 
 def finished_segments(store: RunStore, run: str) -> int:
-    """How many segments of a run are there, counted from the first without a gap."""
+    """How many segments of a run are there, counted from the first without a gap.
+
+    Args:
+        store: the run on disk.
+        run: name of a training.
+    """
     index = 0
     while segment_name(run, index) in store:
         index += 1
@@ -180,7 +201,15 @@ class RecordedRun:
         return torch.stack([self._part(k, "theta", coords) for k in range(len(self.boundaries))])
 
     def moment(self, key: str, coords: Tensor | None = None) -> Tensor:
-        """An optimizer moment at the boundaries, [anchors, P] or [anchors, coords]; zero where there is none."""
+        """An optimizer moment at the kept states; zero where the optimizer has none.
+
+        Args:
+            key: of the moment in torch's state.
+            coords: coordinates to read, int64 [coords]; all P if not given.
+
+        Returns:
+            [anchors, P] or [anchors, coords].
+        """
         rows = []
         for k in range(len(self.boundaries)):
             kept = key in self.store.attrs(segment_name(self.name, k))["keys"]["moments"]

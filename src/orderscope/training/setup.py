@@ -19,7 +19,7 @@ from orderscope_kernels.optimizers import KINDS
 
 TORCH_NAMES = {"beta1": "betas", "beta2": "betas", "decoupled": "decoupled_weight_decay"}
 OPTIONS = tuple(dict.fromkeys([*(TORCH_NAMES.get(name, name) for name in NAMES), "foreach", "fused"]))
-FLAGS = {"amsgrad", "decoupled", "nesterov", "maximize"}  # no schedule moves them
+FLAGS = {"amsgrad", "decoupled", "nesterov", "maximize"}  # options that no schedule changes
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

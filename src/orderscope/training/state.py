@@ -56,7 +56,12 @@ def require_supported(optimizer: torch.optim.Optimizer) -> None:
 
 
 def capture(session: Session, *, rng: bool = True) -> TrainingState:
-    """A copy of the session's state, on the CPU; without `rng` random numbers are left out."""
+    """A copy of a session's state, on the CPU.
+
+    Args:
+        session: model, optimizer and scheduler.
+        rng: whether the states of random number generators are part of it.
+    """
     layout, parameters = session.layout, session.parameters
     states = [session.optimizer.state.get(p, {}) for p in parameters]
     present = torch.tensor([any(v is not None for v in s.values()) for s in states])

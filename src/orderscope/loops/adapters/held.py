@@ -33,9 +33,14 @@ class HeldRecorder:
         self._said: set[type[RecorderWarning]] = set()
 
     def say(self, kind: type[RecorderWarning], text: str) -> None:
-        """Warn of something seen before the training; the recorder then does not say it again.
+        """Warn of something seen before the training; the recorder then does not repeat it.
 
-        Raises: OrderscopeError under `strict`, where no other order could be asked about.
+        Args:
+            kind: class of the warning.
+            text: what it says.
+
+        Raises:
+            OrderscopeError: under `strict`, for what rules out any question about another order.
         """
         if self._options.get("strict") and kind in HOPELESS:
             raise Refused(text, "a training of which other orders can be asked", "or leave out strict=True")
@@ -43,7 +48,15 @@ class HeldRecorder:
         tell(kind, f"recording {self._path}: {text}")
 
     def begin(self, model: Any, optimizer: Any, *, steps: int | None, step: int, samples: int | None = None) -> None:
-        """Start to record; `step` are the library's own steps so far, for optimizers that do not count theirs."""
+        """Start to record.
+
+        Args:
+            model: the one that is trained.
+            optimizer: its optimizer, or a wrapper with it in `.optimizer`.
+            steps: how many the loop will take; None where that is not known.
+            step: the library's own count of steps taken so far, for optimizers that do not count theirs.
+            samples: of an epoch; None where that is not known.
+        """
         optimizer = getattr(optimizer, "optimizer", optimizer)
         counted = not isinstance(optimizer, torch.optim.SGD)
         options: dict[str, Any] = {"steps": steps, "step": None if counted else step, "samples": samples}

@@ -41,7 +41,15 @@ def _length(sampler: Any) -> int | None:
 
 
 def rebuilt(loader: DataLoader, collate: Callable[[Any], Any]) -> DataLoader:
-    """`loader` over (id, sample) pairs, its collate function wrapped by `collate`."""
+    """A loader over (id, sample) pairs that otherwise does what another does.
+
+    Args:
+        loader: the one to rebuild.
+        collate: makes of its collate function one of a list of pairs.
+
+    Raises:
+        OrderscopeError: its data set is iterable-style, without indices.
+    """
     if isinstance(loader.dataset, IterableDataset):
         raise OrderscopeError(
             f"an iterable-style data set, {type(loader.dataset).__name__}",

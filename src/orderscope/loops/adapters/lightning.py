@@ -71,7 +71,7 @@ class LightningRecorder(HeldRecorder):
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         if isinstance(loss, torch.Tensor):
-            loss = loss.detach() * trainer.accumulate_grad_batches  # Lightning tells its part of the mean
+            loss = loss.detach() * trainer.accumulate_grad_batches  # Lightning passes its share of the mean
         self.recorder.step(batch[0], loss)
 
     def on_save_checkpoint(self, trainer: Any, module: Any, checkpoint: Any) -> None:

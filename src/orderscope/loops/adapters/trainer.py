@@ -133,7 +133,12 @@ def play(trainer: Any, order: Any) -> None:
     A row of the order is one optimizer step over all ranks and all micro-batches. One pass is the whole order, so
     `max_steps` is set to its length.
 
-    Raises: OrderscopeError where a row does not divide into the Trainer's ranks and micro-batches.
+    Args:
+        trainer: a transformers Trainer; changed.
+        order: sample ids, [steps, batch].
+
+    Raises:
+        OrderscopeError: a row does not divide into the Trainer's ranks and micro-batches.
     """
     rows = check_reference(order, len(trainer.train_dataset))
     args = trainer.args

@@ -14,7 +14,7 @@ from orderscope import losses
 from orderscope.errors import OrderscopeError
 from orderscope.task.rng import kept
 
-MOST_BYTES = 1 << 28  # of collated rows that are held
+MOST_BYTES = 1 << 28  # largest size of the collated rows, which are held in memory
 FILL = {"labels": losses.IGNORED}  # what rows of another length are filled with; 0 elsewhere
 
 
@@ -22,6 +22,10 @@ def trainer_parts(trainer: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     """The parts that are not given, as far as the Trainer knows them: data, loss, metrics, max_grad_norm.
 
     Data and a collator of one's own belong together: where either is given, neither is taken from the Trainer.
+
+    Args:
+        trainer: a transformers Trainer.
+        given: parts of a task that the user names.
 
     Raises:
         OrderscopeError: the data or the loss have to be said.
@@ -41,7 +45,12 @@ def trainer_parts(trainer: Any, given: Mapping[str, Any]) -> dict[str, Any]:
 def loss_of(trainer: Any, row: Mapping[str, Tensor]) -> Callable[[Any, Any], Tensor]:
     """The loss that labels of this shape stand for; whether it is the Trainer's is seen from the gradients.
 
-    Raises: OrderscopeError for other labels.
+    Args:
+        trainer: a transformers Trainer, for its label smoothing.
+        row: a sample as the model is given it.
+
+    Raises:
+        OrderscopeError: labels of another shape, or none.
     """
     labels = row.get("labels")
     if labels is None or labels.dim() > 1 or labels.is_floating_point():
@@ -57,6 +66,10 @@ def loss_of(trainer: Any, row: Mapping[str, Tensor]) -> Callable[[Any, Any], Ten
 
 def rows_of(trainer: Any, data: Any) -> list[dict[str, Tensor]]:
     """The rows of a data set as the model is given them: unused columns removed, collated, all of one length.
+
+    Args:
+        trainer: a transformers Trainer, for its model and collator.
+        data: a data set as the Trainer has it.
 
     Raises:
         OrderscopeError: the collator draws random numbers, gives something else than one row per sample, or the rows

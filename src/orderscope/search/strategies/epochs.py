@@ -71,6 +71,10 @@ def herded(gradients: Tensor, rounds: int) -> np.ndarray:
     those with a plus go to the front, those with a minus to the back in reverse; again and again.
 
     Source: Lu, Guo and De Sa, "GraB: finding provably better data permutations than random reshuffling", 2022.
+
+    Args:
+        gradients: of the steps' batches, [n, m].
+        rounds: how often the steps are arranged anew.
     """
     centred = (gradients - gradients.mean(0)).double()
     gram = (centred @ centred.T).numpy()

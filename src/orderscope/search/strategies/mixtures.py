@@ -132,7 +132,12 @@ class Bandit(Strategy):
 
 
 def in_blocks(labels: list[str], sequence: tuple[str, ...] | list[str]) -> np.ndarray:
-    """Steps sorted by group, the groups in this sequence, stable within."""
+    """Steps sorted by group, the groups in this sequence, stable within.
+
+    Args:
+        labels: group of each step, [steps].
+        sequence: all groups, in the order of their blocks.
+    """
     place = {name: i for i, name in enumerate(sequence)}
     return np.argsort([place[label] for label in labels], kind="stable")
 

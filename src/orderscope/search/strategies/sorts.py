@@ -56,6 +56,10 @@ def sorted_by(setting: Setting, values: np.ndarray, *, folds: int = 1) -> np.nda
 def folded(ranked: np.ndarray, folds: int) -> np.ndarray:
     """Every `folds`-th entry from the first on, then from the second on, and so forth.
 
+    Args:
+        ranked: [n].
+        folds: how many.
+
     Example:
         >>> folded(np.arange(6), 2)
         array([0, 2, 4, 1, 3, 5])

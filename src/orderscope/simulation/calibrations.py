@@ -1,0 +1,30 @@
+"""Calibrations by metric."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from orderscope.engine.calibration import Calibration
+
+
+class Calibrations(Mapping[str, Calibration]):
+    """Calibrations by metric, each fitted when it is first asked for.
+
+    Args:
+        names: gives the metrics that an iteration goes through; others can be asked for by name.
+        fit: fits the calibration of a metric.
+    """
+
+    def __init__(self, names: Callable[[], Sequence[str]], fit: Callable[[str], Calibration]) -> None:
+        self._names, self._fit, self._fitted = names, fit, dict[str, Calibration]()
+
+    def __getitem__(self, name: str) -> Calibration:
+        if name not in self._fitted:
+            self._fitted[name] = self._fit(name)
+        return self._fitted[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names())
+
+    def __len__(self) -> int:
+        return len(self._names())
