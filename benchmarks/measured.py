@@ -65,8 +65,8 @@ ESTIMATES = {
     "weight of the errors of the weights": "engine.calibration:PUSHED",
     "factor of regrouped orders": "engine.calibration:REGROUPED",
     "least error in sigma_order": "engine.calibration:LEAST",
-    "farthest trusted order, in probes": "simulation.simulator:FARTHER",
-    "most other samples of a trusted order": "simulation.simulator:REPLACED",
+    "farthest trusted order, in probes": "simulation.trusted:FARTHER",
+    "most other samples of a trusted order": "simulation.trusted:REPLACED",
     "effort of the proxy": "baselines.proxy:EFFORT",
 }
 SEARCH = {
@@ -77,7 +77,7 @@ SEARCH = {
     "sigma_order over noise, order matters": "simulation.verdict:CLEAR",
 }
 # What no setting says. Change the words where figures change though all settings stay.
-METHOD = "one replay an order, held-out losses without the model"
+METHOD = "one replay an order, drawn towards recorded ends in long windows; held-out losses without the model"
 SEARCH_METHOD = "on half of the held-out rows, then improved on all of them"
 
 
