@@ -165,6 +165,7 @@ def propose(
         return _nothing(work, effect)
     deadline = math.inf if seconds is None else time.perf_counter() + seconds
     rows: list[Row] = []
+    allowed: list[Row] = []  # to be proposed
     portfolios: list[Portfolio] = []
     points: list[Row] = []
     interrupted = False
@@ -175,11 +176,11 @@ def propose(
             work.reopen()  # calibrated on what was confirmed
         before = work.cost
         left = (first_budget - sum(p.setting.ledger.scored for p in portfolios)) // (rounds - number)
-        found, interrupted = work.search(rows, left, deadline, allow_other_samples, number, seconds)
+        found, interrupted = work.search(allowed, left, deadline, allow_other_samples, number, seconds)
         if not found:
             break
         portfolios += found
-        candidates, others = _candidates(found[0], max(1, first_verify), work.true)
+        candidates, others = _candidates(found[0], max(1, first_verify), work.true, work.parts is not None)
         points = _front(portfolios, asked) if len(asked.objectives) > 1 else []
         wanted = [f.order for f in candidates[:first_verify]]
         wanted += [points[int(k)].order for k in np.linspace(0, len(points) - 1, min(verify, len(points))).round()]
@@ -189,6 +190,7 @@ def propose(
             work.note("not confirmed: retraining needs the task")
         best_before = _least(rows, objective, work.own)
         rows = _joined(rows, [work.row(found[0], f) for f in candidates + others])
+        allowed = work.settle_regrouping(rows)
         if (
             interrupted
             or len(work.true) < 2
@@ -201,19 +203,21 @@ def propose(
         ):
             break
     first = portfolios[0]
-    check = best = _best(work, rows, verify)
+    check = best = _best(work, allowed, verify)
     if refine and not interrupted and best.parts and best.parts[0].gain > 0:
         work.whole = True
         work.reopen()
         left = budget - sum(p.setting.ledger.scored for p in portfolios)
-        found, interrupted = work.search(rows, left, deadline, allow_other_samples, rounds, seconds)
+        found, interrupted = work.search(allowed, left, deadline, allow_other_samples, rounds, seconds)
         portfolios += found
         if found and not interrupted:
-            candidates, others = _candidates(found[0], 1, work.true)
+            candidates, _ = _candidates(found[0], 1, work.true, False)
             work.confirm([f.order for f in candidates])
-            rows = _joined([work.row(found[0], f) for f in candidates], rows)
-            best = _best(work, rows, verify)
+            improved = [work.row(found[0], f) for f in candidates]
+            rows, allowed = _joined(improved, rows), _joined(improved, allowed)
+            best = _best(work, allowed, verify)
     simple = work.simple(first, best, verify > 0 and not interrupted)
+    work.tell()
     if best.name != OWN and best.regroups:
         work.note("the proposed order regroups samples into new batches; regroup=False keeps those recorded")
     cost, random = work.cost, work.random
@@ -326,12 +330,21 @@ def _front(portfolios: list[Portfolio], asked: Question) -> list[Row]:
     return sorted(rows, key=lambda row: row.metrics[objective.names[0]])
 
 
-def _candidates(portfolio: Portfolio, count: int, known: Collection[bytes]) -> tuple[list[Found], list[Found]]:
+def _candidates(
+    portfolio: Portfolio, count: int, known: Collection[bytes], judged: bool
+) -> tuple[list[Found], list[Found]]:
     """Orders to be confirmed first, at most `count`, and the best of the other strategies.
 
     First comes the best of each kind: whole batches, regrouped samples, and rules, which learn least of the searched
     rows. Then the best order of each strategy that may be as good as the best of all, and where those are too few, what
     else was found near the best.
+
+    Args:
+        portfolio: what was found.
+        count: how many.
+        known: orders whose truth is known.
+        judged: whether regrouping has to be clearly better than whole batches to be proposed. Then a single candidate
+            keeps the batches, since there is nothing to compare it with.
     """
     ledger = portfolio.setting.ledger
     best = sorted(portfolio.best.values(), key=lambda f: f.bound)
@@ -340,8 +353,10 @@ def _candidates(portfolio: Portfolio, count: int, known: Collection[bytes]) -> t
     for f in best:
         if f.order.tobytes() not in known:
             rule = not f.strategy.guided and not f.strategy.weight
-            kinds.setdefault("rule" if rule else "regrouped" if ledger.steps_of(f.order) is None else "whole", f)
+            kinds.setdefault("regrouped" if ledger.steps_of(f.order) is None else "rule" if rule else "whole", f)
     first = [*kinds.values(), *near]
+    if judged and count == 1:
+        first.sort(key=lambda f: ledger.steps_of(f.order) is None)
     for entry in ledger.ranked():
         if entry.by in portfolio.best:
             strategy = portfolio.best[entry.by].strategy

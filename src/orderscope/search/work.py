@@ -12,8 +12,18 @@ import numpy as np
 
 from orderscope.engine.loading import table_number
 from orderscope.errors import OrderscopeError
-from orderscope.search.confirm import Trained, part_gains, recorded, standard_error, train_orders
+from orderscope.recording.costs import training_seconds
+from orderscope.search.confirm import (
+    Trained,
+    losses_on,
+    part_gains,
+    recorded,
+    standard_error,
+    tell_runs,
+    train_orders,
+)
 from orderscope.search.equal_cost import spent_runs
+from orderscope.search.evidence import compared
 from orderscope.search.ledger import WHOLE, Ledger
 from orderscope.search.objective import Objective
 from orderscope.search.parts import Parts, Slopes, parts_of, split_rows
@@ -47,10 +57,11 @@ class Work:
     ) -> None:
         self.sim, self.asked, self.seed, self.progress = sim, asked, seed, progress
         self.notes: list[str] = []
-        self.searching, self.trained = 0.0, 0
+        self.searching, self.trained, self._told = 0.0, 0, 0
         self.asking: list[Remembered] = []
         self.split = self.parts = None
         self.whole = False  # whether searches see all rows
+        self.regroup = asked.regroup  # whether the next search may regroup samples
         self._share, self._slopes = share, Slopes()
         began = time.process_time()
         self.losses = [name for name in asked.objective.names if name in sim.losses]
@@ -138,6 +149,7 @@ class Work:
 
     def reopen(self) -> None:
         """Open the run anew, with what was added to it."""
+        self.tell()
         began = time.process_time()
         self.sim = Simulator(self.sim.path, self.sim.task, device=self.sim.device)
         fitted(self.sim, self.asked.objective)
@@ -182,7 +194,7 @@ class Work:
                 self._know(ledger, view, sim.order, OWN)
             for row in confirmed:
                 self._know(ledger, view, row.order, row.name)
-            setting = Setting(sim, objective, asked.regroup, ledger, asked.rules, view)
+            setting = Setting(sim, objective, self.regroup, ledger, asked.rules, view)
             portfolios.append(Portfolio(setting, self.seed + number, self.progress))
             interrupted = portfolios[-1].run(led or asked.strategies)
             if interrupted:
@@ -228,9 +240,20 @@ class Work:
         new = [order for order in orders if order.tobytes() not in self.true]
         if task is None or not new:
             return
+        began = time.process_time()
         found = train_orders(self.sim, task, new, self.parts, None if quiet else self.progress, self.notes)
         self.true |= found
         self.trained += len(found)
+        alone = (training_seconds(self.sim.store) or 0.0) * len(found)  # counted as runs
+        self.searching += max(0.0, time.process_time() - began - alone)
+
+    def tell(self) -> None:
+        """Let the run know what was trained since the last time."""
+        if self.sim.task is not None and self.trained > self._told:
+            began = time.process_time()
+            tell_runs(self.sim, self.sim.task)
+            self._told = self.trained
+            self.searching += time.process_time() - began
 
     def row(self, portfolio: Portfolio, found: Found) -> Row:
         ledger, objective = portfolio.setting.ledger, self.asked.objective
@@ -271,6 +294,38 @@ class Work:
         gains = part_gains(self.asked.objective, self.parts, dict.fromkeys(PARTS, (math.nan, math.nan)), own, self.own)
         title = self.asked.objective.title
         return dict(own.metrics) | {f"{title}:{g.part}": g.confirmed for g in gains if g.confirmed is not None}
+
+    def settle_regrouping(self, rows: list[Row]) -> list[Row]:
+        """Rows that may be proposed: those that regroup samples only if the best of them is clearly better than all
+        others, on the rows that the search never saw. Otherwise later searches keep the recorded batches too.
+
+        Where no rows were set aside there is nothing to judge by, and all may be.
+
+        Args:
+            rows: what the first searches found.
+        """
+        parts, objective = self.parts, self.asked.objective
+        regrouped = [row for row in rows if row.regroups]
+        if parts is None or self.whole or not regrouped:
+            return rows
+        kept = [row for row in rows if not row.regroups]
+        apart = {key: losses_on(objective, parts, own, "confirming") for key, own in self.true.items()}
+        ours = [apart[key] for key in {row.order.tobytes() for row in regrouped} if key in apart]
+        others = [apart[key] for key in {row.order.tobytes() for row in kept} if key in apart]
+        others.append(apart[self.sim.order.tobytes()])
+        best = min(others, key=lambda losses: float(objective.value({n: x.mean() for n, x in losses.items()})))
+        judged = [compared(objective, own, best, len(ours)) for own in ours]
+        if any(each.clear for each in judged):
+            return rows
+        self.regroup = False
+        if judged:
+            most = max(judged, key=lambda each: each.gain)
+            self.note(
+                f"batches are kept together: the best order that regroups samples gains {most.gain:+.2g} over the best "
+                f"that does not, on rows that the search never saw; {most.needed:.1f} standard errors of "
+                f"{most.standard_error:.2g} were asked for"
+            )
+        return kept
 
     def best(self, rows: list[Row]) -> Row:
         """Of those trained the best, each charged `PENALTY` standard errors over all rows of its difference to the

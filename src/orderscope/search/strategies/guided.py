@@ -63,7 +63,9 @@ def _steps_led(setting: Setting, search: Search) -> Orders:
 
 
 def _samples_led(setting: Setting, search: Search) -> Orders:
-    def model(order: np.ndarray) -> tuple[Effects, OrderOf]:
+    def model(order: np.ndarray) -> tuple[Effects, OrderOf] | None:
+        if setting.regrouping_vanishes():
+            return None
         effects, ids = setting.sample_effects(order)
         return effects, lambda arrangement: ids[arrangement].reshape(order.shape)
 
