@@ -13,8 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import norm, t
 
-from orderscope.search.confirm import standard_error
+from orderscope.search.confirm import losses_on, standard_error
 from orderscope.search.objective import Objective
+from orderscope.search.rows import Row
+from orderscope.search.work import Work
 
 CLEAR = 2.0  # standard errors by which one has to be better than the other, of a single comparison on many rows
 
@@ -70,3 +72,37 @@ def standard_errors(comparisons: int, rows: int) -> float:
         [2.03, 2.32, 2.83]
     """
     return float(t.isf(norm.sf(CLEAR) / max(1, comparisons), max(1, rows - 1)))
+
+
+def settled(work: Work, rows: list[Row]) -> list[Row]:
+    """Rows that may be proposed: those that regroup samples only if the best of them is clearly better than all others,
+    on the rows that the search never saw. Otherwise later searches keep the recorded batches too.
+
+    Where no rows were set aside there is nothing to judge by, and all may be.
+
+    Args:
+        work: what was trained; whether later searches may regroup samples is noted there.
+        rows: what was found.
+    """
+    parts, objective = work.parts, work.asked.objective
+    regrouped = [row for row in rows if row.regroups]
+    if parts is None or not regrouped:
+        return rows
+    kept = [row for row in rows if not row.regroups]
+    apart = {key: losses_on(objective, parts, own, "confirming") for key, own in work.true.items()}
+    ours = [apart[key] for key in dict.fromkeys(row.order.tobytes() for row in regrouped) if key in apart]
+    others = [apart[row.order.tobytes()] for row in kept if row.order.tobytes() in apart]
+    others.append(apart[work.sim.order.tobytes()])
+    best = min(others, key=lambda losses: float(objective.value({n: x.mean() for n, x in losses.items()})))
+    judged = [compared(objective, own, best, len(ours)) for own in ours]
+    if any(each.clear for each in judged):
+        return rows
+    work.regroup = False
+    if judged:
+        most = max(judged, key=lambda each: each.gain)
+        work.note(
+            f"batches are kept together: the best order that regroups samples gains {most.gain:+.2g} over the best "
+            f"that does not, on rows that the search never saw; {most.needed:.1f} standard errors of "
+            f"{most.standard_error:.2g} were asked for"
+        )
+    return kept

@@ -14,11 +14,13 @@ from orderscope.errors import OrderscopeError
 from orderscope.search.confirm import PartGain, Trained
 from orderscope.search.constraints import Constraint
 from orderscope.search.equal_cost import expected_best
+from orderscope.search.evidence import settled
+from orderscope.search.forms import scheduled, sorted_alike
 from orderscope.search.objective import Objective, front
 from orderscope.search.parts import SEARCHED, checked_confirming
 from orderscope.search.portfolio import Found, Portfolio, Progress
 from orderscope.search.request import Metric, Question, question
-from orderscope.search.rows import OWN, Row, Simple, rank
+from orderscope.search.rows import OWN, Row, Simple, Sorted, rank
 from orderscope.search.strategy import STRATEGIES
 from orderscope.search.work import Work, fitted
 from orderscope.simulation.simulator import Simulator
@@ -58,6 +60,7 @@ class Proposal:
             the order gains that it was made from, and that was searched on the searched rows only.
         simple: the nearest schedule of groups and what of the gain it keeps; None where there are no groups, or nothing
             was found.
+        sort: the nearest sort by a recorded signal, and what it keeps; None where the order is close to none.
         searched: whether a search was made; it is not where the verdict says that there is nothing to look for.
         refined: whether it was found on one part of the rows and then improved on all of them.
         why: what makes it undetectable, in words; empty where it is not.
@@ -84,6 +87,7 @@ class Proposal:
     effect: Verdict | None = None
     parts: list[PartGain] = field(default_factory=list)
     simple: Simple | None = None
+    sort: Sorted | None = None
     searched: bool = True
     refined: bool = False
     why: str = ""
@@ -190,7 +194,7 @@ def propose(
             work.note("not confirmed: retraining needs the task")
         best_before = _least(rows, objective, work.own)
         rows = _joined(rows, [work.row(found[0], f) for f in candidates + others])
-        allowed = work.settle_regrouping(rows)
+        allowed = settled(work, rows)
         if (
             interrupted
             or len(work.true) < 2
@@ -216,7 +220,10 @@ def propose(
             improved = [work.row(found[0], f) for f in candidates]
             rows, allowed = _joined(improved, rows), _joined(improved, allowed)
             best = _best(work, allowed, verify)
-    simple = work.simple(first, best, verify > 0 and not interrupted)
+    train = verify > 0 and not interrupted
+    left = train and work.trained < verify * rounds
+    simple = scheduled(work, first.setting, best, train)
+    sort = sorted_alike(work, first.setting, best, left)
     work.tell()
     if best.name != OWN and best.regroups:
         work.note("the proposed order regroups samples into new batches; regroup=False keeps those recorded")
@@ -269,6 +276,7 @@ def propose(
         parts=parts,
         refined=refined,
         simple=simple,
+        sort=sort,
     )  # fmt: skip
 
 

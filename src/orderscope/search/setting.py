@@ -150,9 +150,7 @@ class Setting:
         width = entries[0].spread * (searched / apart) ** 0.5
         vanishes = whole is not None and whole.apart - entries[0].apart < width
         if vanishes:
-            self.note(
-                "regrouping samples is predicted to gain next to nothing on the rows set aside, and was given up"
-            )
+            self.note("regrouping samples is predicted to gain next to nothing on the rows set aside, and was given up")
         return vanishes
 
     def step_effects(self, steps: np.ndarray) -> Effects:

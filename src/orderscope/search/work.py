@@ -15,7 +15,6 @@ from orderscope.errors import OrderscopeError
 from orderscope.recording.costs import training_seconds
 from orderscope.search.confirm import (
     Trained,
-    losses_on,
     part_gains,
     recorded,
     standard_error,
@@ -23,15 +22,13 @@ from orderscope.search.confirm import (
     train_orders,
 )
 from orderscope.search.equal_cost import spent_runs
-from orderscope.search.evidence import compared
 from orderscope.search.ledger import WHOLE, Ledger
 from orderscope.search.objective import Objective
 from orderscope.search.parts import Parts, Slopes, parts_of, split_rows
 from orderscope.search.portfolio import Found, Portfolio, Progress
-from orderscope.search.readable import nearest_schedule
 from orderscope.search.remembered import Remembered, question_text
 from orderscope.search.request import Question
-from orderscope.search.rows import OWN, Row, Simple, rank
+from orderscope.search.rows import OWN, Row, rank
 from orderscope.search.scores import View
 from orderscope.search.setting import Setting
 from orderscope.search.strategy import PENALTY
@@ -295,38 +292,6 @@ class Work:
         title = self.asked.objective.title
         return dict(own.metrics) | {f"{title}:{g.part}": g.confirmed for g in gains if g.confirmed is not None}
 
-    def settle_regrouping(self, rows: list[Row]) -> list[Row]:
-        """Rows that may be proposed: those that regroup samples only if the best of them is clearly better than all
-        others, on the rows that the search never saw. Otherwise later searches keep the recorded batches too.
-
-        Where no rows were set aside there is nothing to judge by, and all may be.
-
-        Args:
-            rows: what the first searches found.
-        """
-        parts, objective = self.parts, self.asked.objective
-        regrouped = [row for row in rows if row.regroups]
-        if parts is None or self.whole or not regrouped:
-            return rows
-        kept = [row for row in rows if not row.regroups]
-        apart = {key: losses_on(objective, parts, own, "confirming") for key, own in self.true.items()}
-        ours = [apart[key] for key in {row.order.tobytes() for row in regrouped} if key in apart]
-        others = [apart[key] for key in {row.order.tobytes() for row in kept} if key in apart]
-        others.append(apart[self.sim.order.tobytes()])
-        best = min(others, key=lambda losses: float(objective.value({n: x.mean() for n, x in losses.items()})))
-        judged = [compared(objective, own, best, len(ours)) for own in ours]
-        if any(each.clear for each in judged):
-            return rows
-        self.regroup = False
-        if judged:
-            most = max(judged, key=lambda each: each.gain)
-            self.note(
-                f"batches are kept together: the best order that regroups samples gains {most.gain:+.2g} over the best "
-                f"that does not, on rows that the search never saw; {most.needed:.1f} standard errors of "
-                f"{most.standard_error:.2g} were asked for"
-            )
-        return kept
-
     def best(self, rows: list[Row]) -> Row:
         """Of those trained the best, each charged `PENALTY` standard errors over all rows of its difference to the
         reference, and those first that are better than it on the confirming rows, too; the reference where that is no
@@ -366,33 +331,6 @@ class Work:
         width = None if trained is None else standard_error(objective, self.own.losses, trained.losses)
         worse = bool(row.parts) and row.parts[0].confirmed is not None and row.parts[0].gain <= 0
         return worse, rank(row, objective.sign) + PENALTY * (width or 0.0)
-
-    def simple(self, portfolio: Portfolio, best: Row, train: bool) -> Simple | None:
-        """The schedule of groups nearest to the best order, and what it keeps of its gain."""
-        sim, objective = self.sim, self.asked.objective
-        codes, names = sim.window.group_codes, sim.description["group_names"]
-        schedule = nearest_schedule(best.order, codes, names)
-        if best.name == OWN or schedule is None:
-            return None
-        steps = portfolio.setting.steps_of(best.order) is not None
-        own = np.searchsorted(np.unique(codes[sim.order]), codes)
-        pure = bool(((sim.window.fractions > 0).sum(1) == 1).all())
-        regroup = not pure and not steps
-        if not regroup and not pure:
-            return None  # batches that mix groups and stay whole have no shares to schedule
-        order = schedule.order(sim.order, own if regroup else own[sim.order[:, 0]], regroup=regroup)
-        if self.asked.rules is not None:
-            order = self.asked.rules.repaired(order[None])[0]
-        told = sim.predict(order, metrics=list(objective.names), allow_other_samples=True)
-        value, reference = float(objective.told(told.metrics)[0]), float(objective.told(sim.reference))
-        if train:
-            self.confirm([order], quiet=True)
-        trained = self.true.get(order.tobytes())
-        true = None if trained is None else float(objective.told(trained.metrics))
-        mine, its = (value, best.predicted) if true is None or best.confirmed is None else (true, best.confirmed)
-        gain = objective.sign * (reference - its)
-        kept = objective.sign * (reference - mine) / gain if gain > 0 else math.nan
-        return Simple(schedule, order, value, kept, true)
 
     def forget(self) -> None:
         """Drop what was kept of searches that have ended."""
