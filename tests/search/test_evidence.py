@@ -48,7 +48,7 @@ def test_a_metric_without_rows_tells_nothing() -> None:
 
 
 def work(gains: dict[int, float], noise: float) -> tuple[Any, list[Row]]:
-    """A reference 0, whole batches 1, regrouped samples 2 and above: gains over the reference on the confirming rows."""
+    """A reference 0, whole batches 1, regrouped samples 2 and above; gains over the reference on confirming rows."""
     rng = np.random.default_rng(1)
     base = rng.normal(3, 1, ROWS)
     orders = {k: np.array([[k]]) for k in (0, *gains)}
