@@ -25,12 +25,14 @@ class Question:
         strategies: what is tried.
         rules: constraints on orders, or None.
         regroup: whether samples may leave their recorded batches.
+        named: whether the strategies were named, and are not all.
     """
 
     objectives: list[Objective]
     strategies: list[Strategy]
     rules: Rules | None
     regroup: bool
+    named: bool = False
 
     @property
     def objective(self) -> Objective:
@@ -78,7 +80,7 @@ def question(
     kept = read_constraints(constraints)
     rules = Rules(kept, sim.order, sim.window.group_codes, sim.description["group_names"], regroup) if kept else None
     picked = chosen(None if strategies is None else list(strategies))
-    return Question(_objectives(sim, metric, maximize), picked, rules, regroup)
+    return Question(_objectives(sim, metric, maximize), picked, rules, regroup, strategies is not None)
 
 
 def _objectives(sim: Simulator, metric: Metric, maximize: bool | Collection[str]) -> list[Objective]:

@@ -172,7 +172,11 @@ class Work:
         confirmed = [
             row for row in before if row.confirmed is not None and row.name != OWN and math.isfinite(row.confirmed)
         ]
-        led = [s for s in asked.strategies if s.guided] if confirmed else []
+        picked = asked.strategies
+        if confirmed:
+            picked = [s for s in picked if s.guided] or picked
+        if self.whole:
+            picked = [s for s in picked if s.near] or picked
         portfolios: list[Portfolio] = []
         interrupted = False
         for k, objective in enumerate(asked.objectives):
@@ -193,7 +197,10 @@ class Work:
                 self._know(ledger, view, row.order, row.name)
             setting = Setting(sim, objective, self.regroup, ledger, asked.rules, view)
             portfolios.append(Portfolio(setting, self.seed + number, self.progress))
-            interrupted = portfolios[-1].run(led or asked.strategies)
+            led = setting.expansion is not None and not asked.named and any(s.guided for s in picked)
+            for strategy in (s for s in picked if s.blind and led):
+                self.note(f"{strategy.name}: left out, since searches led by the metric's gradient find more")
+            interrupted = portfolios[-1].run([s for s in picked if not (s.blind and led)])
             if interrupted:
                 asking.write()
             _refuse_not_finite(ledger, objective.title)

@@ -20,7 +20,7 @@ class LocalSearch(Strategy):
     are so many that blind ones gain next to nothing, and scoring one costs as much as a training."""
 
     name, source = "local search", "swaps, moves and block moves from the best so far"
-    weight, guided = 2.0, True
+    weight, guided, near = 2.0, True, True
 
     def orders(self, setting: Setting) -> Orders:
         best = setting.best()
@@ -37,7 +37,7 @@ class Restarts(Strategy):
     """Local search from random orders, again and again."""
 
     name, source = "random restarts", "local search from random orders"
-    weight = 1.0
+    weight, blind = 1.0, True
 
     def orders(self, setting: Setting) -> Orders:
         steps = setting.rng.permutation(setting.steps)
@@ -60,7 +60,7 @@ class Genetic(Strategy):
     """Tournaments of two, order crossover, mutation by a swap or move, the best quarter kept."""
 
     name, source = "genetic", "the genetic algorithm of FUT, arXiv 2505.22042"
-    weight = 1.0
+    weight, blind = 1.0, True
 
     def orders(self, setting: Setting) -> Orders:
         rng = setting.rng

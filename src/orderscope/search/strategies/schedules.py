@@ -14,10 +14,10 @@ from orderscope.search.readable import SEGMENTS, played
 from orderscope.search.setting import Setting
 from orderscope.search.strategy import Orders, Strategy
 
-ROUND, OF_SAMPLES = 24, 8  # orders a round; those of samples cost as much as a training each
+ROUND, ROUNDS = 24, 12
+OF_SAMPLES = (8, 4)  # the same where samples move: an order of them costs as much to score as to train
 ELITE = 4  # a round is this many times the number whose mean is gone on from
-ROUNDS = 12
-PATIENCE, LEAST = 3, 0.05  # it ends where so many rounds together bring less of the gain over the recorded order
+PATIENCE, LEAST = 2, 0.1  # it ends where so many rounds together bring less of the gain over the recorded order
 SPREAD, SHRINK = 1.0, 0.85  # of the logarithms of densities: how far the first ones are drawn, and the later ones
 GROUPS = 8
 
@@ -37,11 +37,12 @@ class GroupSchedule(Strategy):
             if count > GROUPS:
                 setting.note(f"{self.name}: {count} groups, more than the {GROUPS} whose shares are searched")
             return
-        segments, drawing = min(SEGMENTS, setting.steps), OF_SAMPLES if moves_samples(setting) else ROUND
+        segments = min(SEGMENTS, setting.steps)
+        drawing, rounds = OF_SAMPLES if moves_samples(setting) else (ROUND, ROUNDS)
         mean, spread = np.zeros((segments, count)), np.full((segments, count), SPREAD)
         kept, bounds, best = np.zeros((0, segments, count)), np.zeros(0), [math.inf]
         recorded = setting.ledger.entry(setting.order)
-        while len(best) <= ROUNDS:
+        while len(best) <= rounds:
             drawn = mean + spread * setting.rng.standard_normal((drawing, segments, count))
             if not len(kept):
                 drawn[0] = 0.0  # an even spread
