@@ -64,7 +64,8 @@ SHOWN = 12
 @click.option(
     "--regroup/--keep-batches",
     default=None,
-    help="Whether samples may leave their recorded batches. Default: where the run has single samples' gradients.",
+    help="Whether samples may leave their recorded batches. Default: where that is clearly better on the held-out rows "
+    "that the search does not see.",
 )
 @click.option(
     "--anyway", is_flag=True, help="Search also where the noise of the held-out rows leaves nothing to look for."

@@ -78,7 +78,7 @@ def settled(work: Work, rows: list[Row]) -> list[Row]:
     """Rows that may be proposed: those that regroup samples only if the best of them is clearly better than all others,
     on the rows that the search never saw. Otherwise later searches keep the recorded batches too.
 
-    Where no rows were set aside there is nothing to judge by, and all may be.
+    Where no rows were set aside there is nothing to judge by, and all may be; so they may where regrouping was asked for.
 
     Args:
         work: what was trained; whether later searches may regroup samples is noted there.
@@ -86,7 +86,7 @@ def settled(work: Work, rows: list[Row]) -> list[Row]:
     """
     parts, objective = work.parts, work.asked.objective
     regrouped = [row for row in rows if row.regroups]
-    if parts is None or not regrouped:
+    if parts is None or not work.asked.judged or not regrouped:
         return rows
     kept = [row for row in rows if not row.regroups]
     apart = {key: losses_on(objective, parts, own, "confirming") for key, own in work.true.items()}

@@ -133,8 +133,9 @@ def propose(
         maximize: more of the metric is better; of several metrics, the names of those.
         constraints: what orders must keep to, all of it: `After`, `Before`, `Share` and `Fixed` of `orderscope.search`,
             or their texts, see `parse_constraint`.
-        regroup: whether samples may leave their recorded batches. By default where single samples' gradients were kept.
-            Batches of recorded samples only leave a far smaller choice.
+        regroup: whether samples may leave their recorded batches. By default where single samples' gradients were kept,
+            and such an order is clearly better than those of whole batches on the rows set aside; True does without
+            that proof.
         allow_other_samples: strategies may repeat samples and leave others out.
         rounds: how often to search and confirm, at most. What is confirmed is recorded in the run; the next round is
             calibrated on it and starts from the best of it, and none follows one that gained less than training as many
@@ -184,7 +185,9 @@ def propose(
         if not found:
             break
         portfolios += found
-        candidates, others = _candidates(found[0], max(1, first_verify), work.true, work.parts is not None)
+        candidates, others = _candidates(
+            found[0], max(1, first_verify), work.true, asked.judged and work.parts is not None
+        )
         points = _front(portfolios, asked) if len(asked.objectives) > 1 else []
         wanted = [f.order for f in candidates[:first_verify]]
         wanted += [points[int(k)].order for k in np.linspace(0, len(points) - 1, min(verify, len(points))).round()]

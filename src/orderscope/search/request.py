@@ -25,6 +25,7 @@ class Question:
         strategies: what is tried.
         rules: constraints on orders, or None.
         regroup: whether samples may leave their recorded batches.
+        judged: whether regrouping has to be clearly better than whole batches to be proposed: where it was not asked for.
         named: whether the strategies were named, and are not all.
     """
 
@@ -32,6 +33,7 @@ class Question:
     strategies: list[Strategy]
     rules: Rules | None
     regroup: bool
+    judged: bool = False
     named: bool = False
 
     @property
@@ -76,11 +78,12 @@ def question(
         )
     if strategies is not None and not len(strategies):
         raise OrderscopeError("no strategies", "one at least", "name some, or leave out strategies=")
+    judged = regroup is None
     regroup = bool(sim.window.sample_anchors) if regroup is None else regroup
     kept = read_constraints(constraints)
     rules = Rules(kept, sim.order, sim.window.group_codes, sim.description["group_names"], regroup) if kept else None
     picked = chosen(None if strategies is None else list(strategies))
-    return Question(_objectives(sim, metric, maximize), picked, rules, regroup, strategies is not None)
+    return Question(_objectives(sim, metric, maximize), picked, rules, regroup, judged, strategies is not None)
 
 
 def _objectives(sim: Simulator, metric: Metric, maximize: bool | Collection[str]) -> list[Objective]:

@@ -33,6 +33,7 @@ class Setting:
         view: what the search sees of the objective; all held-out rows if not given.
         rules: what orders must keep to, if anything.
         rng: random numbers of the strategy that is running.
+        judged: whether regrouping has to show on the rows set aside that it pays.
         share: how many orders it may still have scored.
         notes: what a reader of the proposal should know.
     """
@@ -44,6 +45,7 @@ class Setting:
     rules: Rules | None = None
     view: View = None  # pyright: ignore[reportAssignmentType]  # made in __post_init__
     rng: np.random.Generator = field(default_factory=np.random.default_rng)
+    judged: bool = False
     share: int = 0
     notes: list[str] = field(default_factory=list)
     _sweeps: dict[bytes, Sensitivity] = field(default_factory=dict)
@@ -143,7 +145,7 @@ class Setting:
         ones that it could not be shown to be better than the best that keeps the batches: as predicted, by less than a
         standard error over those rows. It is the one thing that a search is shown of these rows."""
         parts, entries = self.view.parts, self.ledger.ranked()
-        if parts is None or not entries or self.steps_of(entries[0].order) is not None:
+        if not self.judged or parts is None or not entries or self.steps_of(entries[0].order) is not None:
             return False
         whole = next((e for e in entries if self.steps_of(e.order) is not None), None)
         searched, apart = (max(part.rows.values()) for part in (parts.searched, parts.confirming))

@@ -195,7 +195,7 @@ class Work:
                 self._know(ledger, view, sim.order, OWN)
             for row in confirmed:
                 self._know(ledger, view, row.order, row.name)
-            setting = Setting(sim, objective, self.regroup, ledger, asked.rules, view)
+            setting = Setting(sim, objective, self.regroup, ledger, asked.rules, view, judged=asked.judged)
             portfolios.append(Portfolio(setting, self.seed + number, self.progress))
             led = setting.expansion is not None and not asked.named and any(s.guided for s in picked)
             for strategy in (s for s in picked if s.blind and led):
