@@ -78,7 +78,7 @@ def settled(work: Work, rows: list[Row]) -> list[Row]:
     """Rows that may be proposed: those that regroup samples only if the best of them is clearly better than all others,
     on the rows that the search never saw. Otherwise later searches keep the recorded batches too.
 
-    Where no rows were set aside there is nothing to judge by, and all may be; so they may where regrouping was asked for.
+    Where no rows were set aside there is nothing to judge by, and all may be; nor is it judged where it was asked for.
 
     Args:
         work: what was trained; whether later searches may regroup samples is noted there.
