@@ -58,8 +58,8 @@ def work(gains: dict[int, float], noise: float) -> tuple[Any, list[Row]]:
     parts = SimpleNamespace(split=split, searched=SimpleNamespace(held_out=SimpleNamespace(names=("eval",))))
     notes: list[str] = []
     made = SimpleNamespace(
-        parts=parts, asked=SimpleNamespace(objective=LOSS, judged=True), true=true, sim=SimpleNamespace(order=orders[0]),
-        regroup=True, note=notes.append, notes=notes,
+        parts=parts, asked=SimpleNamespace(objective=LOSS, judged=True), true=true, regroup=True,
+        sim=SimpleNamespace(order=orders[0]), note=notes.append, notes=notes,
     )  # fmt: skip
     rows = [Row(f"{k}", "", 0.0, 0.0, 0.0, orders[k], regroups=k > 1) for k in gains]
     return made, rows

@@ -185,9 +185,8 @@ def propose(
         if not found:
             break
         portfolios += found
-        candidates, others = _candidates(
-            found[0], max(1, first_verify), work.true, asked.judged and work.parts is not None
-        )
+        judged = asked.judged and work.parts is not None
+        candidates, others = _candidates(found[0], max(1, first_verify), work.true, judged)
         points = _front(portfolios, asked) if len(asked.objectives) > 1 else []
         wanted = [f.order for f in candidates[:first_verify]]
         wanted += [points[int(k)].order for k in np.linspace(0, len(points) - 1, min(verify, len(points))).round()]

@@ -25,7 +25,7 @@ class Question:
         strategies: what is tried.
         rules: constraints on orders, or None.
         regroup: whether samples may leave their recorded batches.
-        judged: whether regrouping has to be clearly better than whole batches to be proposed: where it was not asked for.
+        judged: whether regrouping, not asked for, has to be clearly better than whole batches to be proposed.
         named: whether the strategies were named, and are not all.
     """
 
