@@ -15,7 +15,7 @@ from orderscope.search.forms import scheduled, sorted_alike
 from orderscope.search.notes import kept_words, worth_telling
 from orderscope.search.readable import nearest_sort
 from orderscope.search.request import question
-from orderscope.search.rows import OWN, Row
+from orderscope.search.rows import OWN, Row, Simple
 from orderscope.search.work import Work
 
 
@@ -80,6 +80,33 @@ def test_a_form_is_trained_where_that_is_allowed(char: osc.Simulator, tmp_path: 
     assert found is not None
     assert sim.task is not None
     assert found.confirmed == osc.retrain(sim.task, found.order).metrics["eval"][0]
+
+
+def test_a_schedule_that_is_better_than_what_it_was_read_off_is_proposed(
+    char: osc.Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict = {"strategies": ["random"], "budget": 20, "verify": 1, "regroup": False}
+    plain = searching.propose(char, **options)
+    better = searching.propose(char, budget=150, verify=1)
+    assert plain.confirmed is not None
+    assert better.confirmed is not None
+    assert better.confirmed < plain.confirmed
+    assert plain.simple is not None
+
+    def schedule(work: Work, *_: Any) -> Simple:
+        work.confirm([better.order])
+        assert plain.simple is not None
+        return Simple(better.order, better.predicted, 1.5, better.confirmed, schedule=plain.simple.schedule)
+
+    monkeypatch.setattr("orderscope.search.proposal.scheduled", schedule)
+    found = searching.propose(char, **options)
+    assert (found.order == better.order).all()
+    assert found.confirmed == better.confirmed
+    assert found.simple is not None
+    assert found.simple.kept == 1
+    row = next(row for row in found.table if (row.order == better.order).all())
+    assert (row.name, row.confirmed) == ("group schedule", better.confirmed)
+    assert found.parts == row.parts
 
 
 def test_few_ranks_are_close_to_anything() -> None:

@@ -21,6 +21,7 @@ from orderscope.search.parts import SEARCHED, checked_confirming
 from orderscope.search.portfolio import Found, Portfolio, Progress
 from orderscope.search.request import Metric, Question, question
 from orderscope.search.rows import OWN, Row, Simple, Sorted, rank
+from orderscope.search.strategies.schedules import GroupSchedule
 from orderscope.search.strategy import STRATEGIES
 from orderscope.search.work import Work, fitted
 from orderscope.simulation.simulator import Simulator
@@ -120,7 +121,8 @@ def propose(
     different kinds are trained truly; what they gain on the rows that the search never saw tells what searching is
     worth. If that is more than nothing, the best is then improved on all rows, with the other half of the budget and
     one of the trainings: twice the rows say better what is good for others. The best of all that was trained is
-    proposed: if that is the reference, it is said. With the same seed it is the same again, unless `seconds` cut it
+    proposed, the nearest schedule of groups if it turns out better than what it was read off; if that is the reference,
+    it is said. With the same seed it is the same again, unless `seconds` cut it
     short. A search that was interrupted goes on where it was.
 
     Args:
@@ -225,6 +227,12 @@ def propose(
     train = verify > 0 and not interrupted
     left = train and work.trained < verify * rounds
     simple = scheduled(work, first.setting, best, train)
+    if simple is not None and simple.confirmed is not None and simple.kept > 1:  # few numbers learn little of the rows
+        row = work.known_row(first, STRATEGIES[GroupSchedule.name], simple.order)
+        rows = [row, *rows]
+        best = work.best([row, best])
+        if best.order is simple.order:
+            simple = replace(simple, kept=1.0)
     sort = sorted_alike(work, first.setting, best, left)
     work.tell()
     if best.name != OWN and best.regroups:

@@ -31,7 +31,7 @@ from orderscope.search.request import Question
 from orderscope.search.rows import OWN, Row, rank
 from orderscope.search.scores import View
 from orderscope.search.setting import Setting
-from orderscope.search.strategy import PENALTY
+from orderscope.search.strategy import PENALTY, Strategy
 from orderscope.simulation.foretold import foretell
 from orderscope.simulation.simulator import Simulator
 from orderscope.simulation.verdict import Verdict, verdict
@@ -281,6 +281,14 @@ class Work:
             parts=gains,
             regroups=ledger.steps_of(found.order) is None,
         )
+
+    def known_row(self, portfolio: Portfolio, strategy: Strategy, order: np.ndarray) -> Row:
+        """Of an order that was trained and that no strategy asked for."""
+        setting = portfolio.setting
+        self._know(setting.ledger, setting.view, order, strategy.name)
+        entry = setting.ledger.entry(order)
+        assert entry is not None
+        return self.row(portfolio, Found(strategy, order, entry.value, entry.error, entry.spread))
 
     def _of_all(self, told: Mapping[str, tuple[Any, Any]]) -> tuple[Any, Any]:
         """Value and error on all rows of the metric, from those on its parts."""
