@@ -141,7 +141,7 @@ class Portfolio:
     def _next(self, asked: Asked, scores: Scores) -> bool:
         """Whether it asks for more."""
         asked.bounds.append(min([*asked.bounds[-1:], *scores.bound.tolist()]))
-        if (asked.strategy.weight or asked.strategy.guided) and asked.hopeless(self._least):
+        if asked.hopeless(self._least):
             asked.asking.close()
             return False
         self.setting.rng = asked.rng

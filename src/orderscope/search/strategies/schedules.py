@@ -15,7 +15,7 @@ from orderscope.search.setting import Setting
 from orderscope.search.strategy import Orders, Strategy
 
 ROUND, ROUNDS = 24, 12
-OF_SAMPLES = (8, 4)  # the same where samples move: an order of them costs as much to score as to train
+OF_SAMPLES = (8, 2)  # the same where samples move: an order of them costs as much to score as to train
 ELITE = 4  # a round is this many times the number whose mean is gone on from
 PATIENCE, LEAST = 2, 0.1  # it ends where so many rounds together bring less of the gain over the recorded order
 SPREAD, SHRINK = 1.0, 0.85  # of the logarithms of densities: how far the first ones are drawn, and the later ones
