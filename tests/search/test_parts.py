@@ -190,7 +190,7 @@ def test_an_interrupted_search_goes_on(sim: osc.Simulator, tmp_path: Path) -> No
     options: dict = {"budget": 120, "verify": 0, "strategies": ["random", "descent", "genetic"], "anyway": True}
 
     def interrupt(stage: str, done: int, total: int) -> None:
-        if done > 60:
+        if done > 30:
             raise KeyboardInterrupt
 
     whole = osc.propose(osc.Simulator(tmp_path / "run", sim.task), **options)
