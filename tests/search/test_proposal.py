@@ -112,6 +112,17 @@ def test_small_budgets_are_kept(char: osc.Simulator, budget: int) -> None:
     assert found.confirmed <= char.reference["eval"]
 
 
+def test_where_there_is_nothing_to_look_for_it_stops_unless_told_to_go_on(char: osc.Simulator) -> None:
+    """Twelve held-out rows tell no orders apart."""
+    found = osc.propose(char)
+    assert found.verdict.startswith("nothing to look for with these 12 rows")
+    assert not found.searched
+    assert found.scored == 0
+    assert (found.order == char.order).all()
+    assert any("anyway=True" in note for note in found.notes)
+    assert propose(char, budget=20, verify=0, anyway=True).searched
+
+
 def test_without_the_task_nothing_is_confirmed(char: osc.Simulator) -> None:
     found = propose(osc.Simulator(char.path), budget=80, seconds=30)
     assert found.confirmed is None
