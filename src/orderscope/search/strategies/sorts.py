@@ -7,6 +7,7 @@ samples may leave their batches the samples themselves sorted, too.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -35,7 +36,8 @@ class Sort(Strategy):
         values = setting.signal(self.signal, self.name)
         if values is not None:
             ways = (self.falling, not self.falling) if self.both else (self.falling,)
-            yield from sorts(setting, [lambda order, f=f: sorted_by(order, -values if f else values) for f in ways])
+            signed = {False: values, True: -values}
+            yield from sorts(setting, [partial(sorted_by, values=signed[falling]) for falling in ways])
 
 
 Sorted = Callable[[np.ndarray], np.ndarray]
@@ -133,7 +135,7 @@ class Learnability(Strategy):
     def orders(self, setting: Setting) -> Orders:
         values = setting.signal("learnability", self.name)
         if values is not None:
-            yield from sorts(setting, [lambda order, n=n: sorted_by(order, values, folds=n) for n in FOLDS])
+            yield from sorts(setting, [partial(sorted_by, values=values, folds=folds) for folds in FOLDS])
 
 
 class SmallGradientsFirst(Strategy):
