@@ -157,8 +157,9 @@ def test_two_strategies_with_the_same_best_order_have_a_row_each(
             yield setting.order[::-1][None]
 
     found = propose(char, strategies=["reverse", "backwards"], verify=1)
-    assert {row.name for row in found.table} == {"reverse", "backwards"}
-    assert {row.confirmed for row in found.table} == {found.table[0].confirmed}
+    rows = [row for row in found.table if row.name != "group schedule"]  # the schedule nearest to it may be better
+    assert {row.name for row in rows} == {"reverse", "backwards"}
+    assert {row.confirmed for row in rows} == {rows[0].confirmed}
 
 
 def test_strategies_that_find_nothing_new_end(tmp_path: Path) -> None:
