@@ -89,20 +89,14 @@ class Digits(Dataset):
         return self.images[index], self.labels[index]
 
 
+DIGITS_HELD_OUT = 400
+
+
 def digits() -> dict[str, Any]:
     """A small convolution, Adam from scratch, T = 30, batches of one third of the classes each; accuracy as a second
     metric."""
-    from sklearn.datasets import load_digits
-
-    images, labels = load_digits(return_X_y=True)
-    rows = list(range(len(labels)))
-    random.Random(3).shuffle(rows)
+    images, labels, rows = _digits()
     train = sorted(rows[: 30 * BATCH], key=lambda i: labels[i] // 4)
-    held = rows[30 * BATCH : 30 * BATCH + 400]
-
-    def part(ids: list[int]) -> Digits:
-        pixels = torch.tensor(images[ids] / 16, dtype=torch.float32).view(-1, 1, 8, 8)
-        return Digits(pixels, torch.tensor(labels[ids], dtype=torch.long))
 
     def model() -> nn.Module:
         with torch.random.fork_rng(devices=[]):
@@ -112,7 +106,7 @@ def digits() -> dict[str, Any]:
                 nn.Conv2d(16, 32, 3, padding=1), nn.GELU(), nn.Flatten(), nn.Linear(512, 10),
             )  # fmt: skip
 
-    evaluation = part(held)
+    evaluation = _part(images, labels, rows[30 * BATCH :][:DIGITS_HELD_OUT])
 
     def accuracy(module: nn.Module) -> float:
         with torch.no_grad():
@@ -122,12 +116,33 @@ def digits() -> dict[str, Any]:
     return dict(
         model=model,
         loss=lambda module, batch: F.cross_entropy(module(batch[0]), batch[1], reduction="none"),
-        data=part(train),
+        data=_part(images, labels, train),
         optimizer=lambda p: torch.optim.Adam(p, lr=2e-3),
         metrics={"eval": evaluation, "accuracy": accuracy},
         order=order[torch.randperm(30, generator=torch.Generator().manual_seed(1))].numpy(),
         groups=[str(labels[i] // 4) for i in train],
     )
+
+
+def other_digits() -> Digits:
+    """The digits that `digits` neither trains on nor holds out."""
+    images, labels, rows = _digits()
+    return _part(images, labels, rows[30 * BATCH + DIGITS_HELD_OUT :])
+
+
+def _digits() -> tuple[Any, Any, list[int]]:
+    """Images, labels, and the rows in the sequence that they are used in."""
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    rows = list(range(len(labels)))
+    random.Random(3).shuffle(rows)
+    return images, labels, rows
+
+
+def _part(images: Any, labels: Any, ids: list[int]) -> Digits:
+    pixels = torch.tensor(images[ids] / 16, dtype=torch.float32).view(-1, 1, 8, 8)
+    return Digits(pixels, torch.tensor(labels[ids], dtype=torch.long))
 
 
 def minilm_full() -> dict[str, Any]:

@@ -37,7 +37,7 @@ def proposal(task: osc.Task) -> SimpleNamespace:
         predicted=2.81, error=0.02, confirmed=2.82, reference=2.86,
         random={"mean": 2.85, "std": 0.01}, gain_sigma=np.float64(3.0), scored=100, cost=25.0, best_of_n=2.83,
         undetectable=False, verdict=f"order matters ({SCRIPT})", searched=True, refined=False, why="", effect=None,
-        simple=simple(), parts=parts, notes=[SCRIPT], table=rows, true={SCRIPT: 2.82}, front=[
+        simple=simple(), sort=None, parts=parts, notes=[SCRIPT], table=rows, true={SCRIPT: 2.82}, front=[
             SimpleNamespace(name=IMAGE, metrics={SCRIPT: 2.81, DOLLARS: 2.9}, true={SCRIPT: 2.82, DOLLARS: 2.91}),
             SimpleNamespace(name="sort", metrics={SCRIPT: 2.83, DOLLARS: 2.8}, true={}),
         ],

@@ -137,7 +137,7 @@ def test_what_holds_on_unseen_rows_is_improved_on_all(sim: osc.Simulator) -> Non
     """The gain on unseen rows is that of the order that was searched without them."""
     from searching import propose
 
-    found = propose(sim, budget=200, verify=2, strategies=["random", "regroup", "local search"], seed=1)
+    found = propose(sim, budget=200, verify=2, strategies=["random", "descent", "local search"], regroup=False, seed=1)
     assert found.refined
     first = next(row for row in found.table if row.parts and row.parts[0].confirmed is not None)
     assert found.parts == first.parts
@@ -190,7 +190,7 @@ def test_an_interrupted_search_goes_on(sim: osc.Simulator, tmp_path: Path) -> No
     options: dict = {"budget": 120, "verify": 0, "strategies": ["random", "descent", "genetic"], "anyway": True}
 
     def interrupt(stage: str, done: int, total: int) -> None:
-        if done > 60:
+        if done > 30:
             raise KeyboardInterrupt
 
     whole = osc.propose(osc.Simulator(tmp_path / "run", sim.task), **options)

@@ -39,7 +39,8 @@ def test_is_what_training_it_gives(char: osc.Simulator, proposal: Proposal) -> N
     assert osc.retrain(char.task, proposal.order).metrics["eval"][0] == proposal.confirmed
     assert (np.sort(proposal.order, axis=None) == np.sort(char.order, axis=None)).all()
     assert proposal.order.dtype == np.int64
-    assert proposal.predicted == char.predict(proposal.order).metrics["eval"][0]
+    told = char.predict(proposal.order).metrics["eval"][0]  # it was told beside others, which rounds differently
+    assert proposal.predicted == pytest.approx(told, rel=1e-6)
 
 
 def test_tells_what_was_spent_and_what_luck_would_bring(char: osc.Simulator, proposal: Proposal) -> None:
@@ -111,6 +112,17 @@ def test_small_budgets_are_kept(char: osc.Simulator, budget: int) -> None:
     assert found.confirmed <= char.reference["eval"]
 
 
+def test_where_there_is_nothing_to_look_for_it_stops_unless_told_to_go_on(char: osc.Simulator) -> None:
+    """Twelve held-out rows tell no orders apart."""
+    found = osc.propose(char)
+    assert found.verdict.startswith("nothing to look for with these 12 rows")
+    assert not found.searched
+    assert found.scored == 0
+    assert (found.order == char.order).all()
+    assert any("anyway=True" in note for note in found.notes)
+    assert propose(char, budget=20, verify=0, anyway=True).searched
+
+
 def test_without_the_task_nothing_is_confirmed(char: osc.Simulator) -> None:
     found = propose(osc.Simulator(char.path), budget=80, seconds=30)
     assert found.confirmed is None
@@ -145,8 +157,9 @@ def test_two_strategies_with_the_same_best_order_have_a_row_each(
             yield setting.order[::-1][None]
 
     found = propose(char, strategies=["reverse", "backwards"], verify=1)
-    assert {row.name for row in found.table} == {"reverse", "backwards"}
-    assert {row.confirmed for row in found.table} == {found.table[0].confirmed}
+    rows = [row for row in found.table if row.name != "group schedule"]  # the schedule nearest to it may be better
+    assert {row.name for row in rows} == {"reverse", "backwards"}
+    assert {row.confirmed for row in rows} == {rows[0].confirmed}
 
 
 def test_strategies_that_find_nothing_new_end(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from orderscope.answers.tracked import chosen_order
 from orderscope.answers.trials import stored_trials
 from orderscope.orders import order_hash
 from orderscope.recording.costs import part_runs
+from orderscope.search.notes import kept_words
 from orderscope.text import plain
 
 if TYPE_CHECKING:
@@ -131,7 +132,9 @@ def _gain(sim: Simulator, order: np.ndarray) -> str:
     how = "trained" if part["confirmed"] is not None else "predicted"
     whose = ", of the order that this one was made from" if facts.get("refined") else ""
     where = f"on the {part['rows']:,} held-out rows that the search never saw"
-    return f"{said}\n\nGain over the recorded order {where}, {how}{whose}: {_number(part['gain'])}{width}."
+    forms = kept_words(facts)
+    forms = f" {forms[0].upper()}{forms[1:]}." if forms else ""
+    return f"{said}\n\nGain over the recorded order {where}, {how}{whose}: {_number(part['gain'])}{width}.{forms}"
 
 
 def _fidelity(sim: Simulator) -> str:

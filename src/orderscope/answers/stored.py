@@ -90,7 +90,7 @@ def proposal_facts(proposal: Any) -> dict[str, Any]:
         "refined", "why",
     )  # fmt: skip
     row, point = ("name", "source", "predicted", "error", "confirmed"), ("name", "metrics", "true")
-    simple = proposal.simple
+    simple, sort = proposal.simple, proposal.sort
     return {name: json_value(getattr(proposal, name)) for name in names} | {
         "effect": None if proposal.effect is None else proposal.effect.as_json(),
         "parts": [json_value(asdict(part)) for part in proposal.parts],
@@ -104,6 +104,17 @@ def proposal_facts(proposal: Any) -> dict[str, Any]:
                 "predicted": simple.predicted,
                 "confirmed": simple.confirmed,
                 "kept": simple.kept,
+            }
+        ),
+        "sort": None
+        if sort is None
+        else json_value(
+            {
+                "by": str(sort.by),
+                "correlation": sort.by.correlation,
+                "predicted": sort.predicted,
+                "confirmed": sort.confirmed,
+                "kept": sort.kept,
             }
         ),
         "table": [

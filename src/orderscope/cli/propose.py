@@ -64,7 +64,8 @@ SHOWN = 12
 @click.option(
     "--regroup/--keep-batches",
     default=None,
-    help="Whether samples may leave their recorded batches. Default: where the run has single samples' gradients.",
+    help="Whether samples may leave their recorded batches. Default: where that is clearly better on the held-out rows "
+    "that the search does not see.",
 )
 @click.option(
     "--anyway", is_flag=True, help="Search also where the noise of the held-out rows leaves nothing to look for."
@@ -296,9 +297,9 @@ def show(facts: dict[str, Any]) -> None:
         say(plain(line))
     from orderscope.search.notes import folded
 
-    if facts["simple"]:
+    if lines := simple_lines(facts):
         say()
-        for line in simple_lines(facts["simple"]):
+        for line in lines:
             say(plain(line))
         say()
     for note in folded(spoken(facts["notes"])):
@@ -345,14 +346,24 @@ def part_words(part: dict[str, Any]) -> str:
     return said + (" trained" if width is None else f" trained, standard error over rows {width:.2g}")
 
 
-def simple_lines(simple: dict[str, Any]) -> list[str]:
-    """The nearest schedule of groups, and what it keeps."""
-    kept = simple["kept"]
-    share = "" if kept is None else f" keeps {100 * kept:.0f} % of the gain"
-    how = "predicted" if simple["confirmed"] is None else "trained"
-    value = simple["predicted"] if simple["confirmed"] is None else simple["confirmed"]
-    head = f"in a few words{share} ({value:.5g} {how}): percent of each group in each part of the run"
-    return [head, *(f"  {line}" for line in simple["words"])]
+def simple_lines(facts: dict[str, Any]) -> list[str]:
+    """The nearest schedule of groups and the nearest sort, and what they keep."""
+    from orderscope.search.notes import kept_words, worth_telling
+
+    simple, by, words = facts.get("simple"), facts.get("sort"), kept_words(facts)
+    lines = [f"in a few words: {words}"] if words else []
+    if by and worth_telling(by):
+        lines.append(f"  close to a sort by {by['by']} (rank correlation {by['correlation']:.2f}): {_form(by)}")
+    if simple and worth_telling(simple):
+        lines.append(f"  percent of each group in each part of the run: {_form(simple)}")
+        lines += [f"    {line}" for line in simple["words"]]
+    return lines
+
+
+def _form(form: dict[str, Any]) -> str:
+    if form["confirmed"] is None:
+        return f"{form['predicted']:.5g} predicted"
+    return f"{form['confirmed']:.5g} trained"
 
 
 def _point(row: dict[str, Any], names: list[str]) -> list[str]:

@@ -301,6 +301,7 @@ def add_runs(
     *,
     jobs: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    tell: bool = True,
 ) -> dict[str, np.ndarray]:
     """Train further orders and make them part of a recorded run: a simulator that is opened then answers for them as
     they were, has their states as anchors of their batches, and is calibrated on them too.
@@ -312,6 +313,8 @@ def add_runs(
         prefix: "validated-" or "confirmed-"; a number makes the name.
         jobs: processes; the bytes are the same for any.
         progress: called as `progress(done, new)`.
+        tell: whether simulators that are opened know them from now on. Telling costs as much for many as for one, some
+            ten runs, so what is trained bit by bit is better told with the last of it, or by a call without orders.
 
     Returns:
         True final metrics, name -> float64 [n].
@@ -327,7 +330,7 @@ def add_runs(
         new = {order.tobytes(): order for order in orders if order.tobytes() not in known}
         pieces = further(store, prefix, list(new.values()))
         complete(task, store, pieces, jobs=jobs, progress=progress, event="further runs finished")
-        if table_number(store) is not None:
+        if tell and table_number(store) is not None:
             _extend(task, store)
         known |= {key: piece.name for key, piece in zip(new, pieces, strict=True)}
         found = [load_run(store, known[order.tobytes()]).metrics[-1] for order in orders]

@@ -16,7 +16,7 @@ from orderscope.report.material import Material, confirmed_runs
 from orderscope.report.section import Section
 from orderscope.report.strip import legend
 from orderscope.report.words import count, figures, plain, short, two
-from orderscope.search.notes import folded
+from orderscope.search.notes import folded, kept_words, worth_telling
 
 ROWS = 12
 
@@ -39,6 +39,8 @@ def section(material: Material) -> Section:
             "verdict": verdict(material, facts),
             "parts": [REFINED] * bool(facts.get("refined")) + [part_words(part) for part in facts.get("parts") or []],
             "simple": _simple(facts.get("simple")),
+            "kept": _sentence(kept_words(facts)),
+            "sort": _sort(facts.get("sort")),
             "words": words(material, facts) if searched else "",
             "regret": regret(material) if searched else "",
             "notes": [plain(note) for note in folded([str(note) for note in facts["notes"]])],
@@ -143,17 +145,25 @@ def part_words(part: dict[str, Any]) -> str:
 
 
 def _simple(simple: dict[str, Any] | None) -> dict[str, Any]:
-    """The nearest schedule of groups; empty where there is none."""
-    if not simple:
+    """The nearest schedule of groups; empty where there is none that keeps some of the gain."""
+    if not simple or not worth_telling(simple):
         return {}
-    kept = simple["kept"]
     return {
-        "kept": "" if kept is None else f"{100 * kept:.0f} %",
-        "trained": simple["confirmed"] is not None,
         "rows": [[short(str(name)), *(f"{100 * row[g] / len(simple['density']):.0f}" for row in simple["density"])]
                  for g, name in enumerate(simple["groups"])],
         "parts": list(range(1, 1 + len(simple["density"]))),
     }  # fmt: skip
+
+
+def _sort(sort: dict[str, Any] | None) -> str:
+    """The nearest sort, in a sentence; empty where there is none that keeps some of the gain."""
+    if not sort or not worth_telling(sort):
+        return ""
+    return f"The order is close to a sort by {plain(sort['by'])}: the rank correlation is {sort['correlation']:.2f}."
+
+
+def _sentence(words: str) -> str:
+    return plain(words[:1].upper() + words[1:] + "." if words else "")
 
 
 def _row(row: dict[str, Any]) -> dict[str, str]:

@@ -72,22 +72,6 @@ def neighbours(perm: np.ndarray, count: int, rng: np.random.Generator) -> np.nda
     return np.stack([neighbour(perm, rng) for _ in range(count)])
 
 
-def samples_swapped(order: np.ndarray, swaps: int, rng: np.random.Generator) -> np.ndarray:
-    """Some samples exchanged between different steps of an order [steps, batch].
-
-    Args:
-        order: sample ids, [steps, batch].
-        swaps: how many pairs are exchanged.
-        rng: random numbers.
-    """
-    out = order.copy()
-    for _ in range(swaps if len(order) > 1 else 0):
-        a, b = rng.choice(len(order), 2, replace=False)
-        i, j = rng.integers(order.shape[1], size=2)
-        out[a, i], out[b, j] = out[b, j], out[a, i]
-    return out
-
-
 def crossed(first: np.ndarray, second: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Order crossover: a stretch of the first parent in place, the rest in the sequence of the second.
 

@@ -86,12 +86,12 @@ def part_gains(
         return []
     found = []
     for name, part in (("confirming", parts.confirming), ("searched", parts.searched)):
-        before = _on(objective, parts, reference, name)
+        before = losses_on(objective, parts, reference, name)
         base = float(objective.told({n: v.mean() for n, v in before.items()}))
         value, error = told[name]
         true = width = None
         if own is not None:
-            after = _on(objective, parts, own, name)
+            after = losses_on(objective, parts, own, name)
             true = float(objective.told({n: v.mean() for n, v in after.items()}))
             width = standard_error(objective, before, after)
         shown = value if true is None else true
@@ -120,8 +120,15 @@ def standard_error(
     return total
 
 
-def _on(objective: Objective, parts: Parts, trained: Trained, part: str) -> dict[str, np.ndarray]:
-    """Losses on a part by metric; of one that has no rows its value."""
+def losses_on(objective: Objective, parts: Parts, trained: Trained, part: str) -> dict[str, np.ndarray]:
+    """Losses on a part by metric, [rows]; of a metric that has no rows its value, [1].
+
+    Args:
+        objective: its metrics.
+        parts: searched and confirming rows.
+        trained: what training the order gave.
+        part: "confirming" or "searched".
+    """
     found = {}
     for name in objective.names:
         if name not in parts.searched.held_out.names:
@@ -157,8 +164,8 @@ def train_orders(
     progress: Progress | None,
     notes: list[str],
 ) -> dict[bytes, Trained]:
-    """Truly train orders, each once. Where the run can be written to they become part of it, so that later predictions
-    know them.
+    """Truly train orders, each once. Where the run can be written to they are recorded in it; `tell_runs` makes them
+    part of what later predictions know.
 
     Args:
         sim: the run, opened.
@@ -171,8 +178,8 @@ def train_orders(
     distinct = {order.tobytes(): order for order in orders}
     found: dict[bytes, Trained] = {}
     keep = Path(sim.path).is_dir() and (parts is None or not parts.split.confirming)
-    for order in distinct.values():  # what is predicted is put down before the run knows better
-        keep = foretell(sim, [order], allow_other_samples=True).kept and keep
+    if distinct:  # what is predicted is put down before the run knows better
+        keep = foretell(sim, list(distinct.values()), allow_other_samples=True).kept and keep
     try:
         if progress is not None and distinct:
             progress("confirm", 0, len(distinct))
@@ -184,6 +191,17 @@ def train_orders(
     except KeyboardInterrupt:
         notes.append("interrupted: not all candidates were trained")
     return found
+
+
+def tell_runs(sim: Simulator, task: Task) -> None:
+    """Make what `train_orders` recorded part of what a simulator knows that is opened from now on.
+
+    Args:
+        sim: the run, opened.
+        task: what was trained.
+    """
+    with suppress(OrderscopeError, OSError):  # being written, or not to be written
+        add_runs(task, sim.path, [], CONFIRMED, jobs=1)
 
 
 def _trained(task: Task, order: np.ndarray, parts: Parts | None) -> Trained:
@@ -203,7 +221,7 @@ def _trained(task: Task, order: np.ndarray, parts: Parts | None) -> Trained:
 
 def _kept(sim: Simulator, task: Task, order: np.ndarray) -> Trained | None:
     with suppress(OrderscopeError, OSError):  # being written, not to be written, or the order diverges
-        metrics = add_runs(task, sim.path, [order], CONFIRMED, jobs=1)
+        metrics = add_runs(task, sim.path, [order], CONFIRMED, jobs=1, tell=False)
         with RunStore.open(sim.path) as store:
             runs = (load_run(store, run, gradients=False) for run in true_runs(store))
             run = next(run for run in runs if np.array_equal(run.order, order))

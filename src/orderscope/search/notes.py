@@ -1,10 +1,12 @@
-"""A proposal's notes for a reader: strategies that had nothing to go by share one line."""
+"""A proposal for a reader: its notes, and what simple forms keep of its gain."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 SILENT = ": this task's samples have no "
+LITTLE = 0.2  # of the gain: a form that keeps less is not worth being told
 
 
 def folded(notes: Sequence[str]) -> list[str]:
@@ -20,3 +22,33 @@ def folded(notes: Sequence[str]) -> list[str]:
     told = [note for note in notes if SILENT not in note]
     listed = "; ".join(f"{missing} ({', '.join(names)})" for missing, names in silent.items())
     return [*told, f"no such numbers about the samples: {listed}"] if silent else told
+
+
+def worth_telling(form: Mapping[str, Any] | None) -> bool:
+    """Whether a simple form, as JSON values, keeps enough of the gain to be shown, or it is not known what it keeps."""
+    return form is not None and (form["kept"] is None or form["kept"] >= LITTLE)
+
+
+def kept_words(facts: Mapping[str, Any]) -> str:
+    """What the simple forms of a proposal keep of its gain, in words; empty where there are none or no gain.
+
+    Args:
+        facts: the proposal as JSON values; those of an earlier version know of no sort.
+
+    Example:
+        >>> kept_words({"simple": {"kept": 0.42, "confirmed": 2.8}})
+        'the nearest schedule of groups keeps 42 % of this gain, as trained'
+        >>> kept_words({"simple": {"kept": 0.03, "confirmed": 2.8}})
+        'no simple form keeps this gain'
+    """
+    simple, by = facts.get("simple"), facts.get("sort")
+    forms = [("the nearest schedule of groups", simple)] if simple else []
+    forms += [(f"a sort by {by['by']}", by)] if by else []
+    known = [(name, form) for name, form in forms if form["kept"] is not None]
+    told = [
+        f"{name} keeps {100 * form['kept']:.0f} % of this gain, as "
+        + ("predicted" if form["confirmed"] is None else "trained")
+        for name, form in known
+        if worth_telling(form)
+    ]
+    return "; ".join(told) if told or not known else "no simple form keeps this gain"

@@ -16,7 +16,7 @@ from orderscope.search.strategy import Orders, Scores, Strategy
 
 RULES = 0.5  # of the budget, at most, for strategies that do not start from the best of others
 IDLE = 16  # times in a row that strategies may ask for nothing new
-RECENT, HOPE = 2, 3  # a blind search is ended where the best of all is HOPE times its gain in RECENT rounds ahead
+HOPE = 3  # a search is ended where the best of all is this many times the gain of its last round ahead
 Progress = Callable[[str, int, int], None]
 
 
@@ -62,9 +62,8 @@ class Asked:
     bounds: list[float] = field(default_factory=list)
 
     def hopeless(self, best: float) -> bool:
-        """Whether at the pace of its last rounds it would not come near the best of all for long."""
-        recent, now = 1 if self.strategy.guided else RECENT, self.bounds[-1]
-        return len(self.bounds) > recent and now - best > HOPE * (self.bounds[-recent - 1] - now)
+        """Whether at the pace of its last round it would not come near the best of all for long."""
+        return len(self.bounds) > 1 and self.bounds[-1] - best > HOPE * (self.bounds[-2] - self.bounds[-1])
 
 
 @dataclass
@@ -158,7 +157,7 @@ class Portfolio:
     def _next(self, asked: Asked, scores: Scores) -> bool:
         """Whether it asks for more."""
         asked.bounds.append(min([*asked.bounds[-1:], *scores.bound.tolist()]))
-        if (asked.strategy.weight or asked.strategy.guided) and asked.hopeless(self._least):
+        if asked.hopeless(self._least):
             asked.asking.close()
             return False
         self.setting.rng = asked.rng

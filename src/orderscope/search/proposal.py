@@ -14,11 +14,14 @@ from orderscope.errors import OrderscopeError
 from orderscope.search.confirm import PartGain, Trained
 from orderscope.search.constraints import Constraint
 from orderscope.search.equal_cost import expected_best
+from orderscope.search.evidence import settled
+from orderscope.search.forms import scheduled, sorted_alike
 from orderscope.search.objective import Objective, front
 from orderscope.search.parts import SEARCHED, checked_confirming
 from orderscope.search.portfolio import Found, Portfolio, Progress
 from orderscope.search.request import Metric, Question, question
-from orderscope.search.rows import OWN, Row, Simple, rank
+from orderscope.search.rows import OWN, Row, Simple, Sorted, rank
+from orderscope.search.strategies.schedules import GroupSchedule
 from orderscope.search.strategy import STRATEGIES
 from orderscope.search.work import Work, fitted
 from orderscope.simulation.simulator import Simulator
@@ -58,6 +61,7 @@ class Proposal:
             the order gains that it was made from, and that was searched on the searched rows only.
         simple: the nearest schedule of groups and what of the gain it keeps; None where there are no groups, or nothing
             was found.
+        sort: the nearest sort by a recorded signal, and what it keeps; None where the order is close to none.
         searched: whether a search was made; it is not where the verdict says that there is nothing to look for.
         refined: whether it was found on one part of the rows and then improved on all of them.
         why: what makes it undetectable, in words; empty where it is not.
@@ -84,6 +88,7 @@ class Proposal:
     effect: Verdict | None = None
     parts: list[PartGain] = field(default_factory=list)
     simple: Simple | None = None
+    sort: Sorted | None = None
     searched: bool = True
     refined: bool = False
     why: str = ""
@@ -116,7 +121,8 @@ def propose(
     different kinds are trained truly; what they gain on the rows that the search never saw tells what searching is
     worth. If that is more than nothing, the best is then improved on all rows, with the other half of the budget and
     one of the trainings: twice the rows say better what is good for others. The best of all that was trained is
-    proposed: if that is the reference, it is said. With the same seed it is the same again, unless `seconds` cut it
+    proposed, the nearest schedule of groups if it turns out better than what it was read off; if that is the reference,
+    it is said. With the same seed it is the same again, unless `seconds` cut it
     short. A search that was interrupted goes on where it was.
 
     Args:
@@ -129,8 +135,9 @@ def propose(
         maximize: more of the metric is better; of several metrics, the names of those.
         constraints: what orders must keep to, all of it: `After`, `Before`, `Share` and `Fixed` of `orderscope.search`,
             or their texts, see `parse_constraint`.
-        regroup: whether samples may leave their recorded batches. By default where single samples' gradients were kept.
-            Batches of recorded samples only leave a far smaller choice.
+        regroup: whether samples may leave their recorded batches. By default where single samples' gradients were kept,
+            and such an order is clearly better than those of whole batches on the rows set aside; True does without
+            that proof.
         allow_other_samples: strategies may repeat samples and leave others out.
         rounds: how often to search and confirm, at most. What is confirmed is recorded in the run; the next round is
             calibrated on it and starts from the best of it, and none follows one that gained less than training as many
@@ -165,6 +172,7 @@ def propose(
         return _nothing(work, effect)
     deadline = math.inf if seconds is None else time.perf_counter() + seconds
     rows: list[Row] = []
+    allowed: list[Row] = []  # to be proposed
     portfolios: list[Portfolio] = []
     points: list[Row] = []
     interrupted = False
@@ -175,11 +183,12 @@ def propose(
             work.reopen()  # calibrated on what was confirmed
         before = work.cost
         left = (first_budget - sum(p.setting.ledger.scored for p in portfolios)) // (rounds - number)
-        found, interrupted = work.search(rows, left, deadline, allow_other_samples, number, seconds)
+        found, interrupted = work.search(allowed, left, deadline, allow_other_samples, number, seconds)
         if not found:
             break
         portfolios += found
-        candidates, others = _candidates(found[0], max(1, first_verify), work.true)
+        judged = asked.judged and work.parts is not None
+        candidates, others = _candidates(found[0], max(1, first_verify), work.true, judged)
         points = _front(portfolios, asked) if len(asked.objectives) > 1 else []
         wanted = [f.order for f in candidates[:first_verify]]
         wanted += [points[int(k)].order for k in np.linspace(0, len(points) - 1, min(verify, len(points))).round()]
@@ -189,6 +198,7 @@ def propose(
             work.note("not confirmed: retraining needs the task")
         best_before = _least(rows, objective, work.own)
         rows = _joined(rows, [work.row(found[0], f) for f in candidates + others])
+        allowed = settled(work, rows)
         if (
             interrupted
             or len(work.true) < 2
@@ -201,19 +211,30 @@ def propose(
         ):
             break
     first = portfolios[0]
-    check = best = _best(work, rows, verify)
+    check = best = _best(work, allowed, verify)
     if refine and not interrupted and best.parts and best.parts[0].gain > 0:
         work.whole = True
         work.reopen()
         left = budget - sum(p.setting.ledger.scored for p in portfolios)
-        found, interrupted = work.search(rows, left, deadline, allow_other_samples, rounds, seconds)
+        found, interrupted = work.search(allowed, left, deadline, allow_other_samples, rounds, seconds)
         portfolios += found
         if found and not interrupted:
-            candidates, others = _candidates(found[0], 1, work.true)
+            candidates, _ = _candidates(found[0], 1, work.true, False)
             work.confirm([f.order for f in candidates])
-            rows = _joined([work.row(found[0], f) for f in candidates], rows)
-            best = _best(work, rows, verify)
-    simple = work.simple(first, best, verify > 0 and not interrupted)
+            improved = [work.row(found[0], f) for f in candidates]
+            rows, allowed = _joined(improved, rows), _joined(improved, allowed)
+            best = _best(work, allowed, verify)
+    train = verify > 0 and not interrupted
+    left = train and work.trained < verify * rounds
+    simple = scheduled(work, first.setting, best, train)
+    if simple is not None and simple.confirmed is not None and simple.kept > 1:  # few numbers learn little of the rows
+        row = work.known_row(first, STRATEGIES[GroupSchedule.name], simple.order)
+        rows = [row, *rows]
+        best = work.best([row, best])
+        if best.order is simple.order:
+            simple = replace(simple, kept=1.0)
+    sort = sorted_alike(work, first.setting, best, left)
+    work.tell()
     if best.name != OWN and best.regroups:
         work.note("the proposed order regroups samples into new batches; regroup=False keeps those recorded")
     cost, random = work.cost, work.random
@@ -265,6 +286,7 @@ def propose(
         parts=parts,
         refined=refined,
         simple=simple,
+        sort=sort,
     )  # fmt: skip
 
 
@@ -326,12 +348,21 @@ def _front(portfolios: list[Portfolio], asked: Question) -> list[Row]:
     return sorted(rows, key=lambda row: row.metrics[objective.names[0]])
 
 
-def _candidates(portfolio: Portfolio, count: int, known: Collection[bytes]) -> tuple[list[Found], list[Found]]:
+def _candidates(
+    portfolio: Portfolio, count: int, known: Collection[bytes], judged: bool
+) -> tuple[list[Found], list[Found]]:
     """Orders to be confirmed first, at most `count`, and the best of the other strategies.
 
     First comes the best of each kind: whole batches, regrouped samples, and rules, which learn least of the searched
     rows. Then the best order of each strategy that may be as good as the best of all, and where those are too few, what
     else was found near the best.
+
+    Args:
+        portfolio: what was found.
+        count: how many.
+        known: orders whose truth is known.
+        judged: whether regrouping has to be clearly better than whole batches to be proposed. Then a single candidate
+            keeps the batches, since there is nothing to compare it with.
     """
     ledger = portfolio.setting.ledger
     best = sorted(portfolio.best.values(), key=lambda f: f.bound)
@@ -340,8 +371,10 @@ def _candidates(portfolio: Portfolio, count: int, known: Collection[bytes]) -> t
     for f in best:
         if f.order.tobytes() not in known:
             rule = not f.strategy.guided and not f.strategy.weight
-            kinds.setdefault("rule" if rule else "regrouped" if ledger.steps_of(f.order) is None else "whole", f)
+            kinds.setdefault("regrouped" if ledger.steps_of(f.order) is None else "rule" if rule else "whole", f)
     first = [*kinds.values(), *near]
+    if judged and count == 1:
+        first.sort(key=lambda f: ledger.steps_of(f.order) is None)
     for entry in ledger.ranked():
         if entry.by in portfolio.best:
             strategy = portfolio.best[entry.by].strategy

@@ -25,12 +25,16 @@ class Question:
         strategies: what is tried.
         rules: constraints on orders, or None.
         regroup: whether samples may leave their recorded batches.
+        judged: whether regrouping, not asked for, has to be clearly better than whole batches to be proposed.
+        named: whether the strategies were named, and are not all.
     """
 
     objectives: list[Objective]
     strategies: list[Strategy]
     rules: Rules | None
     regroup: bool
+    judged: bool = False
+    named: bool = False
 
     @property
     def objective(self) -> Objective:
@@ -74,11 +78,12 @@ def question(
         )
     if strategies is not None and not len(strategies):
         raise OrderscopeError("no strategies", "one at least", "name some, or leave out strategies=")
+    judged = regroup is None
     regroup = bool(sim.window.sample_anchors) if regroup is None else regroup
     kept = read_constraints(constraints)
     rules = Rules(kept, sim.order, sim.window.group_codes, sim.description["group_names"], regroup) if kept else None
     picked = chosen(None if strategies is None else list(strategies))
-    return Question(_objectives(sim, metric, maximize), picked, rules, regroup)
+    return Question(_objectives(sim, metric, maximize), picked, rules, regroup, judged, strategies is not None)
 
 
 def _objectives(sim: Simulator, metric: Metric, maximize: bool | Collection[str]) -> list[Objective]:

@@ -1,4 +1,4 @@
-"""What a proposal shows of the orders that were found: the best of every strategy, and the nearest simple schedule."""
+"""What a proposal shows of the orders that were found: the best of every strategy, and the nearest simple forms."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from orderscope.search.confirm import PartGain
-from orderscope.search.readable import Schedule
+from orderscope.search.readable import Schedule, Sort
 from orderscope.search.strategy import Scores
 
 OWN = "reference"
@@ -42,23 +42,43 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Simple:
-    """The proposed order in a few words: the nearest schedule of groups.
+class Form:
+    """The proposed order in a few words, and what those alone are worth.
 
     Args:
-        schedule: shares of groups over time.
-        order: it played on the recorded samples, int64 [steps, batch].
+        order: the simple form played on the recorded samples, int64 [steps, batch].
         predicted: metric on all rows.
         kept: its gain over the reference, by that of the proposal; both as trained where both were, else as predicted.
             Not a number where the proposal gains nothing.
         confirmed: true metric from retraining, or None.
     """
 
-    schedule: Schedule
     order: np.ndarray
     predicted: float
     kept: float
     confirmed: float | None = None
+
+
+@dataclass(frozen=True)
+class Simple(Form):
+    """The nearest schedule of groups.
+
+    Args:
+        schedule: shares of groups over time.
+    """
+
+    schedule: Schedule = field(kw_only=True)
+
+
+@dataclass(frozen=True)
+class Sorted(Form):
+    """The nearest sort.
+
+    Args:
+        by: the number that it sorts by.
+    """
+
+    by: Sort = field(kw_only=True)
 
 
 def rank(row: Row, sign: float) -> float:

@@ -33,6 +33,7 @@ class Setting:
         view: what the search sees of the objective; all held-out rows if not given.
         rules: what orders must keep to, if anything.
         rng: random numbers of the strategy that is running.
+        judged: whether regrouping has to show on the rows set aside that it pays.
         share: how many orders it may still have scored.
         notes: what a reader of the proposal should know.
     """
@@ -44,6 +45,7 @@ class Setting:
     rules: Rules | None = None
     view: View = None  # pyright: ignore[reportAssignmentType]  # made in __post_init__
     rng: np.random.Generator = field(default_factory=np.random.default_rng)
+    judged: bool = False
     share: int = 0
     notes: list[str] = field(default_factory=list)
     _sweeps: dict[bytes, Sensitivity] = field(default_factory=dict)
@@ -142,6 +144,21 @@ class Setting:
     def steps_of(self, order: np.ndarray) -> np.ndarray | None:
         """The recorded step of each batch of an order, [steps]; None where samples were regrouped."""
         return self.ledger.steps_of(order)
+
+    def regrouping_vanishes(self) -> bool:
+        """Whether the best order that regroups samples gains so much less on the rows set aside than on the searched
+        ones that it could not be shown to be better than the best that keeps the batches: as predicted, by less than a
+        standard error over those rows. It is the one thing that a search is shown of these rows."""
+        parts, entries = self.view.parts, self.ledger.ranked()
+        if not self.judged or parts is None or not entries or self.steps_of(entries[0].order) is not None:
+            return False
+        whole = next((e for e in entries if self.steps_of(e.order) is not None), None)
+        searched, apart = (max(part.rows.values()) for part in (parts.searched, parts.confirming))
+        width = entries[0].spread * (searched / apart) ** 0.5
+        vanishes = whole is not None and whole.apart - entries[0].apart < width
+        if vanishes:
+            self.note("regrouping samples is predicted to gain next to nothing on the rows set aside, and was given up")
+        return vanishes
 
     def step_effects(self, steps: np.ndarray) -> Effects:
         """The local model around a permutation of recorded steps; items are recorded steps."""

@@ -65,12 +65,17 @@ class Strategy(ABC):
         source: where the idea is from.
         weight: its share of the budget that others leave; 0 for a strategy that asks for few orders only.
         guided: whether it starts from the best of the others, so that it runs after those that do not.
+        near: whether it stays near where it starts, so that it can improve an order that is good already.
+        blind: whether it knows scores alone and starts from chance, so that it is left out where a search led by the
+            metric's gradient can be made, unless it is named.
     """
 
     name: ClassVar[str]
     source: ClassVar[str]
     weight: ClassVar[float] = 0.0
     guided: ClassVar[bool] = False
+    near: ClassVar[bool] = False
+    blind: ClassVar[bool] = False
 
     @abstractmethod
     def orders(self, setting: Setting) -> Orders:

@@ -12,19 +12,26 @@ import numpy as np
 
 from orderscope.engine.loading import table_number
 from orderscope.errors import OrderscopeError
-from orderscope.search.confirm import Trained, part_gains, recorded, standard_error, train_orders
+from orderscope.recording.costs import training_seconds
+from orderscope.search.confirm import (
+    Trained,
+    part_gains,
+    recorded,
+    standard_error,
+    tell_runs,
+    train_orders,
+)
 from orderscope.search.equal_cost import spent_runs
 from orderscope.search.ledger import WHOLE, Ledger
 from orderscope.search.objective import Objective
 from orderscope.search.parts import Parts, Slopes, parts_of, split_rows
 from orderscope.search.portfolio import Found, Portfolio, Progress
-from orderscope.search.readable import nearest_schedule
 from orderscope.search.remembered import Remembered, question_text
 from orderscope.search.request import Question
-from orderscope.search.rows import OWN, Row, Simple, rank
+from orderscope.search.rows import OWN, Row, rank
 from orderscope.search.scores import View
 from orderscope.search.setting import Setting
-from orderscope.search.strategy import PENALTY
+from orderscope.search.strategy import PENALTY, Strategy
 from orderscope.simulation.foretold import foretell
 from orderscope.simulation.simulator import Simulator
 from orderscope.simulation.verdict import Verdict, verdict
@@ -56,10 +63,11 @@ class Work:
     ) -> None:
         self.sim, self.asked, self.seed, self.progress = sim, asked, seed, progress
         self.notes: list[str] = []
-        self.searching, self.trained = 0.0, 0
+        self.searching, self.trained, self._told = 0.0, 0, 0
         self.asking: list[Remembered] = []
         self.split = self.parts = None
         self.whole = False  # whether searches see all rows
+        self.regroup = asked.regroup  # whether the next search may regroup samples
         self._share, self._slopes = share, Slopes()
         began = time.process_time()
         self.losses = [name for name in asked.objective.names if name in sim.losses]
@@ -147,6 +155,7 @@ class Work:
 
     def reopen(self) -> None:
         """Open the run anew, with what was added to it."""
+        self.tell()
         began = time.process_time()
         self.sim = Simulator(self.sim.path, self.sim.task, device=self.sim.device)
         fitted(self.sim, self.asked.objective)
@@ -172,7 +181,11 @@ class Work:
         confirmed = [
             row for row in before if row.confirmed is not None and row.name != OWN and math.isfinite(row.confirmed)
         ]
-        led = [s for s in asked.strategies if s.guided] if confirmed else []
+        picked = asked.strategies
+        if confirmed:
+            picked = [s for s in picked if s.guided] or picked
+        if self.whole:
+            picked = [s for s in picked if s.near] or picked
         portfolios: list[Portfolio] = []
         interrupted = False
         for k, objective in enumerate(asked.objectives):
@@ -191,9 +204,12 @@ class Work:
                 self._know(ledger, view, sim.order, OWN)
             for row in confirmed:
                 self._know(ledger, view, row.order, row.name)
-            setting = Setting(sim, objective, asked.regroup, ledger, asked.rules, view)
+            setting = Setting(sim, objective, self.regroup, ledger, asked.rules, view, judged=asked.judged)
             portfolios.append(Portfolio(setting, self.seed + number, self.progress))
-            interrupted = portfolios[-1].run(led or asked.strategies)
+            led = setting.expansion is not None and not asked.named and any(s.guided for s in picked)
+            for strategy in (s for s in picked if s.blind and led):
+                self.note(f"{strategy.name}: left out, since searches led by the metric's gradient find more")
+            interrupted = portfolios[-1].run([s for s in picked if not (s.blind and led)])
             if interrupted:
                 asking.write()
             _refuse_not_finite(ledger, objective.title)
@@ -248,9 +264,20 @@ class Work:
         new = [order for order in orders if order.tobytes() not in self.true]
         if task is None or not new:
             return
+        began = time.process_time()
         found = train_orders(self.sim, task, new, self.parts, None if quiet else self.progress, self.notes)
         self.true |= found
         self.trained += len(found)
+        alone = (training_seconds(self.sim.store) or 0.0) * len(found)  # counted as runs
+        self.searching += max(0.0, time.process_time() - began - alone)
+
+    def tell(self) -> None:
+        """Let the run know what was trained since the last time."""
+        if self.sim.task is not None and self.trained > self._told:
+            began = time.process_time()
+            tell_runs(self.sim, self.sim.task)
+            self._told = self.trained
+            self.searching += time.process_time() - began
 
     def row(self, portfolio: Portfolio, found: Found) -> Row:
         """An order's scores on all parts of the rows, predicted and true.
@@ -280,6 +307,14 @@ class Work:
             parts=gains,
             regroups=ledger.steps_of(found.order) is None,
         )
+
+    def known_row(self, portfolio: Portfolio, strategy: Strategy, order: np.ndarray) -> Row:
+        """Of an order that was trained and that no strategy asked for."""
+        setting = portfolio.setting
+        self._know(setting.ledger, setting.view, order, strategy.name)
+        entry = setting.ledger.entry(order)
+        assert entry is not None
+        return self.row(portfolio, Found(strategy, order, entry.value, entry.error, entry.spread))
 
     def _of_all(self, told: Mapping[str, tuple[Any, Any]]) -> tuple[Any, Any]:
         """Value and error on all rows of the metric, from those on its parts."""
@@ -337,39 +372,6 @@ class Work:
         width = None if trained is None else standard_error(objective, self.own.losses, trained.losses)
         worse = bool(row.parts) and row.parts[0].confirmed is not None and row.parts[0].gain <= 0
         return worse, rank(row, objective.sign) + PENALTY * (width or 0.0)
-
-    def simple(self, portfolio: Portfolio, best: Row, train: bool) -> Simple | None:
-        """The schedule of groups nearest to the best order, and what it keeps of its gain; None where there is none.
-
-        Args:
-            portfolio: that found the order.
-            best: the order.
-            train: whether the schedule is trained to confirm it.
-        """
-        sim, objective = self.sim, self.asked.objective
-        codes, names = sim.window.group_codes, sim.description["group_names"]
-        schedule = nearest_schedule(best.order, codes, names)
-        if best.name == OWN or schedule is None:
-            return None
-        steps = portfolio.setting.steps_of(best.order) is not None
-        own = np.searchsorted(np.unique(codes[sim.order]), codes)
-        pure = bool(((sim.window.fractions > 0).sum(1) == 1).all())
-        regroup = not pure and not steps
-        if not regroup and not pure:
-            return None  # batches that mix groups and stay whole have no shares to schedule
-        order = schedule.order(sim.order, own if regroup else own[sim.order[:, 0]], regroup=regroup)
-        if self.asked.rules is not None:
-            order = self.asked.rules.repaired(order[None])[0]
-        told = sim.predict(order, metrics=list(objective.names), allow_other_samples=True)
-        value, reference = float(objective.told(told.metrics)[0]), float(objective.told(sim.reference))
-        if train:
-            self.confirm([order], quiet=True)
-        trained = self.true.get(order.tobytes())
-        true = None if trained is None else float(objective.told(trained.metrics))
-        mine, its = (value, best.predicted) if true is None or best.confirmed is None else (true, best.confirmed)
-        gain = objective.sign * (reference - its)
-        kept = objective.sign * (reference - mine) / gain if gain > 0 else math.nan
-        return Simple(schedule, order, value, kept, true)
 
     def forget(self) -> None:
         """Drop what was kept of searches that have ended."""

@@ -42,7 +42,7 @@ STRATEGY_TYPES: tuple[type[Strategy], ...] = (
     Reference, Reverse, Interleave, EvenLoss, Random,
     AbilityGate, ReRanked, AnnealedWeights, Herding, PairedReversal,
     GroupSchedule,
-    Regroup, Assignment, Descent, ConditionalGradient, RegroupByAssignment,
+    Assignment, ConditionalGradient, Descent, Regroup, RegroupByAssignment,
     LocalSearch, Restarts, Genetic,
     Blocks, EasyGroupsFirst, DualStage, DecayOnTheBest, RepeatedBest, Valley, Bandit,
     ShortFirst, Compressible, LexicalDiversity, Readable, EasyFirst, HardFirst, WeakMinusStrong, UnsureFirst,

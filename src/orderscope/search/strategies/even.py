@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from orderscope.search.setting import Setting
-from orderscope.search.strategies.sorts import sorted_by
+from orderscope.search.strategies.sorts import sorted_by, sorts
 from orderscope.search.strategy import Orders, Strategy
 
 
@@ -19,4 +21,8 @@ class EvenLoss(Strategy):
         values = setting.signal("loss", self.name)
         if values is not None:
             place = Halton(1, scramble=False).random(setting.steps)[:, 0].argsort().argsort()
-            yield sorted_by(setting, values)[:, place]
+
+            def even(items: np.ndarray) -> np.ndarray:
+                return sorted_by(items, values).reshape(setting.steps, -1)[place].reshape(items.shape)
+
+            yield from sorts(setting, [even])

@@ -17,9 +17,9 @@ from orderscope.search.setting import Setting
 from orderscope.search.strategy import Orders, Strategy
 
 ROUNDS = 16
-LEAST = 0.05  # of the gain over the reference: a round that brings less is the last
+LEAST = 0.1  # of the gain over the reference: a round that brings less is the last
 LENGTH = 64  # points of the first path
-SHARES = (1 / 4, 1 / 2, 1)  # of a path, at which it is scored
+SHARES = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)  # of a path, at which it is scored; few cost as much as one
 NEAREST = 24  # neighbours that are scored where a path of steps leads nowhere
 Points = list[tuple[int, np.ndarray]]  # how far along a path, and the arrangement there
 Search = Callable[[Effects, int, np.random.Generator], Points]
@@ -63,7 +63,9 @@ def _steps_led(setting: Setting, search: Search) -> Orders:
 
 
 def _samples_led(setting: Setting, search: Search) -> Orders:
-    def model(order: np.ndarray) -> tuple[Effects, OrderOf]:
+    def model(order: np.ndarray) -> tuple[Effects, OrderOf] | None:
+        if setting.regrouping_vanishes():
+            return None
         effects, ids = setting.sample_effects(order)
         return effects, lambda arrangement: ids[arrangement].reshape(order.shape)
 
@@ -151,7 +153,7 @@ class Regroup(Led):
     """Samples exchanged between positions under the model of single samples."""
 
     name, source = "regroup", "exchanges of samples under the adjoint model"
-    search, samples = _exchanges, True
+    search, samples, near = _exchanges, True, True
 
 
 class Assignment(Strategy):
@@ -173,7 +175,7 @@ class Descent(Led):
     """Swaps, moves and block moves under the model of steps."""
 
     name, source = "descent", "swaps, moves and block moves under the adjoint model"
-    search = _descent
+    search, near = _descent, True
 
 
 class ConditionalGradient(Led):

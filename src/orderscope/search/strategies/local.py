@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from orderscope.search.arrange import crossed, neighbour, neighbours, samples_swapped
+from orderscope.search.arrange import crossed, neighbour, neighbours
 from orderscope.search.setting import Setting
 from orderscope.search.strategy import Orders, Strategy
 
@@ -16,16 +16,17 @@ MUTATION = 0.3
 
 
 class LocalSearch(Strategy):
-    """Swaps, moves and block moves around the best of the others; where samples are regrouped, exchanges of samples."""
+    """Swaps, moves and block moves around the best of the others that keeps the recorded batches. Exchanges of samples
+    are so many that blind ones gain next to nothing, and scoring one costs as much as a training."""
 
     name, source = "local search", "swaps, moves and block moves from the best so far"
-    weight, guided = 2.0, True
+    weight, guided, near = 2.0, True, True
 
     def orders(self, setting: Setting) -> Orders:
-        best = setting.best(whole=not setting.regroup)
+        best = setting.best()
         reference, *bounds = (yield np.stack([setting.order, best])).bound
         while len(bounds) <= PATIENCE or bounds[-PATIENCE - 1] - bounds[-1] > LEAST * (reference - bounds[-1]):
-            tried = _around(setting, best)
+            tried = best[neighbours(np.arange(setting.steps), ROUND, setting.rng)]
             scores = yield tried
             k = int(scores.bound.argmin())
             best = tried[k] if scores.bound[k] < bounds[-1] else best
@@ -36,7 +37,7 @@ class Restarts(Strategy):
     """Local search from random orders, again and again."""
 
     name, source = "random restarts", "local search from random orders"
-    weight = 1.0
+    weight, blind = 1.0, True
 
     def orders(self, setting: Setting) -> Orders:
         steps = setting.rng.permutation(setting.steps)
@@ -59,7 +60,7 @@ class Genetic(Strategy):
     """Tournaments of two, order crossover, mutation by a swap or move, the best quarter kept."""
 
     name, source = "genetic", "the genetic algorithm of FUT, arXiv 2505.22042"
-    weight = 1.0
+    weight, blind = 1.0, True
 
     def orders(self, setting: Setting) -> Orders:
         rng = setting.rng
@@ -76,13 +77,3 @@ class Genetic(Strategy):
             scores = yield setting.order[np.stack(children)]
             population = np.concatenate([population[elite], np.stack(children)])
             bounds = np.concatenate([bounds[elite], scores.bound])
-
-
-def _around(setting: Setting, order: np.ndarray) -> np.ndarray:
-    """Neighbours of an order: of its steps, and where samples may be regrouped half of them of its samples."""
-    steps = neighbours(np.arange(setting.steps), ROUND, setting.rng)
-    tried = order[steps]
-    if setting.regroup:
-        for k in range(0, ROUND, 2):
-            tried[k] = samples_swapped(order, int(setting.rng.integers(1, 5)), setting.rng)
-    return tried

@@ -6,15 +6,18 @@ gain holds on others better than that of an order of thousands.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from orderscope.search.readable import SEGMENTS, played
 from orderscope.search.setting import Setting
 from orderscope.search.strategy import Orders, Strategy
 
-ROUND = 24
-ELITE = 6
-ROUNDS = 12
+ROUND, ROUNDS = 24, 12
+OF_SAMPLES = (8, 2)  # the same where samples move: an order of them costs as much to score as to train
+ELITE = 4  # a round is this many times the number whose mean is gone on from
+PATIENCE, LEAST = 2, 0.1  # it ends where so many rounds together bring less of the gain over the recorded order
 SPREAD, SHRINK = 1.0, 0.85  # of the logarithms of densities: how far the first ones are drawn, and the later ones
 GROUPS = 8
 
@@ -35,20 +38,25 @@ class GroupSchedule(Strategy):
                 setting.note(f"{self.name}: {count} groups, more than the {GROUPS} whose shares are searched")
             return
         segments = min(SEGMENTS, setting.steps)
+        drawing, rounds = OF_SAMPLES if moves_samples(setting) else (ROUND, ROUNDS)
         mean, spread = np.zeros((segments, count)), np.full((segments, count), SPREAD)
-        best, kept = np.inf, np.zeros((0, segments, count))
-        bounds = np.zeros(0)
-        for _ in range(ROUNDS):
-            drawn = mean + spread * setting.rng.standard_normal((ROUND, segments, count))
+        kept, bounds, best = np.zeros((0, segments, count)), np.zeros(0), [math.inf]
+        recorded = setting.ledger.entry(setting.order)
+        while len(best) <= rounds:
+            drawn = mean + spread * setting.rng.standard_normal((drawing, segments, count))
             if not len(kept):
                 drawn[0] = 0.0  # an even spread
             scores = yield np.stack([order_of(setting, codes, table) for table in drawn])
             drawn, bounds = np.concatenate([kept, drawn]), np.concatenate([bounds, scores.bound])
-            chosen = np.argsort(bounds, kind="stable")[:ELITE]
+            chosen = np.argsort(bounds, kind="stable")[: max(2, drawing // ELITE)]
             kept, bounds = drawn[chosen], bounds[chosen]
             mean = kept.mean(0)
             spread = np.maximum(SHRINK * spread * 0.5 + 0.5 * kept.std(0), 0.05)
-            best = min(best, float(bounds[0]))
+            best.append(float(bounds[0]))
+            if recorded is not None and len(best) > PATIENCE + 1:
+                gained = best[-PATIENCE - 1] - best[-1]
+                if gained <= LEAST * max(0.0, recorded.bound - best[-1]):
+                    return
 
 
 def codes_of(setting: Setting) -> tuple[np.ndarray, int]:

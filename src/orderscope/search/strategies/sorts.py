@@ -1,11 +1,13 @@
 """Curricula that sort by a number about samples.
 
-Each yields the recorded batches sorted by their samples' mean, and where samples may leave their batches the samples
-themselves sorted, too.
+Each yields the recorded batches sorted by their samples' mean, and where that is better than the recorded order and
+samples may leave their batches the samples themselves sorted, too.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -34,23 +36,38 @@ class Sort(Strategy):
         values = setting.signal(self.signal, self.name)
         if values is not None:
             ways = (self.falling, not self.falling) if self.both else (self.falling,)
-            yield np.concatenate([sorted_by(setting, -values if falling else values) for falling in ways])
+            signed = {False: values, True: -values}
+            yield from sorts(setting, [partial(sorted_by, values=signed[falling]) for falling in ways])
 
 
-def sorted_by(setting: Setting, values: np.ndarray, *, folds: int = 1) -> np.ndarray:
-    """The reference order with its steps sorted by their samples' mean value, and where samples may be regrouped a
-    second one with the samples sorted, [1 or 2, steps, batch].
+Sorted = Callable[[np.ndarray], np.ndarray]
+
+
+def sorts(setting: Setting, ways: list[Sorted]) -> Orders:
+    """The recorded batches sorted, and of those that are better than the recorded order the samples sorted alike, where
+    they may be regrouped.
 
     Args:
         setting: the run, for its order and whether samples may be regrouped.
-        values: [samples].
+        ways: each an order of items [items, k] -> the items sorted.
+    """
+    bounds = (yield np.stack([way(setting.order) for way in ways])).bound
+    recorded = setting.ledger.entry(setting.order)
+    good = [way for way, bound in zip(ways, bounds, strict=True) if recorded is None or bound < recorded.bound]
+    if setting.regroup and good:
+        flat = setting.order.reshape(-1, 1)
+        yield np.stack([way(flat).reshape(setting.order.shape) for way in good])
+
+
+def sorted_by(items: np.ndarray, values: np.ndarray, *, folds: int = 1) -> np.ndarray:
+    """Batches sorted by their samples' mean value.
+
+    Args:
+        items: sample ids, [n, k]: batches, or single samples with k = 1.
+        values: of each sample id, [samples].
         folds: how often to go from small to large, each time through every `folds`-th of them.
     """
-    found = [setting.order[folded(np.argsort(values[setting.order].mean(1), kind="stable"), folds)]]
-    if setting.regroup:
-        flat = setting.order.reshape(-1)
-        found.append(flat[folded(np.argsort(values[flat], kind="stable"), folds)].reshape(setting.order.shape))
-    return np.stack(found)
+    return items[folded(np.argsort(values[items].mean(1), kind="stable"), folds)]
 
 
 def folded(ranked: np.ndarray, folds: int) -> np.ndarray:
@@ -122,7 +139,7 @@ class Learnability(Strategy):
     def orders(self, setting: Setting) -> Orders:
         values = setting.signal("learnability", self.name)
         if values is not None:
-            yield np.concatenate([sorted_by(setting, values, folds=folds) for folds in FOLDS])
+            yield from sorts(setting, [partial(sorted_by, values=values, folds=folds) for folds in FOLDS])
 
 
 class SmallGradientsFirst(Strategy):
