@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import json
+import math
 import re
 import shutil
 from pathlib import Path
@@ -158,20 +160,34 @@ def test_held_out_losses_need_no_task(modelled: Path, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("words", "names", "why"),
     [
-        (["--metric", "accuracy"], {"accuracy"}, ["accuracy"]),
-        (["--metric", "accuracy", "--metric", "eval"], {"accuracy", "eval"}, ["accuracy"]),
-        (["--precise"], {"eval"}, ["held-out losses"]),
-        (["--precise", "--metric", "eval"], {"eval"}, ["eval"]),
+        (["--metric", "accuracy"], ["accuracy"], ["accuracy"]),
+        (["--metric", "accuracy", "--metric", "eval"], ["accuracy", "eval"], ["accuracy"]),
+        (["--precise"], ["eval"], ["held-out losses"]),
+        (["--precise", "--metric", "eval"], ["eval"], ["eval"]),
     ],
     ids=str,
 )
-def test_what_runs_the_model_says_so(modelled: Path, words: list[str], names: set[str], why: list[str]) -> None:
+def test_what_runs_the_model_says_so(modelled: Path, words: list[str], names: list[str], why: list[str]) -> None:
     facts = json.loads(call("query", modelled, "--order", "reverse", *words, "--json").stdout)
     assert facts["task"].endswith(":classifier, as recorded")
-    assert facts["metrics"].keys() == names
+    assert facts["metrics"].keys() == set(names)
     assert facts["model_run_for"] == why
     text = call("query", modelled, "--order", "reverse", *words).stdout
     assert f"the model was run at the estimated weights for {', '.join(why)}" in text
+
+
+def test_rough_predictions_name_the_alternative(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where left-out runs are hardly predicted better than by a constant, or the window is long."""
+    sim = osc.Simulator(run)
+    hint = "--effort 0.125 compares both"
+    for left, shown in ((0.2, False), (0.8, True), (math.inf, False)):
+        rough = {name: dataclasses.replace(sim.calibration[name], left=left) for name in sim.losses}
+        monkeypatch.setattr(osc.Simulator, "calibration", rough)
+        text = call("query", run, "--order", "reverse").stdout
+        assert (hint in text) == shown
+        assert ("80% of a constant guess's error" in text) == shown
+    monkeypatch.setattr("orderscope.cli.query.LONG", sim.window.steps - 1)
+    assert f"in a run of {sim.window.steps} steps" in call("query", run, "--order", "reverse").stdout
 
 
 def test_without_its_task_no_model_is_run(modelled: Path, tasks: Path) -> None:

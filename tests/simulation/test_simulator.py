@@ -97,7 +97,7 @@ def test_a_kind_of_order_that_intervals_did_not_hold_is_not_trusted(
         ((0.5, 1.0), [False, True]),
         ((1.0, 0.5), [True, False]),
     ):
-        calibrations = {"eval": replace(fitted, held=held, farthest=9.0, skilled=True, quantile=1e3)}
+        calibrations = {"eval": replace(fitted, held=held, farthest=9.0, left=0.5, quantile=1e3)}
         monkeypatch.setitem(sim.__dict__, "calibration", calibrations)
         np.testing.assert_array_equal(sim.predict(orders).trusted, expected)
 

@@ -108,7 +108,7 @@ class Calibration:
         quantile: of Student's t, for a 90 % interval of who knows the true values alone.
         typical, farthest: mean and largest `outside` of the runs.
         away: `outside` of each, [runs].
-        skilled: whether the residuals on the runs are smaller than those of a constant.
+        left: mean size of the residuals on the runs over that of a constant's; 1 and more is no prediction.
         held: share of the runs that lie within their own errors: of recorded batches, and of regrouped samples. Not a
             number where no run is of that kind.
         rounding: how far two values that ought to be the same may differ by arithmetic alone; no error is smaller.
@@ -125,12 +125,17 @@ class Calibration:
     typical: float
     farthest: float
     away: np.ndarray
-    skilled: bool
+    left: float
     held: tuple[float, float]
     rounding: float
     predicted: np.ndarray
     error: np.ndarray
     true: np.ndarray
+
+    @property
+    def skilled(self) -> bool:
+        """Whether the residuals on the runs are smaller than those of a constant."""
+        return self.left < 1
 
     @property
     def guess(self) -> float:
@@ -195,7 +200,7 @@ def fit_calibration(
     count, rounding = len(true), ROUNDING * eps * abs(reference)
     unknown, none = np.full(count, np.nan), (float("nan"), float("nan"))
     if count < 2:
-        return Calibration(reference, 0.0, np.zeros(count), np.inf, 1.0, 1.0, 1.0, 0.0, 0.0, at.outside, False, none,
+        return Calibration(reference, 0.0, np.zeros(count), np.inf, 1.0, 1.0, 1.0, 0.0, 0.0, at.outside, np.inf, none,
                            rounding, unknown, unknown, true)  # fmt: skip
     sigma = float(np.append(true, reference).std(ddof=1))
     typical = float(at.outside.mean())
@@ -221,7 +226,7 @@ def fit_calibration(
         typical=typical,
         farthest=float(at.outside.max()),
         away=at.outside,
-        skilled=bool(np.abs(left).mean() < constant.mean()),
+        left=float(np.abs(left).mean() / max(constant.mean(), TINY)),
         held=none,
         rounding=rounding,
         predicted=true - left,
