@@ -73,6 +73,7 @@ SEARCH = {
     "share of the rows searched": "search.parts:SEARCHED",
     "errors a candidate is charged": "search.strategy:CAUTION",
     "standard errors over rows a candidate is charged": "search.strategy:PENALTY",
+    "standard errors by which regrouping has to be better": "search.evidence:CLEAR",
     "sigma_order over noise, nothing to look for": "simulation.verdict:NOTHING",
     "sigma_order over noise, order matters": "simulation.verdict:CLEAR",
 }
