@@ -47,7 +47,7 @@ class Result:
         cost: of the proposal, in runs.
         randoms: of how many random orders the best is taken: `cost`, or `MOST` where it is more.
         verdict: the product's own.
-        inside: whether the fresh gain over the reference lies in the predicted interval.
+        inside: whether the fresh gain over the reference lies in the interval given for other rows; None where none is.
         transfer: where the simple schedule was played -> gain there.
     """
 
@@ -58,7 +58,7 @@ class Result:
     cost: float
     randoms: int
     verdict: str
-    inside: bool
+    inside: bool | None
     transfer: dict[str, float] = field(default_factory=dict)
 
 
@@ -120,7 +120,7 @@ def measure(window: str, seed: int, search_seed: int, randoms: int) -> Result:
     gains["best of N random"] = (mean - float(true["fresh"][luck])) / std
     gains["averaged experts"] = (mean - averaged_experts(kw, judge, fresh)) / std
     apart = found.losses["fresh"][0] - found.losses["fresh"][1]
-    predicted = best.predicted - best.reference
+    other, fresh_gain = best.elsewhere, -float(apart.mean())
     return Result(
         gains=gains,
         searched=(float(true["eval"].mean()) - float(found.metrics["eval"][0])) / float(true["eval"].std(ddof=1)),
@@ -129,7 +129,7 @@ def measure(window: str, seed: int, search_seed: int, randoms: int) -> Result:
         cost=cost,
         randoms=used,
         verdict=best.verdict,
-        inside=abs(predicted - float(apart.mean())) <= best.error,
+        inside=None if other is None else abs(other.gain - fresh_gain) <= other.error,
         transfer={} if best.simple is None or window == "digits" else transferred(best.simple.schedule, window, seed),
     )
 
@@ -187,8 +187,8 @@ def row(window: str, seed: int, search: int, found: Result) -> dict[str, Any]:
     figures = {name.replace(" ", "_"): round(gain, 2) for name, gain in gains.items() if math.isfinite(gain)}
     figures |= {
         "searched": round(found.searched, 2), "noise": round(found.noise, 2), "std": found.std,
-        "cost": round(found.cost), "randoms": found.randoms, "inside": "yes" if found.inside else "no",
-        "verdict": found.verdict,
+        "cost": round(found.cost), "randoms": found.randoms, "verdict": found.verdict,
+        "inside": {True: "yes", False: "no", None: ""}[found.inside],
     }  # fmt: skip
     command = f"python benchmarks/proposals.py --windows {window} --seeds {seed} --search-seeds {search}"
     return {"window": window, "samples": seed, "search": search, "figures": figures} | origin(command, "search")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -131,6 +132,15 @@ def test_a_proposal_tells_both_parts(sim: osc.Simulator, tmp_path: Path) -> None
     assert (np.sort(found.simple.order, axis=None) == np.sort(sim.order, axis=None)).all()
     row = next(row for row in found.table if row.confirmed is not None)
     assert row.parts[0].standard_error is not None
+    assert found.elsewhere is not None
+    assert found.elsewhere.gain == found.parts[0].gain
+    # Student's t of 19 degrees, 90 %, from a table.
+    assert found.parts[0].rows == 20
+    assert found.parts[0].standard_error is not None
+    assert found.elsewhere.error == pytest.approx(1.7291 * found.parts[0].standard_error, rel=1e-3)
+    assert replace(found, parts=found.parts[1:]).elsewhere is None
+    untrained = [replace(part, confirmed=None, standard_error=None) for part in found.parts]
+    assert replace(found, parts=untrained).elsewhere is None
 
 
 def test_what_holds_on_unseen_rows_is_improved_on_all(sim: osc.Simulator) -> None:

@@ -92,6 +92,7 @@ def proposal_facts(proposal: Any) -> dict[str, Any]:
     row, point = ("name", "source", "predicted", "error", "confirmed"), ("name", "metrics", "true")
     simple, sort = proposal.simple, proposal.sort
     return {name: json_value(getattr(proposal, name)) for name in names} | {
+        "elsewhere": None if proposal.elsewhere is None else json_value(proposal.elsewhere._asdict()),
         "effect": None if proposal.effect is None else proposal.effect.as_json(),
         "parts": [json_value(asdict(part)) for part in proposal.parts],
         "simple": None

@@ -315,6 +315,8 @@ def spoken(notes: Sequence[object]) -> list[str]:
 
 def summary_lines(facts: dict[str, Any]) -> list[str]:
     """What a proposal gained, in words: predicted, true, and against best-of-N at equal cost."""
+    from orderscope.search.notes import elsewhere_words
+
     value, error = figures(facts["predicted"], number_of(facts["error"]))
     change = signed(facts["predicted"] - facts["reference"], number_of(facts["error"]))
     lines = [f"{facts['metric']}: {facts['reference']:.5g} as recorded, {value} {error} predicted ({change})"]
@@ -324,6 +326,8 @@ def summary_lines(facts: dict[str, Any]) -> list[str]:
     if facts.get("refined"):
         lines.append(REFINED + ":")
     lines += [("  " if facts.get("refined") else "") + part_words(part) for part in facts["parts"]]
+    if words := elsewhere_words(facts):
+        lines.append(words)
     if facts["undetectable"]:
         lines.append(f"{NO_EFFECT}: {because(facts)}")
     if facts["best_of_n"] is not None:

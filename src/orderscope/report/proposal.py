@@ -16,7 +16,7 @@ from orderscope.report.material import Material, confirmed_runs
 from orderscope.report.section import Section
 from orderscope.report.strip import legend
 from orderscope.report.words import count, figures, plain, short, two
-from orderscope.search.notes import folded, kept_words, worth_telling
+from orderscope.search.notes import elsewhere_words, folded, kept_words, worth_telling
 
 ROWS = 12
 
@@ -37,7 +37,9 @@ def section(material: Material) -> Section:
             "searched": searched,
             "metric": short(facts["metric"]),
             "verdict": verdict(material, facts),
-            "parts": [REFINED] * bool(facts.get("refined")) + [part_words(part) for part in facts.get("parts") or []],
+            "parts": [REFINED] * bool(facts.get("refined"))
+            + [part_words(part) for part in facts.get("parts") or []]
+            + [_sentence(found) for found in [elsewhere_words(facts)] if found],
             "simple": _simple(facts.get("simple")),
             "kept": _sentence(kept_words(facts)),
             "sort": _sort(facts.get("sort")),

@@ -24,6 +24,22 @@ def folded(notes: Sequence[str]) -> list[str]:
     return [*told, f"no such numbers about the samples: {listed}"] if silent else told
 
 
+def elsewhere_words(facts: Mapping[str, Any]) -> str:
+    """What a proposal may be expected to gain on other rows, in words; empty where it is not known.
+
+    Args:
+        facts: the proposal as JSON values.
+
+    Example:
+        >>> elsewhere_words({"elsewhere": {"gain": 0.002, "error": 0.0075}})
+        'expect a gain of +0.002 ± 0.0075 on other rows of their source (90 %)'
+    """
+    found = facts.get("elsewhere")
+    if not found:
+        return ""
+    return f"expect a gain of {found['gain']:+.2g} ± {found['error']:.2g} on other rows of their source (90 %)"
+
+
 def worth_telling(form: Mapping[str, Any] | None) -> bool:
     """Whether a simple form, as JSON values, keeps enough of the gain to be shown, or it is not known what it keeps."""
     return form is not None and (form["kept"] is None or form["kept"] >= LITTLE)

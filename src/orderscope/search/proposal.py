@@ -6,10 +6,12 @@ import math
 import time
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from orderscope.engine.calibration import COVERAGE
+from orderscope.engine.student_t import two_sided
 from orderscope.errors import OrderscopeError
 from orderscope.search.confirm import PartGain, Trained
 from orderscope.search.constraints import Constraint
@@ -28,6 +30,13 @@ from orderscope.simulation.simulator import Simulator
 from orderscope.simulation.verdict import Verdict
 
 CLEAR_GAIN = 1.645  # standard errors: a gain beyond them is one in 19 of 20 draws of rows
+
+
+class Elsewhere(NamedTuple):
+    """Gain on other rows, and half-width of its 90 % interval by Student's t."""
+
+    gain: float
+    error: float
 
 
 @dataclass(frozen=True)
@@ -92,6 +101,20 @@ class Proposal:
     searched: bool = True
     refined: bool = False
     why: str = ""
+
+    @property
+    def elsewhere(self) -> Elsewhere | None:
+        """What it may be expected to gain over the reference on other rows of the same source; None where it was not
+        trained, or no rows were set aside.
+
+        It is the true gain on the rows that the search never saw. An order chosen on some rows gains less on others, so
+        neither `predicted` nor `confirmed` says it. Of a refined order it is the gain of the one it was made from. The
+        interval held the gain on fresh rows of 25 of 28 proposals, made on eight windows and mostly refined.
+        """
+        part = next((part for part in self.parts if part.part == "confirming"), None)
+        if part is None or part.confirmed is None or part.standard_error is None:
+            return None
+        return Elsewhere(part.gain, two_sided(max(1, part.rows - 1), COVERAGE) * part.standard_error)
 
 
 def propose(
