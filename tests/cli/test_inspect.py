@@ -200,6 +200,19 @@ def test_nothing_is_missing_once_the_table_is_built(run: Path) -> None:
     assert facts["parts"]["table/left-out-000"]["shards"] == 1
 
 
+def test_what_is_kept_of_predicted_weights_is_shown_where_it_is_not_all(run: Path) -> None:
+    def shown() -> str:
+        return CliRunner().invoke(main, ["inspect", str(run)]).stdout
+
+    words = "50% of what other runs do not span is kept of predicted weights"
+    with RunStore.create(run) as store:
+        store.write("table/left-out-000", {"theta": np.zeros(3)}, {"kept": 1.0})
+    assert "long window" not in shown()
+    with RunStore.create(run) as store:
+        store.write("table/left-out-001", {"theta": np.zeros(3)}, {"kept": 0.5})
+    assert words in " ".join(shown().split())
+
+
 def test_a_damaged_shard(run: Path) -> None:
     flip(run / "record+reference+segment-001.h5")
     result = call("inspect", run)

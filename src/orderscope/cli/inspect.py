@@ -119,11 +119,18 @@ def inventory(store: RunStore) -> dict[str, Any]:
         "weights": None if task is None else len(task.get("parameters", [])),
         "runs": runs,
         "sketch": _sketch(attrs.get(PLAN), attrs.get(SPLIT)),
+        "remainder_kept": _remainder_kept(attrs),
         "parts": parts,
         "environment": None if task is None else task.get("environment"),
         "seconds": part_seconds(store),
         "cost": part_runs(store),
     }
+
+
+def _remainder_kept(attrs: dict[str, dict[str, Any] | None]) -> float | None:
+    """The share of predicted weights that other runs do not span, and that is kept; None before there is a table."""
+    tables = sorted(name for name in attrs if name.startswith(f"{TABLE}left-out-"))
+    return (attrs[tables[-1]] or {}).get("kept", 1.0) if tables else None
 
 
 def _attrs_or_none(store: RunStore, name: str) -> dict[str, Any] | None:
@@ -267,6 +274,9 @@ def _task_rows(facts: dict[str, Any]) -> Iterator[list[str]]:
             yield ["gradients", "of one sample after the other, which is slower: torch.func cannot take this model"]
         if sketch["loss"]:
             yield ["curvature from", f"{sketch['loss']['why']} ({sketch['loss']['kind']})"]
+    kept = facts["remainder_kept"]
+    if kept is not None and kept < 1:
+        yield ["long window", f"{kept:.0%} of what other runs do not span is kept of predicted weights"]
     if facts["environment"]:
         yield ["recorded on", ", ".join(f"{key} {value}" for key, value in facts["environment"].items())]
     yield ["time", ", ".join(f"{part} {seconds:.3g} s" for part, seconds in facts["seconds"].items())]
