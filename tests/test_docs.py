@@ -43,7 +43,6 @@ FENCE = re.compile(
 )
 VERDICT = "noise of a difference"
 HEADINGS = ("batch", "metric", "order", "part")  # how the first lines of tables begin
-TO_RENEW: tuple[str, ...] = ()  # pages with figures of a run on which other pages had trained orders: to be written anew
 WRITTEN_ON = ("Linux", "x86_64", "3.11.7")  # texts of the tutorial come with Python
 OF_THE_MACHINE = re.compile(
     r"in runs|equal cost|trains in|CPU|task: /|…|[kMG]B.*[kMG]B"
@@ -131,7 +130,7 @@ def run_commands(page: Path, block: Block) -> list[str]:
 def stale_lines(page: Path, start: int, shown: str, printed: str) -> list[str]:
     """Lines of a block from line `start` on that are not printed so, each with what is printed instead."""
     elsewhere = (platform.system(), platform.machine(), platform.python_version()) != WRITTEN_ON
-    if elsewhere or page.name in TO_RENEW:
+    if elsewhere:
         return []
     rewriting = bool(os.environ.get("REWRITE_DOCS"))
     now: dict[str, list[str]] = {}
