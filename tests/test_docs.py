@@ -129,8 +129,7 @@ def run_commands(page: Path, block: Block) -> list[str]:
 
 def stale_lines(page: Path, start: int, shown: str, printed: str) -> list[str]:
     """Lines of a block from line `start` on that are not printed so, each with what is printed instead."""
-    elsewhere = (platform.system(), platform.machine(), platform.python_version()) != WRITTEN_ON
-    if elsewhere:
+    if (platform.system(), platform.machine(), platform.python_version()) != WRITTEN_ON:
         return []
     rewriting = bool(os.environ.get("REWRITE_DOCS"))
     now: dict[str, list[str]] = {}
