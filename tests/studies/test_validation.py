@@ -17,6 +17,7 @@ from orderscope.search import proposal
 from orderscope.simulation import foretold
 from orderscope.store import pack
 from orderscope.studies.validation import unseen_orders
+from orderscope.training import load_run, true_runs
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +179,8 @@ def test_confirmations_are_foretold(sim: osc.Simulator, monkeypatch: pytest.Monk
         with pytest.raises(Killed):
             osc.propose(sim, "eval", budget=80, verify=3, rounds=2, anyway=True)
     later = osc.Simulator(sim.path, sim.task)
-    trained = [order for run, order in zip(later.runs, later.run_orders, strict=True) if run.startswith("confirmed-")]
+    recorded = [run for run in true_runs(later.store) if run.startswith("confirmed-")]
+    trained = [load_run(later.store, run, gradients=False).order for run in recorded]
     assert len(trained) == 2
     told = foretold.foretell(later, trained)
     assert (told.error["eval"] > 0).all()
