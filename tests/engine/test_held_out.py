@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from law_tasks import logistic, quadratic, simulated, slope
-from orderscope.engine import Expansion, HeldOut
+from orderscope.engine import Expansion, HeldOut, Replayed
 from orderscope.engine.curvature import Curvature
 from orderscope.engine.held_out import scaled_as_known
 from orderscope.engine.left_out import share_kept
@@ -135,13 +135,19 @@ def test_drawn_weights_keep_what_known_states_span_and_a_share_of_the_rest():
     assert not torch.allclose(off[0], states[2], atol=0.1)  # which a run that is left out does not know
 
 
+def ended(theta):
+    """Replays of recorded batches that ended so."""
+    rows = len(theta)
+    return Replayed(theta, torch.ones(rows, dtype=torch.float64), torch.zeros(rows, dtype=torch.float64), {})
+
+
 @pytest.mark.parametrize(("noise", "expected"), [(6.0, "less"), (0.0, "all")])
 def test_the_share_kept_is_that_of_prediction_in_the_rest(noise, expected):
     """Weights of left-out runs whose remainder is mostly noise are drawn in, exact ones are left as they are."""
     states = normal(9, SIZE, seed=3)
     known = made_up(states, bowl, FACTOR)
     replayed = states[1:] + noise * normal(8, SIZE, seed=5)
-    kept = share_kept(known, replayed, known.runs[1:])
+    kept = share_kept(known, ended(replayed), known.runs[1:], states[0])
     if expected == "all":
         assert kept == 1
         return
@@ -155,7 +161,7 @@ def test_the_share_kept_is_that_of_prediction_in_the_rest(noise, expected):
 
 def test_few_runs_say_nothing_of_the_share():
     known = made_up(normal(3, SIZE, seed=3), bowl, FACTOR)
-    assert share_kept(known, 9 * normal(2, SIZE, seed=5), known.runs[1:]) == 1
+    assert share_kept(known, ended(9 * normal(2, SIZE, seed=5)), known.runs[1:], known.center) == 1
 
 
 def test_on_some_coordinates_what_known_states_span_is_told():

@@ -185,7 +185,8 @@ def test_confirmations_are_foretold(sim: osc.Simulator, monkeypatch: pytest.Monk
     told = foretold.foretell(later, trained)
     assert (told.error["eval"] > 0).all()
     alone = [sim.predict(order).metrics["eval"][0] for order in trained]
-    np.testing.assert_array_equal(told.predicted["eval"], alone)
+    # Side by side they are other sums of float32 than alone.
+    np.testing.assert_allclose(told.predicted["eval"], alone, rtol=1e-6)
 
 
 def test_query_train_puts_its_prediction_down_first(sim: osc.Simulator, monkeypatch: pytest.MonkeyPatch) -> None:

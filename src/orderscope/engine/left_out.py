@@ -6,9 +6,9 @@ weights are drawn towards what those states span,
 
     theta' = sum_k w_k theta_k + s r,    s in [0, 1],
 
-s being the share that predicts the held-out losses of the left-out runs best, in units of each loss's spread. It is 1
-unless the runs are clearly predicted better by shares that were chosen without them: left-out runs lack anchors that
-other orders have, so that small gains are none for those.
+where the runs are clearly predicted better with shares that were chosen without them, before calibration: left-out
+runs lack anchors that other orders have, so that small gains are none for those. s is then the share that predicts them
+best after calibration, each calibrated on the others, in units of each loss's spread; elsewhere it is 1.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ import torch
 from torch import Tensor
 
 from orderscope.engine.batches import Batches
-from orderscope.engine.calibration import clearly_positive
+from orderscope.engine.calibration import Bearing, clearly_positive, directions, fit_calibration
 from orderscope.engine.held_out import HeldOut
-from orderscope.engine.replay import replay
+from orderscope.engine.replay import Replayed, replay
 from orderscope.engine.threads import one_thread
 from orderscope.engine.units import units_of
 from orderscope.engine.window import Window
 from orderscope_kernels.shapes import Float, Int
 
-SHARES = np.linspace(0, 1, 5)  # of which one is chosen: eight runs tell no finer ones apart
+SHARES = np.linspace(0, 1, 11)
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def left_out(
     allowed = torch.from_numpy(np.stack([anchors != run for run in runs]))
     with one_thread():
         found = replay(window, units_of(window, Batches(window.order), orders), allowed=allowed)
-        theta, kept = found.theta, 1.0 if held_out is None else share_kept(held_out, found.theta, runs)
+        theta, kept = found.theta, 1.0 if held_out is None else share_kept(held_out, found, runs, window.final)
         if held_out is None:
             values = {}
         else:
@@ -81,28 +81,35 @@ def left_out(
     return LeftOut(tuple(runs), values, found.theta, theta, found.outside.numpy(), kept)
 
 
-def share_kept(held_out: HeldOut, theta: Float[Tensor, "runs coords"], runs: Sequence[str]) -> float:
+def share_kept(held_out: HeldOut, replayed: Replayed, runs: Sequence[str], final: Float[Tensor, " coords"]) -> float:
     """The share s of the remainder to keep, from left-out runs as they were replayed.
 
     Args:
         held_out: what is known of held-out losses.
-        theta: final weights, [runs, m].
+        replayed: the runs.
         runs: their names; those whose last state is not known say nothing.
+        final: weights at the end of the reference run.
     """
     rows = [i for i, run in enumerate(runs) if run in held_out.runs]
     if len(rows) < 3:
         return 1.0
-    names = [runs[i] for i in rows]
+    names, theta = [runs[i] for i in rows], replayed.theta[rows]
     true = held_out.values[:, [held_out.runs.index(name) for name in names]].numpy()
     sigma = np.concatenate([held_out.values[:, :1].numpy(), true], axis=1).std(axis=1, ddof=1)
     scale = np.where(sigma > 0, sigma, np.inf)[:, None]
-    errors = np.empty((len(SHARES), len(held_out.names), len(names)))
-    for i, share in enumerate(SHARES):
-        found = held_out(held_out.drawn(theta[rows], float(share), names), held_out.names, names)
-        errors[i] = np.abs(np.stack([found[n] for n in held_out.names]) - true) / scale
-    square = (errors**2).mean(1)
-    without = (square.sum(1, keepdims=True) - square).argmin(0)  # the best for all runs but one
-    each = errors.mean(1)
-    if not clearly_positive(each[-1] - each[without, np.arange(len(names))]):
+    raw, calibrated = (np.empty((len(SHARES), len(names))) for _ in range(2))  # mean errors over the losses
+    for i, share in enumerate(SHARES.tolist()):
+        drawn = held_out.drawn(theta, share, names)
+        found = held_out(drawn, held_out.names, names)
+        raw[i] = (np.abs(np.stack([found[name] for name in held_out.names]) - true) / scale).mean(0)
+        unit = directions(drawn, final)
+        at = Bearing(replayed.outside[rows].numpy(), (unit @ unit.T).double().numpy(), replayed.regrouped[rows].numpy())
+        told = [
+            fit_calibration(found[name], true[k], float(held_out.values[k, 0]), at).predicted
+            for k, name in enumerate(held_out.names)
+        ]
+        calibrated[i] = (np.abs(np.stack(told) - true) / scale).mean(0)
+    without = (raw.sum(1, keepdims=True) - raw).argmin(0)  # the best for all runs but one
+    if not clearly_positive(raw[-1] - raw[without, np.arange(len(names))]):
         return 1.0
-    return float(SHARES[square.sum(1).argmin()])
+    return float(SHARES[calibrated.sum(1).argmin()])

@@ -15,7 +15,7 @@ import torch
 from orderscope.engine.batches import Batches
 from orderscope.engine.left_out import share_kept
 from orderscope.engine.raw import halved, raw_held_out, raw_window
-from orderscope.engine.replay import replay
+from orderscope.engine.replay import Replayed, replay
 from orderscope.engine.threads import one_thread
 from orderscope.engine.units import units_of
 from orderscope.store import RunStore
@@ -70,11 +70,12 @@ def worth(store: RunStore, coords: int | None = COORDS) -> Worth | None:
     orders = np.array([run.order for run in true])
     with one_thread():
         units = units_of(window, Batches(window.order), np.concatenate([orders] * 2))
-        found = replay(window, units, allowed=allowed).theta
+        found = replay(window, units, allowed=allowed)
         units = units_of(window, Batches(window.order), orders)
         half = replay(halved(store, window, coords), units, allowed=allowed[: len(names)]).theta
-        theta, left = torch.cat([found, half]), [*without, *without[: len(names)]]
-        theta = held_out.drawn(theta, share_kept(held_out, found[: len(names)], names), left)
+        theta, left = torch.cat([found.theta, half]), [*without, *without[: len(names)]]
+        whole = Replayed(*(x[: len(names)] for x in (found.theta, found.outside, found.regrouped)), snapshots={})
+        theta = held_out.drawn(theta, share_kept(held_out, whole, names, window.final), left)
         values = held_out(theta, held_out.names, left)
     errors = np.zeros(3)
     for name in held_out.names:
