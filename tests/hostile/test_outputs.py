@@ -196,8 +196,10 @@ def test_a_run_that_takes_nothing_more_is_answered(run: Path, verb: str, trouble
         assert "not kept in the run: " in done.stderr
 
 
+# Compiled modules would be cut off at the limit too, and read by whoever imports them next.
 LIMITED = """
-import resource, signal, sys
+import os, resource, signal, sys
+os.environ["PYTHONDONTWRITEBYTECODE"], sys.dont_write_bytecode = "1", True
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
 from orderscope.cli.main import main
