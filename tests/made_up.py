@@ -8,6 +8,7 @@ import numpy as np
 
 import orderscope as osc
 from orderscope.search.confirm import PartGain
+from orderscope.search.proposal import Elsewhere
 from orderscope.search.readable import Schedule
 from orderscope.studies.heatmap import Heat
 from orderscope.studies.step_map import StepErrorMap
@@ -37,6 +38,7 @@ def proposal(task: osc.Task) -> SimpleNamespace:
         predicted=2.81, error=0.02, confirmed=2.82, reference=2.86,
         random={"mean": 2.85, "std": 0.01}, gain_sigma=np.float64(3.0), scored=100, cost=25.0, best_of_n=2.83,
         undetectable=False, verdict=f"order matters ({SCRIPT})", searched=True, refined=False, why="", effect=None,
+        elsewhere=Elsewhere(0.1, 0.03),
         simple=simple(), sort=None, parts=parts, notes=[SCRIPT], table=rows, true={SCRIPT: 2.82}, front=[
             SimpleNamespace(name=IMAGE, metrics={SCRIPT: 2.81, DOLLARS: 2.9}, true={SCRIPT: 2.82, DOLLARS: 2.91}),
             SimpleNamespace(name="sort", metrics={SCRIPT: 2.83, DOLLARS: 2.8}, true={}),
