@@ -119,7 +119,8 @@ def wandb_records(log: Path) -> tuple[dict[str, Any], dict[str, Any], list[dict[
     for data in logged(log.read_bytes()):
         record = wandb_internal_pb2.Record()
         record.ParseFromString(data)
-        for item in record.run.config.update:
+        # With the run, or by itself where the run was written before.
+        for item in [*record.run.config.update, *record.config.update]:
             config[item.key] = json.loads(item.value_json)
         for item in record.summary.update:
             summary[item.key or "/".join(item.nested_key)] = json.loads(item.value_json)
