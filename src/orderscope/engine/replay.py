@@ -180,7 +180,7 @@ def _predict(
     found = kernels.displacement_products(theta, anchors.start, at, anchors.spread, entries, tables.factor, ranges)
     pieces = [
         (rows, predict(window, kernels, Products(found.square[rows], found.along[rows, : of.shape[1]].contiguous(),
-                                                 found.curved[rows]), usable[rows], ranges[rows], shares))
+                                                 found.curved[rows]), of, usable[rows], ranges[rows], shares))
         for rows, of, predict in kinds
     ]  # fmt: skip
     joined = zip(*(piece for _, piece in pieces), strict=True)
@@ -206,6 +206,7 @@ def _at_recorded(
     window: Window,
     kernels: ReplayKernels,
     found: Products,
+    entries: Tensor,
     allowed: Tensor,
     ranges: Tensor,
     shares: Tensor,
@@ -214,8 +215,9 @@ def _at_recorded(
     at: Tensor,
     unit: Tensor,
 ) -> _Predicted:
-    """At recorded batches `unit`, int64 [rows], of the states `at` of `theta`; the other arguments as `_predict`'s, of
-    these rows alone."""
+    """At recorded batches `unit`, int64 [rows], of the states `at` of `theta`; `found` are products
+    with the anchors' `entries`, `found` are products with the anchors' `entries`,
+    the other arguments as `_predict`'s, of these rows alone."""
     tables, anchors = window.tables, window.anchors
     weights, distance, left = kernels.affine_weights(
         found.square, found.along, anchors.gram, unit, window.known[unit] & allowed, anchors.ridge, anchors.scale
@@ -223,7 +225,7 @@ def _at_recorded(
     on = anchors.snap(theta, at, unit, distance, weights)
     near = weights.to(theta.dtype)
     bent = kernels.remainder_coefficients(
-        found.curved, tables.crossed, anchors.entries(unit), near, shares[unit], tables.piece, ranges
+        found.curved, tables.crossed, entries, near, shares[unit], tables.piece, ranges
     )
     if bool(on.any()):  # no remainder, so no curvature
         bent[on] = 0
@@ -239,6 +241,7 @@ def _at_regrouped(
     window: Window,
     kernels: ReplayKernels,
     found: Products,
+    entries: Tensor,
     allowed: Tensor,
     ranges: Tensor,
     shares: Tensor,
@@ -247,7 +250,8 @@ def _at_regrouped(
     home: Tensor,
 ) -> _Predicted:
     """At batches that were not recorded, of samples `ids` [rows, batch], some of which are of the recorded batches
-    `home`, int64 [rows, some]; the other arguments as `_predict`'s, of these rows alone."""
+    `home`, int64 [rows, some]; `found` are products with the anchors' `entries`,
+    the other arguments as `_predict`'s, of these rows alone."""
     tables, anchors, device = window.tables, window.anchors, found.square.device
     rows, size = home.shape
     batch, home = torch.from_numpy(window.sample_place[ids]).to(device), home.flatten()
@@ -263,8 +267,8 @@ def _at_regrouped(
     )  # fmt: skip
     near = weights.to(found.curved.dtype)
     bent = kernels.remainder_coefficients(
-        found.curved.repeat_interleave(size, 0), tables.crossed, anchors.entries(home), near, shares[home],
-        tables.piece, ranges.repeat_interleave(size, 0),
+        found.curved.repeat_interleave(size, 0), tables.crossed, entries.view(rows * size, -1), near,
+        shares[home], tables.piece, ranges.repeat_interleave(size, 0),
     ).view(rows, size, -1).mean(1)  # fmt: skip
     near, shared = near.view(rows, size, -1) / size, shared.to(near.dtype)
     first = torch.arange(len(window.sample_anchors), device=device) * window.samples

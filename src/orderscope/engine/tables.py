@@ -36,11 +36,6 @@ class ReplayTables:
     ranges: Int32[Tensor, "groups 2"]
     crossed: Float[Tensor, "spread rank"]
 
-    @property
-    def gradients(self) -> Float[Tensor, "rows coords"]:
-        """Of recorded batches, [units * anchors, m]."""
-        return self.entries[self.single :]
-
 
 def replay_tables(window: Window) -> ReplayTables:
     """Lay out a window."""
