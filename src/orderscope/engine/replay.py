@@ -215,9 +215,8 @@ def _at_recorded(
     at: Tensor,
     unit: Tensor,
 ) -> _Predicted:
-    """At recorded batches `unit`, int64 [rows], of the states `at` of `theta`; `found` are products
-    with the anchors' `entries`, `found` are products with the anchors' `entries`,
-    the other arguments as `_predict`'s, of these rows alone."""
+    """At recorded batches `unit`, int64 [rows], of the states `at` of `theta`; `found` are products with the
+    anchors' `entries`, the other arguments as `_predict`'s, of these rows alone."""
     tables, anchors = window.tables, window.anchors
     weights, distance, left = kernels.affine_weights(
         found.square, found.along, anchors.gram, unit, window.known[unit] & allowed, anchors.ridge, anchors.scale
