@@ -278,10 +278,10 @@ def propose(
             why = "the predicted gain is inside its error"
     elif not gain > rounding:
         why = "it is no better than the recorded order"
-    elif not ahead > rounding:
-        why = "the best of as many random orders is expected to be as good"
     elif any(p.standard_error is not None and p.gain <= CLEAR_GAIN * p.standard_error for p in parts[:1]):
         why = f"on rows that the search never saw the gain is below {CLEAR_GAIN:.1f} of its standard errors"
+    elif not ahead > rounding:
+        why = "the best of as many random orders is expected to be as good"
     if not interrupted:
         work.forget()
     return Proposal(
