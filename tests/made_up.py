@@ -8,8 +8,8 @@ import numpy as np
 
 import orderscope as osc
 from orderscope.search.confirm import PartGain
-from orderscope.search.proposal import Elsewhere
 from orderscope.search.readable import Schedule
+from orderscope.search.result import Elsewhere
 from orderscope.studies.heatmap import Heat
 from orderscope.studies.step_map import StepErrorMap
 

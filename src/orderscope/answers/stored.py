@@ -72,7 +72,7 @@ def keep_proposal(store: RunStore, proposal: Any) -> str:
 
     Args:
         store: the run, opened for writing.
-        proposal: an `orderscope.search.proposal.Proposal`.
+        proposal: an `orderscope.search.Proposal`.
 
     Returns:
         Name of its shard.

@@ -27,7 +27,7 @@ from orderscope.store import RunStore
 if TYPE_CHECKING:
     import numpy as np
 
-    from orderscope.search.proposal import Row
+    from orderscope.search import Row
     from orderscope.simulation.simulator import Simulator
 
 # Most searches, each with other random numbers, that one `ask` makes before it says that nothing is left to ask.

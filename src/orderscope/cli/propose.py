@@ -315,7 +315,7 @@ def spoken(notes: Sequence[object]) -> list[str]:
 
 def summary_lines(facts: dict[str, Any]) -> list[str]:
     """What a proposal gained, in words: predicted, true, and against best-of-N at equal cost."""
-    from orderscope.search.notes import elsewhere_words
+    from orderscope.search.notes import REFINED, elsewhere_words, part_words
 
     value, error = figures(facts["predicted"], number_of(facts["error"]))
     change = signed(facts["predicted"] - facts["reference"], number_of(facts["error"]))
@@ -335,19 +335,6 @@ def summary_lines(facts: dict[str, Any]) -> list[str]:
             f"best of {facts['cost']:.0f} random orders, truly trained at equal cost: {facts['best_of_n']:.5g} expected"
         )
     return lines
-
-
-REFINED = "searched on some of the held-out rows first, then on all; the order of the first search"
-
-
-def part_words(part: dict[str, Any]) -> str:
-    """The gain on one part of the held-out rows, in words."""
-    which = "that the search never saw" if part["part"] == "confirming" else "that the search saw"
-    said = f"on {part['rows']} rows {which}: gain {part['gain']:+.2g}"
-    if part["confirmed"] is None:
-        return f"{said} predicted, ± {number_of(part['error']):.2g}"
-    width = part["standard_error"]
-    return said + (" trained" if width is None else f" trained, standard error over rows {width:.2g}")
 
 
 def simple_lines(facts: dict[str, Any]) -> list[str]:

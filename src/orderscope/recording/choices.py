@@ -8,12 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from orderscope.errors import OrderscopeError
-from orderscope.orders import mixes_groups, step_groups
+from orderscope.orders import in_blocks, mixes_groups, step_groups
 from orderscope.recording.budget import allot, shares
-from orderscope.sketching import (
-    SketchPlan,
-    make_plan,
-)
+from orderscope.sketching import SketchPlan, make_plan
 from orderscope.sketching.held_out import drawn_rows, held_out_rows
 from orderscope.task import Task
 
@@ -71,18 +68,14 @@ def probe_orders(task: Task, count: int, seed: int, *, regroup: bool = False) ->
         regroup: whether samples may leave their batches.
     """
     rng = np.random.default_rng(seed)
-    order = np.asarray(task.order)
-    labels = step_groups(order, task.groups) if task.groups is not None else [""] * len(order)
-    names = rng.permutation(sorted(set(labels))).tolist()
-    rotations = [names[i:] + names[:i] for i in range(len(names))]
-    if len(names) > 2:
-        rotations += [rotation[::-1] for rotation in rotations]
-    blocks = rotations[: max(0, count - max(1, count // 4))] if len(names) > 1 else []
+    order, labels = _labelled(task)
+    rotations = _rotations(labels, rng)
+    blocks = rotations[: max(0, count - max(1, count // 4))] if len(rotations) > 1 else []
     orders = []
     for i in range(count):
         steps = rng.permutation(len(order))
         if i < len(blocks):
-            steps = steps[np.argsort([blocks[i].index(labels[s]) for s in steps], kind="stable")]
+            steps = steps[in_blocks([labels[s] for s in steps], blocks[i])]
         orders.append(order[steps])
     if regroup and count >= LEAST_TO_REGROUP and count - len(blocks) > 1:
         orders[-1] = rng.permutation(order.ravel()).reshape(order.shape)
@@ -98,19 +91,29 @@ def growing_orders(task: Task, count: int, seed: int) -> list[np.ndarray]:
         count: how many orders.
         seed: of the random numbers.
     """
-    order = np.asarray(task.order)
-    labels = step_groups(order, task.groups) if task.groups is not None else [""] * len(order)
-    names = np.random.default_rng(seed).permutation(sorted(set(labels))).tolist()
-    blocks = [names[i:] + names[:i] for i in range(len(names))] if len(names) > 1 else []
-    blocks += [rotation[::-1] for rotation in blocks] if len(names) > 2 else []
+    order, labels = _labelled(task)
+    rotations = _rotations(labels, np.random.default_rng(seed))
+    blocks = rotations if len(rotations) > 1 else []
     orders = []
     for i in range(count):
         steps = np.random.default_rng([seed, i]).permutation(len(order))
         if i % 4 != 2 and blocks:
-            place = blocks.pop(0)
-            steps = steps[np.argsort([place.index(labels[s]) for s in steps], kind="stable")]
+            steps = steps[in_blocks([labels[s] for s in steps], blocks.pop(0))]
         orders.append(order[steps])
     return orders
+
+
+def _labelled(task: Task) -> tuple[np.ndarray, list[str]]:
+    """The recorded order [steps, batch], and the group of each step, the empty one where there are no groups."""
+    order = np.asarray(task.order)
+    return order, step_groups(order, task.groups) if task.groups is not None else [""] * len(order)
+
+
+def _rotations(labels: Sequence[str], rng: np.random.Generator) -> list[list[str]]:
+    """A random sequence of the groups in every rotation, then each of these reversed where that is another rotation."""
+    names = rng.permutation(sorted(set(labels))).tolist()
+    forward = [names[i:] + names[:i] for i in range(len(names))]
+    return forward + [rotation[::-1] for rotation in forward] if len(names) > 2 else forward
 
 
 def sketch_plan(

@@ -16,7 +16,7 @@ from orderscope.report.material import Material, confirmed_runs
 from orderscope.report.section import Section
 from orderscope.report.strip import legend
 from orderscope.report.words import count, figures, plain, short, two
-from orderscope.search.notes import elsewhere_words, folded, kept_words, worth_telling
+from orderscope.search.notes import REFINED, elsewhere_words, folded, kept_words, part_words, worth_telling
 
 ROWS = 12
 
@@ -37,9 +37,7 @@ def section(material: Material) -> Section:
             "searched": searched,
             "metric": short(facts["metric"]),
             "verdict": verdict(material, facts),
-            "parts": [REFINED] * bool(facts.get("refined"))
-            + [part_words(part) for part in facts.get("parts") or []]
-            + [_sentence(found) for found in [elsewhere_words(facts)] if found],
+            "parts": [_sentence(said) for said in _parts(facts)],
             "simple": _simple(facts.get("simple")),
             "kept": _sentence(kept_words(facts)),
             "sort": _sort(facts.get("sort")),
@@ -60,6 +58,13 @@ def section(material: Material) -> Section:
             "order": order_link(material),
         },
     )
+
+
+def _parts(facts: dict[str, Any]) -> list[str]:
+    """What is gained on each part of the held-out rows, and what to expect on others."""
+    found = [f"{REFINED} gained:"] if facts.get("refined") else []
+    found += [part_words(part) for part in facts.get("parts") or []]
+    return [*found, *filter(None, [elsewhere_words(facts)])]
 
 
 HEADER = ("name", "source", "predicted", "error", "confirmed")
@@ -130,22 +135,6 @@ def regret(material: Material) -> str:
     )
 
 
-REFINED = (
-    "First some of the held-out rows were searched, then all of them; of the order that the first search ended with:"
-)
-
-
-def part_words(part: dict[str, Any]) -> str:
-    """The gain on one part of the held-out rows, in a sentence."""
-    which = "that the search never saw" if part["part"] == "confirming" else "that the search saw"
-    way = "better" if part["gain"] > 0 else "worse"
-    said = f"On {count(int(part['rows']), 'held-out row')} {which} it is {way} by {two(abs(part['gain']))}"
-    if part["confirmed"] is None:
-        return f"{said}, as predicted."
-    width = part["standard_error"]
-    return f"{said}." if width is None else f"{said}, with a standard error over rows of {two(width)}."
-
-
 def _simple(simple: dict[str, Any] | None) -> dict[str, Any]:
     """The nearest schedule of groups; empty where there is none that keeps some of the gain."""
     if not simple or not worth_telling(simple):
@@ -165,7 +154,8 @@ def _sort(sort: dict[str, Any] | None) -> str:
 
 
 def _sentence(words: str) -> str:
-    return plain(words[:1].upper() + words[1:] + "." if words else "")
+    end = "" if words.endswith(":") else "."
+    return plain(words[:1].upper() + words[1:] + end if words else "")
 
 
 def _row(row: dict[str, Any]) -> dict[str, str]:

@@ -1,7 +1,9 @@
 """Orders in search of a better one: strategies that yield candidates, and the proposal that comes of them."""
 
 from orderscope.search.constraints import After, Before, Fixed, Share, parse_constraint
-from orderscope.search.proposal import Proposal, Row, propose
+from orderscope.search.proposal import propose
+from orderscope.search.result import Proposal
+from orderscope.search.rows import Row
 from orderscope.search.setting import Setting
 from orderscope.search.strategies import STRATEGY_TYPES
 from orderscope.search.strategy import STRATEGIES, Scores, Strategy, register

@@ -40,6 +40,27 @@ def elsewhere_words(facts: Mapping[str, Any]) -> str:
     return f"expect a gain of {found['gain']:+.2g} ± {found['error']:.2g} on other rows of their source (90 %)"
 
 
+REFINED = "searched on some of the held-out rows first, then on all; the order of the first search"
+
+
+def part_words(part: Mapping[str, Any]) -> str:
+    """The gain on one part of the held-out rows, in words.
+
+    Args:
+        part: a `PartGain` as JSON values.
+
+    Example:
+        >>> part_words({"part": "confirming", "rows": 96, "gain": 0.01, "confirmed": 2.8, "standard_error": 0.004})
+        'on 96 rows that the search never saw: gain +0.01 trained, standard error over rows 0.004'
+    """
+    which = "that the search never saw" if part["part"] == "confirming" else "that the search saw"
+    said = f"on {part['rows']} rows {which}: gain {part['gain']:+.2g}"
+    width = part["standard_error"]
+    if part["confirmed"] is None:
+        return f"{said} predicted" + ("" if part["error"] is None else f", ± {float(part['error']):.2g}")
+    return f"{said} trained" + ("" if width is None else f", standard error over rows {width:.2g}")
+
+
 def worth_telling(form: Mapping[str, Any] | None) -> bool:
     """Whether a simple form, as JSON values, keeps enough of the gain to be shown, or it is not known what it keeps."""
     return form is not None and (form["kept"] is None or form["kept"] >= LITTLE)

@@ -16,7 +16,7 @@ import numpy as np
 
 from orderscope.errors import OrderscopeError
 from orderscope.search.ledger import Score, Told
-from orderscope.store import RunStore
+from orderscope.store import RunStore, add_if_possible
 from orderscope.store.names import SEARCH
 
 EVERY = 20.0  # seconds between two writes
@@ -61,7 +61,7 @@ class Remembered:
     def write(self) -> None:
         """Keep what is new."""
         self._written = time.monotonic()
-        if not self._new or not self.path.is_dir():
+        if not self._new:
             return
         rows = list(self._new.values())
         arrays = {
@@ -69,17 +69,19 @@ class Remembered:
             "numbers": np.array([[row[0], row[1], row[2], row[4], row[5]] for row in rows], dtype=np.float64),
             "metrics": np.stack([np.asarray(row[3], dtype=np.float64) for row in rows]),
         }
-        with suppress(OrderscopeError, OSError), RunStore.create(self.path) as store:
+
+        def keep(store: RunStore) -> None:
             store.write(store.next_name(self.prefix), arrays)
             self._new = {}
+
+        add_if_possible(self.path, keep)
 
     def forget(self) -> None:
         """Drop what was kept: the search has ended."""
         with suppress(OrderscopeError, OSError), RunStore.open(self.path) as store:
             if not store.names(self.prefix):
                 return
-        with suppress(OrderscopeError, OSError), RunStore.create(self.path) as store:
-            store.drop(store.names(self.prefix))
+        add_if_possible(self.path, lambda store: store.drop(store.names(self.prefix)))
 
     def _read(self, arrays: dict[str, np.ndarray]) -> None:
         for key, n, metrics in zip(arrays["key"], arrays["numbers"].tolist(), arrays["metrics"], strict=True):

@@ -1,4 +1,7 @@
-"""What a proposal is made with: the parts of the held-out rows, the searches, and what was truly trained."""
+"""What a proposal is made with: the parts of the held-out rows, the searches, and what was truly trained.
+
+Past 400 lines: every round reads and changes this one state; what is true of an order on which rows is decided here.
+"""
 
 from __future__ import annotations
 
@@ -333,18 +336,24 @@ class Work:
         title = self.asked.objective.title
         return dict(own.metrics) | {f"{title}:{g.part}": g.confirmed for g in gains if g.confirmed is not None}
 
+    def own_row(self) -> Row:
+        """The reference, with its true values on all parts of the rows."""
+        sim, objective = self.sim, self.asked.objective
+        value = float(objective.told(sim.reference))
+        told = {"searched": (0.0, 0.0), "confirming": (0.0, 0.0)}
+        if self.seen is not None:
+            told = {part: (float(objective.told(self.on(self.own, objective, part))), 0.0) for part in told}
+        gains = part_gains(objective, self.seen, told, self.own, self.own)
+        true = self.with_parts(self.own)
+        return Row(OWN, "as recorded", value, 0.0, value, sim.order, dict(sim.reference), true, gains)
+
     def best(self, rows: list[Row]) -> Row:
         """Of those trained the best, each charged `PENALTY` standard errors over all rows of its difference to the
         reference, and those first that are better than it on the confirming rows, too; the reference where that is no
         better on all rows; the best predicted where none was trained."""
         sim, asked = self.sim, self.asked
         objective, order = asked.objective, sim.order
-        value = float(objective.told(sim.reference))
-        told = {"searched": (0.0, 0.0), "confirming": (0.0, 0.0)}
-        if self.seen is not None:
-            told = {part: (float(objective.told(self.on(self.own, objective, part))), 0.0) for part in told}
-        gains = part_gains(objective, self.seen, told, self.own, self.own)
-        own = Row(OWN, "as recorded", value, 0.0, value, order, dict(sim.reference), self.with_parts(self.own), gains)
+        own = self.own_row()
         other = [row for row in rows if not np.array_equal(row.order, order)]
         trained = [row for row in other if row.confirmed is not None and math.isfinite(row.confirmed)]
         choice = trained or other

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -13,9 +12,9 @@ from torch import Tensor
 from orderscope.baselines.proxy import few_of, samples_used, slope, slopes_without_each, train_few
 from orderscope.engine.calibration import Bearing, Calibration, directions, fit_calibration
 from orderscope.engine.driven import recorded_dynamics
-from orderscope.errors import OrderscopeError
+from orderscope.errors import without_task
 from orderscope.sketching import draw_coordinates
-from orderscope.store import RunStore
+from orderscope.store import add_if_possible
 from orderscope.store.names import PROXY, REFERENCE
 
 if TYPE_CHECKING:
@@ -35,11 +34,7 @@ class ProxyEstimator:
 
     def __init__(self, sim: Simulator, effort: float | None) -> None:
         if sim.task is None:
-            raise OrderscopeError(
-                "the proxy on a Simulator without its task",
-                "the task, since a few samples of each batch are trained on",
-                "give it: Simulator(path, task)",
-            )
+            raise without_task("since a few samples of each batch are trained on", "the proxy on a Simulator")
         self._sim, self._task = sim, sim.task
         self._batch = sim.order.shape[1]
         self.count = samples_used(effort, self._batch)
@@ -140,5 +135,5 @@ class ProxyEstimator:
     def _keep(self, values: dict[str, np.ndarray], theta: Tensor, runs: list[str]) -> None:
         """Write them into the run, where it is a directory that can be written to."""
         arrays = {"values": np.stack(list(values.values())), "theta": theta.numpy()}
-        with suppress(OrderscopeError, OSError), RunStore.create(self._sim.path) as store:
-            store.write(store.next_name(self._shard), arrays, {"names": list(values), "runs": runs})
+        attrs = {"names": list(values), "runs": runs}
+        add_if_possible(self._sim.path, lambda store: store.write(store.next_name(self._shard), arrays, attrs))

@@ -7,6 +7,7 @@ from math import factorial
 
 import numpy as np
 
+from orderscope.orders import in_blocks
 from orderscope.search.setting import Setting
 from orderscope.search.strategy import Orders, Strategy
 
@@ -129,17 +130,6 @@ class Bandit(Strategy):
                 share = np.stack([np.bincount(codes[row[stage == s]], minlength=len(names)) for row in steps])
                 share = share / max(1, (stage == s).sum())
                 preference[s] += RATE * reward @ (share - share.mean(0))
-
-
-def in_blocks(labels: list[str], sequence: tuple[str, ...] | list[str]) -> np.ndarray:
-    """Steps sorted by group, the groups in this sequence, stable within.
-
-    Args:
-        labels: group of each step, [steps].
-        sequence: all groups, in the order of their blocks.
-    """
-    place = {name: i for i, name in enumerate(sequence)}
-    return np.argsort([place[label] for label in labels], kind="stable")
 
 
 def two_stages(special: np.ndarray, ratio: float) -> np.ndarray:
