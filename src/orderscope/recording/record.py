@@ -32,11 +32,12 @@ from orderscope.recording.choices import (
     spaced,
 )
 from orderscope.recording.costs import cpu_seconds, training_seconds
-from orderscope.recording.reuse import reused_orders, take_over, with_reused
+from orderscope.recording.reuse import Reused, reused_orders, take_over, with_reused
 from orderscope.recording.runs import record_run
 from orderscope.recording.spending import Purse, bought, told_least
 from orderscope.recording.work import Piece, Sketching, Training, complete, further, share, sketching
 from orderscope.sketching import (
+    Coordinates,
     SketchPlan,
     SketchStage,
     draw_coordinates,
@@ -146,38 +147,21 @@ def record(
             check_reached(store, coordinates)
         if PLAN not in store:
             if measuring:
-                used = len(np.unique(task.order))
-                most = max(1, (MIXED_ROWS if mixed_batches(task) else MOST_ROWS) // used)
-                held, rests, settled = purse.first(
-                    mixed=mixed_batches(task), partial=partially_carried(task), most_passes=most
-                )
-                rows = int(np.clip(held.curvature * used, LEAST_ROWS, MIXED_ROWS if mixed_batches(task) else MOST_ROWS))
-                plan = sketch_plan(task, ends, sample_anchors, coords, rows, seed, max(held.probes, len(given)))
-                settled = settled or not plan.metrics  # nothing tells errors apart without the model
-                plan = replace(plan, grows=True, settled=settled, measured=rests)
+                plan = _measured_plan(task, purse, ends, sample_anchors, coords, seed, len(given))
             else:
                 probes = max(probes or 0, len(given))
                 plan = sketch_plan(task, ends, sample_anchors, coords, curvature_rows or 1, seed, probes)
             store.write(PLAN, {}, plan.attrs())
         plan = SketchPlan.read(store)
-        for i, (order, source) in enumerate(zip(given, reused.sources, strict=True)):
-            if (
-                source is not None
-                and not built
-                and not take_over(store, source, f"probe-{i}", order, coordinates.indices)
-            ):
-                store.log({"event": "trained again", "run": f"probe-{i}", "from": str(source.path)})
-        if not measuring:
-            probes = max(probes or 0, plan.probes)  # those that were planned belong to the recording
+        if not built:
+            _take_over(store, reused, coordinates)
         if SPLIT not in store:
             write_split(store, SketchStage(task, store, plan).split())
         jobs = _few_jobs(store) if jobs is None and executor is None else jobs
         while True:
-            wanted = plan.probes if measuring else probes or 0
-            regroup = task.order.shape[1] > 1 and any(anchor.samples for anchor in plan.anchors)
-            fresh = (
-                growing_orders(task, wanted, seed) if measuring else probe_orders(task, wanted, seed, regroup=regroup)
-            )
+            # Those that were planned belong to the recording, also where fewer are wanted now.
+            wanted = plan.probes if measuring else max(probes or 0, plan.probes)
+            fresh = _fresh_orders(task, plan, wanted, seed, growing=measuring)
             orders = with_reused(given, fresh, growing=measuring)
             pieces: list[Piece] = [Training(f"probe-{i}", x, (0, task.steps)) for i, x in enumerate(orders)]
             later = {*plan.known_units(), *plan.held_out_units()} if plan.held_out_ids else set[str]()
@@ -198,6 +182,41 @@ def record(
             if budget is not None and (line := told_least(plan)) is not None:
                 warnings.warn(line, stacklevel=2)
     return RunStore.open(path)
+
+
+def _measured_plan(
+    task: Task,
+    purse: Purse,
+    ends: list[int],
+    sample_anchors: int | None,
+    coords: int,
+    seed: int,
+    given: int,
+) -> SketchPlan:
+    """The plan that a budget begins with; it grows as long as what is bought is worth it."""
+    mixed = mixed_batches(task)
+    used, most_rows = len(np.unique(task.order)), MIXED_ROWS if mixed else MOST_ROWS
+    most = max(1, most_rows // used)
+    held, rests, settled = purse.first(mixed=mixed, partial=partially_carried(task), most_passes=most)
+    rows = int(np.clip(held.curvature * used, LEAST_ROWS, most_rows))
+    plan = sketch_plan(task, ends, sample_anchors, coords, rows, seed, max(held.probes, given))
+    settled = settled or not plan.metrics  # nothing tells errors apart without the model
+    return replace(plan, grows=True, settled=settled, measured=rests)
+
+
+def _fresh_orders(task: Task, plan: SketchPlan, count: int, seed: int, *, growing: bool) -> list[np.ndarray]:
+    """Orders of the probes that nobody gave."""
+    if growing:
+        return growing_orders(task, count, seed)
+    regroup = task.order.shape[1] > 1 and any(anchor.samples for anchor in plan.anchors)
+    return probe_orders(task, count, seed, regroup=regroup)
+
+
+def _take_over(store: RunStore, reused: Reused, coordinates: Coordinates) -> None:
+    """Make runs that were recorded elsewhere probes of this one; those that do not fit are trained again."""
+    for i, (order, source) in enumerate(zip(reused.orders, reused.sources, strict=True)):
+        if source is not None and not take_over(store, source, f"probe-{i}", order, coordinates.indices):
+            store.log({"event": "trained again", "run": f"probe-{i}", "from": str(source.path)})
 
 
 def _check_budget(budget: float | None) -> None:
