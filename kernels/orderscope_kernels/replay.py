@@ -30,7 +30,7 @@ from orderscope_kernels.reference import Products
 from orderscope_kernels.shapes import Float
 
 OVERRIDE = "ORDERSCOPE_KERNELS"
-LITTLE = 1 << 23  # with fewer coordinates times steps times orders the reference is quicker than loading numba
+LITTLE = 22_000_000  # with fewer coordinates times steps times orders the reference is quicker than loading numba
 MODULES = {"reference": "reference", "numba": "numba_replay", "triton": "triton_replay"}
 
 
