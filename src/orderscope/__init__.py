@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from orderscope.store import RunStore as RunStore
     from orderscope.studies.memory import memory as memory
     from orderscope.studies.positions import positions as positions
+    from orderscope.studies.resolution import resolution as resolution
     from orderscope.studies.step_errors import step_errors as step_errors
     from orderscope.studies.validation import validate as validate
     from orderscope.task import Task as Task
@@ -72,6 +73,7 @@ _HOME = {
     "recorded": "orderscope.loops",
     "retrain": "orderscope.training.retrain",
     "sketch": "orderscope.recording.record",
+    "resolution": "orderscope.studies.resolution",
     "step_errors": "orderscope.studies.step_errors",
     "validate": "orderscope.studies.validation",
     "with_ids": "orderscope.loops.adapters",
@@ -104,6 +106,7 @@ __all__ = [
     "propose_rates",
     "record",
     "recorded",
+    "resolution",
     "retrain",
     "sketch",
     "step_errors",

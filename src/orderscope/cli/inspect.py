@@ -14,6 +14,8 @@ from orderscope.cli.layout import natural_width
 from orderscope.cli.onward import not_yet, onward
 from orderscope.cli.options import run_argument
 from orderscope.cli.progress import doing
+from orderscope.cli.shifts import as_json as shifts_json
+from orderscope.cli.shifts import shifts_of, show_shifts
 from orderscope.cli.steps import as_json as steps_json
 from orderscope.cli.steps import show_steps, steps_of
 from orderscope.cli.tasks import remembered_task
@@ -42,22 +44,32 @@ TASK_FACTS = (
     help="Tell at which steps predictions go wrong, on the true runs, each left out; kept in the run.",
 )  # fmt: skip
 @click.option(
-    "--metric", default=None, help="With --steps, the held-out loss whose errors are shown. Default: the first."
+    "--shifts", is_flag=True,
+    help="Tell by how many steps a batch, or a group, must be moved for predictions to tell the difference.",
+)  # fmt: skip
+@click.option(
+    "--metric",
+    default=None,
+    help="With --steps or --shifts, the held-out loss they are about. Default: the first.",
 )
 @json_option
-def inspect(run: Path, by_step: bool, metric: str | None, as_json: bool) -> None:
+def inspect(run: Path, by_step: bool, shifts: bool, metric: str | None, as_json: bool) -> None:
     """Say what is in a run, what is missing and what is damaged. Reads every byte of it once.
 
     Exit code 4 if it is damaged, 5 if it is sound but not finished.
     """
-    if metric is not None and not by_step:
-        raise click.UsageError("--metric goes with --steps: what a run holds is the same for all metrics")
+    if metric is not None and not (by_step or shifts):
+        raise click.UsageError("--metric goes with --steps and --shifts: what a run holds is the same for all metrics")
+    if by_step and shifts:
+        raise click.UsageError("--steps or --shifts, one at a time")
     try:
         store = RunStore.open(run)
         with doing(f"read every byte of {run}", quiet=as_json):
             facts = inventory(store)
         lines = list(_lines(facts))
-        told = _steps(facts, run, metric, as_json) if by_step and facts["state"] == "complete" else None
+        complete = facts["state"] == "complete"
+        told = _steps(facts, run, metric, as_json) if by_step and complete else None
+        shifted = _shifts(facts, run, metric, as_json) if shifts and complete else None
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         raise DamagedRun(
             f"shards that do not hold what they should ({type(error).__name__}: {error})",
@@ -68,6 +80,8 @@ def inspect(run: Path, by_step: bool, metric: str | None, as_json: bool) -> None
         print_json(facts)
     elif told is not None:
         show_steps(run, told)
+    elif shifted is not None:
+        show_shifts(run, shifted)
     else:
         say("\n".join(lines))
     state = facts["state"]
@@ -80,6 +94,13 @@ def _steps(facts: dict[str, Any], run: Path, metric: str | None, quiet: bool) ->
     others = [told["name"] for told in facts["runs"] if told["finished"] and told["name"] != REFERENCE]
     found, kept, read = steps_of(run, metric, others, quiet=quiet)
     facts["step_errors"] = steps_json(found) | {"kept": kept, "read": read}
+    return found
+
+
+def _shifts(facts: dict[str, Any], run: Path, metric: str | None, quiet: bool) -> Any:
+    """Which shifts in time are told apart, which becomes part of `facts`."""
+    found = shifts_of(run, metric, quiet=quiet)
+    facts["resolution"] = shifts_json(found)
     return found
 
 
