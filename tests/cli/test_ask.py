@@ -319,8 +319,10 @@ def test_untrusted_is_printed_and_is_exit_code_3(run: Path, monkeypatch: pytest.
     monkeypatch.setattr(simulator, "near_anchors", lambda outside, _: np.zeros(len(outside), dtype=bool))
     result = call("query", run, "--order", "reverse")
     assert result.exit_code == 3
-    assert any(line.startswith("not trusted: outside") for line in result.stdout.splitlines())
-    assert not answer("query", run, "--order", "reverse", code=3)["orders"][0]["metrics"]["eval"]["trusted"]
+    assert "\nnot trusted: reverse: its weights go farther from the recorded states" in result.stdout
+    told = answer("query", run, "--order", "reverse", "--order", "reference", code=3)["orders"]
+    assert [row["metrics"]["eval"]["trusted"] for row in told] == [False, True]
+    assert [len(row["metrics"]["eval"]["reasons"]) > 0 for row in told] == [True, False]
 
 
 def test_a_damaged_run_is_exit_code_4(run: Path) -> None:

@@ -261,7 +261,7 @@ def _trusted(sim: Any, proposal: Any) -> bool:
     if proposal.metric not in sim.metric_names:
         return False  # a sum of metrics is known only from training
     prediction = sim.predict(proposal.order, metrics=[proposal.metric])
-    return bool(prediction.trusted[0] and prediction.skilled[proposal.metric])
+    return bool(prediction.trusted_in(proposal.metric)[0])
 
 
 def show(facts: dict[str, Any]) -> None:

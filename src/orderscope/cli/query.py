@@ -35,10 +35,6 @@ if TYPE_CHECKING:
     from orderscope.simulation.simulator import Simulator
 
 UNTRUSTED = 3
-UNTRUSTED_SINCE = {
-    "carried": "outside what the recorded runs cover, or of a kind that intervals did not hold for",
-    "proxy": "batches regrouped, of which no recorded run tells, or of a kind that intervals did not hold for",
-}
 NO_EFFECT = "no detectable effect"
 NOT_TOLD = "not reliable"  # said of a difference larger than its error, of a metric without skilled estimates
 GROUPED = re.compile(r"(^|\|)\s*(early|late|groups|interleave)\b")
@@ -256,6 +252,7 @@ def answer(prediction: Prediction, index: int, text: str) -> dict[str, Any]:
             "detectable": bool(prediction.detectable(name)[index]),
             "skilled": bool(prediction.skilled[name]),
             "trusted": bool(prediction.trusted_in(name)[index]),
+            "reasons": list(prediction.why_untrusted(name)[index]),
         }
     return {"order": text, "metrics": metrics}
 
@@ -332,22 +329,33 @@ def show(facts: dict[str, Any]) -> None:
         if moved and GROUPED.search(row["order"]):
             told = ", ".join(f"{plain(name)} {at[0]:.2f} -> {at[1]:.2f}" for name, at in moved.items())
             say(f"\n{plain(row['order'])}: mean position of group {told}")
-    if not is_trusted(facts):
-        say(f"\nnot trusted: {plain(_since(facts))}")
+    for line in untrusted_lines(facts):
+        say(plain(line))
 
 
-def _since(facts: dict[str, Any]) -> str:
-    """Why answers are not trusted."""
-    estimator = facts["estimator"]
-    if estimator not in UNTRUSTED_SINCE:
-        return f"the baseline {estimator} has no error bar"
-    told = {name: values["skilled"] for row in facts["orders"] for name, values in row["metrics"].items()}
-    reasons = [
-        f"on the recorded runs estimates of {name} are no better than a constant" for name in told if not told[name]
-    ]
-    if any(not v["trusted"] and v["skilled"] for row in facts["orders"] for v in row["metrics"].values()):
-        reasons.append(UNTRUSTED_SINCE[estimator])
-    return "; ".join(reasons or [UNTRUSTED_SINCE[estimator]])
+def untrusted_lines(facts: dict[str, Any]) -> list[str]:
+    """Why answers are not trusted: a line for each reason, with the orders it holds for; nothing where all are.
+
+    Args:
+        facts: as `ask` returns them.
+    """
+    if is_trusted(facts):
+        return []
+    orders: dict[str, list[str]] = {}
+    for row in facts["orders"]:
+        for reason in dict.fromkeys(r for values in row["metrics"].values() for r in values["reasons"]):
+            orders.setdefault(reason, []).append(row["order"])
+    if not orders:
+        return ["", f"not trusted: the baseline {facts['estimator']} has no error bar"]
+    lines = [f"not trusted: {_listed(texts, len(facts['orders']))}: {why}" for why, texts in orders.items()]
+    return ["", *lines, "docs/untrusted.md says what to do about each"]
+
+
+def _listed(texts: list[str], count: int) -> str:
+    """Orders by name, or how many where a line of all names would be long."""
+    if len(texts) <= 3:
+        return ", ".join(texts)
+    return f"all {count} orders" if len(texts) == count else f"{', '.join(texts[:2])} and {len(texts) - 2} more"
 
 
 def sigma_line(effect: Effect) -> str:
