@@ -24,10 +24,11 @@ from orderscope.cli.options import (
 )
 from orderscope.cli.table import print_table
 from orderscope.cli.tasks import need_task
-from orderscope.cli.text import figures, json_option, plain, print_json, say, signed
+from orderscope.cli.text import figures, json_option, plain, print_json, say, signed, truth
 from orderscope.errors import OrderscopeError
 from orderscope.orders.npy import load_array
 from orderscope.recording.costs import answer_words, training_seconds
+from orderscope.text import number
 
 if TYPE_CHECKING:
     from orderscope.answers.effect import Effect
@@ -137,7 +138,7 @@ def query(
         say(f"{plain(str(run))}   task: {plain(told)}")
         show(facts)
         if estimator in ("proxy", "auto"):
-            spent = f"{facts['cost']:.3g} runs spent on a few samples of each batch"
+            spent = f"{number(facts['cost'], 3)} runs spent on a few samples of each batch"
             say(f"\nanswered by {plain(facts['estimator'])}; {spent}")
         if words := answer_words(facts["seconds"]["answer"], facts["seconds"]["training"]):
             say(f"\n{words}")
@@ -315,7 +316,7 @@ def show(facts: dict[str, Any]) -> None:
     if facts["model_run_for"]:
         say(f"the model was run at the estimated weights for {plain(', '.join(facts['model_run_for']))}")
     for effect in map(Effect.of_json, facts["metrics"].values()):
-        say(f"\n{plain(effect.metric)}: {effect.reference:.5g} in the recorded order")
+        say(f"\n{plain(effect.metric)}: {number(effect.reference, 5)} in the recorded order")
         say(f"  {sigma_line(effect)}")
         for line in noise_lines(effect):
             say(f"  {line}")
@@ -362,16 +363,18 @@ def sigma_line(effect: Effect) -> str:
     """How much order matters, in words."""
     if effect.runs < 2:
         return "sigma_order unknown: no probes were recorded"
-    return f"sigma_order {effect.sigma:.2g}: one standard deviation over {effect.runs} true runs"
+    return f"sigma_order {number(effect.sigma, 2)}: one standard deviation over {effect.runs} true runs"
 
 
 def noise_lines(effect: Effect) -> list[str]:
     """The noise beside sigma_order, in words."""
     lines = ["noise floor unknown: orderscope validate measures it"]
     if np.isfinite(effect.floor):
-        lines = [f"noise floor {effect.floor:.2g}: the same order, the samples of each batch shuffled"]
+        lines = [f"noise floor {number(effect.floor, 2)}: the same order, the samples of each batch shuffled"]
     if np.isfinite(effect.held_out):
-        lines.append(f"held-out noise {effect.held_out:.2g}: of a difference between orders, from the choice of rows")
+        lines.append(
+            f"held-out noise {number(effect.held_out, 2)}: of a difference between orders, from the choice of rows"
+        )
     return lines
 
 
@@ -381,5 +384,5 @@ def _cells(order: str, values: dict[str, Any]) -> list[str]:
     said = ""
     if not values["detectable"] and np.isfinite(values["error"]):
         said = NO_EFFECT if abs(values["difference"]) <= values["error"] else NOT_TOLD
-    trained = [figures(values["true"], values["error"])[0]] if "true" in values else []
+    trained = [truth(values["true"], values["error"])] if "true" in values else []
     return [order, value, error, difference, said, "yes" if values["trusted"] else "no", *trained]
