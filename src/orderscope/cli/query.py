@@ -36,6 +36,11 @@ if TYPE_CHECKING:
     from orderscope.simulation.simulator import Simulator
 
 UNTRUSTED = 3
+ANSWERED = {  # (who answered, who was to)
+    ("proxy", "proxy"): "the proxy",
+    ("proxy", "auto"): "the proxy: the carried replay errs clearly more on the recorded runs, or cannot predict this",
+    ("carried", "auto"): "the carried replay: the proxy does not err clearly less on the recorded runs",
+}
 NO_EFFECT = "no detectable effect"
 NOT_TOLD = "not reliable"  # said of a difference larger than its error, of a metric without skilled estimates
 GROUPED = re.compile(r"(^|\|)\s*(early|late|groups|interleave)\b")
@@ -138,8 +143,8 @@ def query(
         say(f"{plain(str(run))}   task: {plain(told)}")
         show(facts)
         if estimator in ("proxy", "auto"):
-            spent = f"{number(facts['cost'], 3)} runs spent on a few samples of each batch"
-            say(f"\nanswered by {plain(facts['estimator'])}; {spent}")
+            spent = f"{number(facts['cost'], 3)} runs spent on the proxy, which trains on a few samples of each batch"
+            say(f"\nanswered by {ANSWERED[facts['estimator'], estimator]}; {spent}")
         if words := answer_words(facts["seconds"]["answer"], facts["seconds"]["training"]):
             say(f"\n{words}")
         if estimator == "carried" and (why := _rough(sim, facts["metrics"])):
