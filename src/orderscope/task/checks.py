@@ -86,7 +86,7 @@ def _check_functions(task: Task) -> None:
         raise OrderscopeError(
             f"{name}= that is of type {type(part).__name__}",
             f"a function {signature}",
-            f"pass a function that makes a new one on every call: {name}=lambda ...: ...",
+            f"give {name}= the function, not what it returns",
         )
 
 
