@@ -159,7 +159,7 @@ def _rough(sim: Simulator, names: Iterable[str]) -> str | None:
         return f"in a run of {sim.window.steps} steps"
     left = max((sim.calibration[name].left for name in names), default=0.0)
     if MOSTLY < left < math.inf:
-        return f"left-out runs are predicted with {left:.0%} of a constant guess's error;"
+        return f"on the recorded runs, each left out, predictions err {left:.0%} as much as a constant guess;"
     return None
 
 

@@ -98,7 +98,7 @@ def _extremes(material: Material) -> str:
     difference, error = most.difference(material.metric, reference), most.errors[material.metric]
     word = material.direction(material.metric).word(difference)
     size = _size(difference, error, true=material.metric in most.true)
-    return f"Of the orders asked about, “{plain(most.label)}” moves it most: {word} by {size}."
+    return f"Of the orders shown below, “{plain(most.label)}” moves it most: {word} by {size}."
 
 
 def _size(difference: float, error: float, *, true: bool) -> str:
