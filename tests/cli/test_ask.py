@@ -185,7 +185,7 @@ def test_rough_predictions_name_the_alternative(run: Path, monkeypatch: pytest.M
         monkeypatch.setattr(osc.Simulator, "calibration", rough)
         text = call("query", run, "--order", "reverse").stdout
         assert (hint in text) == shown
-        assert ("80% of a constant guess's error" in text) == shown
+        assert ("err 80% as much as a constant guess" in text) == shown
     monkeypatch.setattr("orderscope.cli.query.LONG", sim.window.steps - 1)
     assert f"in a run of {sim.window.steps} steps" in call("query", run, "--order", "reverse").stdout
 
