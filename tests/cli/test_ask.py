@@ -185,7 +185,7 @@ def test_rough_predictions_name_the_alternative(run: Path, monkeypatch: pytest.M
         monkeypatch.setattr(osc.Simulator, "calibration", rough)
         text = call("query", run, "--order", "reverse").stdout
         assert (hint in text) == shown
-        assert ("80% of a constant guess's error" in text) == shown
+        assert ("err 80% as much as a constant guess" in text) == shown
     monkeypatch.setattr("orderscope.cli.query.LONG", sim.window.steps - 1)
     assert f"in a run of {sim.window.steps} steps" in call("query", run, "--order", "reverse").stdout
 
@@ -319,8 +319,10 @@ def test_untrusted_is_printed_and_is_exit_code_3(run: Path, monkeypatch: pytest.
     monkeypatch.setattr(simulator, "near_anchors", lambda outside, _: np.zeros(len(outside), dtype=bool))
     result = call("query", run, "--order", "reverse")
     assert result.exit_code == 3
-    assert any(line.startswith("not trusted: outside") for line in result.stdout.splitlines())
-    assert not answer("query", run, "--order", "reverse", code=3)["orders"][0]["metrics"]["eval"]["trusted"]
+    assert "\nnot trusted: reverse: its weights go farther from the recorded states" in result.stdout
+    told = answer("query", run, "--order", "reverse", "--order", "reference", code=3)["orders"]
+    assert [row["metrics"]["eval"]["trusted"] for row in told] == [False, True]
+    assert [len(row["metrics"]["eval"]["reasons"]) > 0 for row in told] == [True, False]
 
 
 def test_a_damaged_run_is_exit_code_4(run: Path) -> None:
@@ -392,7 +394,7 @@ def test_a_query_by_the_proxy_says_who_answered_and_what_it_spent(
     assert found["cost"] == pytest.approx(0.5 * 5)  # the order, the reference and three probes
     assert json.loads(call(*asked, "--effort", "0.5", "--json").output)["estimator"] in ("carried", "proxy")
     told = call(*asked, "--estimator", "proxy", "--effort", "0.5").output
-    assert "answered by proxy; 0.5 runs spent on a few samples of each batch" in told
+    assert "answered by the proxy; 0.5 runs spent on the proxy, which trains on a few samples of each batch" in told
     refused = call(*asked, "--estimator", "carried", "--effort", "0.5")
     assert refused.exit_code == 1
     assert "found --effort 0.5 for" in refused.output

@@ -204,10 +204,10 @@ def test_what_is_kept_of_predicted_weights_is_shown_where_it_is_not_all(run: Pat
     def shown() -> str:
         return CliRunner().invoke(main, ["inspect", str(run)]).stdout
 
-    words = "50% of what other runs do not span is kept of predicted weights"
+    words = "drawn towards recorded ones: 50% is kept of what recorded ends do not span"
     with RunStore.create(run) as store:
         store.write("table/left-out-000", {"theta": np.zeros(3)}, {"kept": 1.0})
-    assert "long window" not in shown()
+    assert "predicted ends" not in shown()
     with RunStore.create(run) as store:
         store.write("table/left-out-001", {"theta": np.zeros(3)}, {"kept": 0.5})
     assert words in " ".join(shown().split())

@@ -123,7 +123,11 @@ def test_what_follows_a_stage_is_not_silent_either(clock: list[float], capsys: p
     for seconds in (3, 3, 10):
         clock[0] += seconds
         lines.tick()
-    told = ["confirm: 1 run in 0.0 s", "after confirm: 3 s so far", "after confirm: 16 s so far"]
+    told = [
+        "confirm: 1 run in 0.0 s",
+        "confirm is done, going on: 3 s so far",
+        "confirm is done, going on: 16 s so far",
+    ]
     assert capsys.readouterr().err.splitlines() == told
 
 

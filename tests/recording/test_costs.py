@@ -26,8 +26,14 @@ def test_parts_add_up_to_the_recording_and_what_is_trained_later_is_not_of_it(tm
     assert run is not None
     assert 0 < run <= seconds["probes"] / 2
     assert part_runs(store)["probes"] == pytest.approx(seconds["probes"] / run)
+    cost = part_runs(store)
     add_runs(task, tmp_path / "run", permuted_steps(task.order, 1, 1), "validated-")
-    assert recording_seconds(RunStore.open(tmp_path / "run")) == pytest.approx(recording_seconds(store))
+    later = RunStore.open(tmp_path / "run")
+    assert recording_seconds(later) == pytest.approx(recording_seconds(store))
+    quicker = {"run": "validated-9", "index": 0, "train_seconds": run / 2, "train_cpu": run / 2}
+    with RunStore.create(tmp_path / "run") as opened:
+        opened.log({"event": "segment", **quicker})
+    assert part_runs(RunStore.open(tmp_path / "run")) == pytest.approx(cost)
 
 
 def test_without_held_out_losses_metrics_are_asked_of_the_model(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ import pytest
 import orderscope as osc
 from made_up import DOLLARS, IMAGE, SCRIPT
 from orderscope.report.download import csv_link, npy_link
-from orderscope.report.page import SECTIONS, write_report
+from orderscope.report.page import SECTIONS, unbroken_words, write_report
 
 CHROMIUM = shutil.which("chromium")
 VOID = {"meta", "br", "img", "input", "link", "hr"}
@@ -139,6 +139,17 @@ def test_what_to_do_comes_first(full: tuple[str, Page], bare_run: Path, tmp_path
     text, _ = page_of(bare_run, None, tmp_path / "bare.html")
     first = text[text.index("</h1>") : text.index("<dl")]
     assert re.search(r"<code>orderscope \w+ |there is nothing to look for", first)
+
+
+def test_a_command_breaks_between_words_only(full: tuple[str, Page]) -> None:
+    """A line that ends in `--` cannot be typed off; what is copied is the command."""
+    (command,) = re.findall(r'<p class="command"><code>(.*?)</code>', full[0])
+    assert command == unbroken_words('osc.OrderSampler(numpy.load("proposed-order.npy"))')
+    told = unbroken_words("orderscope query <run> --order reverse")
+    words = re.findall(r'<span class="word">([^<]*)</span>', told)
+    assert words == ["orderscope", "query", "&lt;run&gt;", "--order", "reverse"]
+    assert re.sub(r"<[^>]*>", "", told) == "orderscope query &lt;run&gt; --order reverse"
+    assert re.search(r"\.word \{ display: inline-block", full[0])
 
 
 def test_a_number_is_the_same_wherever_it_is_told(full: tuple[str, Page]) -> None:

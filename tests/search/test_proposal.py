@@ -104,6 +104,31 @@ def test_is_never_worse_than_the_reference(char: osc.Simulator, monkeypatch: pyt
     assert any("no better order" in note for note in found.notes)
 
 
+def test_a_better_order_that_was_trained_before_is_named(char: osc.Simulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody would take the proposal who has a better order already."""
+    truth = char.run_truth["eval"]
+    worse = Trained({"eval": float(truth.min()) + 1e-3}, {"eval": np.full(12, float(truth.min()) + 1e-3)})
+    monkeypatch.setattr("orderscope.search.confirm._trained", lambda *args: worse)
+    monkeypatch.setattr("orderscope.search.confirm._kept", lambda *args: None)
+    found = propose(char, budget=70, seconds=30)
+    best = min(float(found.reference if found.confirmed is None else found.confirmed), found.reference)
+    (note,) = [note for note in found.notes if "trained before" in note]
+    i = int(truth.argmin())
+    assert truth[i] < best
+    assert f"eval {truth[i]:.5g} in run {char.runs[i]}; Simulator.run_orders[{i}]" in note
+
+
+def test_a_proposal_that_had_been_trained_is_foretold_without_its_own_run(tmp_path: Path) -> None:
+    """The table and the summary say the same of it."""
+    sim, _ = simulated(tasks_tiny.char(steps=12), tmp_path, anchors=3, probes=4)
+    for _ in range(2):
+        found = propose(sim, budget=60, verify=1, seconds=30, regroup=False)
+        ours = [row for row in found.table if np.array_equal(row.order, found.order)]
+        assert ours
+        assert {(row.predicted, row.error) for row in ours} == {(found.predicted, found.error)}
+        sim = osc.Simulator(sim.path, sim.task)
+
+
 @pytest.mark.parametrize("budget", [1, 2, 7, 30])
 def test_small_budgets_are_kept(char: osc.Simulator, budget: int) -> None:
     found = propose(char, budget=budget, verify=1, seconds=30)

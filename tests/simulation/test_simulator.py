@@ -209,6 +209,30 @@ def test_without_probes_nothing_is_trusted(task: osc.Task, tmp_path: Path) -> No
     assert not np.isfinite(prediction.error["eval"]).any()
 
 
+def test_what_was_truly_trained_is_trusted_where_no_estimate_is(
+    sim: osc.Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A true value does not hang on how good estimates are; why an estimate is not trusted is said for each order."""
+    orders = np.stack([shuffles(sim, 1)[0], sim.run_orders[0], sim.order])
+    fitted = sim.calibration["eval"]
+    for changed, word in (
+        ({"left": 1.2}, "no better than a constant"),
+        ({"farthest": 0.0}, "farther from the recorded states"),
+        ({"quantile": 0.0}, "wider than that of a guess"),
+        ({"held": (0.5, 1.0)}, "fewer than 8 in 10"),
+        ({"true": fitted.true[:1]}, "fewer than two other orders"),
+    ):
+        monkeypatch.setitem(sim.__dict__, "calibration", {"eval": replace(fitted, **{"left": 0.5} | changed)})
+        prediction = sim.predict(orders, metrics=["eval"])
+        assert prediction.known.tolist() == [False, True, True]
+        assert prediction.trusted_in("eval").tolist() == [False, True, True]
+        ours, *known = prediction.why_untrusted("eval")
+        assert any(word in reason for reason in ours), (changed, ours)
+        assert known == [(), ()]
+        rated = sim.predict(orders, metrics=["eval"], lr=sim.window.dynamics.hyper["lr"][:, 0])
+        assert not rated.known.any()
+
+
 def test_a_rate_tripled_is_not_trusted(sim: osc.Simulator) -> None:
     rates = 3 * sim.window.dynamics.hyper["lr"][:, 0]
     assert not sim.predict(shuffles(sim, 3), lr=rates, metrics=["eval"]).trusted.any()

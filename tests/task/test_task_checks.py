@@ -31,6 +31,17 @@ def with_layer(layer):
     return linear() | {"model": build}
 
 
+@pytest.mark.parametrize("part", ["model", "optimizer", "scheduler", "collate", "targets"])
+def test_what_is_made_already_is_not_a_way_to_make_it(part: str) -> None:
+    """The likeliest slip of all: the model, not a function that builds it."""
+    kw = classifier()
+    model = kw["model"]()
+    optimizer = torch.optim.AdamW(model.parameters())
+    made = {"model": model, "optimizer": optimizer, "scheduler": torch.optim.lr_scheduler.ConstantLR(optimizer)}
+    with pytest.raises(osc.OrderscopeError, match=rf"{part}= that is of type .*; expected a function \("):
+        osc.Task(**kw | {part: made.get(part, 3)})
+
+
 def test_order_and_groups():
     refused(linear(), "out of range: 32", order=[[0, 32]])
     refused(linear(), r"shape \[2\]", order=[0, 1])

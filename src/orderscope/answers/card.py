@@ -103,7 +103,7 @@ def _values(sim: Simulator, order: np.ndarray) -> str:
             value, how = told[name], "trained, as told to a study"
         if value is None and prediction is not None and name in losses:
             value, error = float(prediction.metrics[name][0]), float(prediction.error[name][0])
-            how = f"predicted, ±{_number(error)}" + ("" if prediction.trusted[0] else ", not to be trusted")
+            how = f"predicted, ±{_number(error)}" + ("" if prediction.trusted_in(name)[0] else ", not to be trusted")
         if value is None:
             continue
         rows.append([cell(name), _number(value), how, _number(effect.reference), _number(effect.sigma),

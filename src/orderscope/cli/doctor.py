@@ -24,6 +24,7 @@ from orderscope.cli.progress import doing
 from orderscope.cli.tasks import Spec, load_task
 from orderscope.cli.text import columns, json_option, print_json, say, size
 from orderscope.store import RunStore
+from orderscope.text import number
 
 REQUIRED = ("numpy", "h5py", "click", "scipy", "jinja2", "matplotlib")
 PURPOSES = {
@@ -105,12 +106,14 @@ def _tell_preflight(spec: str, where: Path, as_json: bool) -> None:
                     "free": free})  # fmt: skip
     else:
         rows = [["stage", "CPU seconds", "peak memory", "disk", "until the table is built"]]
-        rows += [[s.name, "" if math.isnan(s.seconds) else f"{s.seconds:.3g}", size(s.memory), size(s.disk),
+        rows += [[s.name, "" if math.isnan(s.seconds) else number(s.seconds, 3), size(s.memory), size(s.disk),
                   size(s.passing)] for s in found.stages]  # fmt: skip
         say(columns(rows, ""))
-        parts = ", ".join(f"{part} {runs:.3g}" for part, runs in found.cost.items())
-        say(f"cost in runs of {found.run:.2g} CPU seconds: about {sum(found.cost.values()):.3g} ({parts})")
-        say(f"recording: about {found.seconds:.3g} s with {found.jobs} processes, {size(found.most_disk)} of "
+        parts = ", ".join(f"{part} {number(runs, 3)}" for part, runs in found.cost.items())
+        say(
+            f"cost in runs of {number(found.run, 2)} CPU seconds: about {number(sum(found.cost.values()), 3)} ({parts})"
+        )
+        say(f"recording: about {number(found.seconds, 3)} s with {found.jobs} processes, {size(found.most_disk)} of "
             f"{size(free)} free, of which at most {size(found.disk)} stay")  # fmt: skip
     click.get_current_context().exit(int(found.most_disk >= free))
 

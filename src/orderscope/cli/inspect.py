@@ -24,6 +24,7 @@ from orderscope.errors import DamagedRun, IncompleteRun, OrderscopeError
 from orderscope.recording.costs import part_runs, part_seconds
 from orderscope.store import SCHEMA, RunStore
 from orderscope.store.names import FURTHER, PLAN, REFERENCE, SPLIT, TABLE, TASK_SHARD, latest_plan
+from orderscope.text import number
 
 SEGMENT = re.compile(r"record/([^/]+)/segment-\d+")
 STAGES = {
@@ -297,13 +298,13 @@ def _task_rows(facts: dict[str, Any]) -> Iterator[list[str]]:
             yield ["curvature from", f"{sketch['loss']['why']} ({sketch['loss']['kind']})"]
     kept = facts["remainder_kept"]
     if kept is not None and kept < 1:
-        yield ["long window", f"{kept:.0%} of what other runs do not span is kept of predicted weights"]
+        yield ["predicted ends", f"drawn towards recorded ones: {kept:.0%} is kept of what recorded ends do not span"]
     if facts["environment"]:
         yield ["recorded on", ", ".join(f"{key} {value}" for key, value in facts["environment"].items())]
-    yield ["time", ", ".join(f"{part} {seconds:.3g} s" for part, seconds in facts["seconds"].items())]
+    yield ["time", ", ".join(f"{part} {number(seconds, 3)} s" for part, seconds in facts["seconds"].items())]
     if facts["cost"]:
-        parts = ", ".join(f"{part} {runs:.3g}" for part, runs in facts["cost"].items())
-        yield ["cost", f"{sum(facts['cost'].values()):.3g} runs ({parts})"]
+        parts = ", ".join(f"{part} {number(runs, 3)}" for part, runs in facts["cost"].items())
+        yield ["cost", f"{number(sum(facts['cost'].values()), 3)} runs ({parts})"]
 
 
 def _run_rows(runs: list[dict[str, Any]]) -> list[list[str]]:
@@ -313,7 +314,7 @@ def _run_rows(runs: list[dict[str, Any]]) -> list[list[str]]:
     for run in runs:
         states = " ".join(map(str, run["anchors"])) + ("" if run["finished"] else f" (of {run['steps']})")
         told = (run["metrics"] or {}) if run["finished"] else {}
-        values = [f"{told[name]:.5g}" if name in told else "" for name in names]
+        values = [number(told[name], 5) if name in told else "" for name in names]
         rows.append([run["name"], states if run["anchors"] else "unreadable", *values])
     if natural_width(rows) <= width():
         return rows

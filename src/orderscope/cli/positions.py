@@ -24,6 +24,7 @@ from orderscope.cli.table import print_table
 from orderscope.cli.tasks import need_task
 from orderscope.cli.text import figures, json_option, plain, print_json, say
 from orderscope.files import written
+from orderscope.text import number
 
 SHADES = " .:-=+*#%@"
 
@@ -171,13 +172,16 @@ def show(run: Path, heat: Any) -> None:
         best, width = figures(float(value[i, low]), float(error[i, low]))
         span = float(np.ptp(value[i]))
         rows.append([str(int(unit)), f"{heat.recorded[i]:.4g}", best, width, str(int(heat.places[low])),
-                     f"{span:.2g}", f"|{shades}|"])  # fmt: skip
+                     number(span, 2), f"|{shades}|"])  # fmt: skip
     first, last = int(heat.places[0]), int(heat.places[-1])
     header = ["batch", "recorded", "lowest", "error", "at", "span", f"position {first} to {last}"]
     print_table(header, rows, text=(0, 6))
-    say(f"\n{SHADES!r}: from lower to higher loss than the batch's mean over positions, {top:.2g} either way")
+    say(f"\n{SHADES!r}: from lower to higher loss than the batch's mean over positions, {number(top, 2)} either way")
     if len(heat.true):
         i, j = heat.cells.T
         off = np.abs(heat.value[i, j] - heat.true)
         inside = 100 * np.mean(off <= heat.error[i, j])
-        say(f"{len(off)} moves truly trained: off by {off.mean():.2g} on average, {inside:.0f} % inside the error")
+        say(
+            f"{len(off)} moves truly trained: off by {number(off.mean(), 2)} on average, "
+            f"{inside:.0f} % inside the error"
+        )

@@ -238,7 +238,7 @@ class _Lines:
                 what = f"{counted(stage, total)} in " if _counts(stage, total) else ""
                 say(f"{plain(stage)}: {what}{seconds:.1f} s", err=True)
                 self._told = time.monotonic()
-            stage, done, total = f"after {stage}", 0, 0  # what comes next has not been heard of
+            stage, done, total = f"{stage} is done, going on", 0, 0  # what comes next has not been heard of
             self._clock.note(stage, done)
         self._now = (stage, done, total)
         self.tick()

@@ -24,8 +24,9 @@ from orderscope.cli.options import (
 from orderscope.cli.query import NO_EFFECT, UNTRUSTED
 from orderscope.cli.spoken import as_options
 from orderscope.cli.table import print_table
-from orderscope.cli.text import columns, figures, json_option, plain, print_json, say, signed
+from orderscope.cli.text import columns, figures, json_option, plain, print_json, say, signed, true_change
 from orderscope.files import written
+from orderscope.text import number
 
 SHOWN = 12
 
@@ -261,7 +262,7 @@ def _trusted(sim: Any, proposal: Any) -> bool:
     if proposal.metric not in sim.metric_names:
         return False  # a sum of metrics is known only from training
     prediction = sim.predict(proposal.order, metrics=[proposal.metric])
-    return bool(prediction.trusted[0] and prediction.skilled[proposal.metric])
+    return bool(prediction.trusted_in(proposal.metric)[0])
 
 
 def show(facts: dict[str, Any]) -> None:
@@ -275,12 +276,12 @@ def show(facts: dict[str, Any]) -> None:
     apart = any(row["parts"] for row in table[:SHOWN])
     parts = ["other rows", "±"] if apart else []
     print_table(["order", metric, "error", "trained", *parts], [_cells(row, apart) for row in table[:SHOWN]])
+    if len(table) > SHOWN:
+        say(f"  and {len(table) - SHOWN} more; --json prints all")
     if any(row.get("proposed") for row in table[:SHOWN]):
         say("\n* the proposed order")
     if parts:
         say("\nother rows: the gain on the held-out rows that the search never saw, ± its error over rows")
-    if len(table) > SHOWN:
-        say(f"  and {len(table) - SHOWN} more; --json prints all")
     say("\nhow these were found")
     say(columns([[row["name"], row["source"]] for row in table[:SHOWN]]))
     if facts["front"]:
@@ -319,10 +320,10 @@ def summary_lines(facts: dict[str, Any]) -> list[str]:
 
     value, error = figures(facts["predicted"], number_of(facts["error"]))
     change = signed(facts["predicted"] - facts["reference"], number_of(facts["error"]))
-    lines = [f"{facts['metric']}: {facts['reference']:.5g} as recorded, {value} {error} predicted ({change})"]
+    lines = [f"{facts['metric']}: {number(facts['reference'], 5)} as recorded, {value} {error} predicted ({change})"]
     if facts["confirmed"] is not None:
-        gained = signed(facts["confirmed"] - facts["reference"], number_of(facts["error"]))
-        lines.append(f"trained for confirmation: {facts['confirmed']:.5g} ({gained})")
+        gained = true_change(facts["confirmed"] - facts["reference"], number_of(facts["error"]))
+        lines.append(f"trained for confirmation: {number(facts['confirmed'], 5)} ({gained})")
     if facts.get("refined"):
         lines.append(REFINED + ":")
     lines += [("  " if facts.get("refined") else "") + part_words(part) for part in facts["parts"]]
@@ -332,7 +333,8 @@ def summary_lines(facts: dict[str, Any]) -> list[str]:
         lines.append(f"{NO_EFFECT}: {because(facts)}")
     if facts["best_of_n"] is not None:
         lines.append(
-            f"best of {facts['cost']:.0f} random orders, truly trained at equal cost: {facts['best_of_n']:.5g} expected"
+            f"best of {facts['cost']:.0f} random orders, truly trained at equal cost: "
+            f"{number(facts['best_of_n'], 5)} expected"
         )
     return lines
 
@@ -353,24 +355,24 @@ def simple_lines(facts: dict[str, Any]) -> list[str]:
 
 def _form(form: dict[str, Any]) -> str:
     if form["confirmed"] is None:
-        return f"{form['predicted']:.5g} predicted"
-    return f"{form['confirmed']:.5g} trained"
+        return f"{number(form['predicted'], 5)} predicted"
+    return f"{number(form['confirmed'], 5)} trained"
 
 
 def _point(row: dict[str, Any], names: list[str]) -> list[str]:
     cells = []
     for name in names:
         true = row["true"].get(name)
-        cells.append(f"{row['metrics'][name]:.5g}" + ("" if true is None else f" ({true:.5g})"))
+        cells.append(number(row["metrics"][name], 5) + ("" if true is None else f" ({number(true, 5)})"))
     return [*cells, row["name"]]
 
 
 def _cells(row: dict[str, Any], parts: bool = False) -> list[str]:
     value, error = figures(row["predicted"], number_of(row["error"]))
-    trained = "" if row["confirmed"] is None else f"{row['confirmed']:.5g}"
+    trained = "" if row["confirmed"] is None else number(row["confirmed"], 5)
     apart = ["", ""] if parts else []
     if parts and row["parts"]:
         own = row["parts"][0]
         width = own["standard_error"]
-        apart = [f"{own['gain']:+.2g}", "" if width is None else f"{width:.2g}"]
+        apart = [number(own["gain"], 2, sign=True), "" if width is None else number(width, 2)]
     return [row["name"] + (" *" if row.get("proposed") else ""), value, error, trained, *apart]

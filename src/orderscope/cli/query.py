@@ -24,10 +24,11 @@ from orderscope.cli.options import (
 )
 from orderscope.cli.table import print_table
 from orderscope.cli.tasks import need_task
-from orderscope.cli.text import figures, json_option, plain, print_json, say, signed
+from orderscope.cli.text import figures, json_option, plain, print_json, say, signed, truth
 from orderscope.errors import OrderscopeError
 from orderscope.orders.npy import load_array
 from orderscope.recording.costs import answer_words, training_seconds
+from orderscope.text import number
 
 if TYPE_CHECKING:
     from orderscope.answers.effect import Effect
@@ -35,9 +36,10 @@ if TYPE_CHECKING:
     from orderscope.simulation.simulator import Simulator
 
 UNTRUSTED = 3
-UNTRUSTED_SINCE = {
-    "carried": "outside what the recorded runs cover, or of a kind that intervals did not hold for",
-    "proxy": "batches regrouped, of which no recorded run tells, or of a kind that intervals did not hold for",
+ANSWERED = {  # (who answered, who was to)
+    ("proxy", "proxy"): "the proxy",
+    ("proxy", "auto"): "the proxy: the carried replay errs clearly more on the recorded runs, or cannot predict this",
+    ("carried", "auto"): "the carried replay: the proxy does not err clearly less on the recorded runs",
 }
 NO_EFFECT = "no detectable effect"
 NOT_TOLD = "not reliable"  # said of a difference larger than its error, of a metric without skilled estimates
@@ -141,8 +143,8 @@ def query(
         say(f"{plain(str(run))}   task: {plain(told)}")
         show(facts)
         if estimator in ("proxy", "auto"):
-            spent = f"{facts['cost']:.3g} runs spent on a few samples of each batch"
-            say(f"\nanswered by {plain(facts['estimator'])}; {spent}")
+            spent = f"{number(facts['cost'], 3)} runs spent on the proxy, which trains on a few samples of each batch"
+            say(f"\nanswered by {ANSWERED[facts['estimator'], estimator]}; {spent}")
         if words := answer_words(facts["seconds"]["answer"], facts["seconds"]["training"]):
             say(f"\n{words}")
         if estimator == "carried" and (why := _rough(sim, facts["metrics"])):
@@ -157,7 +159,7 @@ def _rough(sim: Simulator, names: Iterable[str]) -> str | None:
         return f"in a run of {sim.window.steps} steps"
     left = max((sim.calibration[name].left for name in names), default=0.0)
     if MOSTLY < left < math.inf:
-        return f"left-out runs are predicted with {left:.0%} of a constant guess's error;"
+        return f"on the recorded runs, each left out, predictions err {left:.0%} as much as a constant guess;"
     return None
 
 
@@ -256,6 +258,7 @@ def answer(prediction: Prediction, index: int, text: str) -> dict[str, Any]:
             "detectable": bool(prediction.detectable(name)[index]),
             "skilled": bool(prediction.skilled[name]),
             "trusted": bool(prediction.trusted_in(name)[index]),
+            "reasons": list(prediction.why_untrusted(name)[index]),
         }
     return {"order": text, "metrics": metrics}
 
@@ -318,7 +321,7 @@ def show(facts: dict[str, Any]) -> None:
     if facts["model_run_for"]:
         say(f"the model was run at the estimated weights for {plain(', '.join(facts['model_run_for']))}")
     for effect in map(Effect.of_json, facts["metrics"].values()):
-        say(f"\n{plain(effect.metric)}: {effect.reference:.5g} in the recorded order")
+        say(f"\n{plain(effect.metric)}: {number(effect.reference, 5)} in the recorded order")
         say(f"  {sigma_line(effect)}")
         for line in noise_lines(effect):
             say(f"  {line}")
@@ -332,38 +335,51 @@ def show(facts: dict[str, Any]) -> None:
         if moved and GROUPED.search(row["order"]):
             told = ", ".join(f"{plain(name)} {at[0]:.2f} -> {at[1]:.2f}" for name, at in moved.items())
             say(f"\n{plain(row['order'])}: mean position of group {told}")
-    if not is_trusted(facts):
-        say(f"\nnot trusted: {plain(_since(facts))}")
+    for line in untrusted_lines(facts):
+        say(plain(line))
 
 
-def _since(facts: dict[str, Any]) -> str:
-    """Why answers are not trusted."""
-    estimator = facts["estimator"]
-    if estimator not in UNTRUSTED_SINCE:
-        return f"the baseline {estimator} has no error bar"
-    told = {name: values["skilled"] for row in facts["orders"] for name, values in row["metrics"].items()}
-    reasons = [
-        f"on the recorded runs estimates of {name} are no better than a constant" for name in told if not told[name]
-    ]
-    if any(not v["trusted"] and v["skilled"] for row in facts["orders"] for v in row["metrics"].values()):
-        reasons.append(UNTRUSTED_SINCE[estimator])
-    return "; ".join(reasons or [UNTRUSTED_SINCE[estimator]])
+def untrusted_lines(facts: dict[str, Any]) -> list[str]:
+    """Why answers are not trusted: a line for each reason, with the orders it holds for; nothing where all are.
+
+    Args:
+        facts: as `ask` returns them.
+    """
+    if is_trusted(facts):
+        return []
+    orders: dict[str, list[str]] = {}
+    for row in facts["orders"]:
+        for reason in dict.fromkeys(r for values in row["metrics"].values() for r in values["reasons"]):
+            orders.setdefault(reason, []).append(row["order"])
+    if not orders:
+        return ["", f"not trusted: the baseline {facts['estimator']} has no error bar"]
+    lines = [f"not trusted: {_listed(texts, len(facts['orders']))}: {why}" for why, texts in orders.items()]
+    return ["", *lines, "docs/untrusted.md says what to do about each"]
+
+
+def _listed(texts: list[str], count: int) -> str:
+    """Orders by name, or how many where a line of all names would be long."""
+    if len(texts) <= 3:
+        return ", ".join(texts)
+    return f"all {count} orders" if len(texts) == count else f"{', '.join(texts[:2])} and {len(texts) - 2} more"
 
 
 def sigma_line(effect: Effect) -> str:
     """How much order matters, in words."""
     if effect.runs < 2:
         return "sigma_order unknown: no probes were recorded"
-    return f"sigma_order {effect.sigma:.2g}: one standard deviation over {effect.runs} true runs"
+    return f"sigma_order {number(effect.sigma, 2)}: one standard deviation over {effect.runs} true runs"
 
 
 def noise_lines(effect: Effect) -> list[str]:
     """The noise beside sigma_order, in words."""
     lines = ["noise floor unknown: orderscope validate measures it"]
     if np.isfinite(effect.floor):
-        lines = [f"noise floor {effect.floor:.2g}: the same order, the samples of each batch shuffled"]
+        lines = [f"noise floor {number(effect.floor, 2)}: the same order, the samples of each batch shuffled"]
     if np.isfinite(effect.held_out):
-        lines.append(f"held-out noise {effect.held_out:.2g}: of a difference between orders, from the choice of rows")
+        lines.append(
+            f"held-out noise {number(effect.held_out, 2)}: of a difference between orders, from the choice of rows"
+        )
     return lines
 
 
@@ -373,5 +389,5 @@ def _cells(order: str, values: dict[str, Any]) -> list[str]:
     said = ""
     if not values["detectable"] and np.isfinite(values["error"]):
         said = NO_EFFECT if abs(values["difference"]) <= values["error"] else NOT_TOLD
-    trained = [figures(values["true"], values["error"])[0]] if "true" in values else []
+    trained = [truth(values["true"], values["error"])] if "true" in values else []
     return [order, value, error, difference, said, "yes" if values["trusted"] else "no", *trained]

@@ -16,6 +16,7 @@ from orderscope.cli.text import json_option, plain, print_json, say, size
 from orderscope.recording.budget import DEFAULT, MIXED, PARTIAL
 from orderscope.recording.costs import answer_words, part_runs, recording_seconds, training_seconds
 from orderscope.store import RunStore
+from orderscope.text import number
 
 jobs_option = click.option(
     "--jobs",
@@ -122,8 +123,8 @@ def show(facts: dict[str, Any]) -> None:
     run, runs = facts["run"], facts["runs"]
     say(f"{plain(run)}: {len(runs)} runs trained, {size(facts['bytes'])}, in {facts['seconds']:.1f} s")
     if facts["cost"]:
-        parts = ", ".join(f"{name} {value:.3g}" for name, value in facts["cost"].items())
-        say(f"  cost in runs: {sum(facts['cost'].values()):.3g} ({parts})")
+        parts = ", ".join(f"{name} {number(value, 3)}" for name, value in facts["cost"].items())
+        say(f"  cost in runs: {number(sum(facts['cost'].values()), 3)} ({parts})")
     if facts["budget"] is not None:
         say(f"  {facts['budget']}")
     for again in facts["trained_again"]:
@@ -132,7 +133,7 @@ def show(facts: dict[str, Any]) -> None:
     if told["answer"] is not None and (words := answer_words(**told)):
         say(f"  {words}")
     for name, value in facts["metrics"].items():
-        say(f"  {plain(name)} of the reference order: {value:.5g}")
+        say(f"  {plain(name)} of the reference order: {number(value, 5)}")
     if not facts["mapped"]:
         say("  single samples' gradients were taken one after the other: torch.func cannot take this model")
     found, planned = facts["probes"]

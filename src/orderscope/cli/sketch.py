@@ -16,6 +16,7 @@ from orderscope.cli.record import jobs_option, tell
 from orderscope.cli.tasks import find_task, need_task
 from orderscope.cli.text import json_option, plain, print_json, say
 from orderscope.store import RunStore
+from orderscope.text import number
 
 FROM_ENVIRONMENT = (("RANK", "WORLD_SIZE"), ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT"))
 SCRIPT = """#!/bin/bash
@@ -101,6 +102,6 @@ def tell_plan(store: RunStore, as_json: bool) -> None:
         return
     for unit in units:
         say(f"{'done' if unit['done'] else 'to do'}  {unit['unit']}")
-    costs = ", ".join(f"{part} {runs:.3g}" for part, runs in plan.cost().items())
+    costs = ", ".join(f"{part} {number(runs, 3)}" for part, runs in plan.cost().items())
     say(f"\ngradient evaluations in runs: {costs}\n")
     say(script, nl=False, whole=True)

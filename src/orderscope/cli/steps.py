@@ -15,6 +15,7 @@ from orderscope.cli.text import plain, say, short, signed
 from orderscope.report.words import count, listed, two
 from orderscope.store import RunStore
 from orderscope.store.names import TASK_SHARD
+from orderscope.text import number
 
 if TYPE_CHECKING:
     from orderscope.studies.step_map import StepErrorMap
@@ -91,7 +92,7 @@ def show_steps(run: Path, found: StepErrorMap) -> None:
         names = listed([plain(name) for name in found.without])
         say(f"not among them: {names}; {whose} batches were not recorded")
     if math.isfinite(found.cost):
-        say(f"cost: {found.cost:.2g} trainings")
+        say(f"cost: {number(found.cost, 2)} trainings")
 
 
 def _percent(share: float) -> str:

@@ -15,6 +15,8 @@ from orderscope.cli.layout import aligned, fold
 from orderscope.report.words import figures as figures
 from orderscope.report.words import short as short
 from orderscope.report.words import signed as signed
+from orderscope.report.words import true_change as true_change
+from orderscope.report.words import truth as truth
 from orderscope.text import plain as plain
 from orderscope.text import plain_lines
 

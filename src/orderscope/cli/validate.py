@@ -21,7 +21,8 @@ from orderscope.cli.options import (
 )
 from orderscope.cli.table import print_table
 from orderscope.cli.tasks import need_task
-from orderscope.cli.text import figures, json_option, plain, print_json, say, width
+from orderscope.cli.text import figures, json_option, plain, print_json, say, truth, width
+from orderscope.text import number
 
 SCORES = ("spearman", "pearson", "mae_ratio", "coverage", "sign", "sigma_order", "noise_floor")
 
@@ -94,10 +95,10 @@ def check(sim: Any, *, orders: int, metrics: Sequence[str], seed: int, quiet: bo
 
 def show(facts: dict[str, Any]) -> None:
     """Print what `check` found, with the name of the run."""
-    spent = f"trained, {facts['cost']:.3g} runs spent" if facts["cost"] else "that had been trained before"
+    spent = f"trained, {number(facts['cost'], 3)} runs spent" if facts["cost"] else "that had been trained before"
     say(f"{plain(facts['run'])}: {facts['orders']} unseen orders {spent}\n")
     rows = [
-        [name, *("" if scores[key] is None else f"{scores[key]:.2g}" for key in SCORES)]
+        [name, *("" if scores[key] is None else number(scores[key], 2) for key in SCORES)]
         for name, scores in facts["metrics"].items()
     ]
     table = [["metric", *SCORES], *rows]
@@ -105,10 +106,15 @@ def show(facts: dict[str, Any]) -> None:
         table = [list(column) for column in zip(*table, strict=True)]
     print_table(table[0], table[1:])
     for name, scores in facts["metrics"].items():
+        if (ratio := number_of(scores["mae_ratio"])) >= 1:
+            times = f"{number(ratio, 2)} times as much as a constant guess"
+            say(f"\n{plain(name)}: on these orders predictions err {times}:")
+            say("  do not choose an order by them; docs/untrusted.md says what may help")
+    for name, scores in facts["metrics"].items():
         say()
         errors = [number_of(e) for e in scores["error"]]
         lines = zip(scores["predicted"], errors, scores["true"], strict=True)
         print_table(
             ["", name, "error", "true"],
-            [[str(i), *figures(p, e), figures(t, e)[0]] for i, (p, e, t) in enumerate(lines)],
+            [[str(i), *figures(p, e), truth(t, e)] for i, (p, e, t) in enumerate(lines)],
         )

@@ -54,14 +54,16 @@ def recording_seconds(store: RunStore) -> float:
 
 def training_seconds(store: RunStore) -> float | None:
     """CPU seconds of training the window once, None where the journal does not say: of the quickest run, since others
-    are trained with more looked at."""
+    are trained with more looked at. Of those that recording trained, so that what was recorded costs as many runs after
+    others were trained as before."""
     runs: dict[str, dict[int, float]] = {}
     for e in store.journal():
         if e.get("event") == "segment" and "train_seconds" in e and isinstance(e.get("index"), int):
             runs.setdefault(str(e.get("run")), {})[e["index"]] = _number(e, "train_cpu", "train_seconds")
     last = max((max(parts) for parts in runs.values()), default=0)
-    whole = [sum(parts.values()) for run, parts in runs.items() if run != REFERENCE or len(parts) == last + 1]
-    return min((seconds for seconds in whole if seconds > 0), default=None)
+    whole = {run: sum(parts.values()) for run, parts in runs.items() if run != REFERENCE or len(parts) == last + 1}
+    recorded = [seconds for run, seconds in whole.items() if seconds > 0 and not run.startswith(FURTHER)]
+    return min(recorded or [seconds for seconds in whole.values() if seconds > 0], default=None)
 
 
 def _number(event: dict[str, Any], key: str, older: str) -> float:

@@ -16,7 +16,8 @@ from orderscope.report.material import PROPOSED, Material
 from orderscope.report.predicted import Asked
 from orderscope.report.section import Section
 from orderscope.report.strip import legend, strip
-from orderscope.report.words import figures, plain, short, signed
+from orderscope.report.words import figures, plain, short, signed, true_change, truth
+from orderscope.text import number
 
 
 def section(material: Material) -> Section:
@@ -65,7 +66,7 @@ def _panel(material: Material, metric: str) -> dict[str, Any]:
     rows = [_row(material, i, metric) for i in range(len(material.asked))]
     return {
         "metric": short(metric),
-        "reference": f"{material.reference[metric]:.5g}",
+        "reference": number(material.reference[metric], 5),
         "rows": rows,
         "figure": _figure(material, metric),
         "csv": csv_link(f"orders-{material.metrics.index(metric)}", HEADER, _csv(material, metric)),
@@ -95,8 +96,10 @@ def _row(material: Material, index: int, metric: str) -> dict[str, Any]:
         "strip": strip(asked.order, material.group_codes, material.group_names, asked.label),
         "value": value,
         "error": error if math.isfinite(asked.errors[metric]) else "",
-        "difference": signed(asked.difference(metric, reference), asked.errors[metric]),
-        "true": figures(asked.true[metric], asked.errors[metric])[0] if metric in asked.true else "",
+        "difference": (true_change if metric in asked.true else signed)(
+            asked.difference(metric, reference), asked.errors[metric]
+        ),
+        "true": truth(asked.true[metric], asked.errors[metric]) if metric in asked.true else "",
         "held": {None: "", True: "within the error", False: "outside the error"}[asked.held(metric)],
         "words": words,
         "kind": kind,
@@ -115,7 +118,7 @@ def _figure(material: Material, metric: str) -> object:
         else:
             along, end = figure.subplots(1, 2, width_ratios=[1.55, 1])
         along.plot(steps, reference, color=INK, marker="o", markersize=3.5, linewidth=2, zorder=5)
-        hover(along, steps, reference, f"recorded order: {short(metric)} {reference[-1]:.5g} at the end")
+        hover(along, steps, reference, f"recorded order: {short(metric)} {number(reference[-1], 5)} at the end")
         end.axvline(0, color=INK, linewidth=1.4, zorder=1)
         ends = [reference[-1]]
         for i, order in enumerate(asked):
@@ -162,7 +165,7 @@ def _said(order: Asked, metric: str) -> str:
     """An order's values, for who points at it."""
     value, error = figures(order.values[metric], order.errors[metric])
     told = f"{plain(order.label)}: {short(metric)} {value} {error} predicted"
-    return told if metric not in order.true else f"{told}, {order.true[metric]:.5g} trained"
+    return told if metric not in order.true else f"{told}, {number(order.true[metric], 5)} trained"
 
 
 def _label_ends(axes: Any, steps: np.ndarray, ends: list[float], names: list[tuple[str, str]]) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from orderscope.answers.stored import number_of
 from orderscope.report.material import Material
-from orderscope.report.words import figures, signed
+from orderscope.report.words import signed, true_change, truth
 
 
 def won(facts: dict[str, Any]) -> float:
@@ -17,7 +18,7 @@ def won(facts: dict[str, Any]) -> float:
 
 def change(facts: dict[str, Any]) -> str:
     """The difference to the recorded order with its sign."""
-    return signed(won(facts), number_of(facts["error"]))
+    return _size_of(facts)(won(facts), number_of(facts["error"]))
 
 
 def predicted_change(facts: dict[str, Any]) -> str:
@@ -26,8 +27,12 @@ def predicted_change(facts: dict[str, Any]) -> str:
 
 
 def confirmed(facts: dict[str, Any]) -> str:
-    """The trained value with as many figures as the prediction has."""
-    return figures(facts["confirmed"], number_of(facts["error"]))[0]
+    """The trained value, with the prediction's decimals at least."""
+    return truth(facts["confirmed"], number_of(facts["error"]))
+
+
+def _size_of(facts: dict[str, Any]) -> Callable[[float, float], str]:
+    return signed if facts["confirmed"] is None else true_change
 
 
 def gained(material: Material, facts: dict[str, Any]) -> str:
@@ -38,5 +43,5 @@ def gained(material: Material, facts: dict[str, Any]) -> str:
         facts: of the proposal, see `StoredProposal`.
     """
     word = material.direction(facts["metric"]).word(won(facts))
-    size = signed(abs(won(facts)), number_of(facts["error"])).lstrip("+")
+    size = _size_of(facts)(abs(won(facts)), number_of(facts["error"])).lstrip("+")
     return f"{word} by {size}" if won(facts) else word

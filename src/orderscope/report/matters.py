@@ -13,6 +13,7 @@ from orderscope.report.figure import ACCENT, GRID, INK, MUTED, SURFACE, bare, dr
 from orderscope.report.material import Material
 from orderscope.report.section import Section
 from orderscope.report.words import count, short, two
+from orderscope.text import number
 
 
 def section(material: Material) -> Section:
@@ -46,7 +47,7 @@ def _row(effect: Effect) -> dict[str, str]:
     ratio = effect.sigma / effect.noise if effect.noise else math.inf
     return {
         "metric": short(effect.metric),
-        "reference": f"{effect.reference:.5g}",
+        "reference": number(effect.reference, 5),
         "sigma": two(effect.sigma),
         "floor": two(effect.floor),
         "held_out": two(effect.held_out) if math.isfinite(effect.held_out) else "",
@@ -76,7 +77,7 @@ def _figure(material: Material) -> object:
                         markerfacecolor=ACCENT if filled else SURFACE, markeredgewidth=1.4, zorder=4,
                     )  # fmt: skip
                     kind = "unseen order" if filled else "probe"
-                    tip(dot, f"{kind} {i}: {short(effect.metric)} {value:.5g}, trained")
+                    tip(dot, f"{kind} {i}: {short(effect.metric)} {number(value, 5)}, trained")
             axes.plot([0, 0], [row - 0.32, row + 0.32], color=INK, linewidth=2, zorder=3)
         axes.set_yticks(range(len(shown)), [short(e.metric, 14 if narrow else 24) for e in reversed(shown)], color=INK)
         axes.set_ylim(-0.6, len(shown) - 0.4)

@@ -68,6 +68,11 @@ def write_report(
     return [section.name for section in sections]
 
 
+def unbroken_words(command: str) -> Markup:
+    """A command that a narrow page breaks between words only, not after the hyphens of an option."""
+    return Markup(" ").join(Markup('<span class="word">{}</span>').format(word) for word in command.split(" "))
+
+
 def render(material: Material, sections: Sequence[Section]) -> str:
     """The page as text. Every name that comes from a run is escaped, and no character of it steers a browser.
 
@@ -83,6 +88,7 @@ def render(material: Material, sections: Sequence[Section]) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.filters["words"] = unbroken_words
     environment.globals["section_html"] = lambda section: Markup(
         environment.get_template(f"{section.name}.html.jinja").render(section.values, run=plain(material.path))
     )

@@ -17,6 +17,7 @@ from orderscope.report.section import Section
 from orderscope.report.strip import legend
 from orderscope.report.words import count, figures, plain, short, two
 from orderscope.search.notes import REFINED, elsewhere_words, folded, kept_words, part_words, worth_telling
+from orderscope.text import number
 
 ROWS = 12
 
@@ -88,7 +89,9 @@ def verdict(material: Material, facts: dict[str, Any]) -> str:
     if not effect or not effect.get("shuffled"):
         return plain(str(facts.get("verdict") or ""))
     name = short(facts["metric"])
-    ratio = "" if effect["ratio"] is None else f", {effect['ratio']:.2g} times what the choice of held-out rows does"
+    ratio = (
+        "" if effect["ratio"] is None else f", {number(effect['ratio'], 2)} times what the choice of held-out rows does"
+    )
     noise = "" if effect["noise"] is None else f" (±{two(effect['noise'])})"
     said = f"Shuffled orders, which is what a search chooses from, differ by ±{two(effect['sigma'])} in {name}"
     said += f", as predicted{ratio}{noise}."
@@ -126,12 +129,12 @@ def regret(material: Material) -> str:
     better = behind > 0 if facts["maximize"] else behind < 0
     ahead = "the proposal is ahead by" if better else "the proposal is behind by"
     trained = confirmed_runs(material.proposal)
-    spent = f"recording cost {material.recording:.3g} of them"
+    spent = f"recording cost {number(material.recording, 3)} of them"
     if material.searched:
-        spent += f", the search {material.searched:.3g}, confirming {trained}"
+        spent += f", the search {number(material.searched, 3)}, confirming {trained}"
     return (
         f"Everything spent on it equals {runs} runs ({spent}). The best of {runs} random orders, all truly trained, "
-        f"would be expected at {facts['best_of_n']:.5g}: {ahead} {two(abs(behind))}."
+        f"would be expected at {number(facts['best_of_n'], 5)}: {ahead} {two(abs(behind))}."
     )
 
 
@@ -165,7 +168,7 @@ def _row(row: dict[str, Any]) -> dict[str, str]:
         "source": plain(row["source"]),
         "value": value,
         "error": error,
-        "confirmed": "" if row["confirmed"] is None else f"{row['confirmed']:.5g}",
+        "confirmed": "" if row["confirmed"] is None else number(row["confirmed"], 5),
     }
 
 
@@ -222,7 +225,11 @@ def _front(facts: dict[str, Any]) -> object:
         for row in points:
             x, y = (row["metrics"][name] for name in names)
             (ring,) = axes.plot(x, y, "o", color=ACCENT, markerfacecolor=SURFACE, markersize=5)
-            tip(ring, f"{plain(row['name'])}: {short(names[0], 24)} {x:.5g}, {short(names[1], 24)} {y:.5g}, predicted")
+            tip(
+                ring,
+                f"{plain(row['name'])}: {short(names[0], 24)} {number(x, 5)}, "
+                f"{short(names[1], 24)} {number(y, 5)}, predicted",
+            )
         for predicted, trained in true:
             axes.plot(*zip(predicted, trained, strict=True), color=MUTED, linewidth=0.8)
             axes.plot(*trained, "o", color=ACCENT, markersize=7)

@@ -7,6 +7,7 @@ from orderscope.report.material import LATER, Material
 from orderscope.report.section import Section
 from orderscope.report.strip import legend, strip
 from orderscope.report.words import count, listed, plain, short
+from orderscope.text import number
 
 PARTS = {
     "reference": "trained once, in the recorded order",
@@ -26,7 +27,7 @@ def section(material: Material) -> Section:
     total = sum(material.cost.values())
     later = sum(material.cost.get(name, 0.0) for name in LATER)
     parts = [
-        {"name": name, "what": PARTS.get(name, ""), "runs": f"{runs:.3g}", "share": f"{100 * runs / total:.1f}"}
+        {"name": name, "what": PARTS.get(name, ""), "runs": number(runs, 3), "share": f"{100 * runs / total:.1f}"}
         for name, runs in material.cost.items()
         if runs
     ]
@@ -37,11 +38,11 @@ def section(material: Material) -> Section:
         {
             "facts": _facts(material),
             "parts": parts,
-            "total": f"{total - later:.3g}",
-            "later": f"{later:.3g}" if later else "",
+            "total": number(total - later, 3),
+            "later": number(later, 3) if later else "",
             "csv": csv_link("cost", ("part", "runs"), ([name, float(runs)] for name, runs in material.cost.items())),
-            "training": "" if material.training is None else f"{material.training:.2g} s",
-            "seconds": ", ".join(f"{name} {value:.3g} s" for name, value in material.seconds.items() if value),
+            "training": "" if material.training is None else f"{number(material.training, 2)} s",
+            "seconds": ", ".join(f"{name} {number(value, 3)} s" for name, value in material.seconds.items() if value),
             "strip": strip(material.order, material.group_codes, material.group_names, "recorded order"),
             "legend": legend(material.group_names),
         },

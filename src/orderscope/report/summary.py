@@ -9,7 +9,8 @@ from orderscope.answers.stored import because
 from orderscope.report.gain import change, confirmed, gained
 from orderscope.report.material import PROPOSED, Material
 from orderscope.report.predicted import Pairs
-from orderscope.report.words import count, plain, signed, two
+from orderscope.report.words import count, plain, short, signed, true_change, two
+from orderscope.text import number
 
 
 def headline(material: Material) -> str:
@@ -25,7 +26,7 @@ def headline(material: Material) -> str:
         return f"{said}; noise does not move it at all."
     if effect.verdict == "order matters":
         ratio = effect.sigma / effect.noise
-        times = f"{ratio:.2g}" if ratio < 1000 else "more than a thousand"
+        times = number(ratio, 2) if ratio < 1000 else "more than a thousand"
         return f"{said}, {times} times what {source} accounts for."
     return f"{said}, but {source} alone accounts for ±{two(effect.noise)}."
 
@@ -75,7 +76,8 @@ def _trust(material: Material) -> str:
     if best is None:
         return "No probes were recorded, so predictions have no error bars and are not to be trusted."
     if not material.skilled[material.metric]:
-        return "Predictions of it were no better than a constant on the probes, and are not to be trusted."
+        name = short(material.metric)
+        return f"Predictions of {name} were no better than a constant on the probes, and are not to be trusted."
     scores, what = best.agreement, "unseen orders" if best.kind == "unseen" else "true runs, each left out"
     near = f"a mean error of {two(scores['mae'])}"
     with_correlation = f" and a correlation of {scores['pearson']:.2f}" if math.isfinite(scores["pearson"]) else ""
@@ -95,11 +97,12 @@ def _extremes(material: Material) -> str:
     most = max(moved, key=lambda asked: abs(asked.difference(material.metric, reference)))
     difference, error = most.difference(material.metric, reference), most.errors[material.metric]
     word = material.direction(material.metric).word(difference)
-    return f"Of the orders asked about, “{plain(most.label)}” moves it most: {word} by {_size(difference, error)}."
+    size = _size(difference, error, true=material.metric in most.true)
+    return f"Of the orders shown below, “{plain(most.label)}” moves it most: {word} by {size}."
 
 
-def _size(difference: float, error: float) -> str:
-    return signed(abs(difference), error).lstrip("+")
+def _size(difference: float, error: float, *, true: bool) -> str:
+    return (true_change if true else signed)(abs(difference), error).lstrip("+")
 
 
 def _found(material: Material) -> str:

@@ -15,6 +15,7 @@ from orderscope.report.material import Material
 from orderscope.report.predicted import Pairs
 from orderscope.report.section import Section
 from orderscope.report.words import count, figures, short, two
+from orderscope.text import number
 
 
 def section(material: Material) -> Section:
@@ -100,7 +101,7 @@ def _figure(material: Material, metric: str) -> object:
                 )  # fmt: skip
                 value, width = figures(float(predicted), float(error))
                 kind = "unseen order" if unseen else "run left out"
-                tip(dot, f"{kind} {i}: {value} {width if width != 'none' else ''} predicted, {true:.5g} trained")
+                tip(dot, f"{kind} {i}: {value} {width if width != 'none' else ''} predicted, {number(true, 5)} trained")
             everything += [*pairs.true, *pairs.predicted]
         axes.plot(reference, reference, "+", color=INK, markersize=11, markeredgewidth=2, zorder=4)
         low, high = min(everything), max(everything)

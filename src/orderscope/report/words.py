@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from orderscope.text import number as number
 from orderscope.text import plain as plain
 
 LONGEST = 48
@@ -33,7 +34,7 @@ def figures(value: float, error: float) -> tuple[str, str]:
         error: half-width of its interval; not finite where there is none.
     """
     if not (math.isfinite(value) and math.isfinite(error) and error > 0):
-        return f"{value:.5g}", "±0" if error == 0 else "none"
+        return number(value, 5), "±0" if error == 0 else "none"
     decimals = _decimals(error)
     return f"{value:.{decimals}f}", f"±{error:.{decimals}f}"
 
@@ -45,8 +46,28 @@ def signed(value: float, error: float) -> str:
         value: the difference.
         error: half-width of its interval; not finite where there is none.
     """
-    text = f"{value:+.{_decimals(error)}f}" if math.isfinite(error) and error > 0 else f"{value:+.2g}"
+    text = f"{value:+.{_decimals(error)}f}" if math.isfinite(error) and error > 0 else number(value, 2, sign=True)
     return text.replace("-", "−")
+
+
+def truth(value: float, error: float) -> str:
+    """A true value beside its estimate: five figures, and the estimate's decimals where these are more.
+
+    Example:
+        >>> truth(9.59553, 1.6), truth(2.854493, 0.00098)
+        ('9.5955', '2.85449')
+    """
+    return max(number(value, 5), figures(value, error)[0], key=len)
+
+
+def true_change(value: float, error: float) -> str:
+    """A difference between true values beside its estimate's error: `signed`, with two figures at least.
+
+    Example:
+        >>> true_change(-0.0986, 1.6), true_change(-0.01234, 0.00053)
+        ('−0.099', '−0.01234')
+    """
+    return signed(value, min(error, abs(value)) if math.isfinite(error) else 0.0)
 
 
 def two(value: float) -> str:

@@ -17,6 +17,7 @@ from orderscope.search.confirm import losses_on, standard_error
 from orderscope.search.objective import Objective
 from orderscope.search.rows import Row
 from orderscope.search.work import Work
+from orderscope.text import number
 
 CLEAR = 2.0  # standard errors by which one has to be better than the other, of a single comparison on many rows
 
@@ -101,8 +102,8 @@ def settled(work: Work, rows: list[Row]) -> list[Row]:
     if judged:
         most = max(judged, key=lambda each: each.gain)
         work.note(
-            f"batches are kept together: the best order that regroups samples gains {most.gain:+.2g} over the best "
-            f"that does not, on rows that the search never saw; {most.needed:.1f} standard errors of "
-            f"{most.standard_error:.2g} were asked for"
+            f"batches are kept together: on rows that the search never saw, the best order that regroups samples gains "
+            f"{number(most.gain, 2, sign=True)} over the best that does not; more than "
+            f"{number(most.needed * most.standard_error, 2)} is required, {most.needed:.1f} standard errors"
         )
     return kept

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from orderscope.text import number
+
 SILENT = ": this task's samples have no "
 LITTLE = 0.2  # of the gain: a form that keeps less is not worth being told
 
@@ -14,14 +16,14 @@ def folded(notes: Sequence[str]) -> list[str]:
 
     Example:
         >>> folded(["late", "short first: this task's samples have no length"])
-        ['late', 'no such numbers about the samples: length (short first)']
+        ['late', 'not tried, since the samples have no such numbers: length (short first)']
     """
     silent: dict[str, list[str]] = {}
     for name, _, missing in (note.partition(SILENT) for note in notes if SILENT in note):
         silent.setdefault(missing, []).append(name)
     told = [note for note in notes if SILENT not in note]
     listed = "; ".join(f"{missing} ({', '.join(names)})" for missing, names in silent.items())
-    return [*told, f"no such numbers about the samples: {listed}"] if silent else told
+    return [*told, f"not tried, since the samples have no such numbers: {listed}"] if silent else told
 
 
 def elsewhere_words(facts: Mapping[str, Any]) -> str:
@@ -37,7 +39,8 @@ def elsewhere_words(facts: Mapping[str, Any]) -> str:
     found = facts.get("elsewhere")
     if not found:
         return ""
-    return f"expect a gain of {found['gain']:+.2g} ± {found['error']:.2g} on other rows of their source (90 %)"
+    gain, error = number(found["gain"], 2, sign=True), number(found["error"], 2)
+    return f"expect a gain of {gain} ± {error} on other rows of their source (90 %)"
 
 
 REFINED = "searched on some of the held-out rows first, then on all; the order of the first search"
@@ -54,11 +57,11 @@ def part_words(part: Mapping[str, Any]) -> str:
         'on 96 rows that the search never saw: gain +0.01 trained, standard error over rows 0.004'
     """
     which = "that the search never saw" if part["part"] == "confirming" else "that the search saw"
-    said = f"on {part['rows']} rows {which}: gain {part['gain']:+.2g}"
+    said = f"on {part['rows']} rows {which}: gain {number(part['gain'], 2, sign=True)}"
     width = part["standard_error"]
     if part["confirmed"] is None:
-        return f"{said} predicted" + ("" if part["error"] is None else f", ± {float(part['error']):.2g}")
-    return f"{said} trained" + ("" if width is None else f", standard error over rows {width:.2g}")
+        return f"{said} predicted" + ("" if part["error"] is None else f", ± {number(float(part['error']), 2)}")
+    return f"{said} trained" + ("" if width is None else f", standard error over rows {number(width, 2)}")
 
 
 def worth_telling(form: Mapping[str, Any] | None) -> bool:

@@ -26,6 +26,7 @@ from orderscope.search.strategy import STRATEGIES
 from orderscope.search.work import Work, fitted
 from orderscope.simulation.simulator import Simulator
 from orderscope.simulation.verdict import Verdict
+from orderscope.text import number
 
 
 def propose(
@@ -123,12 +124,15 @@ def propose(
     work.tell()
     if best.name != OWN and best.regroups:
         work.note("the proposed order regroups samples into new batches; regroup=False keeps those recorded")
+    if known := _better_known(work, best):
+        work.note(known)
     if not looked.interrupted:
         work.forget()
+    in_turn = sorted(looked.rows, key=lambda row: (row.confirmed is None, rank(row, asked.objective.sign)))
     refined = not best.parts and bool(parts)  # no rows are unseen of the improved one
     return replace(
         _proposal(work, effect, best, parts if refined else best.parts),
-        table=sorted(looked.rows, key=lambda row: (row.confirmed is None, rank(row, asked.objective.sign))),
+        table=[_as_foretold(row, best) for row in in_turn],
         scored=looked.scored,
         front=[_as_trained(work, point) for point in looked.points],
         refined=refined,
@@ -179,6 +183,34 @@ def _nothing(work: Work, effect: Verdict) -> Proposal:
     own = Row(OWN, "as recorded", value, 0.0, value, sim.order, dict(sim.reference), dict(sim.reference))
     work.note("nothing was searched; anyway=True (--anyway) searches all the same")
     return replace(_proposal(work, effect, own, []), why="", searched=False)
+
+
+def _as_foretold(row: Row, best: Row) -> Row:
+    """A row of the table, with the proposal's prediction where it is that order: one made without its own run, which a
+    search that meets an order trained before has at hand."""
+    if best.name == OWN or not np.array_equal(row.order, best.order):
+        return row
+    return replace(row, predicted=best.predicted, error=best.error)
+
+
+def _better_known(work: Work, best: Row) -> str:
+    """Which true run of before beats what is proposed, in words; empty where none does. It was not searched for, so
+    nothing is known of it on rows that were set aside."""
+    sim, objective, rules = work.sim, work.asked.objective, work.asked.rules
+    value = best.predicted if best.confirmed is None else best.confirmed
+    if not sim.runs or not math.isfinite(value):
+        return ""
+    told = np.asarray(objective.told(sim.run_truth), dtype=np.float64)
+    fits = np.ones(len(told), dtype=bool) if rules is None else rules.holds(sim.run_orders)
+    new = np.array([order.tobytes() not in work.true for order in sim.run_orders])
+    ahead = np.where(new & fits & np.isfinite(told), objective.sign * (value - told), -np.inf)
+    i = int(ahead.argmax())
+    if not ahead[i] > 0:
+        return ""
+    return (
+        f"an order that was trained before is better than the proposed one: {objective.title} "
+        f"{number(float(told[i]), 5)} in run {sim.runs[i]}; Simulator.run_orders[{i}] has it"
+    )
 
 
 def _as_trained(work: Work, point: Row) -> Row:

@@ -15,13 +15,15 @@ class Prediction:
         metrics: name -> estimated value, float64 [n].
         error: name -> half-width of a 90 % interval around it, [n].
         trusted: whether the order lies where the estimate was found to hold, has the recorded samples but for a tenth,
-            and its interval says more than a guess would, bool [n].
+            and its interval says more than a guess would, or it was truly trained, bool [n].
         reference: name -> the recorded value of the reference order.
         sigma_order: name -> standard deviation of the true values of reference and probes: how much order matters here.
         skilled: name -> whether the estimate is better than a constant on the probes.
         outside: how far each order's states lay outside the anchors' span, [n]; not a number for other estimators.
         estimator: which one answered.
         cost: gradient evaluations spent on this answer beside the recording, in runs.
+        known: whether the order was truly trained, so that its values are the true ones, bool [n].
+        reasons: name -> for each order what speaks against its estimate, in words; see `why_untrusted`.
     """
 
     metrics: dict[str, np.ndarray]
@@ -33,6 +35,8 @@ class Prediction:
     outside: np.ndarray
     estimator: str
     cost: float = 0.0
+    known: np.ndarray | bool = False
+    reasons: dict[str, list[tuple[str, ...]]] = field(default_factory=dict)
 
     def detectable(self, metric: str) -> np.ndarray:
         """Whether the difference to the reference is larger than its error, bool [n]; see the function `detectable`."""
@@ -41,8 +45,13 @@ class Prediction:
 
     def trusted_in(self, metric: str) -> np.ndarray:
         """Whether an order's estimate in this metric is to be trusted, bool [n]: the order is (see `trusted`), and
-        estimates of the metric are better than a constant."""
-        return self.trusted & self.skilled[metric]
+        estimates of the metric are better than a constant; or the value is known."""
+        return (self.trusted & self.skilled[metric]) | self.known
+
+    def why_untrusted(self, metric: str) -> list[tuple[str, ...]]:
+        """For each order, why its estimate in this metric is not to be trusted; nothing where it is."""
+        trusted, none = self.trusted_in(metric), [()] * len(self.trusted)
+        return [() if good else told for good, told in zip(trusted, self.reasons.get(metric, none), strict=True)]
 
 
 def detectable(difference: np.ndarray | float, error: np.ndarray | float, skilled: bool) -> np.ndarray | bool:

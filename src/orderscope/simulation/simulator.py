@@ -19,12 +19,13 @@ from orderscope.engine.metrics import MetricModel, evaluated
 from orderscope.engine.threads import one_thread
 from orderscope.errors import OrderscopeError, unknown_metric
 from orderscope.orders.checks import check_order, check_orders
+from orderscope.simulation import trusted
 from orderscope.simulation.along import along
 from orderscope.simulation.calibrations import Calibrations
 from orderscope.simulation.effort import ProxyEstimator
 from orderscope.simulation.opened import OpenedRun
 from orderscope.simulation.prediction import Prediction, Trajectory
-from orderscope.simulation.trusted import few_replaced, near_anchors, regrouped_as_recorded, telling
+from orderscope.simulation.trusted import near_anchors
 from orderscope.store.names import REFERENCE
 from orderscope.task.hyper import group_rates
 from orderscope.training import load_run
@@ -207,26 +208,32 @@ class Simulator(OpenedRun):
         else:
             estimator = "carried"
             values, errors, outside, new = self._estimated(checked, names, rates, precise, calibration)
+        known = np.zeros(len(checked), dtype=bool)
         if rates is None:
-            self._tell_truth(checked, values, errors, outside)
+            known = self._tell_truth(checked, values, errors, outside)
         if estimator == "carried":
-            near = near_anchors(outside, self.calibration.values())
+            doubts = {trusted.TOO_FAR: ~near_anchors(outside, self.calibration.values())}
         else:
-            near = regrouped_as_recorded(self.regrouped(checked), self.regrouped(self.run_orders))
+            doubts = {
+                trusted.REGROUPED: ~trusted.regrouped_as_recorded(
+                    self.regrouped(checked), self.regrouped(self.run_orders)
+                )
+            }
         if allow_other_samples:
-            near &= few_replaced(checked, self.order)
-        skilled = {name: calibration[name].skilled for name in names}
-        finite = np.all([np.isfinite(v) for v in values.values()], axis=0)
+            doubts[trusted.OTHER_SAMPLES] = ~trusted.few_replaced(checked, self.order)
+        judged = trusted.judge(doubts, values, errors, calibration, new, known)
         return Prediction(
             metrics=values,
             error=errors,
-            trusted=near & finite & telling(errors, calibration, new),
+            trusted=judged.trusted,
             reference={name: self.reference[name] for name in names},
             sigma_order={name: self.sigma_order(name) for name in names},
-            skilled=skilled,
+            skilled={name: calibration[name].skilled for name in names},
             outside=outside,
             estimator=estimator,
             cost=0.0 if proxy is None else proxy.spent - spent,
+            known=known,
+            reasons=judged.reasons,
         )
 
     @cached_property
@@ -246,8 +253,8 @@ class Simulator(OpenedRun):
 
     def _tell_truth(
         self, orders: np.ndarray, values: dict[str, np.ndarray], errors: dict[str, np.ndarray], outside: np.ndarray
-    ) -> None:
-        """Put in what is known of orders that were truly trained."""
+    ) -> np.ndarray:
+        """Put in what is known of orders that were truly trained; returns which these are, bool [n]."""
         known: dict[bytes, dict[str, float]] = {self.order.tobytes(): self.reference}
         known |= {run.order.tobytes(): run.metrics[-1] for run in self._run_files}
         for k, order in enumerate(orders):
@@ -255,6 +262,7 @@ class Simulator(OpenedRun):
                 outside[k] = 0.0
                 for name in values:
                     values[name][k], errors[name][k] = true[name], 0.0
+        return np.array([order.tobytes() in known for order in orders], dtype=bool)
 
     def parameters(self, order: Any, *, lr: Any = None, allow_other_samples: bool = False) -> dict[str, Tensor]:
         """Estimated final weights of an order by parameter name. Where only some coordinates are carried, the others

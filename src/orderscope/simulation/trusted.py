@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -49,18 +50,71 @@ def few_replaced(orders: np.ndarray, reference: np.ndarray) -> np.ndarray:
     return np.array(missing) / reference.size <= REPLACED
 
 
-def telling(
-    errors: Mapping[str, np.ndarray], calibration: Mapping[str, Calibration], regrouped: np.ndarray
-) -> np.ndarray:
-    """Whether an order's interval says more than a guess would, in one metric at least, bool [n].
+# Why an estimate is not trusted, as a person is told it. A reason that is of one metric names it.
+TOO_FAR = "its weights go farther from the recorded states than any recorded run's, by more than half"
+REGROUPED = "more than a tenth of its batches are regrouped, and more than in any recorded run"
+OTHER_SAMPLES = "more than a tenth of the recorded samples are missing"
+NOT_FINITE = "the estimate is not a finite number"
+TOO_FEW = "fewer than two other orders were trained, so no error is known"
+CONSTANT = "on the recorded runs estimates of {metric} are no better than a constant"
+MISSED = "fewer than 8 in 10 recorded runs of its kind were inside their intervals for {metric}"
+AS_WIDE = "its interval for {metric} is wider than that of a guess from sigma_order alone (±{guess:.2g})"
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Which of n estimates are to be trusted.
 
     Args:
+        trusted: whether the order is, in one metric at least, bool [n].
+        reasons: metric -> for each order what speaks against its estimate; nothing where all is well.
+    """
+
+    trusted: np.ndarray
+    reasons: dict[str, list[tuple[str, ...]]]
+
+
+def judge(
+    doubts: Mapping[str, np.ndarray],
+    values: Mapping[str, np.ndarray],
+    errors: Mapping[str, np.ndarray],
+    calibration: Mapping[str, Calibration],
+    regrouped: np.ndarray,
+    known: np.ndarray,
+) -> Judged:
+    """Put together what speaks against estimates. One whose order was truly trained is known, whatever it is like.
+
+    Args:
+        doubts: reason -> whether it speaks against an order, whatever the metric, bool [n].
+        values: estimates by metric, [n].
         errors: half-widths of the intervals by metric, [n].
         calibration: by metric.
         regrouped: share of each order's batches that were not recorded, [n].
+        known: whether the order was truly trained, bool [n].
     """
-    found = [
-        calibration[name].skilled & calibration[name].holds(regrouped) & (error <= calibration[name].guess)
-        for name, error in errors.items()
-    ]
-    return np.any(found, axis=0)
+    own = {name: _of_interval(name, error, calibration[name], regrouped) for name, error in errors.items()}
+    everywhere = {**doubts, NOT_FINITE: ~np.all([np.isfinite(v) for v in values.values()], axis=0)}
+    doubted = np.any(list(everywhere.values()), axis=0)
+    telling = np.any([~np.any(list(found.values()), axis=0) for found in own.values()], axis=0)
+    reasons = {
+        name: [() if known[i] else _holding({**everywhere, **found}, i) for i in range(len(known))]
+        for name, found in own.items()
+    }
+    return Judged(known | (telling & ~doubted), reasons)
+
+
+def _of_interval(name: str, error: np.ndarray, fitted: Calibration, regrouped: np.ndarray) -> dict[str, np.ndarray]:
+    """Reasons against a metric's intervals, and whether each holds, bool [n]: they must say more than a guess would."""
+    if len(fitted.true) < 2:
+        return {TOO_FEW: np.ones(len(error), dtype=bool)}
+    return {
+        CONSTANT.format(metric=name): np.full(len(error), not fitted.skilled),
+        MISSED.format(metric=name): ~fitted.holds(regrouped),
+        AS_WIDE.format(metric=name, guess=fitted.guess): ~(error <= fitted.guess),
+    }
+
+
+def _holding(found: Mapping[str, np.ndarray], order: int) -> tuple[str, ...]:
+    """Reasons that hold for an order. One that leaves nothing to be said of the others stands alone."""
+    told = [reason for reason, holds in found.items() if holds[order]]
+    return next(((reason,) for reason in (TOO_FEW, NOT_FINITE) if reason in told), tuple(told))

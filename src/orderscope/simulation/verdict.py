@@ -21,10 +21,12 @@ import numpy as np
 
 from orderscope.simulation.simulator import Simulator
 from orderscope.store.names import REFERENCE
+from orderscope.text import number
 from orderscope.training import load_run
 
 CLEAR = 2.0  # where sigma_order is more than so many times the noise of a difference, order clearly matters
 NOTHING = 0.75  # up to so many times there is nothing to look for: at 1 / sqrt(2) all of sigma_order is noise
+MANY = 1000  # times the noise: a larger ratio says nothing more
 MATTERS, ON_THESE_ROWS, NOISE, UNKNOWN = "order matters", "on these rows", "nothing to look for", "unknown"
 
 
@@ -91,7 +93,8 @@ class Verdict:
         if self.word == UNKNOWN:
             return f"{self.metric}: how much order matters beside the noise is not known"
         which = "sigma_order of shuffled steps, predicted," if self.shuffled else "sigma_order"
-        said = f"{which} {self.sigma:.2g}, noise of a difference {self.noise:.2g}: {self.ratio:.2g} times it"
+        times = ("more than a thousand" if self.ratio >= MANY else number(self.ratio, 2)) + " times it"
+        said = f"{which} {number(self.sigma, 2)}, noise of a difference {number(self.noise, 2)}: {times}"
         with_rows = f" with these {self.rows} rows" if self.rows else ""
         if self.word == MATTERS:
             return f"order matters{with_rows} ({said})"

@@ -44,6 +44,7 @@ def check_task(task: Task) -> bool:
     Raises:
         OrderscopeError: for the first thing that is wrong.
     """
+    _check_functions(task)
     _check_groups(task)
     _check_metrics(task)
     model = task.build_model()
@@ -62,6 +63,31 @@ def check_task(task: Task) -> bool:
     if task.scheduler:  # last: schedules and hooks may change the model
         scheduled(optimizer, task.build_scheduler(optimizer), task.steps)
     return mapped
+
+
+# What each part of a task is called with, and what it returns.
+FUNCTIONS = {
+    "model": "() -> nn.Module with its starting weights",
+    "loss": "(model, batch) -> one loss per sample",
+    "optimizer": "(params) -> torch.optim.Optimizer",
+    "scheduler": "(optimizer) -> LRScheduler",
+    "collate": "(list of samples) -> batch",
+    "targets": "(model, batch, generator) -> batch",
+}
+
+
+def _check_functions(task: Task) -> None:
+    """Runs are begun again and again, so a model, an optimizer or a scheduler that is made already will not do."""
+    for name, signature in FUNCTIONS.items():
+        part = getattr(task, name)
+        optional = name not in ("model", "loss", "optimizer")
+        if (part is None and optional) or (callable(part) and not (name == "model" and isinstance(part, nn.Module))):
+            continue
+        raise OrderscopeError(
+            f"{name}= that is of type {type(part).__name__}",
+            f"a function {signature}",
+            f"give {name}= the function, not what it returns",
+        )
 
 
 def _check_groups(task: Task) -> None:
