@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy import stats
 
 
 def agreement(predicted: np.ndarray, error: np.ndarray, true: np.ndarray) -> dict[str, float]:
@@ -28,13 +27,15 @@ def agreement(predicted: np.ndarray, error: np.ndarray, true: np.ndarray) -> dic
         - sign: of all pairs of orders, how often the better one is named; of two values or more.
         - sigma_order: standard deviation of the true values, in units of the metric; of two values or more.
     """
+    from scipy.stats import rankdata  # takes as long to import as torch: a query does without it
+
     sound = np.isfinite(predicted) & np.isfinite(true)
     p, e, t = predicted[sound], error[sound], true[sound]
     off, with_interval = np.abs(p - t), np.isfinite(e)
     constant = np.abs(t - np.median(t)).mean() if len(t) else 0.0
     i, j = np.tril_indices(len(t), -1)
     return {
-        "spearman": correlation(stats.rankdata(p), stats.rankdata(t)),
+        "spearman": correlation(rankdata(p), rankdata(t)),
         "pearson": correlation(p, t),
         "mae": float(off.mean()) if len(t) else math.nan,
         "mae_ratio": float(off.mean() / constant) if constant > 0 else math.nan,
