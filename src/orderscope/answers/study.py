@@ -21,7 +21,7 @@ from orderscope.answers.trials import ASKED, COLUMNS, TOLD, Trial, keep_trial, s
 from orderscope.errors import OrderscopeError, unknown_metric
 from orderscope.orders import check_order
 from orderscope.search import propose
-from orderscope.search.rows import OWN
+from orderscope.search.rows import REFERENCE_ROW
 from orderscope.store import RunStore
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class Study:
         self._seed, self._searches = seed, 0
         self._waiting: list[Row] = []
         reference = float(sim.reference[metric])
-        own = Trial(0, metric, self.maximize, sim.order, reference, 0.0, OWN, reference)
+        own = Trial(0, metric, self.maximize, sim.order, reference, 0.0, REFERENCE_ROW, reference)
         self._trials: dict[bytes, Trial] = {sim.order.tobytes(): own}
         with RunStore.open(sim.path) as store:
             for trial in stored_trials(store, metric, self.maximize):
@@ -188,7 +188,9 @@ class Study:
             )  # fmt: skip
         self._searches += 1
         self._waiting = [
-            row for row in found.table if row.name != OWN and self.metric not in known.get(row.order.tobytes(), {})
+            row
+            for row in found.table
+            if row.name != REFERENCE_ROW and self.metric not in known.get(row.order.tobytes(), {})
         ]
 
     def _add(self, order: np.ndarray, predicted: float, error: float, by: str) -> Trial:

@@ -339,13 +339,13 @@ def summary_lines(facts: dict[str, Any]) -> list[str]:
 
 def simple_lines(facts: dict[str, Any]) -> list[str]:
     """The nearest schedule of groups and the nearest sort, and what they keep."""
-    from orderscope.search.notes import kept_words, worth_telling
+    from orderscope.search.notes import kept_words, worth_showing
 
     simple, by, words = facts.get("simple"), facts.get("sort"), kept_words(facts)
     lines = [f"in a few words: {words}"] if words else []
-    if by and worth_telling(by):
+    if by and worth_showing(by):
         lines.append(f"  close to a sort by {by['by']} (rank correlation {by['correlation']:.2f}): {_form(by)}")
-    if simple and worth_telling(simple):
+    if simple and worth_showing(simple):
         lines.append(f"  percent of each group in each part of the run: {_form(simple)}")
         lines += [f"    {line}" for line in simple["words"]]
     return lines
