@@ -96,7 +96,7 @@ def test_is_never_worse_than_the_reference(char: osc.Simulator, monkeypatch: pyt
     """Where all that was trained turns out worse, it says so and proposes what was recorded."""
     worse = Trained({"eval": 99.0}, {"eval": np.full(12, 99.0)})
     monkeypatch.setattr("orderscope.search.confirm._train_only", lambda *args: worse)
-    monkeypatch.setattr("orderscope.search.confirm._kept", lambda *args: None)
+    monkeypatch.setattr("orderscope.search.confirm._train_in_run", lambda *args: None)
     found = propose(char, budget=70, seconds=30)
     assert (found.order == char.order).all()
     assert found.confirmed == found.predicted == char.reference["eval"]

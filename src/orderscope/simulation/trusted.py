@@ -1,4 +1,4 @@
-"""Which estimates are to be trusted: orders like the recorded ones, whose intervals say more than a guess."""
+"""Which estimates are trusted: those of orders like the recorded ones, with intervals narrower than a guess."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from orderscope.engine.calibration import Calibration
 
 # Orders are trusted up to 1.5 times as far outside the anchors' span as the farthest left-out run.
 FARTHER = 1.5
-# Largest share of the samples that an order may replace, and for the proxy of the batches that it may regroup, and
-# still be trusted: left-out runs have none.
+# Largest share of the samples that a trusted order may replace, and for the proxy the largest share of the batches that
+# it may regroup if no true run regrouped more. Left-out runs replace no samples, so they do not test such orders.
 REPLACED = 0.1
 
 
 def near_anchors(outside: np.ndarray, calibrations: Iterable[Calibration]) -> np.ndarray:
-    """Whether orders are about as near the anchors as the left-out runs, bool [n]; none is without such runs.
+    """Whether orders stay within `FARTHER` times the distance of the left-out runs from the anchors' span, bool [n];
+    False for all without left-out runs.
 
     Args:
-        outside: how far each order's states lay outside the anchors' span, [n].
+        outside: distance of each order's states from the anchors' span, [n].
         calibrations: fitted on the left-out runs.
     """
     seen = [calibration.farthest for calibration in calibrations if calibration.farthest > 0]
@@ -27,17 +28,17 @@ def near_anchors(outside: np.ndarray, calibrations: Iterable[Calibration]) -> np
 
 
 def regrouped_as_recorded(regrouped: np.ndarray, recorded: np.ndarray) -> np.ndarray:
-    """Whether orders regroup no larger share of their batches than true runs did, bool [n].
+    """Whether orders regroup no larger share of their batches than some true run, or than `REPLACED`, bool [n].
 
     Args:
-        regrouped: that share of each order, [n].
-        recorded: that share of each true run, [runs].
+        regrouped: share of regrouped batches in each order, [n].
+        recorded: the same of each true run, [runs].
     """
     return regrouped <= max(REPLACED, *recorded, 0)
 
 
 def few_replaced(orders: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Whether orders have nearly all of the recorded samples, bool [n].
+    """Whether orders lack at most a share `REPLACED` of the recorded samples, bool [n].
 
     Args:
         orders: sample ids, [n, steps, batch].
@@ -49,18 +50,19 @@ def few_replaced(orders: np.ndarray, reference: np.ndarray) -> np.ndarray:
     return np.array(missing) / reference.size <= REPLACED
 
 
-def telling(
+def informative(
     errors: Mapping[str, np.ndarray], calibration: Mapping[str, Calibration], regrouped: np.ndarray
 ) -> np.ndarray:
-    """Whether an order's interval says more than a guess would, in one metric at least, bool [n].
+    """Whether in at least one metric an order's interval is at most as wide as that of a constant guess, and intervals
+    of its kind held on the left-out runs, bool [n].
 
     Args:
-        errors: half-widths of the intervals by metric, [n].
-        calibration: by metric.
-        regrouped: share of each order's batches that were not recorded, [n].
+        errors: metric -> half-width of the interval, [n].
+        calibration: metric -> calibration.
+        regrouped: share of each order's batches that are not recorded batches, [n].
     """
-    found = [
+    per_metric = [
         calibration[name].skilled & calibration[name].holds(regrouped) & (error <= calibration[name].guess)
         for name, error in errors.items()
     ]
-    return np.any(found, axis=0)
+    return np.any(per_metric, axis=0)
