@@ -98,7 +98,7 @@ def test_a_card_is_about_the_best_trial(sim: osc.Simulator) -> None:
     page, order = card(osc.Simulator(sim.path))
     assert order_hash(order) == order_hash(better.order)
     assert "| order | the best trial of a study |" in page
-    assert f"| eval | {sim.reference['eval'] - 0.125:.5g} | trained, as told to a study |" in page
+    assert f"| eval | {sim.reference['eval'] - 0.125:.5g} | trained, as reported to a study |" in page
 
 
 def test_an_order_of_ones_own_is_told(sim: osc.Simulator) -> None:

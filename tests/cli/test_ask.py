@@ -392,7 +392,7 @@ def test_a_query_by_the_proxy_says_who_answered_and_what_it_spent(
     assert found["cost"] == pytest.approx(0.5 * 5)  # the order, the reference and three probes
     assert json.loads(call(*asked, "--effort", "0.5", "--json").output)["estimator"] in ("carried", "proxy")
     told = call(*asked, "--estimator", "proxy", "--effort", "0.5").output
-    assert "answered by proxy; 0.5 runs spent on a few samples of each batch" in told
+    assert "estimator: proxy; 0.5 runs spent on a few samples of each batch" in told
     refused = call(*asked, "--estimator", "carried", "--effort", "0.5")
     assert refused.exit_code == 1
     assert "found --effort 0.5 for" in refused.output

@@ -1,4 +1,4 @@
-"""`orderscope propose`: look for a better order, and confirm it by training it."""
+"""`orderscope propose`: search for a better order, and confirm it by training it."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ SHOWN = 12
     "metrics",
     multiple=True,
     metavar="NAME[=WEIGHT]",
-    help="What to improve. Default: the first metric of the task. Several: their weighted sum where weights are given, "
+    help="Metric to improve. Default: the first metric of the task. Several: their weighted sum if weights are given, "
     "otherwise a Pareto front.",
 )
-@click.option("--maximize", is_flag=True, help="More of the metric is better.")
+@click.option("--maximize", is_flag=True, help="Maximize the metric instead of minimizing it.")
 @click.option(
     "--constraint",
     "constraints",
     multiple=True,
     metavar="RULE",
-    help="What orders must keep to: after:GROUP:STEP, before:GROUP:STEP, share:GROUP:LEAST-MOST:WINDOW, fixed:STEPS.",
+    help="Constraint on orders: after:GROUP:STEP, before:GROUP:STEP, share:GROUP:LEAST-MOST:WINDOW or fixed:STEPS.",
 )
 @click.option(
     "--schedules", is_flag=True, help="Search learning-rate schedules too, for the recorded and the found order."
@@ -56,20 +56,18 @@ SHOWN = 12
     type=click.IntRange(min=0),
     default=3,
     show_default=True,
-    help="How many of the best to train truly; one run each.",
+    help="Number of the best orders to train; one run each.",
 )
 @click.option(
-    "--budget", type=click.IntRange(min=1), default=2000, show_default=True, help="Orders to score while searching."
+    "--budget", type=click.IntRange(min=1), default=2000, show_default=True, help="Most orders that the search scores."
 )
 @click.option(
     "--regroup/--keep-batches",
     default=None,
-    help="Whether samples may leave their recorded batches. Default: where that is clearly better on the held-out rows "
+    help="Whether samples may leave their recorded batches. Default: if that is significantly better on held-out rows "
     "that the search does not see.",
 )
-@click.option(
-    "--anyway", is_flag=True, help="Search also where the noise of the held-out rows leaves nothing to look for."
-)
+@click.option("--anyway", is_flag=True, help="Search even if the noise of the held-out rows hides the effect of order.")
 @click.option(
     "--searched",
     type=click.FloatRange(0, 1, min_open=True),
@@ -82,11 +80,9 @@ SHOWN = 12
     type=click.IntRange(min=1),
     default=1,
     show_default=True,
-    help="How often to search and confirm, at most; each round starts from what was confirmed before.",
+    help="Most rounds of searching and confirming; each starts from the best confirmed order.",
 )
-@click.option(
-    "--seconds", type=click.FloatRange(min=0, min_open=True), help="Longest search. Default: until the budget ends it."
-)
+@click.option("--seconds", type=click.FloatRange(min=0, min_open=True), help="Time limit of the search. Default: none.")
 @click.option(
     "--out", type=click.Path(path_type=Path, dir_okay=False), callback=sound_output,
     help="Write the order there, as a .npy file.",
@@ -116,10 +112,10 @@ def propose(
 ) -> None:
     """Search for an order with a better final metric, and confirm the best by training them.
 
-    First it says what there is to find, and stops where that is nothing. The search sees a part of the held-out rows;
-    the gain is measured on the others first. A search that was interrupted goes on where it was.
+    It first reports how much order matters, and stops if the noise hides it. The search sees a part of the held-out
+    rows; the gain is measured on the others. An interrupted search resumes when the command is run again.
 
-    The proposal is kept in the run, for the report. Exit code 3 where it is neither confirmed nor to be trusted.
+    The proposal is kept in the run, for the report. Exit code 3 if it is neither confirmed nor trusted.
     """
     if out is not None and out.suffix != ".npy":
         raise click.BadParameter("the file of an order ends in .npy", param_hint="--out")
