@@ -169,5 +169,5 @@ def test_errors(sim: osc.Simulator) -> None:
     nothing = osc.Study(sim, "eval", budget=20)  # a few held-out rows
     if osc.propose(sim, "eval", verify=0, budget=20).searched:
         pytest.fail("this task's held-out rows are too few to look for an order; the next line rests on that")
-    with pytest.raises(osc.OrderscopeError, match="the noise accounts for"):
+    with pytest.raises(osc.OrderscopeError, match="an effect of order hidden by noise"):
         nothing.ask()

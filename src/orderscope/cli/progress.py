@@ -227,7 +227,7 @@ class _Lines:
     def __init__(self) -> None:
         self._clock, self._finished = _Clock(), set[str]()
         self._now: tuple[str, int, int] | None = None
-        self._said, self._told = "", time.monotonic()
+        self._said, self._printed = "", time.monotonic()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         self._clock.note(stage, done)
@@ -237,8 +237,8 @@ class _Lines:
                 seconds = self._clock.seconds(stage)
                 what = f"{counted(stage, total)} in " if _counts(stage, total) else ""
                 say(f"{plain(stage)}: {what}{seconds:.1f} s", err=True)
-                self._told = time.monotonic()
-            stage, done, total = f"after {stage}", 0, 0  # what comes next has not been heard of
+                self._printed = time.monotonic()
+            stage, done, total = f"after {stage}", 0, 0  # the next stage has not reported yet
             self._clock.note(stage, done)
         self._now = (stage, done, total)
         self.tick()
@@ -247,10 +247,10 @@ class _Lines:
         if self._now is None:
             return
         stage = self._now[0]
-        seconds, since = self._clock.seconds(stage), time.monotonic() - self._told
+        seconds, since = self._clock.seconds(stage), time.monotonic() - self._printed
         if seconds < SOON if stage != self._said else since < max(EVERY, SHARE * seconds):
             return
-        self._said, self._told = stage, time.monotonic()
+        self._said, self._printed = stage, time.monotonic()
         say(self._clock.words(*self._now), err=True)
 
     def close(self) -> None:
