@@ -85,7 +85,7 @@ def show_steps(run: Path, found: StepErrorMap) -> None:
     print_table(header, rows)
     agreement = f"; correlation {found.agreement:.2f}" if math.isfinite(found.agreement) else ""
     say(f"\nall steps: ±{two(rms(found.total))} by adding up, ±{two(rms(found.weights))} by the true runs{agreement}")
-    say(f"with the error of computing the loss from these weights, before calibration: ±{two(rms(found.error))}")
+    say(f"with the error of computing the loss, before calibration: ±{two(rms(found.error))}")
     if found.without:
         whose = "their" if len(found.without) > 1 else "its"
         names = listed([plain(name) for name in found.without])
