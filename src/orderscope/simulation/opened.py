@@ -80,7 +80,7 @@ class OpenedRun:
 
     @cached_property
     def runs(self) -> tuple[str, ...]:
-        """Names of the true runs under other orders: the probes, and orders trained after recording."""
+        """Names of the true runs under other orders, which are the probes and orders trained after recording."""
         if table_number(self.store) is None:
             return tuple(run for run in true_runs(self.store) if run != REFERENCE)
         return self.left_out.runs
