@@ -8,7 +8,7 @@
 Which domain should come last? Does easy-to-hard help? Where does a little good data belong? A character transformer
 of 118,000 weights goes on from a checkpoint under AdamW with cosine decay. Every batch is of one domain: prose, code,
 columns of numbers, or "good", one batch in twenty, code of the package that the model will work on. The rival trains
-every order on an eighth of each batch. Every command goes on where it was stopped.
+every order on an eighth of each batch. Every command resumes if it was stopped.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ class OrderscopeError(Exception):
         super().__init__(plain(f"found {found}; expected {expected}; {todo}"))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled by what it holds, not by calling it again: a worker's error arrives, of a subclass too."""
+        """Pickle the attributes instead of the constructor call, so that errors of subclasses arrive from workers."""
         return _remade, (type(self), self.args, self.__dict__)
 
 
@@ -39,7 +39,7 @@ class DamagedRun(OrderscopeError):
 
 
 class IncompleteRun(OrderscopeError):
-    """The record or the sketch was interrupted; what is there is sound and can be resumed."""
+    """The recording or the sketch was interrupted; its finished parts are valid, and it can be resumed."""
 
     exit_code = 5
 

@@ -1,4 +1,4 @@
-"""Text that may come from somebody else, made harmless: no character of it steers a terminal or a page."""
+"""Text from untrusted sources, made harmless: control characters cannot affect a terminal or a page."""
 
 from __future__ import annotations
 

@@ -46,15 +46,15 @@ def trust(run: str, file: Path, name: str) -> None:
         file: with the task; links are followed.
         name: of the task in the file.
     """
-    told = {"run": run, "file": os.path.realpath(file), "name": name}
-    if tuple(told.values()) in _known():
+    entry = {"run": run, "file": os.path.realpath(file), "name": name}
+    if tuple(entry.values()) in _known():
         return
     with suppress(OSError):
         place = _place()
         place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         descriptor = os.open(place, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            os.write(descriptor, json.dumps(told).encode() + b"\n")
+            os.write(descriptor, json.dumps(entry).encode() + b"\n")
         finally:
             os.close(descriptor)
 
@@ -74,6 +74,6 @@ def _known() -> set[tuple[str, str, str]]:
     found = set()
     for line in lines:
         with suppress(ValueError, KeyError, TypeError, RecursionError):
-            told = json.loads(line)
-            found.add((str(told["run"]), str(told["file"]), str(told["name"])))
+            entry = json.loads(line)
+            found.add((str(entry["run"]), str(entry["file"]), str(entry["name"])))
     return found

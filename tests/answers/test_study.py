@@ -98,7 +98,7 @@ def test_a_card_is_about_the_best_trial(sim: osc.Simulator) -> None:
     page, order = card(osc.Simulator(sim.path))
     assert order_hash(order) == order_hash(better.order)
     assert "| order | the best trial of a study |" in page
-    assert f"| eval | {sim.reference['eval'] - 0.125:.5g} | trained, as told to a study |" in page
+    assert f"| eval | {sim.reference['eval'] - 0.125:.5g} | trained, as reported to a study |" in page
 
 
 def test_an_order_of_ones_own_is_told(sim: osc.Simulator) -> None:
@@ -169,5 +169,5 @@ def test_errors(sim: osc.Simulator) -> None:
     nothing = osc.Study(sim, "eval", budget=20)  # a few held-out rows
     if osc.propose(sim, "eval", verify=0, budget=20).searched:
         pytest.fail("this task's held-out rows are too few to look for an order; the next line rests on that")
-    with pytest.raises(osc.OrderscopeError, match="the noise accounts for"):
+    with pytest.raises(osc.OrderscopeError, match="an effect of order hidden by noise"):
         nothing.ask()

@@ -77,11 +77,11 @@ def test_a_complete_run(run: Path) -> None:
     assert head.startswith(f"{run}: complete, directory of ")
     assert head.endswith(", 21 shards")
     assert [line.strip() for line in rest if line] == [
-        "not yet: unseen orders, trained to see what predictions are worth",
+        "not yet: unseen orders, trained to check the predictions",
         "not yet: a proposed order",
         "not yet: a map of how well batches are remembered",
         f"next: orderscope sketch {run}",
-        "builds the table, from which answers come quickly",
+        "builds the table that predictions are computed from",
         "model        Net: 35,200 float32 weights in 7 tensors",
         "order        24 steps of 4 samples, from 96",
         "groups       code, prose\\x1b[2J",
@@ -159,7 +159,7 @@ def test_the_one_command_that_goes_on(tmp_path: Path, run: Path) -> None:
     call("pack", run, "--out", tmp_path / "run.h5")
     assert next_command(tmp_path / "run.h5") == "orderscope query RUN --order reverse"
     flip(run / "record+reference+segment-001.h5")
-    assert next_command(run).startswith("get the run again from where it is whole")
+    assert next_command(run).startswith("copy the run again from an undamaged source")
 
 
 def test_an_interrupted_recording_goes_on_with_its_task(tmp_path: Path, run: Path) -> None:

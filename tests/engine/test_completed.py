@@ -59,5 +59,5 @@ def test_where_known_states_do_not_fit_only_held_out_losses_are_answered(recorde
     monkeypatch.setattr("orderscope.engine.completed.KNOWN_BYTES", 1)
     fresh = osc.Simulator(sim.path, task)
     assert fresh.metric_names == fresh.losses == ("eval",)
-    with pytest.raises(osc.OrderscopeError, match="precise=True without a model that can be run"):
+    with pytest.raises(osc.OrderscopeError, match="precise=True, but the model cannot be evaluated"):
         fresh.predict(sim.order, precise=True)

@@ -69,7 +69,8 @@ def test_a_recording_tells_what_is_kept_and_how_to_go_on(slow: Path, tmp_path: P
     code, lines = interrupted([*words, "--jobs", jobs], "train the reference: 9 steps in", 0.7)
     assert code == 130
     assert (
-        lines[-1] == f"orderscope: interrupted; what was finished is kept in {run}: run the same command again to go on"
+        lines[-1]
+        == f"orderscope: interrupted; what was finished is kept in {run}: run the same command again to resume"
     )
     assert "Traceback" not in "\n".join(lines)
     assert [line for line in lines if "interrupted" in line] == lines[-1:]  # workers and parent hear it, one tells it
@@ -88,7 +89,7 @@ def test_a_validation_is_interrupted(slow: Path, tmp_path: Path) -> None:
     answer("record", f"{slow}:char", "--out", run, "--anchors", 3, "--probes", 3)
     code, lines = interrupted(["validate", run, "--orders", 4, "--task", f"{slow}:char"], "at work", 0.5)
     assert code == 130
-    assert lines[-1].endswith(f"what was finished is kept in {run}: run the same command again to go on")
+    assert lines[-1].endswith(f"what was finished is kept in {run}: run the same command again to resume")
     assert "Traceback" not in "\n".join(lines)
     assert RunStore.open(run).verify() == []
     assert call("validate", run, "--orders", 4).exit_code == 0
@@ -101,7 +102,7 @@ def test_where_there_is_no_run_nothing_was_changed(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(RunStore, "open", press)
     done = call("inspect", tmp_path / "none")
     assert done.exit_code == 130
-    assert done.stderr == "orderscope: interrupted; nothing was changed: run the same command again to go on\n"
+    assert done.stderr == "orderscope: interrupted; nothing was changed: run the same command again to resume\n"
 
 
 EXITS = """

@@ -260,7 +260,7 @@ def test_a_loop_that_never_calls_step(tmp_path: Path) -> None:
         watch(loop, tmp_path) as rec,
     ):
         loop.run()
-    with pytest.raises(osc.OrderscopeError, match="no ids told"):
+    with pytest.raises(osc.OrderscopeError, match="no sample ids"):
         _ = rec.order
 
 

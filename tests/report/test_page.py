@@ -211,9 +211,9 @@ def test_names_stay_text(full: tuple[str, Page]) -> None:
 def test_where_predictions_go_wrong(full: tuple[str, Page]) -> None:
     text, page = full
     shown = " ".join(" ".join(page.text).split())
-    assert "2 true runs, each predicted without what it left behind: gradients are off by 3.0 %" in shown
+    assert "2 true runs, each predicted without its own states: gradients are off by 3.0 %" in shown
     assert "80 %, comes from step 1." in shown
-    assert "Not among them: probe-1, whose batches were not recorded." in shown
+    assert "Not included: probe-1, whose batches were not recorded." in shown
     told = re.findall(r'class="tip"><title>([^<]*)</title>', text)
     assert any(line.startswith("probe-0: +0.001") and line.endswith("by the true run") for line in told)
     header, first, *_ = csv.reader(io.StringIO(files(page)["steps.csv"].decode()))

@@ -112,7 +112,7 @@ def test_a_proposal_keeps_to_them(char: osc.Simulator) -> None:
         assert row.name == "reference" or not (codes[row.order[:4]] == 0).any()
     assert not (codes[found.order[:4]] == 0).any()
     np.testing.assert_array_equal(np.sort(found.order[11]), np.sort(char.order[11]))
-    assert any("does not keep to the constraints" in note for note in found.notes)
+    assert any("does not meet the constraints" in note for note in found.notes)
     whole = propose(char, constraints=["after:a:4"], budget=120, verify=1, regroup=False)
     assert {tuple(sorted(b)) for b in whole.order.tolist()} == {tuple(sorted(b)) for b in char.order.tolist()}
     with pytest.raises(osc.OrderscopeError, match="no order that meets"):

@@ -58,7 +58,7 @@ def work(gains: dict[int, float], noise: float) -> tuple[Any, list[Row]]:
     parts = SimpleNamespace(split=split, searched=SimpleNamespace(held_out=SimpleNamespace(names=("eval",))))
     notes: list[str] = []
     made = SimpleNamespace(
-        parts=parts, asked=SimpleNamespace(objective=LOSS, judged=True), true=true, regroup=True,
+        parts=parts, request=SimpleNamespace(objective=LOSS, judged=True), true=true, regroup=True,
         sim=SimpleNamespace(order=orders[0]), note=notes.append, notes=notes,
     )  # fmt: skip
     rows = [Row(f"{k}", "", 0.0, 0.0, 0.0, orders[k], regroups=k > 1) for k in gains]
@@ -88,7 +88,7 @@ def test_without_whole_batches_that_were_trained_the_recorded_order_is_what_it_h
 
 def test_where_regrouping_was_asked_for_nothing_has_to_be_shown() -> None:
     made, rows = work({1: 0.1, 2: 0.1}, noise=1.0)
-    made.asked.judged = False
+    made.request.judged = False
     assert settled(made, rows) == rows
     assert made.regroup
 

@@ -12,10 +12,10 @@ import orderscope as osc
 import searching
 from orderscope.search import notes, readable
 from orderscope.search.forms import scheduled, sorted_alike
-from orderscope.search.notes import kept_words, worth_telling
+from orderscope.search.notes import kept_words, worth_showing
 from orderscope.search.readable import nearest_sort
-from orderscope.search.request import question
-from orderscope.search.rows import OWN, Row, Simple
+from orderscope.search.request import checked_request
+from orderscope.search.rows import REFERENCE_ROW, Row, Simple
 from orderscope.search.work import Work
 
 
@@ -25,7 +25,7 @@ def test_examples(module: Any) -> None:
 
 
 def made(sim: osc.Simulator) -> Work:
-    return Work(sim, question(sim, "eval", False, None, (), None, {}, None), 1.0, None, 0, None)
+    return Work(sim, checked_request(sim, "eval", False, None, (), None, {}, None), 1.0, None, 0, None)
 
 
 def row(sim: osc.Simulator, order: np.ndarray, gain: float) -> Row:
@@ -64,7 +64,7 @@ def test_a_shuffle_is_no_sort(char: osc.Simulator) -> None:
     setting, work = searching.setting(char), made(char)
     shuffled = [char.order[rng.permutation(len(char.order))] for _ in range(12)]
     assert [sorted_alike(work, setting, row(char, order, 0.01), train=False) for order in shuffled] == [None] * 12
-    own = Row(OWN, "as recorded", 0.0, 0.0, 0.0, char.order)
+    own = Row(REFERENCE_ROW, "as recorded", 0.0, 0.0, 0.0, char.order)
     assert sorted_alike(work, setting, own, train=False) is None
     assert scheduled(work, setting, own, train=False) is None
 
@@ -125,5 +125,5 @@ def test_what_keeps_next_to_nothing_is_not_told() -> None:
     )
     assert kept_words({"simple": None, "sort": None}) == ""
     assert kept_words({"simple": little | {"kept": None}}) == ""
-    assert not worth_telling(little)
-    assert worth_telling(much)
+    assert not worth_showing(little)
+    assert worth_showing(much)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import orderscope as osc
-from orderscope.search.ledger import Ledger, Spent, Told
+from orderscope.search.ledger import Estimates, Ledger, Spent
 
 ORDER = np.arange(12).reshape(4, 3)
 
@@ -17,10 +17,10 @@ ORDER = np.arange(12).reshape(4, 3)
 def ledger(budget: int = 10, seconds: float = 60.0) -> tuple[Ledger, list[int]]:
     calls: list[int] = []
 
-    def score(orders: np.ndarray) -> Told:
+    def score(orders: np.ndarray) -> Estimates:
         calls.append(len(orders))
         value = orders[:, 0, 0].astype(float)
-        return Told(value, np.full(len(orders), 0.1), 0 * value, value[:, None], value, 0 * value)
+        return Estimates(value, np.full(len(orders), 0.1), 0 * value, value[:, None], value, 0 * value)
 
     return Ledger(ORDER, score, budget, time.perf_counter() + seconds), calls
 
@@ -67,7 +67,7 @@ def test_time_is_kept() -> None:
 def test_what_diverges_is_worse_than_any() -> None:
     book, _ = ledger()
     nought = np.zeros(1)
-    book.score = lambda orders: Told(nought + np.nan, nought, nought, nought[:, None], nought, nought)
+    book.score = lambda orders: Estimates(nought + np.nan, nought, nought, nought[:, None], nought, nought)
     assert np.isinf(book(ORDER[None], ["a"]).value[0])
     assert not book.ranked()
 
@@ -84,7 +84,9 @@ def test_steps_are_found_again() -> None:
 def test_batches_that_come_twice_are_told_apart() -> None:
     twice = np.concatenate([ORDER, ORDER])
     book = Ledger(
-        twice, lambda o: Told(*(np.zeros(len(o)) for _ in range(3)), np.zeros((len(o), 1)), *np.zeros((2, len(o)))), 10
+        twice,
+        lambda o: Estimates(*(np.zeros(len(o)) for _ in range(3)), np.zeros((len(o), 1)), *np.zeros((2, len(o)))),
+        10,
     )
     found = book.steps_of(twice[::-1])
     assert found is not None

@@ -73,7 +73,7 @@ def test_titles_and_signs() -> None:
     assert Objective({"a": 1.0, "b": -0.5}).title == "a - 0.5 b"
     raised = Objective({"a": -1.0})
     assert raised.value({"a": 2.0}) == -2.0
-    assert raised.told({"a": 2.0}) == 2.0
+    assert raised.reported({"a": 2.0}) == 2.0
     assert Objective({"a": 1.0, "b": -2.0}).error({"a": np.array(0.1), "b": np.array(0.2)}) == pytest.approx(0.5)
 
 

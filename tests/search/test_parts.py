@@ -19,7 +19,7 @@ from orderscope.search.confirm import recorded
 from orderscope.search.objective import Objective
 from orderscope.search.parts import Parts, parts_of, split_rows
 from orderscope.search.readable import nearest_schedule, played
-from orderscope.search.remembered import Remembered
+from orderscope.search.score_cache import ScoreCache
 from orderscope.search.scores import View
 from orderscope.simulation.verdict import Verdict
 from orderscope.task import Task
@@ -225,7 +225,7 @@ def test_scores_are_remembered(sim: osc.Simulator, tmp_path: Path) -> None:
         calls.append(len(some))
         return view(some)
 
-    asking = Remembered(counted, tmp_path / "no-run", "eval")
+    asking = ScoreCache(counted, tmp_path / "no-run", "eval")
     first, again = asking(orders[:3]), asking(orders)
     assert calls == [3, 1]
     assert (first.value == again.value[:3]).all()

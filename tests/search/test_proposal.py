@@ -16,7 +16,7 @@ from orderscope.recording.costs import training_seconds
 from orderscope.search import STRATEGIES, Proposal, Strategy, equal_cost, notes, register
 from orderscope.search.confirm import Trained
 from orderscope.search.equal_cost import expected_best, spent_runs
-from orderscope.search.ledger import Told
+from orderscope.search.ledger import Estimates
 from orderscope.search.scores import View
 from searching import propose
 
@@ -95,8 +95,8 @@ def test_without_single_samples_batches_are_kept(kept_together: osc.Simulator) -
 def test_is_never_worse_than_the_reference(char: osc.Simulator, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where all that was trained turns out worse, it says so and proposes what was recorded."""
     worse = Trained({"eval": 99.0}, {"eval": np.full(12, 99.0)})
-    monkeypatch.setattr("orderscope.search.confirm._trained", lambda *args: worse)
-    monkeypatch.setattr("orderscope.search.confirm._kept", lambda *args: None)
+    monkeypatch.setattr("orderscope.search.confirm._train_only", lambda *args: worse)
+    monkeypatch.setattr("orderscope.search.confirm._train_in_run", lambda *args: None)
     found = propose(char, budget=70, seconds=30)
     assert (found.order == char.order).all()
     assert found.confirmed == found.predicted == char.reference["eval"]
@@ -271,9 +271,9 @@ def test_wrong_questions(char: osc.Simulator, options: dict, message: str) -> No
 
 
 def test_scores_that_are_not_finite(char: osc.Simulator, monkeypatch: pytest.MonkeyPatch) -> None:
-    def nothing(view: View, orders: np.ndarray) -> Told:
+    def nothing(view: View, orders: np.ndarray) -> Estimates:
         unknown = np.full(len(orders), np.nan)
-        return Told(unknown, unknown, unknown, unknown[:, None], unknown, unknown)
+        return Estimates(unknown, unknown, unknown, unknown[:, None], unknown, unknown)
 
     monkeypatch.setattr(View, "__call__", nothing)
     with pytest.raises(osc.OrderscopeError, match="no finite score of metric 'eval'"):

@@ -169,7 +169,9 @@ def test_without_the_task_held_out_losses_are_answered(run: Path, sim: osc.Simul
     np.testing.assert_array_equal(found, same)
     real = sim.predict(orders, precise=True).metrics["eval"]
     assert np.corrcoef(found, real)[0, 1] > 0.9
-    with pytest.raises(osc.OrderscopeError, match="precise=True without a model that can be run; expected the task"):
+    with pytest.raises(
+        osc.OrderscopeError, match="precise=True, but the model cannot be evaluated; expected a simulator with the task"
+    ):
         alone.predict(orders, precise=True)
     with pytest.raises(osc.OrderscopeError, match="metric 'accuracy'; expected one of eval"):
         alone.predict(orders, metrics=["accuracy"])

@@ -126,7 +126,7 @@ def uses_two_outputs(model, batch):
 
 EMPIRICAL = {
     "calls the model 2 times": (lambda m, b: F.cross_entropy(m(b[0]) + m(-b[0]), b[1], reduction="none"), {}),
-    "uses the weights beside": (lambda m, b: entropy()(m, b) + m.linear.weight.square().sum(), {}),
+    "uses the weights in addition to": (lambda m, b: entropy()(m, b) + m.linear.weight.square().sum(), {}),
     "several outputs": (uses_two_outputs, {"named": True}),
     "linear in the model's outputs": (lambda m, b: F.nll_loss(m(b[0]), b[1], reduction="none"), {"log": True}),
 }

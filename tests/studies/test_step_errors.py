@@ -126,7 +126,7 @@ def test_it_is_kept_and_read_again(found: StepErrorMap, tmp_path: Path) -> None:
 def test_arrays_that_do_not_fit_are_damage(found: StepErrorMap, tmp_path: Path) -> None:
     with RunStore.create(tmp_path / "run") as store:
         keep_step_errors(store, replace(found, error=found.error[:2]))
-        with pytest.raises(osc.DamagedRun, match="arrays of step-errors/000 that do not fit together"):
+        with pytest.raises(osc.DamagedRun, match="arrays of step-errors/000 of different lengths"):
             kept_step_errors(store, "eval")
 
 
@@ -153,7 +153,7 @@ def test_inspect_tells_the_segments(run: Path, found: StepErrorMap) -> None:
     assert result.exit_code == 0
     lines = result.stdout.splitlines()
     assert lines[0] == f"{run}: where predictions of eval go wrong"
-    assert lines[1] == "7 true runs, each predicted without what it left behind"
+    assert lines[1] == "7 true runs, each predicted without its own states"
     assert max(map(len, lines[1:])) <= 80
     assert [line.split()[0] for line in lines if line.strip()[:1].isdigit()][1:] == [
         str(part.start) for part in found.segments

@@ -1,1 +1,1 @@
-"""What was asked of a run and is kept in it, for the command line and the report alike."""
+"""Queries and their results, as stored in a run; used by the command line and the report."""

@@ -1,4 +1,4 @@
-"""Orders somebody asked about: from text to array, and remembered in the run's journal for the report."""
+"""Queried orders: from text to array, and logged in the run's journal for the report."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def group_codes(sim: Simulator) -> np.ndarray:
 
 
 def resolve_order(sim: Simulator, text: str) -> np.ndarray:
-    """The order an expression or a .npy file stands for in this run, int64 [steps, batch].
+    """The order that an expression or a .npy file denotes in this run, int64 [steps, batch].
 
-    The signal `loss` is what a sample's loss was when the reference run trained on it, the mean where it did so again.
+    The signal `loss` is a sample's loss when the reference run trained on it; the mean if it did so several times.
 
     Args:
         sim: the run, opened.
@@ -51,7 +51,7 @@ def resolve_order(sim: Simulator, text: str) -> np.ndarray:
         seen = np.maximum(np.bincount(ids, minlength=samples), 1)
         signals["loss"] = np.bincount(ids, weights=losses, minlength=samples) / seen
     order = resolve(text, sim.order, sample_groups(sim), signals)
-    units_of(sim.window, Batches(sim.order), order[None])  # refuses what a run without samples' gradients cannot answer
+    units_of(sim.window, Batches(sim.order), order[None])  # raises if the run lacks gradients of single samples
     return order
 
 
@@ -71,7 +71,7 @@ def group_positions(sim: Simulator, order: np.ndarray) -> dict[str, float]:
 
 
 def check_order_text(store: RunStore, text: str) -> None:
-    """Check that an expression stands for an order of a run, without the simulator and so without torch.
+    """Check that an expression denotes an order of a run, without the simulator and thus without torch.
 
     Args:
         store: the run on disk.
@@ -90,11 +90,11 @@ def _groups(store: RunStore) -> list[str]:
 
 
 def remember_orders(run: Path, texts: Sequence[str]) -> None:
-    """Note in the run's journal which orders were asked about, where it can be written to.
+    """Log queried orders in the run's journal, if it can be written to.
 
     Args:
-        run: its path.
-        texts: order expressions or .npy files; a file is noted by its absolute path.
+        run: path of the run.
+        texts: order expressions or .npy files; a file is logged by its absolute path.
     """
     kept = [str(Path(text).resolve()) if _is_file(text) else text for text in texts]
 
@@ -107,7 +107,7 @@ def remember_orders(run: Path, texts: Sequence[str]) -> None:
 
 
 def asked_orders(store: RunStore) -> list[str]:
-    """What was asked of a run, oldest first, each once."""
+    """The queried orders of a run as texts, oldest first, each once."""
     found = [event.get("orders") for event in store.journal() if event.get("event") == EVENT]
     texts = [text for orders in found if isinstance(orders, list) for text in orders if isinstance(text, str)]
     return list(dict.fromkeys(texts))

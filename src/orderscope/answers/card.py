@@ -32,8 +32,8 @@ def card(sim: Simulator, text: str | None = None) -> tuple[str, np.ndarray]:
     """The page and the order that it is about, int64 [steps, batch].
 
     Args:
-        sim: of the run; its validated orders say how good predictions are.
-        text: an order expression or a .npy file; that of `chosen_order` if not given.
+        sim: the simulator of the run.
+        text: an order expression or a .npy file; by default the order is that of `chosen_order`.
 
     Raises:
         OrderscopeError: the expression is wrong, see `resolve_order`.
@@ -54,12 +54,12 @@ def card(sim: Simulator, text: str | None = None) -> tuple[str, np.ndarray]:
         f"# Training order of {cell(Path(sim.path).resolve().name)}",
         MARK,
         _intro(sim, order, what),
-        "## What it gives",
+        "## Results",
         _values(sim, order),
-        "## How far to believe that",
+        "## How reliable this is",
         _fidelity(sim),
         _cost(sim),
-        "## How to play it",
+        "## How to train in this order",
         _play(order),
     ]
     return "\n\n".join(part for part in parts if part) + "\n", order
@@ -93,14 +93,14 @@ def _values(sim: Simulator, order: np.ndarray) -> str:
     losses = [name for name in names if name in sim.losses]
     known = known_truth(sim).get(order.tobytes(), {})
     trials = [t for t in stored_trials(sim.store) if t.value is not None and np.array_equal(t.order, order)]
-    told = {trial.metric: trial.value for trial in trials}
+    reported = {trial.metric: trial.value for trial in trials}
     prediction = sim.predict(order[None], metrics=losses, allow_other_samples=True) if losses else None
     rows = []
     for effect in effects(sim, names):
         name = effect.metric
         value, how = known.get(name), "trained"
-        if value is None and name in told:
-            value, how = told[name], "trained, as told to a study"
+        if value is None and name in reported:
+            value, how = reported[name], "trained, as reported to a study"
         if value is None and prediction is not None and name in losses:
             value, error = float(prediction.metrics[name][0]), float(prediction.error[name][0])
             how = f"predicted, ±{_number(error)}" + ("" if prediction.trusted_in(name)[0] else ", not to be trusted")
@@ -117,24 +117,24 @@ def _values(sim: Simulator, order: np.ndarray) -> str:
 
 
 def _gain(sim: Simulator, order: np.ndarray) -> str:
-    """What the proposal that found this order gained on the rows that its search never saw."""
+    """The gain of the proposal with this order on the rows that its search did not see."""
     made = [p for p in proposals(sim.store) if np.array_equal(p.order, order)]
     if not made:
         return ""
     facts = made[-1].facts
     part = next((p for p in facts.get("parts") or [] if p["part"] == "confirming"), None)
-    said = ""
+    remark = ""
     if facts.get("undetectable"):
-        said = f"\n\nNo detectable effect: {because(facts)}."
+        remark = f"\n\nNo detectable effect: {because(facts)}."
     if part is None:
-        return said
+        return remark
     width = "" if part["standard_error"] is None else f" (standard error {_number(part['standard_error'])})"
     how = "trained" if part["confirmed"] is not None else "predicted"
     whose = ", of the order that this one was made from" if facts.get("refined") else ""
     where = f"on the {part['rows']:,} held-out rows that the search never saw"
     forms = kept_words(facts)
     forms = f" {forms[0].upper()}{forms[1:]}." if forms else ""
-    return f"{said}\n\nGain over the recorded order {where}, {how}{whose}: {_number(part['gain'])}{width}.{forms}"
+    return f"{remark}\n\nGain over the recorded order {where}, {how}{whose}: {_number(part['gain'])}{width}.{forms}"
 
 
 def _fidelity(sim: Simulator) -> str:
@@ -183,7 +183,7 @@ def table(heads: list[str], rows: list[list[str]]) -> str:
 
 
 def cell(text: Any) -> str:
-    """A name that somebody gave, so that nothing in it is markup."""
+    """Text of others with markup escaped."""
     return "".join(f"\\{c}" if c in "\\`*_{}[]<>()#+!|~$" else c for c in plain(str(text)))
 
 

@@ -1,4 +1,4 @@
-"""How much order matters in a run, beside how much of that is noise."""
+"""How much order matters in a run, and how much of that is noise."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Effect:
-    """Order and noise in one metric, all as standard deviations in its units; not a number where it is unknown.
+    """Effect of order and noise in one metric: standard deviations in the metric's units, NaN if unknown.
 
     Args:
-        metric: its name.
+        metric: name of the metric.
         reference: value of the recorded order.
-        sigma: spread of the true values over orders.
-        runs: number of true runs it was measured on.
-        floor: spread with the order of steps unchanged and the samples of each batch shuffled; `validate` measures it.
+        sigma: standard deviation of the true values over orders.
+        runs: number of true runs that it was measured on.
+        floor: standard deviation when only the samples within each batch are shuffled; `validate` measures it.
         held_out: standard error of the difference between two orders that is due to the choice of held-out rows.
-        rows: number of held-out rows, 0 where the metric is no mean over rows.
+        rows: number of held-out rows, 0 if the metric is not a mean over rows.
     """
 
     metric: str
@@ -38,7 +38,7 @@ class Effect:
 
     @property
     def noise(self) -> float:
-        """The larger of the known ones."""
+        """The larger of `floor` and `held_out`, of those that are known; else NaN."""
         known = [value for value in (self.floor, self.held_out) if math.isfinite(value)]
         return max(known, default=math.nan)
 
@@ -62,7 +62,7 @@ class Effect:
 
     @classmethod
     def of_json(cls, values: Mapping[str, Any]) -> Self:
-        """From what `as_json` gave, also where JSON made None of what is not a number."""
+        """The inverse of `as_json`; None, which JSON has for NaN, becomes NaN again."""
         own: dict[str, Any] = {name: math.nan if value is None else value for name, value in values.items()}
         return cls(**{f.name: own[f.name] for f in fields(cls)})
 

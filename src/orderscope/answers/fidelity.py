@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Fidelity:
-    """Predictions beside true retraining, in one metric.
+    """Agreement of predictions with true retraining in one metric.
 
     Args:
         metric: its name.
-        orders: number of unseen orders that were trained, each predicted before it was.
+        orders: number of unseen orders that were trained, each predicted before its training.
         spearman: rank correlation of predicted and true values.
         mae: mean absolute error, in units of the metric.
         mae_ratio: `mae` as a share of that of guessing the median of the true values.

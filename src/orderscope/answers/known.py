@@ -17,7 +17,7 @@ Truth = dict[bytes, dict[str, float]]
 
 
 def known_truth(sim: Simulator) -> Truth:
-    """Bytes of an order -> metric -> true value. A confirmed proposal is known in the metric it was made for."""
+    """Bytes of an order -> metric -> true value, for all orders that were trained."""
     found: Truth = {sim.order.tobytes(): dict(sim.reference)}
     for i, order in enumerate(sim.run_orders if sim.runs else ()):
         found[order.tobytes()] = {name: float(values[i]) for name, values in sim.run_truth.items()}
@@ -36,9 +36,9 @@ def train_orders(
     orders: np.ndarray,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, np.ndarray]:
-    """True metrics of orders; those that are not known in all metrics are trained.
+    """True metrics of orders. Orders without a true value in every metric are trained.
 
-    What is trained becomes part of the run, as by `validate`, and is kept beside what was predicted for it, where the
+    Trained orders become part of the run, as with `validate`, and are stored together with their predictions, if the
     run can be written to.
 
     Args:
@@ -62,8 +62,8 @@ def train_orders(
     new = [i for i, order in enumerate(orders) if known.get(order.tobytes(), {}).keys() < set(names)]
     new = list({orders[i].tobytes(): i for i in new}.values())
     if new:
-        told = foretell(sim, list(orders[new]))  # before anything is trained
-        true = train_runs(sim, sim.task, list(orders[new]), told.kept, progress)
-        keep_truth(sim, list(orders[new]), true, told.predicted, told.error, {})
+        predictions = foretell(sim, list(orders[new]))  # before anything is trained
+        true = train_runs(sim, sim.task, list(orders[new]), predictions.kept, progress)
+        keep_truth(sim, list(orders[new]), true, predictions.predicted, predictions.error, {})
         known |= {orders[i].tobytes(): {n: float(v[k]) for n, v in true.items()} for k, i in enumerate(new)}
     return {name: np.array([known[order.tobytes()][name] for order in orders]) for name in names}

@@ -1,5 +1,5 @@
-"""Answers kept in a run: validations, proposals, position maps and errors step by step, each an immutable shard of its
-own."""
+"""Results stored in a run: validations, proposals, position maps and errors step by step, each an immutable shard of
+its own."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ VALIDATIONS, PROPOSALS, POSITIONS, STEP_ERRORS = "validation/", "proposal/", "po
 
 @dataclass(frozen=True)
 class StoredValidation:
-    """Unseen orders that were truly trained; see `orderscope.studies.validation`.
+    """Unseen orders that were trained; see `orderscope.studies.validation`.
 
     Args:
         orders: int64 [n, steps, batch].
-        predicted, error, true: metric -> [n].
+        predicted, error, true: metric -> predicted value, half-width of its 90 % interval, and true value, [n].
         noise_floor: metric -> spread with the order of steps unchanged; metrics without one are left out.
     """
 
@@ -162,7 +162,7 @@ def heats(store: RunStore) -> list[Heat]:
 def keep_step_errors(store: RunStore, found: StepErrorMap) -> str:
     """Write the errors of predicted gradients, step by step, into a run.
 
-    What they cost differs from time to time and goes to the journal, so that equal runs have equal shards.
+    Their cost varies between machines and goes to the journal, so that equal runs have equal shards.
 
     Args:
         store: the run, opened for writing.
@@ -179,15 +179,15 @@ def keep_step_errors(store: RunStore, found: StepErrorMap) -> str:
 
 
 def kept_step_errors(store: RunStore, metric: str, runs: Collection[str] | None = None) -> StepErrorMap | None:
-    """The latest of a metric, None where there is none.
+    """The latest stored errors of a metric; None if there are none.
 
     Args:
-        store: of the run.
+        store: the run on disk.
         metric: name of the held-out loss.
-        runs: names of the true runs that it must be of; any if not given.
+        runs: names of the true runs that they must cover; any by default.
 
     Raises:
-        DamagedRun: its arrays do not fit together.
+        DamagedRun: its arrays have different lengths.
     """
     for name in reversed(store.names(STEP_ERRORS)):
         attrs = store.attrs(name)
@@ -198,7 +198,7 @@ def kept_step_errors(store: RunStore, metric: str, runs: Collection[str] | None 
         shape = arrays["effect"].shape
         sound = len(shape) == 2 and shape[0] == len(of) and all(arrays[key].shape == shape for key in TABLES)
         if not sound or any(arrays[key].shape != shape[:1] for key in COLUMNS):
-            raise DamagedRun(f"arrays of {name} that do not fit together", "a row a run", "record the run again")
+            raise DamagedRun(f"arrays of {name} of different lengths", "one row per run", "record the run again")
         costs = [event.get("runs") for event in store.journal() if event.get("shard") == name]
         known = [float(cost) for cost in costs if isinstance(cost, int | float)]
         kept = {key: arrays[key] for key in (*TABLES, *COLUMNS)}
@@ -207,7 +207,7 @@ def kept_step_errors(store: RunStore, metric: str, runs: Collection[str] | None 
 
 
 def json_value(value: Any) -> Any:
-    """A number, text, list or mapping as JSON has it: arrays become lists, what is not finite becomes None."""
+    """A number, text, list or mapping as JSON values: arrays become lists, numbers that are not finite None."""
     if isinstance(value, dict):
         return {str(key): json_value(item) for key, item in value.items()}
     if isinstance(value, np.ndarray | list | tuple):
@@ -218,13 +218,13 @@ def json_value(value: Any) -> Any:
 
 
 def number_of(value: float | None) -> float:
-    """The number that `json_value` wrote, not a number for None."""
+    """The inverse of `json_value` for a number: None becomes NaN."""
     return math.nan if value is None else float(value)
 
 
 def because(facts: dict[str, Any]) -> str:
-    """What makes a proposal undetectable, in words; of one kept by an earlier version in general words."""
-    return str(facts.get("why") or "it is no more than luck would bring at the same cost")
+    """Why a proposal is undetectable, in words; a general reason for proposals of an earlier version."""
+    return str(facts.get("why") or "training random orders at the same cost is expected to gain as much")
 
 
 def _arrays(values: dict[str, Any] | None) -> dict[str, np.ndarray]:

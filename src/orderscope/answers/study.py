@@ -1,11 +1,11 @@
-"""A search for a better order in the words of a study: ask for an order, train it anywhere, tell what it gave.
+"""A search for a better order with an ask-and-tell interface: ask for an order, train it anywhere, report its metric.
 
     study = osc.Study(sim, metric="eval")
     trial = study.ask()
     study.tell(trial, my_training(trial.order))
     print(study.trials())
 
-The search is `orderscope.propose`; trials lie in the run.
+The search is `orderscope.propose`; trials are stored in the run.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from orderscope.answers.trials import ASKED, COLUMNS, TOLD, Trial, keep_trial, s
 from orderscope.errors import OrderscopeError, unknown_metric
 from orderscope.orders import check_order
 from orderscope.search import propose
-from orderscope.search.rows import OWN
+from orderscope.search.rows import REFERENCE_ROW
 from orderscope.store import RunStore
 
 if TYPE_CHECKING:
@@ -30,24 +30,24 @@ if TYPE_CHECKING:
     from orderscope.search import Row
     from orderscope.simulation.simulator import Simulator
 
-# Most searches, each with other random numbers, that one `ask` makes before it says that nothing is left to ask.
+# Most searches, each with another seed, that one `ask` makes before it reports that no candidate is left.
 ROUNDS = 3
 
 
 class Study:
-    """Ask for orders, one after the other or many at once, and report what training them gave.
+    """Ask for orders, one after the other or many at once, and report their true metrics.
 
-    A study goes on where it was: trials of the same metric that lie in the run are read when it is made. A run that
-    cannot be written to (packed, read-only) keeps none; the study then lasts as long as this object.
+    A study resumes: stored trials of the same metric are read when it is created. A run that
+    cannot be written to (packed, read-only) stores none; the study then lasts as long as this object.
 
     Args:
-        sim: the simulator. With its task, a part of the held-out rows is set apart, see `orderscope.propose`.
-        metric: the one to improve, by its name.
-        maximize: more of it is better.
-        budget: orders scored by each search; one is made when there is nothing left to ask.
-        seed: of everything random.
-        options: of `orderscope.propose`: strategies, constraints, regroup, allow_other_samples, seconds, anyway,
-            searched, confirming, progress.
+        sim: the simulator. With its task, a part of the held-out rows is set aside, see `orderscope.propose`.
+        metric: name of the metric to improve.
+        maximize: True to maximise the metric.
+        budget: orders scored by each search; a search is made when no candidate is left.
+        seed: seed of all random numbers.
+        options: options of `orderscope.propose`: strategies, constraints, regroup, allow_other_samples, seconds,
+            anyway, searched, confirming, progress.
 
     Raises:
         OrderscopeError: for an option that `propose` does not take, or an unknown metric.
@@ -69,7 +69,7 @@ class Study:
                                   "searched", "confirming", "progress"}  # fmt: skip
         if unknown:
             raise OrderscopeError(
-                f"Study({sorted(unknown)[0]}=)", "options of propose, but for verify= and rounds=", "leave it out"
+                f"Study({sorted(unknown)[0]}=)", "options of propose other than verify= and rounds=", "leave it out"
             )
         self.sim, self.metric, self.maximize = sim, metric, bool(maximize)
         self._options: dict[str, Any] = options | {"budget": budget}
@@ -77,18 +77,18 @@ class Study:
         self._seed, self._searches = seed, 0
         self._waiting: list[Row] = []
         reference = float(sim.reference[metric])
-        own = Trial(0, metric, self.maximize, sim.order, reference, 0.0, OWN, reference)
+        own = Trial(0, metric, self.maximize, sim.order, reference, 0.0, REFERENCE_ROW, reference)
         self._trials: dict[bytes, Trial] = {sim.order.tobytes(): own}
         with RunStore.open(sim.path) as store:
             for trial in stored_trials(store, metric, self.maximize):
                 self._trials[trial.order.tobytes()] = trial
 
     def ask(self) -> Trial:
-        """The next order to train: the best predicted of those not asked yet that may be better than the best known.
+        """The next order to train: the best predicted new order whose interval reaches beyond the best known value.
 
         Raises:
-            OrderscopeError: order does not matter here beyond the noise (`anyway=True` searches all the same), or no
-                order that was found may be better than the best known.
+            OrderscopeError: order does not matter beyond the noise (`anyway=True` searches all the same), or no
+                candidate may be better than the best known value.
         """
         for searches_left in reversed(range(ROUNDS + 1)):
             while self._waiting:
@@ -105,14 +105,14 @@ class Study:
         )
 
     def tell(self, trial: Trial | Any, value: float) -> Trial:
-        """What training an order gave.
+        """Report the true metric of a trained order.
 
         Args:
-            trial: as `ask` gave it, or any order of the recorded samples, [steps, batch].
-            value: the true metric; not a number where the training diverged.
+            trial: a trial returned by `ask`, or any order of the recorded samples, [steps, batch].
+            value: the true metric; NaN if the training diverged.
 
         Raises:
-            OrderscopeError: its value is known already, or the order is none of this run.
+            OrderscopeError: its value is known already, or the order does not fit this run.
         """
         order = check_order(
             trial.order if isinstance(trial, Trial) else trial, self.sim.order,
@@ -135,15 +135,15 @@ class Study:
             known = self._add(
                 order, float(prediction.metrics[self.metric][0]), float(prediction.error[self.metric][0]), "told"
             )
-        told = replace(known, value=number)
-        self._trials[order.tobytes()] = told
-        attrs = {"trial": told.number, "metric": self.metric, "maximize": self.maximize,
+        finished = replace(known, value=number)
+        self._trials[order.tobytes()] = finished
+        attrs = {"trial": finished.number, "metric": self.metric, "maximize": self.maximize,
                  "value": json_value(number)}  # fmt: skip
         keep_trial(self.sim, TOLD, {"order": order}, attrs)
-        return told
+        return finished
 
     def train(self, trial: Trial) -> Trial:
-        """Train an order here and tell its value. It becomes part of the run, and later searches are calibrated on it.
+        """Train an order and report its value. It becomes part of the run, and later searches are calibrated on it.
 
         Raises:
             OrderscopeError: the simulator has no task.
@@ -151,14 +151,14 @@ class Study:
         from orderscope.simulation.simulator import Simulator
 
         value = float(train_orders(self.sim, trial.order[None])[self.metric][0])
-        told = self.tell(trial, value)
+        finished = self.tell(trial, value)
         self.sim = Simulator(self.sim.path, self.sim.task, device=self.sim.device)
         self._waiting = []
-        return told
+        return finished
 
     @property
     def best(self) -> Trial:
-        """The trial with the best known value; the recorded order where none is better."""
+        """The trial with the best known value; the recorded order if none is better."""
         return min(self._trials.values(), key=lambda trial: (trial.rank, trial.number))
 
     def trials(self) -> Table:
@@ -177,18 +177,20 @@ class Study:
         return sign * row.predicted - error < self.best.rank
 
     def _search(self) -> None:
-        """Search once more, with other random numbers than before."""
+        """Search once more, with another seed."""
         known = known_truth(self.sim)
         found = propose(self.sim, self.metric, verify=0, maximize=self.maximize, seed=self._seed + self._searches,
                         **self._options)  # fmt: skip
         if not found.searched:
             raise OrderscopeError(
-                f"an order effect that the noise accounts for: {found.verdict}", "something to look for",
+                f"an effect of order hidden by noise: {found.verdict}", "an effect above the noise",
                 "stop here, record with more held-out rows, or pass anyway=True",
             )  # fmt: skip
         self._searches += 1
         self._waiting = [
-            row for row in found.table if row.name != OWN and self.metric not in known.get(row.order.tobytes(), {})
+            row
+            for row in found.table
+            if row.name != REFERENCE_ROW and self.metric not in known.get(row.order.tobytes(), {})
         ]
 
     def _add(self, order: np.ndarray, predicted: float, error: float, by: str) -> Trial:

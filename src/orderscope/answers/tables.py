@@ -1,4 +1,4 @@
-"""What a run knows and was asked, as plain tables."""
+"""The data of a run and the results of queries as plain tables."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Table:
 
 
 def tables(sim: Simulator) -> tuple[dict[str, Table], list[str]]:
-    """Every table by name, and orders asked about that are left out, with why."""
+    """All tables by name, and the queried orders that are left out, each with the reason."""
     asked, left_out = _asked(sim)
     return {
         "orders": make_table(ORDERS, [*_recorded(sim), *asked, *_validated(sim)]),
@@ -85,7 +85,7 @@ STEPS: dict[str, type] = {"step": int, "loss": float}
 
 
 def make_table(columns: dict[str, type], rows: Iterable[Row]) -> Table:
-    """A table of plain values: text without what steers, and None for what is not a number.
+    """A table of plain values: text without control characters, and None for NaN.
 
     Args:
         columns: name of each column -> type of its values.
@@ -95,7 +95,7 @@ def make_table(columns: dict[str, type], rows: Iterable[Row]) -> Table:
 
 
 def _plain(value: Any) -> Any:
-    """Text without what steers, and None for what is not a number."""
+    """Text without control characters, and None for numbers that are not finite."""
     if isinstance(value, str):
         return plain(value)
     return None if isinstance(value, float) and not math.isfinite(value) else value
@@ -108,7 +108,8 @@ def _recorded(sim: Simulator) -> Iterator[Row]:
 
 
 def _asked(sim: Simulator) -> tuple[list[Row], list[str]]:
-    """Held-out losses of the orders asked about; where the task has none, no model is run for another metric."""
+    """Held-out losses of the queried orders; nothing if the task has none, since the model is not run for other
+    metrics."""
     found: dict[str, np.ndarray] = {}
     left_out = []
     for text in asked_orders(sim.store):
@@ -161,7 +162,7 @@ def _positions(sim: Simulator) -> Iterator[Row]:
 
 
 def _curves(sim: Simulator) -> Iterator[Row]:
-    """Metrics of the reference and the probes where their states were kept."""
+    """Metrics of the reference and the probes at the steps whose states were stored."""
     for name in (REFERENCE, *sim.probes):
         run = load_run(sim.store, name, gradients=False)
         for step, metrics in zip(run.boundaries, run.metrics, strict=True):

@@ -1,4 +1,4 @@
-"""What a run knows, in the terms of an experiment tracker: a configuration, a summary, curves and tables."""
+"""The data of a run in the form of an experiment tracker: a configuration, a summary, curves and tables."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ class Tracked:
     """One run for a tracker.
 
     Args:
-        name: of the run, its file or directory.
+        name: name of the run: of its file or directory.
         config: what was recorded.
         summary: name/of/the/number -> value, finite; `METRIC/sigma_order`, `METRIC/spearman`, `proposal/confirmed`.
         curves: name of a recorded run -> metric -> [(step, value)], steps rising.
         tables: as `orderscope export` writes them.
         order: that of `chosen_order`, int64 [steps, batch].
-        left_out: orders asked about that are in no table, and why.
+        left_out: queried orders that are in no table, each with the reason.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Tracked:
 
 
 def tracked(sim: Simulator) -> Tracked:
-    """All of a run. No model is run."""
+    """The records of a run for a tracker. No model is run."""
     found, left_out = tables(sim)
     order, proposal = chosen_order(sim)
     return Tracked(

@@ -1,4 +1,4 @@
-"""Orders that a study asked for and what they gave, kept in a run: a shard when an order is asked for, and one when
+"""Trials of studies, stored in a run: one shard when an order is asked for, and one when
 its value is reported."""
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ class Trial:
 
     Args:
         number: from 1; 0 is the recorded order.
-        metric: what is improved.
-        maximize: whether more of it is better.
+        metric: name of the metric to improve.
+        maximize: whether the metric is maximised.
         order: int64 [steps, batch].
         predicted, error: estimated metric before it was trained, and half-width of its 90 % interval.
-        found_by: strategy that found it; "told" for an order that was not asked for.
-        value: true metric, None while it is not known; not a number where the training diverged.
+        found_by: strategy that found it; "told" for an order that did not come from `ask`.
+        value: true metric; None until it is reported, NaN if the training diverged.
     """
 
     number: int
@@ -50,7 +50,7 @@ class Trial:
 
     @property
     def rank(self) -> float:
-        """The value, lower is better; infinite where it is not known or not finite."""
+        """The value, negated if it is maximised; infinite if it is not known or not finite."""
         known = self.value is not None and math.isfinite(self.value)
         return (-1 if self.maximize else 1) * (self.value or 0.0) if known else math.inf
 

@@ -298,7 +298,7 @@ class ExactUpdates:
 def replay_seed(
     made: SeedTable | ExactUpdates, index: np.ndarray, new: np.ndarray, lr: np.ndarray | None
 ) -> tuple[Tensor, float]:
-    """Final weights of many orders and the gradient evaluations they cost beside the table, in runs.
+    """Final weights of many orders, and the gradient evaluations that they cost in addition to the table, in runs.
 
     Args:
         made: the table, or what stands for it.

@@ -1,4 +1,4 @@
-"""The proxy: train an order truly, on a few samples of each batch, and scale what comes out to the whole batches.
+"""The proxy: train an order on a few samples of each batch, and scale the effect to that of whole batches.
 
 A step on a few samples of a batch is a step of training with more noise, so the order acts on it as it does on
 training, at a share of the cost: the *effort*, samples used over batch size. What the noise changes in all orders alike

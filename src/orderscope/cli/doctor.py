@@ -1,4 +1,4 @@
-"""`orderscope doctor`: whether this machine can do what will be asked of it."""
+"""`orderscope doctor`: check whether Orderscope works on this machine."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ PURPOSES = {
     "peft": "recording adapters, LoRA for one",
     "trl": "recording inside TRL's trainers",
     "scale": "recording on other machines",
-}  # of extras; one that is not here is listed without
+}  # descriptions of extras; an extra without one is listed by its name alone
 NOT_FOR_USE = {"test", "docs", "smollm"}  # extras for working on orderscope, and for one example
 REQUIREMENT = re.compile(r"([\w.-]+).*?extra == ['\"]([\w-]+)['\"]")
 LARGE = 32 << 20  # bytes that are written to time the disk
@@ -46,7 +46,7 @@ LARGE = 32 << 20  # bytes that are written to time the disk
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one check.
 
     Args:
         what: its name.
@@ -68,11 +68,11 @@ class Finding:
     "where",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     default=".",
-    help="Where runs will be written; the disk there is tried. Default: here.",
+    help="Directory where runs will be written; the disk there is tested. Default: the current directory.",
 )
 @json_option
 def doctor(spec: str | None, where: Path, as_json: bool) -> None:
-    """Look at Python, torch, threads, extras and the disk. Exit code 1 if something will not work.
+    """Check Python, torch, threads, extras and the disk. Exit code 1 if something will not work.
 
     With TASK (file.py:name or module:name): what recording it will take, tried on a few steps in --dir. Nothing is left
     there.
@@ -195,7 +195,7 @@ def _write_seconds(where: Path) -> tuple[float, float]:
 
 
 def _func_error(torch: Any) -> str:
-    """What is wrong with vmap of grad, and jvp of grad through attention; empty if nothing is."""
+    """Errors of vmap of grad, and of jvp of grad through attention; empty if both work."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     def loss(weight: Any, x: Any) -> Any:

@@ -1,4 +1,4 @@
-"""`orderscope export`: what a run knows and was asked, for other programs and for the places where people keep runs."""
+"""`orderscope export`: tables, a model card, or an experiment tracker's records from a run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from orderscope.simulation.simulator import Simulator
 
 WRITERS = {"csv": write_csv, "parquet": write_parquet}
-ONLINE = ("wandb", "mlflow")  # have a place of their own
+ONLINE = ("wandb", "mlflow")  # trackers with their own default location
 CARD = "README.md"
 
 
@@ -32,8 +32,8 @@ CARD = "README.md"
 )  # fmt: skip
 @click.option(
     "--out", type=click.Path(path_type=Path, file_okay=False),
-    help="Directory to write to; made if it is not there. What an earlier export wrote in it is replaced. wandb and "
-    "mlflow have a place of their own where it is left out: WANDB_DIR, MLFLOW_TRACKING_URI.",
+    help="Directory to write to; created if missing. Files of an earlier export are replaced. wandb and "
+    "mlflow use their own location by default: WANDB_DIR, MLFLOW_TRACKING_URI.",
 )  # fmt: skip
 @click.option(
     "--project", default="orderscope", show_default=True, metavar="NAME", help="wandb's project, mlflow's experiment."
@@ -48,7 +48,7 @@ CARD = "README.md"
 def export(
     run: Path, kind: str, out: Path | None, project: str, order: str | None, threads: int, as_json: bool
 ) -> None:
-    """Write what a run knows and was asked, for other programs.
+    """Export the data and results of a run for other programs.
 
     \b
     csv, parquet  tables:
@@ -91,7 +91,7 @@ def export(
 
 
 def _check_place(run: Path, out: Path, kind: str) -> None:
-    """See that the directory can be written to, before any work."""
+    """Check that the directory can be written to, before any work."""
     RunStore.open(run)
     if inside(out, run):
         raise OrderscopeError(f"{out}, inside the run", "a place outside of it", "choose another path with --out")

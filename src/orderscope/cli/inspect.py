@@ -1,4 +1,4 @@
-"""`orderscope inspect`: what is in a run, what is missing, what is damaged; and where its predictions go wrong."""
+"""`orderscope inspect`: the contents of a run, what is missing or damaged, and where its predictions go wrong."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ TASK_FACTS = (
 @run_argument
 @click.option(
     "--steps", "by_step", is_flag=True,
-    help="Tell at which steps predictions go wrong, on the true runs, each left out; kept in the run.",
+    help="Show the steps at which predictions go wrong, from leave-one-out predictions of the true runs.",
 )  # fmt: skip
 @click.option(
     "--shifts", is_flag=True,
@@ -55,7 +55,7 @@ TASK_FACTS = (
 )
 @json_option
 def inspect(run: Path, by_step: bool, shifts: bool, metric: str | None, as_json: bool) -> None:
-    """Say what is in a run, what is missing and what is damaged. Reads every byte of it once.
+    """List the contents of a run, and what is missing or damaged. Every byte is read once.
 
     Exit code 4 if it is damaged, 5 if it is sound but not finished.
     """
@@ -91,8 +91,8 @@ def inspect(run: Path, by_step: bool, shifts: bool, metric: str | None, as_json:
 
 
 def _steps(facts: dict[str, Any], run: Path, metric: str | None, quiet: bool) -> Any:
-    """Errors step by step, which become part of `facts`."""
-    others = [told["name"] for told in facts["runs"] if told["finished"] and told["name"] != REFERENCE]
+    """Compute the errors step by step, and add them to `facts`."""
+    others = [run["name"] for run in facts["runs"] if run["finished"] and run["name"] != REFERENCE]
     found, kept, read = steps_of(run, metric, others, quiet=quiet)
     facts["step_errors"] = steps_json(found) | {"kept": kept, "read": read}
     return found
@@ -106,7 +106,7 @@ def _shifts(facts: dict[str, Any], run: Path, metric: str | None, quiet: bool) -
 
 
 def inventory(store: RunStore) -> dict[str, Any]:
-    """What a run holds, as JSON values: `state` is "complete", "incomplete" or "damaged"."""
+    """The contents of a run as JSON values: `state` is "complete", "incomplete" or "damaged"."""
     damage = store.verify()
     shards = store.describe()
     attrs = {info.name: _attrs_or_none(store, info.name) for info in shards}
@@ -179,7 +179,7 @@ def _runs(attrs: dict[str, dict[str, Any] | None]) -> list[dict[str, Any]]:
 
 
 def _parts(sizes: dict[str, int]) -> dict[str, dict[str, int]]:
-    """Shards and bytes of everything that is no recorded run, by the first two words of the name."""
+    """Shards and bytes of everything except recorded runs, by the first two words of the name."""
     parts: dict[str, dict[str, int]] = {}
     for name, length in sizes.items():
         if name != TASK_SHARD and not SEGMENT.fullmatch(name):
@@ -224,7 +224,7 @@ def _units(attrs: dict[str, dict[str, Any] | None]) -> dict[str, tuple[int, int]
     """The parts of a planned sketch that are unfinished: units written, units planned. Counts as `SketchPlan`."""
     plan = attrs.get(PLAN)
     if plan is None or any(name.startswith(f"{TABLE}left-out-") for name in attrs):
-        return {}  # the units were dropped for the table
+        return {}  # the units were dropped when the table was built
     held_out, metrics = plan.get("held_out_ids") or [], plan["metrics"]
     planned = {
         "sketch/rows": len(plan["anchors"]) * len(plan["blocks"]),
@@ -261,7 +261,7 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
         yield f"  next: {plain(facts['next']['command'])}"
         yield f"        {facts['next']['why']}"
     elif facts["damage"]:
-        yield "  next: get the run again from where it is whole, or record it anew in another directory"
+        yield "  next: copy the run again from an undamaged source, or record it again in another directory"
     if facts["task"] is not None:
         yield ""
         yield columns(list(_task_rows(facts)))

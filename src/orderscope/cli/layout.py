@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-# A long word without spaces may be folded here. A path may not: it is there to be copied.
+# A long word may be folded at these characters. Paths are not folded, so that they can be copied.
 BREAKS = re.compile(r"(?<=[,|;])(?=.)|(?<=[^\d]:)(?=.)")
 LONG = 20
 SHORT = 8  # characters of a cell that is not folded: "12 rows"

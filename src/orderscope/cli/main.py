@@ -1,4 +1,4 @@
-"""`orderscope`: the verbs, loaded when they are called, and what becomes of an error."""
+"""`orderscope`: loads the command that is called, and turns errors into messages and exit codes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ SENTENCE = re.compile(r".*?(\.(?= |$)|$)")
 
 
 class Verbs(click.Group):
-    """Loads a verb's module when the verb is asked for; turns an expected error into one line and its exit code."""
+    """Loads a command's module when it is called; turns an expected error into one line and its exit code."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(VERBS)
@@ -56,7 +56,7 @@ class Verbs(click.Group):
             raise
         except OrderscopeError as error:
             self._end(ctx, as_options(str(error), self._called(ctx)), error.exit_code)
-        except SystemExit as stop:  # click has its own: this one is of the user's code
+        except SystemExit as stop:  # raised by the user's code: click uses its own exception
             self._end(ctx, str(ended_by_task(stop)), 1)
         except KeyboardInterrupt:
             self._end(ctx, interrupted(ctx), INTERRUPTED)
@@ -67,7 +67,7 @@ class Verbs(click.Group):
             self._end(ctx, str(error) + (f"; {advice}" if advice else ""), 1)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The first sentence of each verb's help, whole."""
+        """List each command with the first sentence of its help, not cut off."""
         rows = []
         for name in self.list_commands(ctx):
             command = self.get_command(ctx, name)
@@ -77,7 +77,7 @@ class Verbs(click.Group):
             formatter.write_dl(rows)
 
     def _called(self, ctx: click.Context) -> click.Command | None:
-        """The verb that was called."""
+        """The command that was called."""
         return self.get_command(ctx, ctx.invoked_subcommand) if ctx.invoked_subcommand else None
 
     @staticmethod
@@ -87,17 +87,17 @@ class Verbs(click.Group):
 
 
 def interrupted(ctx: click.Context) -> str:
-    """What is kept, and how to go on."""
+    """The message after an interrupt: what is kept, and how to resume."""
     run = ctx.meta.get(RUN)
     kept = f"what was finished is kept in {run}" if run is not None and os.path.isdir(run) else "nothing was changed"
-    return f"interrupted; {kept}: run the same command again to go on"
+    return f"interrupted; {kept}: run the same command again to resume"
 
 
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="orderscope")
 def main() -> None:
-    """Record one training run; ask what any other order of its samples would have given.
+    """Record one training run, and predict its result under any other order of the same samples.
 
-    Exit codes: 0 done, 1 an expected error, 2 usage, 3 the prediction is outside what can be trusted, 4 the run is
-    damaged, 5 the run is incomplete, 130 interrupted.
+    Exit codes: 0 done, 1 an expected error, 2 wrong usage, 3 a prediction is not trusted, 4 the run is
+    damaged, 5 the run is incomplete and can be resumed, 130 interrupted.
     """

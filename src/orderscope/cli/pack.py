@@ -13,10 +13,10 @@ from orderscope.cli.text import json_option, plain, print_json, say, size
 
 @click.command()
 @run_argument
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="The file to make, say run.h5.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The file to write, such as run.h5.")
 @json_option
 def pack(run: Path, out: Path, as_json: bool) -> None:
-    """Make one HDF5 file of a run, to share. Every command reads it as it reads the directory."""
+    """Pack a run into one HDF5 file, to share it. Every command that reads a run also reads this file."""
     store.pack(run, out)
     shards, length = len(store.RunStore.open(out).names()), out.stat().st_size
     if as_json:

@@ -31,18 +31,18 @@ SHADES = " .:-=+*#%@"
 
 @click.command()
 @run_argument
-@click.option("--units", type=click.IntRange(min=1), help="How many recorded batches to move. Default: the library's.")
-@click.option("--places", type=click.IntRange(min=2), help="How many positions to try. Default: the library's.")
+@click.option("--units", type=click.IntRange(min=1), help="Number of recorded batches to move. Default: the library's.")
+@click.option("--places", type=click.IntRange(min=2), help="Number of positions to try. Default: the library's.")
 @click.option(
     "--out", type=click.Path(path_type=Path, dir_okay=False), callback=sound_output,
-    help="Write it there: heat.csv or heat.npz.",
+    help="File to write the map to, .csv or .npz.",
 )  # fmt: skip
 @click.option(
     "--verify",
     type=click.IntRange(min=0),
     default=0,
     show_default=True,
-    help="How many moves to train truly; one run each.",
+    help="Number of moves to train; one run each.",
 )
 @task_option
 @threads_option

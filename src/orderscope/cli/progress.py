@@ -37,7 +37,7 @@ COUNTED = {
     "train cells": "cell",
     "compare gradients of left-out runs": "run",
 }  # what a stage counts, nothing where it is done in one piece; "sketch, share 0 of 4" counts as "sketch" does
-SOON = 1.5  # seconds after which a stage that is still going on is shown
+SOON = 1.5  # seconds after which a running stage is shown
 EVERY, SHARE = 10.0, 0.1  # then a line every 10 seconds, or every tenth of the stage's time, whichever is longer
 TICK = 0.25  # seconds between two looks at the clock
 
@@ -96,7 +96,7 @@ def progress_bars(quiet: bool = False) -> Iterator[Report]:
 
 @contextmanager
 def doing(words: str, *, quiet: bool = False) -> Iterator[None]:
-    """Say what is being done, if it takes longer than `SOON`; for work that counts nothing."""
+    """Show the name of a stage without a count, if it takes longer than `SOON`."""
     with progress_bars(quiet) as progress:
         progress(words, 0, 0)
         yield
@@ -159,7 +159,7 @@ class _Shown(Protocol):
 
 
 def _watched(shown: _Shown) -> Iterator[Report]:
-    """Reports from this thread, and a look at the clock from another."""
+    """Prints reports from this thread, and elapsed time from a second one."""
     lock, over = threading.Lock(), threading.Event()
 
     def watch() -> None:
@@ -185,7 +185,7 @@ def _watched(shown: _Shown) -> Iterator[Report]:
 
 
 class _Clock:
-    """How long each stage has taken, and will still take at that pace.
+    """The elapsed time of each stage, and its remaining time at the same pace.
 
     A stage begins when it is heard of with nothing done; else when the one before was last heard of, since its own
     first word comes when some of it is done.
@@ -209,7 +209,7 @@ class _Clock:
         return time.monotonic() - self._began[stage]
 
     def left(self, stage: str, done: int, total: int) -> float:
-        """Seconds, from the pace up to when the stage was last heard of."""
+        """Remaining seconds, from the pace up to the last report of the stage."""
         pace = (self._at[stage] - self._began[stage]) / max(done, 1)
         return max(0.0, pace * (total - done) - (time.monotonic() - self._at[stage]))
 
@@ -227,7 +227,7 @@ class _Lines:
     def __init__(self) -> None:
         self._clock, self._finished = _Clock(), set[str]()
         self._now: tuple[str, int, int] | None = None
-        self._said, self._told = "", time.monotonic()
+        self._said, self._printed = "", time.monotonic()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         self._clock.note(stage, done)
@@ -237,8 +237,8 @@ class _Lines:
                 seconds = self._clock.seconds(stage)
                 what = f"{counted(stage, total)} in " if _counts(stage, total) else ""
                 say(f"{plain(stage)}: {what}{seconds:.1f} s", err=True)
-                self._told = time.monotonic()
-            stage, done, total = f"{stage} is done, going on", 0, 0  # what comes next has not been heard of
+                self._printed = time.monotonic()
+            stage, done, total = f"{stage} is done, going on", 0, 0  # the next stage has not reported yet
             self._clock.note(stage, done)
         self._now = (stage, done, total)
         self.tick()
@@ -247,10 +247,10 @@ class _Lines:
         if self._now is None:
             return
         stage = self._now[0]
-        seconds, since = self._clock.seconds(stage), time.monotonic() - self._told
+        seconds, since = self._clock.seconds(stage), time.monotonic() - self._printed
         if seconds < SOON if stage != self._said else since < max(EVERY, SHARE * seconds):
             return
-        self._said, self._told = stage, time.monotonic()
+        self._said, self._printed = stage, time.monotonic()
         say(self._clock.words(*self._now), err=True)
 
     def close(self) -> None:
@@ -258,7 +258,7 @@ class _Lines:
 
 
 class _OneLine:
-    """One line that is written over."""
+    """One line that is overwritten."""
 
     def __init__(self) -> None:
         self._clock, self._shown = _Clock(), ""
@@ -278,6 +278,6 @@ class _OneLine:
             click.echo(f"\r\x1b[K{words}", nl=False, err=True)
 
     def close(self) -> None:
-        """What counts nothing leaves no line behind."""
+        """Erase the line of a stage without a count."""
         if self._now is not None and self._shown:
             click.echo("\n" if self._now[2] else "\r\x1b[K", nl=False, err=True)

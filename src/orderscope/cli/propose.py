@@ -1,4 +1,4 @@
-"""`orderscope propose`: look for a better order, and confirm it by training it."""
+"""`orderscope propose`: search for a better order, and confirm it by training it."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ SHOWN = 12
     "metrics",
     multiple=True,
     metavar="NAME[=WEIGHT]",
-    help="What to improve. Default: the first metric of the task. Several: their weighted sum where weights are given, "
+    help="Metric to improve. Default: the first metric of the task. Several: their weighted sum if weights are given, "
     "otherwise a Pareto front.",
 )
-@click.option("--maximize", is_flag=True, help="More of the metric is better.")
+@click.option("--maximize", is_flag=True, help="Maximize the metric instead of minimizing it.")
 @click.option(
     "--constraint",
     "constraints",
     multiple=True,
     metavar="RULE",
-    help="What orders must keep to: after:GROUP:STEP, before:GROUP:STEP, share:GROUP:LEAST-MOST:WINDOW, fixed:STEPS.",
+    help="Constraint on orders: after:GROUP:STEP, before:GROUP:STEP, share:GROUP:LEAST-MOST:WINDOW or fixed:STEPS.",
 )
 @click.option(
     "--schedules", is_flag=True, help="Search learning-rate schedules too, for the recorded and the found order."
@@ -57,20 +57,18 @@ SHOWN = 12
     type=click.IntRange(min=0),
     default=3,
     show_default=True,
-    help="How many of the best to train truly; one run each.",
+    help="Number of the best orders to train; one run each.",
 )
 @click.option(
-    "--budget", type=click.IntRange(min=1), default=2000, show_default=True, help="Orders to score while searching."
+    "--budget", type=click.IntRange(min=1), default=2000, show_default=True, help="Most orders that the search scores."
 )
 @click.option(
     "--regroup/--keep-batches",
     default=None,
-    help="Whether samples may leave their recorded batches. Default: where that is clearly better on the held-out rows "
+    help="Whether samples may leave their recorded batches. Default: if that is significantly better on held-out rows "
     "that the search does not see.",
 )
-@click.option(
-    "--anyway", is_flag=True, help="Search also where the noise of the held-out rows leaves nothing to look for."
-)
+@click.option("--anyway", is_flag=True, help="Search even if the noise of the held-out rows hides the effect of order.")
 @click.option(
     "--searched",
     type=click.FloatRange(0, 1, min_open=True),
@@ -83,11 +81,9 @@ SHOWN = 12
     type=click.IntRange(min=1),
     default=1,
     show_default=True,
-    help="How often to search and confirm, at most; each round starts from what was confirmed before.",
+    help="Most rounds of searching and confirming; each starts from the best confirmed order.",
 )
-@click.option(
-    "--seconds", type=click.FloatRange(min=0, min_open=True), help="Longest search. Default: until the budget ends it."
-)
+@click.option("--seconds", type=click.FloatRange(min=0, min_open=True), help="Time limit of the search. Default: none.")
 @click.option(
     "--out", type=click.Path(path_type=Path, dir_okay=False), callback=sound_output,
     help="Write the order there, as a .npy file.",
@@ -117,10 +113,10 @@ def propose(
 ) -> None:
     """Search for an order with a better final metric, and confirm the best by training them.
 
-    First it says what there is to find, and stops where that is nothing. The search sees a part of the held-out rows;
-    the gain is measured on the others first. A search that was interrupted goes on where it was.
+    It first reports how much order matters, and stops if the noise hides it. The search sees a part of the held-out
+    rows; the gain is measured on the others. An interrupted search resumes when the command is run again.
 
-    The proposal is kept in the run, for the report. Exit code 3 where it is neither confirmed nor to be trusted.
+    The proposal is kept in the run, for the report. Exit code 3 if it is neither confirmed nor trusted.
     """
     if out is not None and out.suffix != ".npy":
         raise click.BadParameter("the file of an order ends in .npy", param_hint="--out")
@@ -341,13 +337,13 @@ def summary_lines(facts: dict[str, Any]) -> list[str]:
 
 def simple_lines(facts: dict[str, Any]) -> list[str]:
     """The nearest schedule of groups and the nearest sort, and what they keep."""
-    from orderscope.search.notes import kept_words, worth_telling
+    from orderscope.search.notes import kept_words, worth_showing
 
     simple, by, words = facts.get("simple"), facts.get("sort"), kept_words(facts)
     lines = [f"in a few words: {words}"] if words else []
-    if by and worth_telling(by):
+    if by and worth_showing(by):
         lines.append(f"  close to a sort by {by['by']} (rank correlation {by['correlation']:.2f}): {_form(by)}")
-    if simple and worth_telling(simple):
+    if simple and worth_showing(simple):
         lines.append(f"  percent of each group in each part of the run: {_form(simple)}")
         lines += [f"    {line}" for line in simple["words"]]
     return lines

@@ -1,4 +1,4 @@
-"""`orderscope query`: what would these orders have given?"""
+"""`orderscope query`: predict the final metrics under other orders."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ ANSWERED = {  # (who answered, who was to)
     ("carried", "auto"): "the carried replay: the proxy does not err clearly less on the recorded runs",
 }
 NO_EFFECT = "no detectable effect"
-NOT_TOLD = "not reliable"  # said of a difference larger than its error, of a metric without skilled estimates
+UNRELIABLE = "not reliable"  # for a difference larger than its error, if estimates are no better than a constant
 GROUPED = re.compile(r"(^|\|)\s*(early|late|groups|interleave)\b")
 MOVED = 0.005  # smallest change of a mean position that shows in two digits
 
@@ -72,27 +72,27 @@ MOSTLY = 0.5
     help="Only this metric; may be given several times. Default: the held-out losses. Any other runs the model, once "
     "an order and true run, and needs the task.",
 )
-@click.option("--precise", is_flag=True, help="Tell held-out losses by running the model too; needs the task.")
+@click.option("--precise", is_flag=True, help="Compute held-out losses with the model too; needs the task.")
 @click.option(
     "--estimator",
-    help="carried; proxy, which trains on a few samples of each batch; auto, the proxy where it errs clearly less on "
-    "the recorded runs; or a baseline: impulse, fut, fut2. Default: carried, or auto with --effort.",
+    help="carried; proxy, which trains on a few samples of each batch; auto, the proxy if it errs significantly less "
+    "on the recorded runs; or a baseline: impulse, fut, fut2. Default: carried, or auto with --effort.",
 )
 @click.option(
     "--effort",
     type=float,
-    help="Share of each batch that the proxy trains on, its price in trainings an order; 0.125 if not given. Needs the "
+    help="Share of each batch that the proxy trains on, which is its cost per order in runs; default 0.125. Needs the "
     "task.",
 )
 @click.option(
     "--lr",
     metavar="RATES",
     default=None,
-    help="Other learning rates: x0.5 (times the recorded), a number, or a .npy file, one a step. Of several parameter "
-    "groups they are the first one's that has a rate above 0; the others keep their ratio to it, and a group at 0 "
-    "stays at 0. A file may hold [steps, groups] too.",
+    help="Other learning rates: x0.5 (times the recorded), a number, or a .npy file, one per step. Of several "
+    "parameter groups they are those of the first one whose rate is above 0; the others keep their ratio to it, and a "
+    "group at 0 stays at 0. A file may hold [steps, groups] too.",
 )
-@click.option("--train", is_flag=True, help="Train these orders too, and show the truth beside; one run each.")
+@click.option("--train", is_flag=True, help="Also train these orders and show the true values; one run each.")
 @task_option
 @threads_option
 @json_option
@@ -148,13 +148,13 @@ def query(
         if words := answer_words(facts["seconds"]["answer"], facts["seconds"]["training"]):
             say(f"\n{words}")
         if estimator == "carried" and (why := _rough(sim, facts["metrics"])):
-            say(f"\n{why} training on few samples of each batch may be more exact:")
+            say(f"\n{why} training on few samples of each batch may be more accurate:")
             say("--effort 0.125 compares both on the recorded runs and takes the better one")
     click.get_current_context().exit(0 if is_trusted(facts) else UNTRUSTED)
 
 
 def _rough(sim: Simulator, names: Iterable[str]) -> str | None:
-    """Why the carried replay is rough here, as the beginning of a sentence; None where it is not."""
+    """Why the carried replay is inaccurate here, as the beginning of a sentence; None if it is not."""
     if sim.window.steps > LONG:
         return f"in a run of {sim.window.steps} steps"
     left = max((sim.calibration[name].left for name in names), default=0.0)
@@ -164,7 +164,7 @@ def _rough(sim: Simulator, names: Iterable[str]) -> str | None:
 
 
 def models_run(run: Path, metrics: Sequence[str], *, precise: bool, estimator: str) -> list[str]:
-    """Metrics of a question for which the model is run, so that the task is needed.
+    """Metrics for which the model is run, so that the task is needed.
 
     Args:
         run: its path.
@@ -181,7 +181,7 @@ def ask(
     sim: Simulator, texts: Sequence[str], *, metrics: Sequence[str], precise: bool, estimator: str,
     rates: Rates | None, train: bool, quiet: bool, effort: float | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Predict orders, and train them where that is asked for.
+    """Predict orders, and train them if requested.
 
     Args:
         sim: the run, opened.
@@ -235,7 +235,7 @@ def ask(
 
 
 def is_trusted(facts: dict[str, Any]) -> bool:
-    """Whether every answer lies inside what can be trusted."""
+    """Whether every prediction is trusted."""
     return all(values["trusted"] for row in facts["orders"] for values in row["metrics"].values())
 
 
@@ -265,7 +265,7 @@ def answer(prediction: Prediction, index: int, text: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Rates:
-    """Learning rates as a user gives them.
+    """The value of `--lr`, checked.
 
     Args:
         values: the rates, or factors.
@@ -295,7 +295,7 @@ def read_rates(text: str) -> Rates:
 
 
 def learning_rates(sim: Simulator, asked: Rates | None) -> np.ndarray | None:
-    """Rates as `Simulator.predict` takes them; None where none were given.
+    """Learning rates as `Simulator.predict` takes them; None for the recorded ones.
 
     Args:
         sim: the run, opened.
@@ -312,7 +312,7 @@ def learning_rates(sim: Simulator, asked: Rates | None) -> np.ndarray | None:
 
 
 def show(facts: dict[str, Any]) -> None:
-    """Print an answer of `ask`, with how it was asked: `estimator`, `lr`, `model_run_for`."""
+    """Print the result of `ask`, with its options `estimator`, `lr` and `model_run_for`."""
     from orderscope.answers.effect import Effect
 
     rows = facts["orders"]
@@ -372,7 +372,7 @@ def sigma_line(effect: Effect) -> str:
 
 
 def noise_lines(effect: Effect) -> list[str]:
-    """The noise beside sigma_order, in words."""
+    """The noise floor and the held-out noise, in words."""
     lines = ["noise floor unknown: orderscope validate measures it"]
     if np.isfinite(effect.floor):
         lines = [f"noise floor {number(effect.floor, 2)}: the same order, the samples of each batch shuffled"]
@@ -386,8 +386,8 @@ def noise_lines(effect: Effect) -> list[str]:
 def _cells(order: str, values: dict[str, Any]) -> list[str]:
     value, error = figures(values["value"], values["error"])
     difference = signed(values["difference"], values["error"])
-    said = ""
+    remark = ""
     if not values["detectable"] and np.isfinite(values["error"]):
-        said = NO_EFFECT if abs(values["difference"]) <= values["error"] else NOT_TOLD
+        remark = NO_EFFECT if abs(values["difference"]) <= values["error"] else UNRELIABLE
     trained = [truth(values["true"], values["error"])] if "true" in values else []
-    return [order, value, error, difference, said, "yes" if values["trusted"] else "no", *trained]
+    return [order, value, error, difference, remark, "yes" if values["trusted"] else "no", *trained]

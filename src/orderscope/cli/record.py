@@ -21,7 +21,7 @@ from orderscope.text import number
 jobs_option = click.option(
     "--jobs",
     type=click.IntRange(min=1),
-    help="Processes, one thread each. Default: one a core, eight at most, and one more; one alone on an accelerator.",
+    help="Processes, one thread each. Default: one per core, at most eight, plus one; on an accelerator a single one.",
 )
 
 
@@ -31,20 +31,20 @@ jobs_option = click.option(
 @click.option(
     "--anchors",
     type=click.IntRange(min=1),
-    help=f"States of the reference run at which gradients are taken; each costs a run. Default: {DEFAULT.anchors}.",
+    help=f"Number of reference states at which gradients are computed; each costs a run. Default: {DEFAULT.anchors}.",
 )
 @click.option(
     "--probes",
     type=click.IntRange(min=0),
-    help="True runs under other orders. They give every prediction its error bar."
+    help="Number of training runs under other orders, which give predictions their error bars."
     f" Default: {DEFAULT.probes}; {MIXED.probes} where batches mix groups, {PARTIAL.probes} where few of many weights"
     " are carried.",
 )
 @click.option(
     "--budget",
     type=click.FloatRange(min=1),
-    help="Honest runs that recording may cost up to the first answer: CPU time over that of training the window once."
-    " What is bought is what narrows the error of left-out runs most.",
+    help="Most runs that recording may cost up to the first prediction: CPU time over that of training the window once."
+    " It is spent where it reduces the error of left-out runs most.",
 )
 @click.option(
     "--reuse",
@@ -56,9 +56,9 @@ jobs_option = click.option(
 @click.option(
     "--coords",
     type=click.IntRange(min=1),
-    help="Most weights to carry; all of a smaller model. Default: 16,384, or one in 256 of a large model's.",
+    help="Most weights to carry (a smaller model's are all carried). Default: 16,384, or one in 256 of a large model.",
 )
-@click.option("--sketch/--no-sketch", default=True, help="Whether to sketch too; `orderscope sketch` does it later.")
+@click.option("--sketch/--no-sketch", default=True, help="Whether to sketch too; `orderscope sketch` can do it later.")
 @jobs_option
 @seed_option
 @threads_option
@@ -67,11 +67,11 @@ def record(
     spec: str, out: Path, anchors: int | None, probes: int | None, budget: float | None, reuse: tuple[Path, ...],
     coords: int | None, sketch: bool, jobs: int | None, seed: int, threads: int, as_json: bool,
 ) -> None:  # fmt: skip
-    """Train TASK once, and the probes, and keep what predictions need in the directory --out.
+    """Train TASK once and the probes, and store what predictions need in the directory --out.
 
     TASK is file.py:name or module:name: an orderscope.Task, its keyword arguments, or a function returning either.
 
-    Killed at any instant and called again, it goes on where it was and ends with the same bytes.
+    If it is killed at any instant and called again, it resumes and ends with the same bytes.
     """
     RunStore.check_creatable(out)
     task_file(spec, out)
@@ -97,13 +97,13 @@ def train(task: Any, out: Path, quiet: bool, **options: Any) -> None:
     from orderscope.recording import record as recording
 
     with progress_bars(quiet=quiet) as progress, warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # what it says is printed afterwards
+        warnings.simplefilter("ignore", UserWarning)  # the command prints the same remarks afterwards
         progress("check the task", 0, 0)
         recording.record(task, out, progress=progress, **options)
 
 
 def tell(run: Path, seconds: float, as_json: bool) -> None:
-    """Print what a run holds now.
+    """Print the contents of a recorded run.
 
     Args:
         run: its path.
@@ -135,7 +135,7 @@ def show(facts: dict[str, Any]) -> None:
     for name, value in facts["metrics"].items():
         say(f"  {plain(name)} of the reference order: {number(value, 5)}")
     if not facts["mapped"]:
-        say("  single samples' gradients were taken one after the other: torch.func cannot take this model")
+        say("  gradients of single samples were computed one by one: torch.func does not support this model")
     found, planned = facts["probes"]
     if found < planned:
         say(f"  {found} of {planned} probes recorded: orderscope record again with --out {plain(str(run))}")

@@ -23,7 +23,7 @@ from orderscope.cli.text import json_option, plain, print_json, say, size
 @run_argument
 @click.option(
     "--out", type=click.Path(path_type=Path, dir_okay=False), required=True, callback=sound_output,
-    help="The page, say report.html.",
+    help="The file to write, such as report.html.",
 )  # fmt: skip
 @click.option(
     "--metric", default=None, help="The metric that the page shows first. Default: the first metric of the task."
@@ -37,7 +37,7 @@ from orderscope.cli.text import json_option, plain, print_json, say, size
 def report(
     run: Path, out: Path, metric: str | None, texts: Sequence[str], spec: str | None, threads: int, as_json: bool
 ) -> None:
-    """Write one HTML file about a run: what order does to this model, in figures and plain words.
+    """Write one HTML page about a run: the effect of order on this model, in figures and words.
 
     It shows the orders queried before, what validate and positions measured, and the last proposal. It needs no
     network and no server, and the same run gives the same bytes.

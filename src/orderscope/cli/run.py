@@ -1,4 +1,4 @@
-"""`orderscope run`: all that a study file says, one part after the other, each done once."""
+"""`orderscope run`: carry out a study file, part by part, each part once."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ REPORTED = "study report"
 @click.option("--dry-run", is_flag=True, help="Check the study, print it with its defaults written out, and end.")
 @json_option
 def run(file: Path, dry_run: bool, as_json: bool) -> None:
-    """Do what a study file says: record, ask, check, map, propose, report.
+    """Carry out a study file: record, query, validate, map positions, propose, report.
 
     STUDY is a .yaml or .toml file. It is checked whole before anything starts, and kept in the run with its defaults
     written out. Paths in it are named from its own folder.
 
-    Interrupted and called again, it goes on where it was; what is done is printed again and not repeated. Exit code 3
+    If it is interrupted and called again, it resumes; finished parts are printed again and not repeated. Exit code 3
     where an answer is outside what can be trusted.
     """
     try:
@@ -144,7 +144,7 @@ class Work:
             recording.show({**found, "seconds": time.monotonic() - began})
 
     def question(self, index: int, question: Question) -> dict[str, Any]:
-        """Every order is asked once; what is trained is kept order by order."""
+        """Answer a question; each order is predicted once, and training results are stored order by order."""
         asked = question.model_dump(mode="json", exclude={"orders"})
         if question.lr is not None:
             asked["lr"] = self.places.digest(str(question.lr))
@@ -223,7 +223,7 @@ class Work:
         return facts | {"order": np.asarray(order).tolist()}
 
     def report(self, asked: Any) -> dict[str, Any]:
-        """Written again only where the file, or what the run holds, is no longer as it was."""
+        """Write the report, unless neither the file nor the run has changed since it was written."""
         out = self.places.path(asked.out)
         store = RunStore.open(self.run)
         written = [event for event in store.journal() if event.get("event") == REPORTED]
@@ -242,7 +242,8 @@ class Work:
         return {"file": str(out), "bytes": out.stat().st_size}
 
     def _simulator(self) -> Any:
-        """Opened anew for every part: what one has trained sharpens the predictions of the next."""
+        """The simulator, opened again for every part, since orders trained by one part improve predictions of the
+        next."""
         with doing(f"open {self.run}", quiet=self.quiet):
             from orderscope.simulation.simulator import Simulator
 
@@ -255,7 +256,7 @@ class Work:
         return self._keep(name, work()) if found is None else found
 
     def _found(self, name: str) -> dict[str, Any] | None:
-        """What a part found before. Raises: DamagedRun where that is not what such a part writes."""
+        """The stored result of a part. Raises DamagedRun if it is not in the form that such a part writes."""
         store = RunStore.open(self.run)
         if name not in store:
             return None
@@ -287,7 +288,7 @@ class Work:
 
 
 def _name(kind: str, asked: dict[str, Any]) -> str:
-    """The shard of what was asked; equal questions have equal names."""
+    """Name of the shard for a question; equal questions have equal names."""
     return f"study/{kind}-{hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]}"
 
 

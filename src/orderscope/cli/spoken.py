@@ -1,4 +1,4 @@
-"""What the library says of its arguments, said of the command's options: `budget=` is `--budget` at a shell."""
+"""Messages of the library in terms of a command's options: `budget=` becomes `--budget`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TASK = "--task file.py:name"
 
 
 def as_options(text: str, command: click.Command | None) -> str:
-    """A line of the library with the options of a command in place of Python arguments; others stay as they are.
+    """A message of the library with Python arguments replaced by the options of a command; other arguments stay.
 
     Example:
         >>> from orderscope.cli.propose import propose
@@ -25,23 +25,23 @@ def as_options(text: str, command: click.Command | None) -> str:
         return text
     known = dict(_options(command))
 
-    def said(found: re.Match[str]) -> str:
-        option = known.get(found[1])
+    def replacement(match: re.Match[str]) -> str:
+        option = known.get(match[1])
         if option is None:
-            return found[0]
+            return match[0]
         no = option.secondary_opts[-1:] or option.opts[-1:]
-        name = no[0] if found[2] == "False" else max(option.opts, key=len)
-        return name if option.is_flag or found.end() == len(text) or text[found.end()] in " ,;)" else f"{name} "
+        name = no[0] if match[2] == "False" else max(option.opts, key=len)
+        return name if option.is_flag or match.end() == len(text) or text[match.end()] in " ,;)" else f"{name} "
 
-    told = ARGUMENT.sub(said, text)
+    line = ARGUMENT.sub(replacement, text)
     if "task" in known:
-        told = SIMULATOR.sub(TASK, told)
-    told = re.sub(r"(--[\w-]+) \(\1\)", r"\1", told)
-    return NO_OPTION.sub("", told)
+        line = SIMULATOR.sub(TASK, line)
+    line = re.sub(r"(--[\w-]+) \(\1\)", r"\1", line)
+    return NO_OPTION.sub("", line)
 
 
 def _options(command: click.Command) -> Iterator[tuple[str, click.Option]]:
-    """Options by the names that the library has for them."""
+    """Pairs of the library's name of an argument and the command's option."""
     for option in command.params:
         if isinstance(option, click.Option):
             for name in {option.name or "", *(opt.lstrip("-").replace("-", "_") for opt in option.opts)}:

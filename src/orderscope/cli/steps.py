@@ -26,7 +26,7 @@ SPANS = 12  # characters of a metric's name in the table's head
 def steps_of(
     run: Path, metric: str | None, runs: Collection[str], *, quiet: bool
 ) -> tuple[StepErrorMap, str | None, bool]:
-    """Errors step by step, as they are kept in the run where they are of these true runs, else found now and kept.
+    """Errors step by step: those stored in the run if they cover these true runs, else computed now and stored.
 
     Args:
         run: directory or packed file.
@@ -64,12 +64,12 @@ def as_json(found: StepErrorMap) -> dict[str, Any]:
 
 
 def show_steps(run: Path, found: StepErrorMap) -> None:
-    """Print the segments as a table, and in words how far they can be believed."""
+    """Print the segments as a table, and in words how reliable they are."""
     from orderscope.studies.step_map import rms
 
     metric = short(found.metric, SPANS)
     say(f"{plain(str(run))}: where predictions of {plain(found.metric)} go wrong")
-    say(f"{count(len(found.runs), 'true run')}, each predicted without what it left behind\n")
+    say(f"{count(len(found.runs), 'true run')}, each predicted without its own states\n")
     header = ["steps", "gradient error", "without curvature", "cosine", f"effect on {metric}", "mean", "share"]
     rows = [
         [
@@ -86,7 +86,7 @@ def show_steps(run: Path, found: StepErrorMap) -> None:
     print_table(header, rows)
     agreement = f"; correlation {found.agreement:.2f}" if math.isfinite(found.agreement) else ""
     say(f"\nall steps: ±{two(rms(found.total))} by adding up, ±{two(rms(found.weights))} by the true runs{agreement}")
-    say(f"with the error of telling the loss from there, before calibration: ±{two(rms(found.error))}")
+    say(f"with the error of computing the loss, before calibration: ±{two(rms(found.error))}")
     if found.without:
         whose = "their" if len(found.without) > 1 else "its"
         names = listed([plain(name) for name in found.without])

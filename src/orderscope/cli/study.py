@@ -1,4 +1,4 @@
-"""A study file: everything that is done with one task, its schema and how it is read.
+"""A study file, which describes all the work on one task: its schema, and how it is read.
 
 It is read by `orderscope run`; what it says is checked in `study_checks`. Needs pydantic, and pyyaml for YAML: the
 extra `study`.
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".yaml", ".yml", ".toml")
 RECORDING = "study/recording"  # the shard with how a run was recorded
-LONGEST = 60  # characters of a wrong value that are shown
+LONGEST = 60  # most characters shown of a wrong value
 
 Count = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
@@ -32,7 +32,7 @@ Text = Annotated[str, Field(min_length=1)]
 
 
 class Part(BaseModel):
-    """A mapping in which no other key may stand, and every value has its type."""
+    """A mapping with known keys only, whose values have the right type."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
@@ -52,7 +52,7 @@ class Recording(Part):
 
 
 class Question(Part):
-    """What `orderscope query` is asked."""
+    """Orders and options of `orderscope query`."""
 
     orders: Annotated[list[Text], Field(min_length=1)]
     metrics: list[Text] = []
@@ -119,7 +119,7 @@ class Study(Part):
 
 
 class WrongStudy(Exception):
-    """All that is wrong with a study file."""
+    """All errors in a study file."""
 
     def __init__(self, errors: list[OrderscopeError]) -> None:
         super().__init__("\n".join(map(str, errors)))
@@ -127,13 +127,13 @@ class WrongStudy(Exception):
 
 
 class Slips:
-    """What is wrong with a file, collected."""
+    """Collects the errors in a study file."""
 
     def __init__(self, file: Path) -> None:
         self.file, self.errors = file, list[OrderscopeError]()
 
     def add(self, key: str, found: str, expected: str, todo: str) -> None:
-        """Note one thing that is wrong.
+        """Add one error.
 
         Args:
             key: of the file, as `recording.budget`; empty for the file as a whole.
@@ -146,20 +146,20 @@ class Slips:
 
     @contextmanager
     def at(self, key: str) -> Iterator[None]:
-        """What is raised inside is wrong with this key."""
+        """Attribute errors raised inside to this key."""
         try:
             yield
         except OrderscopeError as error:
             self.add(key, error.found, error.expected, error.todo)
 
     def tell(self) -> None:
-        """Raises: WrongStudy where anything was found."""
+        """Raise WrongStudy if there are errors."""
         if self.errors:
             raise WrongStudy(self.errors)
 
 
 def read_study(file: Path) -> Study:
-    """A study as it is written, its form checked.
+    """Read a study file and check its form.
 
     Raises:
         WrongStudy: it is no YAML or TOML, or keys or values are wrong.
@@ -214,7 +214,7 @@ def _yaml(text: str) -> Any:
         ) from None
 
     class Loader(yaml.SafeLoader):
-        """Refuses a key that stands twice: the second would silently win."""
+        """Refuse duplicate keys: the second would silently replace the first."""
 
         def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
             seen = set()
@@ -235,7 +235,7 @@ def _yaml(text: str) -> Any:
 
 
 def _wrong(found: Any, error: ValidationError) -> dict[str, tuple[str, str, str]]:
-    """Key -> found, expected, what to do; of a value that may be of several types, all of them."""
+    """Key -> found, expected, what to do. For a value that may have several types, all of them are expected."""
     told: dict[str, tuple[str, str, str]] = {}
     for one in error.errors(include_url=False):
         kind, place, value = one["type"], list(one["loc"]), one["input"]
@@ -278,7 +278,7 @@ def _names(place: list[Any]) -> list[str]:
 
 
 def recording_facts(study: Study) -> dict[str, Any]:
-    """What a recording depends on: the number of processes is none of it."""
+    """The settings that a recording depends on; the number of processes is not one."""
     return study.recording.model_dump(mode="json", exclude={"jobs"})
 
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def write_csv(raw: IO[bytes], table: Table) -> None:
-    """A header and one line a row; what is not known is empty, and truth is `true` or `false`."""
+    """A header and one line per row; unknown values are empty, truth values are `true` or `false`."""
     file = io.TextIOWrapper(raw, newline="", encoding="utf-8", write_through=True)
     writer = csv.writer(file)
     writer.writerow(table.columns)
@@ -21,7 +21,7 @@ def write_csv(raw: IO[bytes], table: Table) -> None:
 
 
 def write_parquet(raw: IO[bytes], table: Table) -> None:
-    """Typed columns; what is not known is null."""
+    """Typed columns; unknown values are null."""
     import pyarrow
     from pyarrow import parquet
 

@@ -31,7 +31,7 @@ def width() -> int:
 
 
 def say(text: str = "", *, err: bool = False, nl: bool = True, whole: bool = False) -> None:
-    """Print text; whatever it quotes from a run or a task, no character of it steers the terminal.
+    """Print text. Control characters that it quotes from a run or a task are made harmless for the terminal.
 
     Args:
         text: lines; on a terminal longer ones are folded between words.

@@ -30,7 +30,7 @@ SCORES = ("spearman", "pearson", "mae_ratio", "coverage", "sign", "sigma_order",
 @click.command()
 @run_argument
 @click.option(
-    "--orders", type=click.IntRange(min=2), default=16, show_default=True, help="How many to train; one run each."
+    "--orders", type=click.IntRange(min=2), default=16, show_default=True, help="Orders to train; one run each."
 )
 @click.option("--metric", "metrics", multiple=True, help="Only this metric; may be given several times.")
 @seed_option
@@ -40,7 +40,7 @@ SCORES = ("spearman", "pearson", "mae_ratio", "coverage", "sign", "sigma_order",
 def validate(
     run: Path, orders: int, metrics: Sequence[str], seed: int, spec: str | None, threads: int, as_json: bool
 ) -> None:
-    """Truly train orders the run has not seen, and compare with what was predicted for them.
+    """Train orders that the run has not seen, and compare the results with the predictions.
 
     \b
     spearman     rank correlation of predicted and true values
@@ -94,7 +94,7 @@ def check(sim: Any, *, orders: int, metrics: Sequence[str], seed: int, quiet: bo
 
 
 def show(facts: dict[str, Any]) -> None:
-    """Print what `check` found, with the name of the run."""
+    """Print the result of `check`, with the name of the run."""
     spent = f"trained, {number(facts['cost'], 3)} runs spent" if facts["cost"] else "that had been trained before"
     say(f"{plain(facts['run'])}: {facts['orders']} unseen orders {spent}\n")
     rows = [
@@ -102,7 +102,7 @@ def show(facts: dict[str, Any]) -> None:
         for name, scores in facts["metrics"].items()
     ]
     table = [["metric", *SCORES], *rows]
-    if natural_width(table) > width():  # metrics of long names: one a column
+    if natural_width(table) > width():  # long metric names: print one column for each metric
         table = [list(column) for column in zip(*table, strict=True)]
     print_table(table[0], table[1:])
     for name, scores in facts["metrics"].items():

@@ -1,4 +1,4 @@
-"""Pure tensor functions: orders in, predictions out."""
+"""Pure functions on tensors that predict the final weights and losses of orders."""
 
 from orderscope.engine.anchors import AnchorSpace
 from orderscope.engine.batches import Batches

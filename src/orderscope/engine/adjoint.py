@@ -1,4 +1,4 @@
-"""What each sample or batch does to the metric at each position: one backward sweep of the replay.
+"""The effect of each sample or batch on the metric at each position, from one backward sweep of the replay.
 
 The sweep linearises the replay of a base order. A gradient moves the final weights, theta_T(dg_t) = theta_T + S_t dg_t,
 and the metric is L + g . d + 1/2 |A d|^2 in their displacement d. So having gradient g_u instead of g_o at t counts
@@ -29,23 +29,23 @@ from orderscope.engine.units import regrouped_gradients, some_of
 from orderscope_kernels.reference import affine_weights
 from orderscope_kernels.shapes import Float, Float64, Int
 
-RANK = 12  # directions, besides the gradient, in which a final loss is taken to bend
+RANK = 12  # directions of curvature of the final loss that are followed, besides the gradient
 PLACES = 8  # steps at which the adjoint is kept; between them effects are interpolated
 NUDGE = 1e-3  # share of the way from start to end by which weights are moved to measure a derivative along it
-CHUNK_BYTES = 1 << 28  # of single samples' gradients that are widened at once
+CHUNK_BYTES = 1 << 28  # bytes of single samples' gradients that are converted to the longer type at once
 Slope = Callable[[Tensor], tuple[float, Tensor]]
 
 
 @dataclass(frozen=True)
 class Passed:
-    """What the forward pass leaves behind of one step.
+    """The quantities of one step that the backward sweep needs.
 
     Args:
         theta: weights before it, [m].
         gradient: mean gradient before clipping, [m].
         second: Adam's second moment after it (the largest so far with amsgrad), [m], or None.
         taken: optimizer steps of each parameter before it, [n_params], or None.
-        unit: index of its unit.
+        unit: index of the unit trained on.
     """
 
     theta: Tensor
@@ -219,7 +219,7 @@ def _affine(window: Window, theta: Tensor, place: int, usable: Tensor) -> tuple[
 
 
 def _forward(window: Window, units: Units) -> tuple[list[Passed], Tensor]:
-    """Replay one order with the whole curvature, keeping what the way back needs."""
+    """Replay one order with the whole curvature, keeping what the backward sweep needs."""
     states = start_states(window.dynamics, 1)
     passed = []
     for t in range(window.steps):
@@ -236,7 +236,7 @@ def _forward(window: Window, units: Units) -> tuple[list[Passed], Tensor]:
 def predicted_gradient(
     window: Window, units: Units, unit: int, theta: Float[Tensor, " coords"]
 ) -> Float[Tensor, " coords"]:
-    """Of one batch in one state, with the whole curvature, [m].
+    """The predicted gradient of one batch in one state, with the whole curvature, [m].
 
     Args:
         window: the run, ready to be replayed.
@@ -301,7 +301,7 @@ def _clip_back(dynamics: Dynamics, gradient: Tensor, rows: Tensor) -> Tensor:
 
 
 def _gradient_back(window: Window, units: Units, at: Passed, rows: Tensor) -> Tensor:
-    """In the state that the forward pass was in."""
+    """As `gradient_back`, in the state of the forward pass."""
     return gradient_back(window, units, at.unit, at.theta, rows)
 
 
@@ -320,7 +320,7 @@ def gradient_back(
         theta: the state, [m].
         rows: x, [rows, m].
     """
-    # On an anchor the weights do not move at all; what is wanted is how they move around it.
+    # The weights are constant at an anchor itself, so their derivative is taken at a point near it.
     near = theta + NUDGE * (window.final - window.dynamics.start.theta)
     total, parts = torch.zeros_like(rows), _parts(window, units, unit)
     used = torch.stack([part.groups for part in parts]).any(0).tolist()

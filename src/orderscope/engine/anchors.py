@@ -17,7 +17,7 @@ NEAR = 1e-5  # relative squared distance up to which a state counts as an anchor
 
 
 class AnchorSpace:
-    """Where gradients are known: states shared by all units, and states of each unit's own.
+    """The states at which gradients are known: some shared by all units, and some specific to each unit.
 
     A unit's own anchors are the states at which it was trained on in the recorded runs; its gradient there came free
     with training. Weights of a state theta for a unit minimise, over its K shared and R own anchors,
@@ -77,7 +77,7 @@ class AnchorSpace:
         return cls(start, spread, len(shared), gram_of(spread, len(shared), units, start.dtype), ridge=ridge)
 
     def to(self, device: torch.device) -> AnchorSpace:
-        """The same on a device."""
+        """A copy on a device."""
         moved = copy.copy(self)
         for name in ("start", "spread", "gram", "norms"):
             setattr(moved, name, getattr(self, name).to(device))
@@ -109,7 +109,7 @@ class AnchorSpace:
         unit: Int64[Tensor, " rows"],
         allowed: Bool[Tensor, "rows anchors"] | None = None,
     ) -> tuple[Float64[Tensor, "rows anchors"], Float[Tensor, "rows coords"], Float64[Tensor, " rows"]]:
-        """Weights, what they leave, and how much that is.
+        """Affine weights of states among their unit's anchors, the remainder, and its length.
 
         Args:
             theta: [rows, coords].
@@ -137,7 +137,7 @@ class AnchorSpace:
         distance: Float64[Tensor, "rows anchors"],
         weights: Float64[Tensor, "rows anchors"],
     ) -> Bool[Tensor, " rows"]:
-        """Rows that are one of their anchors take it alone: their weights are written over. Bool [rows].
+        """Which rows are equal to one of their anchors, bool [rows]; such a row gets weight 1 for it, in place.
 
         They are equal to the bit; where distances from the start are kept in a short type, as far as that type shows.
 

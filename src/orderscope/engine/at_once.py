@@ -1,17 +1,17 @@
-"""How many orders are replayed at once."""
+"""The number of orders that are replayed at once."""
 
 from __future__ import annotations
 
-VECTORS = 6  # of float32 that an order takes while it is replayed, about: its state, moments, gradient and its parts
-BLOCK_BYTES = 1 << 28  # that they may take together
+VECTORS = 6  # approximate float32 vectors per replayed order: its state, moments, gradient and temporaries
+BLOCK_BYTES = 1 << 28  # most bytes of all orders that are replayed at once
 
 
 def at_once(orders: int, size: int) -> list[slice]:
-    """Slices of orders that are replayed at once, so that what they take fits `BLOCK_BYTES`.
+    """Slices of orders that are replayed at once within `BLOCK_BYTES` of memory.
 
     Args:
-        orders: how many there are.
-        size: weights that each carries.
+        orders: number of orders.
+        size: number of carried coordinates.
 
     Example:
         >>> at_once(5, 1 << 22)

@@ -1,4 +1,4 @@
-"""Recorded batches, found again whatever the order of their samples."""
+"""Lookup of recorded batches, regardless of the sequence of their samples."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Recalibration and error bars from runs predicted as if they had not been trained.
+"""Calibration and error bars from leave-one-out predictions of the true runs.
 
-Values. Orders that end in like places are wrong in like ways, in proportion to their effect, so a query is shifted by
-what kernel ridge regression on the direction of the final displacement makes of the left-out runs' residuals r,
+Values. Orders that end near each other have similar errors, in proportion to their effect. A query is shifted by
+a kernel ridge regression of the left-out runs' residuals r on the direction of the final displacement,
 
     shift(q) = gain * s(q) * sum_p k_qp [(K + lambda 1)^-1 (r / s)]_p,    s = (|value - reference| + sigma / 3) * far,
 
@@ -58,7 +58,7 @@ REGROUPED, PRIOR = (
     1.3,
     4,
 )  # w where no run of that kind is known (1: holds 0.90, 1.3: 0.96), and how many that counts for
-LEAST = 0.03  # least error, in sigma; without it a task that is told to 1 % of sigma holds 0.69
+LEAST = 0.03  # least error, in sigma; without it a task predicted to 1 % of sigma holds 0.69
 NEAR = 0.25  # least far_p where it divides, of the mean
 TINY = 1e-12
 ROUNDING = 4  # machine epsilons of a value: each of the two that are compared is a mean of many rounded losses
@@ -67,10 +67,10 @@ RIDGES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 
 @dataclass(frozen=True)
 class Bearing:
-    """Where replays led, as far as their errors depend on it.
+    """The properties of replays that their errors depend on.
 
     Args:
-        outside: how far their states lay outside what the anchors span, see `Replayed`, [n].
+        outside: distance of their states from the anchors' span, see `Replayed`, [n].
         alike: cosines between their final displacements from the reference and those of the left-out runs, [n, runs].
         regrouped: share of their steps that trained batches which were not recorded, [n].
     """
@@ -96,7 +96,7 @@ def directions(theta: Float[Tensor, "n coords"], center: Float[Tensor, " coords"
 
 @dataclass(frozen=True)
 class Calibration:
-    """Turns a raw value into a value and an error.
+    """Converts raw values into calibrated values and errors.
 
     Args:
         reference: recorded value of the reference order, where the raw value is exact.
@@ -105,14 +105,14 @@ class Calibration:
         residual: root mean square of the runs' residuals, each shifted by the others, per unit u.
         wider: how much larger the errors of regrouped orders are, per unit u.
         factor: k, from a root mean square to an interval.
-        quantile: of Student's t, for a 90 % interval of who knows the true values alone.
+        quantile: quantile of Student's t, for a 90 % interval around a constant guess.
         typical, farthest: mean and largest `outside` of the runs.
         away: `outside` of each, [runs].
         left: mean size of the residuals on the runs over that of a constant's; 1 and more is no prediction.
         held: share of the runs that lie within their own errors: of recorded batches, and of regrouped samples. Not a
             number where no run is of that kind.
         rounding: how far two values that ought to be the same may differ by arithmetic alone; no error is smaller.
-        predicted, error, true: values of the runs left out, as they would have been told, and the truth.
+        predicted, error, true: leave-one-out predictions of the runs, their errors, and the true values.
     """
 
     reference: float
@@ -139,7 +139,7 @@ class Calibration:
 
     @property
     def guess(self) -> float:
-        """Half-width of the 90 % interval of who knows no more than how much order matters."""
+        """Half-width of the 90 % interval of a constant guess, which uses sigma alone."""
         return self.quantile * self.sigma
 
     def apply(
@@ -171,9 +171,9 @@ class Calibration:
     def _error(self, bound: np.ndarray, at: Bearing, pushed: np.ndarray | None) -> np.ndarray:
         square = (self.residual * bound) ** 2
         if pushed is not None and self.typical:
-            told, far = np.isfinite(pushed), at.outside[:, None] / np.maximum(self.away, NEAR * self.typical)
-            mean = (np.where(told, pushed, 0) * far) ** 2 @ np.ones(len(self.away)) / np.maximum(told.sum(1), 1)
-            square = np.where(told.any(1), (1 - PUSHED) * square + PUSHED * mean, square)
+            finite, far = np.isfinite(pushed), at.outside[:, None] / np.maximum(self.away, NEAR * self.typical)
+            mean = (np.where(finite, pushed, 0) * far) ** 2 @ np.ones(len(self.away)) / np.maximum(finite.sum(1), 1)
+            square = np.where(finite.any(1), (1 - PUSHED) * square + PUSHED * mean, square)
         error = self.factor * np.sqrt(square * (1 + (self.wider**2 - 1) * at.regrouped))
         return np.maximum(error, max(LEAST * self.sigma, self.rounding))
 
@@ -187,7 +187,7 @@ def fit_calibration(
     pushed: Float[np.ndarray, "runs runs"] | None = None,
     eps: float = 0.0,
 ) -> Calibration:
-    """Fit on runs that were left out.
+    """Fit a calibration on leave-one-out predictions of runs.
 
     Args:
         raw: values of the runs, each predicted without its own anchors, [runs].
@@ -253,8 +253,8 @@ def interval_factor(count: int) -> float:
 
 
 def errs_less(one: Sequence[Calibration], other: Sequence[Calibration]) -> bool:
-    """Whether an estimator clearly errs less than another on the left-out runs: the 90 % interval of the mean paired
-    difference, by Student's t, lies on its side. Differences of |error| / sigma, mean over the metrics.
+    """Whether an estimator errs significantly less than another on the left-out runs: the 90 % interval of the mean
+    paired difference, by Student's t, lies on its side. Differences of |error| / sigma, mean over the metrics.
 
     Args:
         one: calibrations of the estimator, one a metric.

@@ -1,4 +1,4 @@
-"""All weights from those carried, so that the real model can be run where only some of the coordinates are.
+"""All weights from the carried ones, so that the task's model can be evaluated if only some coordinates are carried.
 
 The other coordinates of a state are interpolated between recorded states, whose weights are known in full, as the
 carried ones lie between theirs; what the recorded states do not span of a held-out loss is left to what is known of it
@@ -7,7 +7,7 @@ there, H:
     theta ~ theta_0 + sum_k c_k (theta_k - theta_0),    c by ridge regression on the carried coordinates,
     L(theta) ~ L(interpolated) + H(theta) - H(interpolated).
 
-So most of the loss's shape is the real model's, and a metric that is no loss can be asked too, if more roughly.
+Most of the loss's shape is thus the model's own, and other metrics can be estimated too, less accurately.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ KNOWN_BYTES = 1 << 33  # largest memory that the known states' weights may take
 
 
 def held_bytes(states: int, size: int, item: int) -> int:
-    """Bytes of `states` recorded states of `size` weights, `item` bytes each; 0 where so many are not held in memory.
+    """Bytes of `states` recorded states of `size` weights, `item` bytes each; 0 if that exceeds `KNOWN_BYTES`.
 
     Args:
-        states: how many.
-        size: weights of each.
-        item: bytes of a weight.
+        states: number of states.
+        size: number of weights of each.
+        item: bytes of each weight.
 
     Example:
         >>> held_bytes(17, 22_714_756, 4)
@@ -87,7 +87,7 @@ class KnownStates:
 
 
 def known_states(store: RunStore, plan: SketchPlan) -> KnownStates:
-    """All anchors of the reference run, and where the other runs ended.
+    """The known states: all anchors of the reference run, and the ends of the other runs.
 
     Args:
         store: the run on disk.
@@ -113,12 +113,12 @@ def completed(
     without: Sequence[str] | None = None,
     each: Callable[[], None] | None = None,
 ) -> MetricModel:
-    """Metrics by the real model at interpolated weights, held-out losses corrected by what is known of them.
+    """Metrics by the task's model at interpolated weights, with held-out losses corrected by their expansion.
 
     Args:
         task: builds the model and evaluates it.
         known: whole weights of the recorded runs.
-        held_out: what is known of held-out losses; None where none is a metric.
+        held_out: the model of the held-out losses; None without such losses.
         without: for each of n orders a run whose states are not to be used.
         each: called after every evaluation of the model.
     """

@@ -1,8 +1,8 @@
-"""Does the optimizer alone, driven by the recorded gradients, reach the recorded states?
+"""Check that the optimizer alone, driven by the recorded gradients, reaches the recorded states.
 
-A replay takes the optimizer's own steps and nothing else. What else happens to gradients or weights around
-`optimizer.step()` (hooks, constraints, a patched optimizer) it would leave out in every order, unseen. So the recorded
-run is stepped again with the replay's arithmetic, from boundary to boundary, before anything is answered.
+A replay takes the optimizer's own steps and nothing else. It would silently leave out anything else that happens around
+`optimizer.step()` (hooks, constraints, a patched optimizer), in every order. Therefore the recorded
+run is stepped again with the replay's arithmetic, from boundary to boundary, before any prediction.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def recorded_dynamics(store: RunStore, coordinates: Coordinates, name: str = REF
 
 
 def check_reached(store: RunStore, coordinates: Coordinates, name: str = REFERENCE) -> None:
-    """Step a recorded run again, from boundary to boundary.
+    """Step a recorded run again, from boundary to boundary, and compare the states.
 
     Args:
         store: the run on disk.

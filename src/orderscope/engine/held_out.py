@@ -1,4 +1,4 @@
-"""Held-out losses of estimated weights from what is known at the ends of the recorded runs, without the model.
+"""Held-out losses at estimated weights from losses and gradients at the ends of the recorded runs, without the model.
 
 At the last state theta_k of every recorded run the loss L_k and its gradient g_k are known. For other weights theta,
 with affine weights w between the known states and remainder r = theta - sum_k w_k theta_k,
@@ -61,7 +61,7 @@ class Expansion:
 
 @dataclass(frozen=True)
 class Missed:
-    """Errors of left-out runs' weights, as far as a loss sees them.
+    """Errors of the weights of left-out runs, projected on what a loss depends on.
 
     Args:
         along: inner products of gradients at the known states and the errors, float64 [names, K, runs].
@@ -74,11 +74,11 @@ class Missed:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What is known of the held-out losses; K states, n pseudo-gradients.
+    """The model of the held-out losses, from K known states and n pseudo-gradients.
 
     Args:
         names: of the losses.
-        runs: name of the run that ends in each state, the reference first.
+        runs: name of the run that ends in each known state, the reference first.
         center: the first state, [m].
         spread: displacements of the states from it, [K, m].
         weight: P / m.
@@ -177,7 +177,7 @@ class HeldOut:
         missed: Missed,
         without: Sequence[Without] | None = None,
     ) -> Float64[np.ndarray, "rows runs"]:
-        """What the errors of left-out runs' weights would do to a loss at other weights [rows, m], to first order,
+        """The first-order change of a loss at other weights [rows, m] by the errors of left-out runs' weights,
         float64 [rows, runs]; not a number for a run whose last state is not known.
 
         Args:
@@ -190,7 +190,7 @@ class HeldOut:
         return (place.weights @ missed.along[i] + (place.bent * self.shares[i]) @ missed.bent).numpy()
 
     def expansion(self, name: str) -> Expansion:
-        """The loss around the end of the reference run alone."""
+        """The second-order expansion of a loss around the end of the reference run."""
         i = self.names.index(name)
         used = self.shares[i] > 0
         return Expansion(
@@ -221,9 +221,9 @@ class HeldOut:
 
 
 def scaled_as_known(known: HeldOut) -> HeldOut:
-    """With the curvature of each loss multiplied by the factor that tells the known states best, each from the others,
-    by ridge regression towards one: the sampled matrix is too large or too small along all remainders alike, by chance
-    and because it stands for the Hessian."""
+    """The model with the curvature of each loss multiplied by the factor that predicts the known states best, each from
+    the others, by ridge regression towards one: the sampled matrix is too large or too small along all remainders
+    alike, by chance and because it stands for the Hessian."""
     if len(known.runs) < 4:
         return known
     states, runs = known.center + known.spread[1:], known.runs[1:]
@@ -240,7 +240,7 @@ def scaled_as_known(known: HeldOut) -> HeldOut:
 
 @dataclass(frozen=True)
 class _Placed:
-    """Where some weights lie among the known states.
+    """The position of some weights relative to the known states.
 
     Args:
         weights: affine weights, float64 [rows, K].

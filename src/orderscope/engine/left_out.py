@@ -1,6 +1,6 @@
-"""The true runs, each predicted as if it had not been trained: what errors are calibrated on.
+"""Leave-one-out predictions of the true runs, on which errors are calibrated.
 
-What a replay gets wrong adds up over its steps, most where there is little curvature to bring it back. Over hundreds of
+Errors of a replay add up over its steps, most in directions of little curvature. Over hundreds of
 steps the remainder r that the last states of other runs leave of its weights may then be more error than prediction. So
 weights are drawn towards what those states span,
 
@@ -34,7 +34,7 @@ SHARES = np.linspace(0, 1, 11)
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Predictions without the runs' own anchors and last states.
+    """Leave-one-out predictions of the true runs: without each run's own anchors and last state.
 
     Args:
         runs: their names.
@@ -56,7 +56,7 @@ class LeftOut:
 def left_out(
     window: Window, held_out: HeldOut | None, runs: Sequence[str], orders: Int[np.ndarray, "runs steps batch"]
 ) -> LeftOut:
-    """Predict runs without what they left behind.
+    """Predict each run without its own anchors and last state.
 
     Args:
         window: the run, ready to be replayed.
@@ -104,11 +104,11 @@ def share_kept(held_out: HeldOut, replayed: Replayed, runs: Sequence[str], final
         raw[i] = (np.abs(np.stack([found[name] for name in held_out.names]) - true) / scale).mean(0)
         unit = directions(drawn, final)
         at = Bearing(replayed.outside[rows].numpy(), (unit @ unit.T).double().numpy(), replayed.regrouped[rows].numpy())
-        told = [
+        calibrated_values = [
             fit_calibration(found[name], true[k], float(held_out.values[k, 0]), at).predicted
             for k, name in enumerate(held_out.names)
         ]
-        calibrated[i] = (np.abs(np.stack(told) - true) / scale).mean(0)
+        calibrated[i] = (np.abs(np.stack(calibrated_values) - true) / scale).mean(0)
     without = (raw.sum(1, keepdims=True) - raw).argmin(0)  # the best for all runs but one
     if not clearly_positive(raw[-1] - raw[without, np.arange(len(names))]):
         return 1.0

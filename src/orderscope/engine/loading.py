@@ -1,4 +1,4 @@
-"""The table of a run: built once from what was recorded and sketched, then mapped into memory and used as it is.
+"""The table of a run: built once from the recording and the sketch, then mapped into memory.
 
 Three shards: `table/window-NNN` has what a replay reads, `table/held-out-NNN` what the held-out losses are told by, and
 `table/left-out-NNN` the true runs predicted without what they left behind, which errors are calibrated on. They are
@@ -46,7 +46,7 @@ def load_window(store: RunStore) -> Window:
 
 
 def load_held_out(store: RunStore, window: Window) -> HeldOut | None:
-    """What held-out losses are predicted by; None where the task has no such losses.
+    """The model of the held-out losses; None if the task has no such losses.
 
     Args:
         store: the run on disk.
@@ -68,7 +68,7 @@ def load_held_out(store: RunStore, window: Window) -> HeldOut | None:
 
 
 def load_left_out(store: RunStore, window: Window, held_out: HeldOut | None) -> LeftOut:
-    """The true runs under other orders, each predicted as if it had not been trained.
+    """Leave-one-out predictions of the true runs under other orders.
 
     Args:
         store: the run on disk.
@@ -92,20 +92,20 @@ def _left_out(store: RunStore, window: Window, held_out: HeldOut | None) -> Left
     return left_out(window, held_out, runs, np.array(orders, dtype=np.int64).reshape(len(runs), *window.order.shape))
 
 
-def untold(store: RunStore) -> list[str]:
+def missing_runs(store: RunStore) -> list[str]:
     """True runs that the finished table lacks."""
-    told = store.attrs(f"{TABLE}left-out-{table_number(store)}")["runs"]
-    return [run for run in true_runs(store) if run != REFERENCE and run not in told]
+    present = store.attrs(f"{TABLE}left-out-{table_number(store)}")["runs"]
+    return [run for run in true_runs(store) if run != REFERENCE and run not in present]
 
 
 def build_table(store: RunStore) -> None:
-    """Write the table, or write it anew with the true runs that it lacks; and drop what it was made of.
+    """Write the table, or write it again with the true runs that it lacks; then drop the shards that it was built from.
 
     Raises:
         IncompleteRun: the sketch is not finished.
     """
     built = table_number(store) is not None
-    runs = untold(store) if built else true_runs(store)
+    runs = missing_runs(store) if built else true_runs(store)
     if runs:
         with one_thread():
             window = load_window(store)
@@ -118,7 +118,7 @@ def build_table(store: RunStore) -> None:
     used = [name for name in store.names(TABLE) if not name.endswith(f"-{number}")]
     used += [name for prefix in RAW for name in store.names(prefix)]
     used += [name for run in true_runs(store) for name in store.names(f"record/{run}/gradient-")]
-    if used:  # also what a writer left that was killed before it dropped this
+    if used:  # including shards of a writer that was killed before it dropped them
         store.drop(used)
 
 

@@ -1,4 +1,4 @@
-"""Metrics of estimated final weights by the real model: what no expansion predicts, and what is to be precise."""
+"""Metrics at estimated final weights by the task's model: those without an expansion, and precise held-out losses."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class MetricModel(Protocol):
 
 
 def evaluated(task: Task, each: Callable[[], None] | None = None) -> MetricModel:
-    """Metrics of the real model at the estimated weights; needs all of them, m = P.
+    """Metrics of the task's model at the estimated weights, all of which must be carried (m = P).
 
     Args:
         task: has the model and the metrics.

@@ -18,7 +18,7 @@ from orderscope_kernels.shapes import Bool, Float, Float64, Int64
 
 @dataclass(frozen=True)
 class Slice:
-    """A run of carried coordinates that one parameter group's hyper-parameters hold for.
+    """A range of carried coordinates with the same parameter group and step count.
 
     Args:
         coords: their range in [0, m).
@@ -50,7 +50,7 @@ class Start:
 
 @dataclass(frozen=True)
 class Dynamics:
-    """The optimizer of a dynamics.
+    """The recorded optimizer: its kind, hyper-parameters at every step, and start state.
 
     Args:
         optimizer: its name in torch.optim, one of `orderscope_kernels.optimizers.KINDS`.

@@ -39,7 +39,7 @@ CHUNK = 1 << 20  # coordinates at once
 
 @dataclass(frozen=True)
 class Some:
-    """Some of the carried coordinates, for what only has to be about right.
+    """A subset of the carried coordinates, for approximate computations.
 
     Args:
         coordinates: which of all weights these are.
@@ -169,13 +169,13 @@ def extended(store: RunStore, window: Window, runs: Sequence[str]) -> Window:
 
 
 def _runs_with_anchors(store: RunStore, batches: Batches, names: Sequence[str]) -> list[Any]:
-    """Those that trained on a recorded batch; others know none."""
+    """The runs that trained on at least one recorded batch; others have no anchors."""
     runs = (load_run(store, name) for name in names)
     return [run for run in runs if (batches.index(run.order[None])[0] < len(batches.order)).any()]
 
 
 def raw_held_out(store: RunStore, window: Window, before: HeldOut | None, count: int | None = None) -> HeldOut | None:
-    """What held-out losses are predicted by, from the known states and the pseudo-gradients of held-out rows.
+    """The model of the held-out losses, from the known states and the pseudo-gradients of held-out rows.
 
     Args:
         store: the run on disk.
@@ -239,7 +239,7 @@ def raw_held_out(store: RunStore, window: Window, before: HeldOut | None, count:
 
 
 def _single_expansion(store: RunStore, window: Window, plan: SketchPlan) -> HeldOut:
-    """Of a run by an earlier version: the end of the reference alone is known."""
+    """The model for a run of an earlier version, of which only the end of the reference is known."""
     names, values = tuple(plan.metrics), load_run(store, REFERENCE, gradients=False).metrics[-1]
     shards = [f"sketch/metric/{name}" for name in names]
     rows = [from_bfloat16(store.map(shard, "rows")).to(window.dtype) for shard in shards]

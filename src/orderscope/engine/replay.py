@@ -32,7 +32,7 @@ from orderscope_kernels.reference import Clip, Products, Terms
 from orderscope_kernels.replay import ReplayKernels, replay_kernels
 from orderscope_kernels.shapes import Bool, Float, Float64
 
-HOMES = 4  # samples of a regrouped batch whose recorded batches weigh in: a third of the time of all sixteen
+HOMES = 4  # samples of a regrouped batch whose recorded batches are used: a third of the time of all sixteen
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def replay(
         snapshots: positions after which weights are kept; 0 is the start.
         curvature: whether to use it; without, the gradient is only interpolated.
         homes: of how many of a regrouped batch's samples the recorded batches weigh in, evenly spaced; None for all.
-        more: many more are replayed after these, so that the quickest kernels are worth loading.
+        more: whether many more orders follow, so that loading the fastest kernels pays off.
     """
     orders, dynamics, recorded = len(units.index), window.dynamics, window.units
     states = start_states(dynamics, orders)

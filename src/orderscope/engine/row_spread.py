@@ -1,12 +1,12 @@
-"""How much the mean of some held-out rows' losses would vary with another choice of rows.
+"""The standard error of a mean held-out loss over rows, as a function of weights.
 
 With g_i the gradient of row i's loss at the end of the reference run and d the displacement from there, row i changes
 by delta_i = g_i . d to first order, and the difference of the mean over n rows to the reference has the standard error
 
     se(d)  =  |B d|,    B = (g_i - mean g) / sqrt(n (r - 1)),    i = 1 .. r,
 
-r <= n of the rows standing for all of them. `weight * se` is what an objective is charged for going where rows
-disagree.
+where r <= n rows represent all of them. A search adds a multiple of se to its objective, as a penalty on weights at
+which the rows disagree.
 Source: Maurer and Pontil, "Empirical Bernstein bounds and sample variance penalization", 2009.
 """
 
@@ -38,9 +38,9 @@ class RowSpread:
 
     def slope(self, theta: Float[Tensor, " coords"]) -> tuple[float, Float[Tensor, " coords"]]:
         """The standard error at weights [m], and P / m of its gradient on the coordinates, [m]; zero at the center."""
-        apart = (theta - self.center) @ self.factor.T
-        size = float(apart.double().norm())
-        return size, (apart @ self.factor) / max(size, torch.finfo(theta.dtype).tiny)
+        projected = (theta - self.center) @ self.factor.T
+        size = float(projected.double().norm())
+        return size, (projected @ self.factor) / max(size, torch.finfo(theta.dtype).tiny)
 
 
 def row_spread(
@@ -54,5 +54,5 @@ def row_spread(
         rows: how many rows they stand for.
         weight: P / m.
     """
-    apart = gradients - gradients.mean(0)
-    return RowSpread(center, apart * (weight / (rows * max(1, len(gradients) - 1)) ** 0.5))
+    centred = gradients - gradients.mean(0)
+    return RowSpread(center, centred * (weight / (rows * max(1, len(gradients) - 1)) ** 0.5))

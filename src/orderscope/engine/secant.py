@@ -1,4 +1,4 @@
-"""What an error of a predicted gradient does in the end: the sweep between a replay and the run that it stands for.
+"""The effect of errors of predicted gradients on the final metric, from a sweep between a replay and the true run.
 
 Where the truth is known, a replay need not be linearised around itself. Between two trajectories every map has a
 secant, whose product with the difference of its arguments is the difference of its values to the last digit:
@@ -38,7 +38,7 @@ KINDS = ("SGD", "Adam", "AdamW")  # optimizers whose secants these are
 
 @dataclass(frozen=True)
 class Between:
-    """What the way back needs of one step of the two trajectories.
+    """The quantities of one step of the two trajectories that the backward sweep needs.
 
     Args:
         middle: mean of the weights before it, [m].

@@ -1,4 +1,4 @@
-"""Where the predicted gradients go wrong: each recorded run step by step, without what it left behind.
+"""Errors of predicted gradients step by step, from leave-one-out predictions of the recorded runs.
 
 At position t a run trained on recorded batch u in state theta_t; both are known, as is its gradient g_t there. Without
 the run's own anchors the gradient is predicted as
@@ -73,7 +73,7 @@ def mean_slope(held_out: HeldOut, name: str, run: str) -> Slope:
 
 
 def step_errors(window: Window, slope: Slope, run: str, order: Int[np.ndarray, "steps batch"]) -> StepErrors:
-    """Of one recorded run under another order than the reference's.
+    """Errors of the predicted gradients of one recorded run under another order than the reference's.
 
     Args:
         window: the run, ready to be replayed.

@@ -1,4 +1,4 @@
-"""Quantiles of Student's t and of chi-square: all that is needed of them. Importing scipy for it takes 0.2 s."""
+"""Quantiles of Student's t and of chi-square, without scipy, whose import takes 0.2 s."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ReplayTables:
-    """What a step reads.
+    """The tensors that a step of the replay reads.
 
     Args:
         entries: gradients, [entries, m]: of single samples, row s * samples + i of the i-th sample at the s-th anchor

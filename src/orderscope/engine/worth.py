@@ -1,7 +1,7 @@
-"""What each ingredient of a recording is worth, measured on the true runs before more of it is bought.
+"""How much each part of a recording reduces the error, measured on the true runs before the budget buys more of it.
 
 The true runs are predicted, each without its own anchors and last state, with all there is; then without half of the
-other runs, and with half of the curvature's rows. How much the error grows is what the missing part was worth.
+other runs, and with half of the curvature's rows. The growth of the error measures the value of the missing part.
 Shared anchors cannot be judged so, see `orderscope.recording.budget.falling`.
 """
 

@@ -41,7 +41,7 @@ class FirstStep:
         self._hooks = [m.register_forward_pre_hook(self._called, with_kwargs=True) for m in self._order]
 
     def notices(self, model: nn.Module) -> list[Notice]:
-        """What was seen, one line each; to be asked once, before the optimizer moves the weights."""
+        """The findings, one line each; to be called once, before the optimizer changes the weights."""
         calls = [self._calls[id(m)] for m in self._order if id(m) in self._calls]
         self.close()
         found = standing_notices(model)
@@ -61,7 +61,7 @@ class FirstStep:
 
 
 def standing_notices(model: nn.Module, *, training: bool = False) -> list[Notice]:
-    """What can be said of a model without running it: dropout, batch statistics, recurrent layers.
+    """Findings about a model without running it: dropout, batch statistics, recurrent layers.
 
     Args:
         model: the one that is trained.
@@ -115,7 +115,7 @@ def called_notices(
         known = known | {kind for kind, _ in found}
         if not {ChanceWarning, SlowPathWarning} & known and (why := _unmapped(copy, args, kwargs)):
             found.append(_slow(why))
-    except Exception:  # a model that cannot be copied or run again: nothing is known then
+    except Exception:  # the model cannot be copied or run again, so it cannot be checked
         return found
     return found
 
@@ -200,7 +200,7 @@ def _differs(module: nn.Module, args: Any, kwargs: Any) -> bool:
 
 
 def _unmapped(module: nn.Module, args: Any, kwargs: Any) -> str:
-    """Why torch.func cannot take the gradients of two samples of a batch; empty where it can, or nothing is known."""
+    """Why torch.func cannot compute the gradients of two samples of a batch; empty if it can, or if it is not known."""
     leaves, spec = tree_flatten((args, kwargs))
     rows = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.dim() > 0]
     if not rows or len(rows[0]) < 2:

@@ -1,4 +1,4 @@
-"""A loop's record on disk: one leg for each time the loop was started, steps as shards, states beside them.
+"""A loop's record on disk: one leg for each start of the loop, with steps as shards and states in files of their own.
 
     <path>/          loop/000/leg, loop/000/rows-000000, ...   what happened, never written over
     <path>/states/   000000032-000, ...                        a small store each, so that they can be thinned out
@@ -115,7 +115,7 @@ class Loop:
 
 
 def place(path: str | os.PathLike[str], rank: int) -> Path:
-    """The directory that a rank writes to: rank 0 to the run, the others beside it.
+    """The directory that a rank writes to: rank 0 to the run, the others next to it.
 
     Args:
         path: the run.
@@ -214,7 +214,7 @@ class LegWriter:
 
 
 def finished(path: Path) -> OrderscopeError:
-    """What is said of a run that is complete, when a loop is to be recorded there once more."""
+    """The error for recording a loop into a run that is complete already."""
     return OrderscopeError(
         f"a run at {path} that was recorded and probed already",
         "a new directory, or one whose loop was interrupted",

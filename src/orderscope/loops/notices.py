@@ -26,7 +26,7 @@ class SlowPathWarning(RecorderWarning):
 
 
 class UnevenStepsWarning(RecorderWarning):
-    """Steps will not all have the same number of samples: only a window without the odd ones can be asked about."""
+    """Steps have different numbers of samples: only a window whose steps all have the same number can be predicted."""
 
 
 class NoGroupsWarning(RecorderWarning):
@@ -46,7 +46,7 @@ class StartedOverWarning(RecorderWarning):
 
 
 class ColdMomentsWarning(RecorderWarning):
-    """Training goes on from a checkpoint with an optimizer that has forgotten its moments."""
+    """Training resumes from a checkpoint with an optimizer without its moments."""
 
 
 class OtherOrderWarning(RecorderWarning):

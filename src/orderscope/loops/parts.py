@@ -1,4 +1,4 @@
-"""The parts of a task beside the loop that was recorded: do they give its gradients, and if not, by which averaging?"""
+"""Check the parts of a task against the recorded loop: whether they give its gradients, and under which averaging."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from orderscope.training.setup import describe_optimizer, model_factory, optimiz
 from orderscope.training.state import TrainingState
 
 NO_GROUPS = (
-    "the task has no groups, so orders like groups:a,b cannot be asked; where they should be, pass "
+    "the task has no groups, so orders like groups:a,b cannot be predicted; to predict them, pass "
     "groups=[label of sample 0, label of sample 1, ...]"
 )
 STATES = 4  # most kept states at which the gradient of the documented loss is compared with the recorded one
@@ -86,7 +86,7 @@ def with_scaling(parts: Mapping[str, Any], task: Task, scaling: Scaling) -> dict
 
 
 def scaled_text(scaling: Scaling, order: np.ndarray) -> str:
-    """What is said of a scaling that was found.
+    """The message about a scaling that was found.
 
     Args:
         scaling: what `scaling_of` found.
@@ -104,7 +104,7 @@ def scaled_text(scaling: Scaling, order: np.ndarray) -> str:
 def part_notices(
     parts: Mapping[str, Any], session: Session, start: TrainingState, rows: Rows
 ) -> list[tuple[type[RecorderWarning], str]]:
-    """The parts beside the loop's first step: a task is made of them and compared with the gradient applied.
+    """Compare the task made of the parts with the gradient that the loop applied in its first step.
 
     Args:
         parts: arguments of `Task` by name.
@@ -126,7 +126,7 @@ def part_notices(
             )  # fmt: skip
         scaling, plain = scaling_of(task, [(seen_at(rows, 0), build)])
     except OrderscopeError as error:
-        return [(TaskWarning, f"the task given cannot be asked about: {error}")]
+        return [(TaskWarning, f"orders of the given task cannot be predicted: {error}")]
     except Exception as error:  # it is the user's code
         return [(TaskWarning, f"the task given fails at the first step: {type(error).__name__}: {error}")]
     if scaling is None:
@@ -134,7 +134,9 @@ def part_notices(
         clip = clips_at([float(rows.norm[0])]) if task.max_grad_norm is None else None
         clipped = "" if clip is None else f"; it seems to clip, at {clip:g}: pass max_grad_norm={clip:g}"
         told = (
-            "" if np.isnan(rows.loss[0]) else f", and its loss {plain.loss:.5g} where the loop told {rows.loss[0]:.5g}"
+            ""
+            if np.isnan(rows.loss[0])
+            else f", and its loss {plain.loss:.5g} where the loop reported {rows.loss[0]:.5g}"
         )
         found.append((
             TaskWarning,

@@ -87,7 +87,7 @@ class Recorded:
         odd = np.flatnonzero(lengths != usual)
         if len(odd):
             step = first + int(odd[0])
-            what = f"{lengths[odd[0]]} samples" if lengths[odd[0]] else "no ids told"
+            what = f"{lengths[odd[0]]} samples" if lengths[odd[0]] else "no sample ids"
             raise OrderscopeError(
                 f"step {step} with {what}, where the others have {usual} ({len(odd)} such steps)",
                 "steps of one size, [steps, batch]",
@@ -207,9 +207,9 @@ class Recorded:
         if remember and task.groups is None:
             tell(NoGroupsWarning, NO_GROUPS)
         if remember:
-            said = {"model": model, **parts, "optimizer": optimizer, "scheduler": scheduler}
-            said |= {} if (first, last) == (self.first, self.last) else {"first": first, "last": last}
-            remember_task(self.path, said | {"scaling": scaling}, task)
+            given = {"model": model, **parts, "optimizer": optimizer, "scheduler": scheduler}
+            given |= {} if (first, last) == (self.first, self.last) else {"first": first, "last": last}
+            remember_task(self.path, given | {"scaling": scaling}, task)
         return task
 
     def _state_at(self, first: int) -> TrainingState:

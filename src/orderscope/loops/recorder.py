@@ -60,7 +60,7 @@ class Refused(OrderscopeError):
 
 
 class Recorder:
-    """Watches a training loop and writes down what is needed to ask about other orders.
+    """Watches a training loop and records what predictions for other orders need.
 
         with osc.Recorder("run", model, optimizer) as rec:
             for ids, batch in loader:
@@ -191,7 +191,7 @@ class Recorder:
         self._guarded(self._flush)(True)
 
     def close(self) -> None:
-        """Stop watching and finish what is on disk; a `with` block does it. Warns of what is missing."""
+        """Stop watching and finish the files on disk; a `with` block does it. Warns of anything missing."""
         if self._closed or os.getpid() != self._pid:
             return
         self._closed = True
@@ -381,7 +381,7 @@ class Recorder:
                 continue
             self.said.add(kind)
             if self._strict and kind in HOPELESS:
-                raise Refused(text, "a training of which other orders can be asked", "or leave out strict=True")
+                raise Refused(text, "a training whose other orders can be predicted", "or leave out strict=True")
             tell(kind, f"recording {self.path}: {text}")
 
     def _flush(self, wait: bool) -> None:
@@ -478,7 +478,7 @@ class Recorder:
             except Exception as error:
                 self._faulty = True
                 self.problems.append(f"recording stopped after step {self._done}: {error or type(error).__name__}")
-                tell(RecorderWarning, f"recording {self.path} stopped, training goes on: {error}")
+                tell(RecorderWarning, f"recording {self.path} stopped, training continues: {error}")
                 with suppress(Exception):
                     self._flush(True)
 

@@ -1,4 +1,4 @@
-"""The task of a recorded loop as a Python file beside the run, which the commands use where no other is named.
+"""The task of a recorded loop as a Python file next to the run, which the commands use by default.
 
 It is written only where it can be written honestly: functions and classes by the names under which they can be
 imported, data by name or as they are, in a file of tensors. The starting weights, the optimizer and the schedule are
@@ -34,7 +34,7 @@ from orderscope.trust import run_id, trust
 
 EVENT = "task"  # in the run's journal: where its task is, as `orderscope record` notes it
 MISSING = "no task"  # in the run's journal: why none was written
-MOST_BYTES = 1 << 26  # largest size of the samples that are written beside the run
+MOST_BYTES = 1 << 26  # largest size of the samples that are written next to the run
 MARK = "# Written by Orderscope"
 PLAIN = (type(None), bool, int, float, str, bytes)
 HARMLESS = {
@@ -187,7 +187,7 @@ class Writer:
         return f"{module.__name__}.{qualname}"
 
     def _import(self, module: str) -> None:
-        """Inside the function: what is imported is found only after the folders were put on the path."""
+        """Imports inside the function, because they can be resolved only after the folders were added to the path."""
         line = f"    import {module}"
         if line not in self._own_imports and module not in ("builtins",):
             self._own_imports.append(line)

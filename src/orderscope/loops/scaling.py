@@ -36,7 +36,7 @@ SHARPER = 4.0  # a mean over tokens is taken where its error is so many times sm
 
 @dataclass(frozen=True)
 class Scaling:
-    """How samples are weighed in the training, beside the documented loss.
+    """How training weighs samples, relative to the documented loss.
 
     Args:
         micro_batches: 0 for a mean over samples; M for means over the tokens of M micro-batches, 1 being the tokens of
@@ -111,7 +111,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Compared:
-    """The documented loss beside a recorded step, under one way to weigh samples.
+    """The documented loss compared with a recorded step, under one way to weigh samples.
 
     Args:
         error: of the gradient's direction: what is left of it after the best factor, as a share of it.
@@ -134,7 +134,7 @@ def compared(
     seen: Seen,
     weights: Mapping[int, np.ndarray],
 ) -> dict[int, Compared]:
-    """The recorded gradient of a step beside that of the task, under several ways to weigh samples.
+    """The recorded gradient of a step compared with that of the task, under several ways to weigh samples.
 
     Args:
         model: at the weights of the step.

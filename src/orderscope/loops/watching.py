@@ -72,7 +72,7 @@ class Watch:
         return [*self._other_order(step, ids), *self._epoch(step, ids)]
 
     def end(self) -> list[Notice]:
-        """What can be said when the loop is over."""
+        """The findings at the end of the loop."""
         missing = int((~self._ever).sum())
         if self._samples is None or self._trained <= self._samples + self._largest or missing <= self._largest:
             return []
@@ -129,7 +129,7 @@ class Watch:
 
 
 def started_over(path: Path, before: Loop | None, first: int) -> list[Notice]:
-    """Whether a loop that had come to its end begins anew, which supersedes what it recorded.
+    """Whether a finished loop starts again from its beginning, which replaces its recording.
 
     Args:
         path: of the run, for the message.
@@ -163,7 +163,7 @@ def cold_moments(
     where = f"at step {step}" if step else "with weights that were trained already"
     return [(
         ColdMomentsWarning,
-        f"training goes on {where}, but the moments of {type(optimizer).__name__} are empty: load them too, "
+        f"training resumes {where}, but the moments of {type(optimizer).__name__} are empty: load them too, "
         'optimizer.load_state_dict(checkpoint["optimizer"])',
     )]  # fmt: skip
 

@@ -69,7 +69,7 @@ class OrderLoader(DataLoader):
         self._handed = self._first = 0
 
     def __len__(self) -> int:
-        """Batches of a whole pass, also where one goes on from a state: Lightning counts from its beginning."""
+        """Batches of a whole pass, even when it resumes from a state: Lightning counts from the beginning."""
         return len(self.played.order) * self.played.batches_a_step
 
     def state_dict(self) -> dict[str, Any]:

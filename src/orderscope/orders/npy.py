@@ -45,5 +45,5 @@ def load_array(path: str, what: str) -> np.ndarray:
     except OSError as error:
         raise trouble(error, path) from None
     except Exception as error:  # numpy's reader parses Python, and raises whatever that raises
-        told = (str(error).splitlines() or [""])[0] or type(error).__name__
-        raise OrderscopeError(f"file {path} that is not a numpy array ({told})", expected, "save it again") from None
+        detail = (str(error).splitlines() or [""])[0] or type(error).__name__
+        raise OrderscopeError(f"file {path} that is not a numpy array ({detail})", expected, "save it again") from None

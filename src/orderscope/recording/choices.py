@@ -1,4 +1,4 @@
-"""What a recording is made of where the user does not say: which states are kept, how many coordinates, which orders
+"""Defaults of a recording: which states are kept, how many coordinates, which orders
 the probes train, how many pseudo-gradients."""
 
 from __future__ import annotations

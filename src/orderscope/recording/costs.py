@@ -1,4 +1,4 @@
-"""What a run has cost, by its journal: CPU seconds of all processes, and runs of them.
+"""The cost of a run by its journal, in CPU seconds of all processes and in runs.
 
 A run is the cost of training the window once, in the same seconds. A recording's cost is that of everything up to and
 including the first answer.
@@ -27,8 +27,8 @@ def cpu_seconds() -> float:
 
 
 def part_seconds(store: RunStore) -> dict[str, float]:
-    """CPU seconds of each part of recording, whoever did it and however many worked at once; what was trained since is
-    not of it. Runs of earlier versions have wall seconds."""
+    """CPU seconds of each part of recording, over all processes; orders trained after recording are
+    not included. Runs of earlier versions have wall seconds."""
     seconds: dict[str, float] = dict.fromkeys(PARTS, 0.0)
     whole = 0.0
     for event in store.journal():
@@ -48,14 +48,14 @@ def part_seconds(store: RunStore) -> dict[str, float]:
 
 
 def recording_seconds(store: RunStore) -> float:
-    """CPU seconds of recording and sketching; zero where the journal says nothing."""
+    """CPU seconds of recording and sketching; zero if the journal has no times."""
     return sum(part_seconds(store).values())
 
 
 def training_seconds(store: RunStore) -> float | None:
-    """CPU seconds of training the window once, None where the journal does not say: of the quickest run, since others
-    are trained with more looked at. Of those that recording trained, so that what was recorded costs as many runs after
-    others were trained as before."""
+    """CPU seconds of training the window once, None if the journal has no times: those of the fastest run, since others
+    record more while training. Only runs of the recording count, so that its cost in runs stays the same when further
+    runs are trained."""
     runs: dict[str, dict[int, float]] = {}
     for e in store.journal():
         if e.get("event") == "segment" and "train_seconds" in e and isinstance(e.get("index"), int):
@@ -67,7 +67,7 @@ def training_seconds(store: RunStore) -> float | None:
 
 
 def _number(event: dict[str, Any], key: str, older: str) -> float:
-    """A journal may come from anybody: what is no number of seconds counts for nothing."""
+    """Seconds in a journal entry; 0 if it is not a valid number, since a journal may come from a stranger."""
     value = event.get(key, event.get(older))
     return float(value) if isinstance(value, int | float) and 0 <= value < 1e12 else 0.0
 
@@ -97,6 +97,6 @@ def answer_words(answer: float, run: float | None, recording: float = 0.0) -> st
 
 
 def part_runs(store: RunStore) -> dict[str, float]:
-    """`part_seconds` in runs; empty where the journal does not say."""
+    """`part_seconds` in runs; empty if the journal has no times."""
     run = training_seconds(store)
     return {part: taken / run for part, taken in part_seconds(store).items()} if run else {}

@@ -119,7 +119,7 @@ def sketching(store: RunStore) -> list[Piece]:
 
 def further(store: RunStore, prefix: str, orders: Sequence[np.ndarray]) -> list[Training]:
     """Pieces that train more orders, under names that begin with `prefix`. A run of the same order that a killed
-    command left unfinished is gone on with; other remnants are left where they are.
+    command left unfinished is resumed; other remnants are left where they are.
 
     Args:
         store: the run on disk.

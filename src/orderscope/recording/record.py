@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from orderscope.engine.driven import check_loop, check_reached
-from orderscope.engine.loading import build_table, table_number, untold
+from orderscope.engine.loading import build_table, missing_runs, table_number
 from orderscope.errors import OrderscopeError, check_whole
 from orderscope.recording.choices import (
     ANCHORS,
@@ -72,23 +72,23 @@ def record(
     progress: Progress | None = None,
     reuse: Sequence[Any] = (),
 ) -> RunStore:
-    """Train the reference order and the probe orders, then sketch them. Resumable: what is finished is not done again.
+    """Train the reference order and the probe orders, then sketch them. An interrupted call resumes.
 
     Args:
-        task: what is trained.
+        task: the task to train.
         path: directory of the run.
-        anchors: states of the reference run, the last among them, at which every batch's gradient is taken; two by
-            default, after a third of the steps and at the end. One costs a run.
-        probes: true runs under other orders; by default eight, or twelve where few of
-            many weights are carried. A batch's gradient where a run trained on it is one more anchor, free and where
-            queries go; held-out losses are told by what they are where probes end; and every prediction is calibrated
-            on them.
-        budget: honest runs that all of it may cost, up to and including the first answer: seconds of CPU of all
-            processes over those of training the window once. Instead of `anchors`, `probes` and `curvature_rows`: what
-            is bought is what narrows the error of left-out runs most, as measured on the way; see
+        anchors: number of states of the reference run, including the last, at which every batch's gradient is computed;
+            two by default, after a third of the steps and at the end. One costs a run.
+        probes: number of training runs under other orders; by default eight, or twelve where few of
+            many weights are carried. Each gradient of a batch that such a run trains on is a further anchor at no cost,
+            near the queries; held-out losses are estimated from their values where probes end; and every prediction is
+            calibrated on them.
+        budget: most runs that recording may cost, including the first prediction: CPU seconds of all
+            processes over those of training the window once. It replaces `anchors`, `probes` and `curvature_rows`: it
+            is spent where it reduces the error of left-out runs most, as measured during recording; see
             `orderscope.recording.budget`.
-            Where the least recording costs more, that is what is done. With `sketch=False` nothing can be measured:
-            then gradient evaluations in runs, shared out as the defaults are.
+            If the smallest recording costs more, the smallest is made. With `sketch=False` nothing can be measured:
+            the budget then counts gradient evaluations in runs, divided like the defaults.
         sample_anchors: at how many anchors single samples' gradients are kept, for orders that regroup samples; by
             default as many as fit in 128 MiB, two at most, one at least where it fits in a gigabyte.
         coords: most coordinates to carry; by default 16,384, twice as many where batches mix groups, or one in 256 of
@@ -97,23 +97,23 @@ def record(
         curvature_rows: pseudo-gradients to draw; by default four passes over the samples, or six where batches mix
             groups (the spectrum is broad there), or one where few of many weights are carried; 512 at least, and 4,096
             at most, or 4,608 where batches mix groups.
-        seed: of probes, coordinates and curvature.
+        seed: seed of probes, coordinates and curvature.
         sketch: whether to sketch too; `osc.sketch` does it later.
         jobs: processes that train probes and sketch, one thread each; by default one a core and one more on CPUs.
             The bytes are the same for any.
-        executor: any `concurrent.futures.Executor` that does that instead, of dask, submitit, mpi4py, ...; its workers
-            must see `path`. The bytes are the same.
+        executor: a `concurrent.futures.Executor` to use instead of processes, of dask, submitit, mpi4py, ...; its
+            workers must see `path`. The bytes are the same.
         progress: called as `progress(stage, done, total)`.
-        reuse: orders that were trained anyway or are of interest, which become the first probes: arrays [steps, batch],
-            .npy files, or directories of `record` or `Recorder`, of the same task under other orders. Runs of `record`
-            whose steps' gradients are still there (`sketch=False`) are taken over and cost nothing; of others the order
-            is trained again.
+        reuse: orders that become the first probes, because they were trained before or are of interest: arrays [steps,
+            batch], .npy files, or directories of `record` or `Recorder`, of the same task under other orders. Runs of
+            `record` whose steps' gradients are still there (`sketch=False`) are taken over and cost nothing; of others
+            the order is trained again.
 
     Returns:
         The finished run, open for reading.
 
     Raises:
-        OrderscopeError: another task was recorded there, or training or sketching cannot go on; nothing is lost.
+        OrderscopeError: another task was recorded there, or training or sketching fails; finished parts are kept.
     """
     began = cpu_seconds()
     coords = coordinates_of(task) if coords is None else coords
@@ -131,7 +131,7 @@ def record(
         task_shard(task, store)
         reused = reused_orders(task, store, reuse)
         given = reused.orders
-        if PLAN in store:  # how it was begun it is gone on with
+        if PLAN in store:  # an interrupted recording keeps its settings
             before = SketchPlan.read(store)
             budget = before.measured.get("asked") if before.grows else budget
             if measuring and not before.grows:
@@ -200,7 +200,7 @@ def _measured_plan(
     held, rests, settled = purse.first(mixed=mixed, partial=partially_carried(task), most_passes=most)
     rows = int(np.clip(held.curvature * used, LEAST_ROWS, most_rows))
     plan = sketch_plan(task, ends, sample_anchors, coords, rows, seed, max(held.probes, given))
-    settled = settled or not plan.metrics  # nothing tells errors apart without the model
+    settled = settled or not plan.metrics  # without held-out losses, errors cannot be measured without the model
     return replace(plan, grows=True, settled=settled, measured=rests)
 
 
@@ -242,9 +242,9 @@ def _finish(
 
 
 def _extend(task: Task, store: RunStore) -> None:
-    """Put the true runs that the table lacks into it. Of a run by an earlier version also the ends of its first runs
-    become known states then."""
-    if untold(store) and SketchPlan.read(store).metrics:
+    """Add the true runs that the table lacks. For a run of an earlier version the ends of its first runs
+    become known states too."""
+    if missing_runs(store) and SketchPlan.read(store).metrics:
         units = [f"sketch/known/{run}" for run in true_runs(store)]
         known = [Sketching(unit) for unit in units if unit not in store]
         complete(task, store, known, jobs=1, event="known states finished")
@@ -265,7 +265,7 @@ def sketch(
     executor: Executor | None = None,
     progress: Progress | None = None,
 ) -> RunStore:
-    """Compute what is missing of a recorded run's sketch, and build its table.
+    """Compute the missing units of a recorded run's sketch, and build its table.
 
     Args:
         task: what was recorded.
@@ -322,8 +322,8 @@ def add_runs(
     progress: Callable[[int, int], None] | None = None,
     tell: bool = True,
 ) -> dict[str, np.ndarray]:
-    """Train further orders and make them part of a recorded run: a simulator that is opened then answers for them as
-    they were, has their states as anchors of their batches, and is calibrated on them too.
+    """Train further orders and add them to a recorded run: a simulator opened afterwards returns their true values,
+    uses their states as anchors of their batches, and is calibrated on them too.
 
     Args:
         task: what was recorded.
@@ -332,8 +332,9 @@ def add_runs(
         prefix: "validated-" or "confirmed-"; a number makes the name.
         jobs: processes; the bytes are the same for any.
         progress: called as `progress(done, new)`.
-        tell: whether simulators that are opened know them from now on. Telling costs as much for many as for one, some
-            ten runs, so what is trained bit by bit is better told with the last of it, or by a call without orders.
+        tell: whether to add them to the table, so that simulators use them. Rebuilding the table costs some
+            ten runs for any number of orders, so add orders trained one by one with the last, or with a call without
+            orders.
 
     Returns:
         True final metrics, name -> float64 [n].
@@ -375,5 +376,5 @@ def _check_counts(**counts: tuple[int | None, int]) -> None:
 def _stage(progress: Progress | None, stage: str) -> Callable[[int, int], None] | None:
     if progress is None:
         return None
-    told: Any = progress
-    return lambda done, total: told(stage, done, total)
+    report: Any = progress
+    return lambda done, total: report(stage, done, total)

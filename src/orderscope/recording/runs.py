@@ -46,7 +46,8 @@ def record_run(
     keep_rng: bool = True,
     progress: Progress | None = None,
 ) -> dict[str, float]:
-    """Train `order` and write the shard `record/<name>/segment-<k>` at each boundary; go on after the last one written.
+    """Train `order` and write the shard `record/<name>/segment-<k>` at each boundary; resume after the last one
+    written.
 
     Segment k holds the state after step `boundaries[k]` and everything about the steps since boundary k - 1. A run that
     was killed and is recorded again ends with the same bytes as one that was not.
@@ -126,7 +127,7 @@ def run_plan(
     metrics_at: str = "all",
     keep_gradients: bool = True,
 ) -> str:
-    """What a recording is known by: with the same plan it can be gone on with. Its segments carry it.
+    """The plan that identifies a recording: it can be resumed with the same plan. It is stored in its segments.
 
     Args:
         order: sample ids, [steps, batch].
@@ -236,7 +237,7 @@ class _Flat:
         self._parts: list[Tensor] = []
 
     def take(self, parts: list[Tensor], row: Tensor | None) -> None:
-        """Look at a gradient before it is clipped; write its coordinates into `row`."""
+        """Process a gradient before it is clipped; write its coordinates into `row`."""
         self._parts = parts
         if self._whole is not None:
             if row is not None and self._coords is None and row.device == self._whole.device:
@@ -268,7 +269,8 @@ def _evaluate(task: Task, session: Session, run: str, step: int) -> Evaluation:
 
 
 def _check_weights_alone(task: Task, session: Session) -> None:
-    """A new model with the trained weights must be the trained model: other orders are answered by such models."""
+    """Check that a new model with the trained weights gives the same metrics, since other orders are evaluated by such
+    models."""
     fresh = task.build_model()
     mine, theirs = dict(session.model.named_parameters()), dict(fresh.named_parameters())
     with torch.no_grad():

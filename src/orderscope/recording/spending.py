@@ -1,4 +1,5 @@
-"""Spend a budget of honest runs: fixed shares first, then what narrows the error of left-out runs most for its cost."""
+"""Spend a budget of runs: fixed shares first, then the part that reduces the error of left-out runs most for its
+cost."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from orderscope.store import RunStore
 from orderscope.store.names import REFERENCE
 
 FIRST = 0.65  # of a budget is spent in fixed shares before anything is measured, all of it where little would be left
-WORTH_IT = 4.0  # times what measuring costs must be left for it
+WORTH_IT = 4.0  # measuring is done if this many times its cost is left of the budget
 # What measuring costs: 2.3 runs on text_24 (0.19 s of CPU a run), 2.5 on text_mixed (0.42 s), 7 on digits (0.05 s).
 MEASURING_RUNS, MEASURING_SECONDS = 2.0, 0.2
 # CPU of building the table and of the first answer over that of measuring, for each run and anchor in the table, and
@@ -38,17 +39,17 @@ class Purse:
 
     @property
     def run(self) -> float:
-        """One honest run."""
+        """CPU seconds of one run."""
         return training_seconds(self._store) or math.inf
 
     @property
     def spent(self) -> float:
-        """Honest runs."""
+        """Runs spent so far."""
         return (self._before + cpu_seconds() - self._began) / self.run
 
     @property
     def budget(self) -> float:
-        """Honest runs that may be spent."""
+        """Runs that are left to spend."""
         if self._asked is not None:
             return self._asked
         return RUNS_OF_QUICK if self.run < QUICK else RUNS
@@ -59,7 +60,7 @@ class Purse:
 
     @property
     def measuring(self) -> float:
-        """Honest runs that measuring costs."""
+        """Runs that measuring costs."""
         return MEASURING_RUNS + MEASURING_SECONDS / self.run
 
     def first(self, *, mixed: bool, partial: bool, most_passes: int) -> tuple[Held, dict[str, float], bool]:

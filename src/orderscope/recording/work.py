@@ -1,4 +1,4 @@
-"""Who does the pieces of a run: this process, local processes, or any executor.
+"""Executes the pieces of a run in this process, in local processes, or in any executor.
 
 A worker writes the shards of its piece itself; the run's writer adopts them in the order of the list, so that the bytes
 of a run are the same for any number of workers and any engine.
@@ -49,7 +49,7 @@ def complete(
     progress: Report | None = None,
     event: str = "work finished",
 ) -> None:
-    """Do what is not done of `pieces`, and make it part of the run in their order.
+    """Compute the unfinished pieces, and write them into the run in their sequence.
 
     Args:
         task: what is recorded.
@@ -127,7 +127,7 @@ def available_cores() -> int:
 
 
 def _left(store: RunStore, piece: Piece) -> Done | None:
-    """What a worker of another command left of a piece."""
+    """The files of a piece that a worker of another command left."""
     found = store.left(piece.name) if isinstance(piece, Sketching) else None
     return None if found is None else Done([found[0]], found[1])
 
@@ -319,7 +319,7 @@ def _received(found: Done | _Raised) -> Done:
 
 
 def sendable(error: Exception, where: str) -> Exception:
-    """An exception that survives the way to another process: one that pickle would break is replaced by its text.
+    """An exception that can be sent to another process: one that cannot be pickled is replaced by its text.
 
     Args:
         error: what was raised.

@@ -70,7 +70,7 @@ def _words(heat: Heat, moved: np.ndarray, detectable: np.ndarray) -> str:
 
 
 def _checked(heat: Heat) -> str:
-    """What the truly trained cells say."""
+    """A summary of the trained cells."""
     if not len(heat.true):
         return ""
     i, j = heat.cells.T

@@ -1,4 +1,4 @@
-"""What the page cannot say, in plain words; some lines depend on the run."""
+"""Limits of the page's statements, in words; some lines depend on the run."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def _lines(material: Material) -> list[str]:
     unskilled = [short(name) for name in material.metrics if not material.skilled[name]]
     probes = len(material.probes[material.metric])
     lines = [
-        "Predictions are estimates. An error bar is meant to hold for nine orders in ten; what matters to a decision "
-        "should be confirmed by training it, which the proposer does for its best.",
+        "Predictions are estimates. An error bar is meant to hold for nine orders in ten; confirm by training "
+        "what a decision depends on, as propose does for its best orders.",
         "They hold for this window, this model, these samples and this optimizer. Nothing here carries over to another "
         "run unless it is recorded too.",
     ]
@@ -35,7 +35,7 @@ def _lines(material: Material) -> list[str]:
         lines.append("No unseen orders have been trained to check this run yet: orderscope validate does it.")
     if not math.isfinite(material.effects[material.metric].floor):
         lines.append(
-            "The noise floor has not been measured. What is given is the noise of the held-out rows: another choice of "
+            "The noise floor has not been measured. The noise shown is that of the held-out rows: another choice of "
             "as many would move a difference between two orders by that much."
         )
     if material.carried < material.facts["size"]:
@@ -44,11 +44,11 @@ def _lines(material: Material) -> list[str]:
             "is estimated from these."
         )
     lines.append(
-        "Orders far from everything recorded lie outside what can be estimated. Each prediction knows how far outside "
-        "it is and is marked where that is too far."
+        "Orders far from everything recorded cannot be estimated. The distance of each order is computed, and "
+        "predictions for orders that are too far away are marked."
     )
     lines.append(
-        "Curves are drawn at the steps whose state was kept. A curve's band is the error of its last value, narrowed "
+        "Curves are drawn at the steps whose state was stored. A curve's band is the error of its last value, narrowed "
         "towards the start, where all orders share the same weights."
     )
     return lines

@@ -1,4 +1,4 @@
-"""Everything a report is about, gathered once; the sections only show it."""
+"""The data of a report, gathered once; the sections only format it."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Material:
-    """What the sections of a report draw from.
+    """The data that the sections of a report use.
 
     Args:
         name, path: of the run.
@@ -136,7 +136,7 @@ class Material:
 def gather(
     sim: Simulator, *, metric: str | None = None, orders: Sequence[str] = (), progress: Progress | None = None
 ) -> Material:
-    """Read a run and predict the orders asked about.
+    """Read a run and predict the queried orders.
 
     Args:
         sim: the run, opened.
@@ -312,7 +312,7 @@ def confirmed_runs(proposal: StoredProposal) -> int:
 
 
 def _search_runs(cost: dict[str, float], proposal: StoredProposal) -> float:
-    """What is left of a proposal's cost without recording and confirming."""
+    """The cost of a proposal without recording and confirming."""
     recording = sum(runs for part, runs in cost.items() if part not in LATER)
     return max(0.0, (proposal.facts["cost"] or 0.0) - recording - confirmed_runs(proposal))
 

@@ -1,4 +1,4 @@
-"""What to do next: a sentence and a command, from what the run shows."""
+"""The recommended next step: a sentence and a command, derived from the run's results."""
 
 from __future__ import annotations
 
@@ -50,17 +50,17 @@ def onward(material: Material) -> Onward:
         rows = f" About {need:,.0f} held-out rows would tell orders apart." if math.isfinite(need) else ""
         return Onward(
             "Keep the recorded order: there is nothing to look for.",
-            f"Beside the choice of the held-out rows nothing is seen of what order does to {name}.{rows}",
+            f"The noise of the held-out rows hides any effect of order on {name}.{rows}",
         )
     if not material.skilled[material.metric]:
         return Onward(
-            "Train more orders before you believe a prediction.",
+            "Train more orders before relying on a prediction.",
             f"On the probes, predictions of {name} are no better than a constant. Each order that is trained sharpens "
             "them.", (f"orderscope validate {run} --orders 16 --metric {metric}",),
         )  # fmt: skip
     if proposal is None and not material.validations:
         return Onward(
-            "See what predictions are worth.",
+            "Check the predictions.",
             "No order that the run has not seen was trained yet, so the error bars are unchecked, and the noise floor "
             "is unknown.", (f"orderscope validate {run} --metric {metric}",),
         )  # fmt: skip

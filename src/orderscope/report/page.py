@@ -41,7 +41,7 @@ def write_report(
     orders: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> list[str]:
-    """Write the page about a run; one that is there stays as it is until the new one is whole.
+    """Write the page about a run; an existing page is replaced only when the new one is complete.
 
     The same run gives the same bytes. The file asks nothing of a network.
 

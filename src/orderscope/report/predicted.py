@@ -1,4 +1,4 @@
-"""Predictions on the page, beside what is known of the truth."""
+"""Predictions on the page, with true values where they are known."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from orderscope.studies.agreement import agreement
 
 @dataclass(frozen=True)
 class Asked:
-    """One order somebody asked about, with its prediction.
+    """One queried order with its prediction.
 
     Args:
         label: the expression, or "proposal".
@@ -35,7 +35,7 @@ class Asked:
     true: dict[str, float] = field(default_factory=dict)
 
     def difference(self, metric: str, reference: float) -> float:
-        """The metric less that of the recorded order: as trained where it was, else as predicted.
+        """Difference of the metric to that of the recorded order, true if the order was trained, else predicted.
 
         Args:
             metric: its name.
@@ -44,7 +44,7 @@ class Asked:
         return self.true.get(metric, self.values[metric]) - reference
 
     def told(self, metric: str) -> bool:
-        """Whether the difference is to be believed: it was trained, or predicted where estimates hold."""
+        """Whether the difference is reliable: the order was trained, or its prediction is trusted."""
         return metric in self.true or self.trusted[metric]
 
     def detectable(self, metric: str, reference: float) -> bool:
@@ -58,7 +58,7 @@ class Asked:
         return metric in self.true or bool(found)
 
     def held(self, metric: str) -> bool | None:
-        """Whether the truth lies within the prediction's error; None where either is not known."""
+        """Whether the true value lies within the prediction's error; None if either is not known."""
         if metric not in self.true or not math.isfinite(self.errors[metric]):
             return None
         return abs(self.true[metric] - self.values[metric]) <= self.errors[metric]

@@ -16,7 +16,7 @@ from orderscope.report.material import Material, confirmed_runs
 from orderscope.report.section import Section
 from orderscope.report.strip import legend
 from orderscope.report.words import count, figures, plain, short, two
-from orderscope.search.notes import REFINED, elsewhere_words, folded, kept_words, part_words, worth_telling
+from orderscope.search.notes import REFINED, elsewhere_words, folded, kept_words, part_words, worth_showing
 from orderscope.text import number
 
 ROWS = 12
@@ -140,7 +140,7 @@ def regret(material: Material) -> str:
 
 def _simple(simple: dict[str, Any] | None) -> dict[str, Any]:
     """The nearest schedule of groups; empty where there is none that keeps some of the gain."""
-    if not simple or not worth_telling(simple):
+    if not simple or not worth_showing(simple):
         return {}
     return {
         "rows": [[short(str(name)), *(f"{100 * row[g] / len(simple['density']):.0f}" for row in simple["density"])]
@@ -151,7 +151,7 @@ def _simple(simple: dict[str, Any] | None) -> dict[str, Any]:
 
 def _sort(sort: dict[str, Any] | None) -> str:
     """The nearest sort, in a sentence; empty where there is none that keeps some of the gain."""
-    if not sort or not worth_telling(sort):
+    if not sort or not worth_showing(sort):
         return ""
     return f"The order is close to a sort by {plain(sort['by'])}: the rank correlation is {sort['correlation']:.2f}."
 

@@ -1,4 +1,4 @@
-"""A part of the page: a title, a template and the values it shows."""
+"""A section of the page: a title, a template and the values it shows."""
 
 from __future__ import annotations
 

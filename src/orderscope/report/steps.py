@@ -47,23 +47,23 @@ def _csv(found: StepErrorMap) -> Iterator[list[object]]:
 
 def _words(found: StepErrorMap) -> str:
     runs = count(len(found.runs), "true run")
-    said = (
-        f"{runs}, each predicted without what it left behind: gradients are off by "
+    text = (
+        f"{runs}, each predicted without its own states: gradients are off by "
         f"{two(100 * float(np.nanmedian(found.gradient)))} % of their norm in the median, and by "
         f"{two(100 * float(np.nanmedian(found.interpolation)))} % without the curvature. "
     )
     most = max(found.segments, key=lambda part: -1.0 if math.isnan(part.share) else part.share)
     if math.isfinite(most.share):
         where = f"steps {most.start} to {most.stop - 1}" if most.stop > most.start + 1 else f"step {most.start}"
-        said += (
+        text += (
             f"The largest part of the errors of {short(found.metric)}, {100 * most.share:.0f} %, comes from {where}. "
         )
-    said += f"All steps add up to ±{two(rms(found.total))} over the runs; "
-    said += f"the predicted final weights are wrong by ±{two(rms(found.weights))}"
-    said += f", with a correlation of {found.agreement:.2f}." if math.isfinite(found.agreement) else "."
+    text += f"All steps add up to ±{two(rms(found.total))} over the runs; "
+    text += f"the predicted final weights are wrong by ±{two(rms(found.weights))}"
+    text += f", with a correlation of {found.agreement:.2f}." if math.isfinite(found.agreement) else "."
     if found.without:
-        said += f" Not among them: {listed([short(name) for name in found.without])}, whose batches were not recorded."
-    return said
+        text += f" Not included: {listed([short(name) for name in found.without])}, whose batches were not recorded."
+    return text
 
 
 def _figure(found: StepErrorMap) -> object:

@@ -113,5 +113,5 @@ def _found(material: Material) -> str:
         told = f"The proposed order was trained to confirm it: {confirmed(facts)}, {gained(material, facts)}"
         return f"{told}, but {because(facts)}." if facts["undetectable"] else f"{told}."
     if facts["undetectable"]:
-        return f"Of the best order found no effect can be detected: {because(facts)}."
+        return f"The best order found has no detectable effect: {because(facts)}."
     return f"The best order found is predicted to be {gained(material, facts)}; it was not trained to confirm it."

@@ -1,4 +1,4 @@
-"""Orders in search of a better one: strategies that yield candidates, and the proposal that comes of them."""
+"""The search for a better order: strategies that generate candidates, and the proposal made from the best of them."""
 
 from orderscope.search.constraints import After, Before, Fixed, Share, parse_constraint
 from orderscope.search.proposal import propose

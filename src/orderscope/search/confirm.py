@@ -1,4 +1,4 @@
-"""Orders truly trained to confirm them, and what they gain on either part of the held-out rows."""
+"""Train candidate orders to confirm them, and measure what they gain on each part of the held-out rows."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ CONFIRMED = "confirmed-"
 
 @dataclass(frozen=True)
 class Trained:
-    """What training an order gave.
+    """The result of training an order.
 
     Args:
-        metrics: name -> true value on all rows.
-        losses: name -> losses of the rows, float64 [rows]; of a confirming data set of its own under `confirming`.
-        confirming: name -> losses of the rows of another data set that was named to confirm on.
+        metrics: name -> true value on all held-out rows.
+        losses: name -> loss of each held-out row, float64 [rows].
+        confirming: name -> loss of each row of a separate data set given as `confirming=`; empty without one.
     """
 
     metrics: dict[str, float]
@@ -50,10 +50,10 @@ class PartGain:
         part: "confirming" or "searched".
         rows: how many rows.
         reference: the metric of the recorded order on them.
-        predicted, error: of this order, and half-width of the 90 % interval.
+        predicted, error: predicted metric of this order, and half-width of its 90 % interval.
         confirmed: true value from retraining, or None.
-        gain: how much better than the reference, the true gain where it was trained, else the predicted one.
-        standard_error: of the true gain over another choice of as many rows, the rows being paired, or None.
+        gain: improvement over the reference: the true one where the order was trained, else the predicted one.
+        standard_error: of the true gain under resampling of the rows (paired between the two orders), or None.
     """
 
     part: str
@@ -69,45 +69,45 @@ class PartGain:
 def part_gains(
     objective: Objective,
     parts: Parts | None,
-    told: Mapping[str, tuple[float, float]],
-    own: Trained | None,
+    estimates: Mapping[str, tuple[float, float]],
+    trained: Trained | None,
     reference: Trained,
 ) -> list[PartGain]:
-    """Of one order, the confirming part first; none where there are no parts.
+    """The gains of one order on both parts, the confirming part first; an empty list if the rows are not split.
 
     Args:
-        objective: what is to be lowered.
+        objective: the quantity that is minimised.
         parts: searched and confirming rows, or None.
-        told: "confirming" and "searched" -> predicted value and error, as a reader is shown them.
-        own: what training the order gave; None where it was not trained.
-        reference: what the recorded order gave.
+        estimates: "confirming" and "searched" -> predicted value and error, in the metric's own sign.
+        trained: the result of training the order; None if it was not trained.
+        reference: the result of the recorded order.
     """
     if parts is None:
         return []
-    found = []
+    gains = []
     for name, part in (("confirming", parts.confirming), ("searched", parts.searched)):
         before = losses_on(objective, parts, reference, name)
-        base = float(objective.told({n: v.mean() for n, v in before.items()}))
-        value, error = told[name]
+        base = float(objective.reported({n: v.mean() for n, v in before.items()}))
+        value, error = estimates[name]
         true = width = None
-        if own is not None:
-            after = losses_on(objective, parts, own, name)
-            true = float(objective.told({n: v.mean() for n, v in after.items()}))
+        if trained is not None:
+            after = losses_on(objective, parts, trained, name)
+            true = float(objective.reported({n: v.mean() for n, v in after.items()}))
             width = standard_error(objective, before, after)
         shown = value if true is None else true
         rows = max(part.rows.values())
-        found.append(PartGain(name, rows, base, value, error, true, objective.sign * (base - shown), width))
-    return found
+        gains.append(PartGain(name, rows, base, value, error, true, objective.sign * (base - shown), width))
+    return gains
 
 
 def standard_error(
     objective: Objective, before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray]
 ) -> float | None:
-    """Of the difference of the objective between two orders over rows, which are paired; of several metrics at most
-    that much.
+    """Standard error over rows of the difference in the objective between two orders, the rows being paired. For
+    several metrics an upper bound: their errors are added.
 
     Args:
-        objective: what is to be lowered.
+        objective: the quantity that is minimised.
         before: losses of the rows under one order, metric -> [rows].
         after: losses of the same rows under the other.
     """
@@ -115,45 +115,45 @@ def standard_error(
     for name, weight in objective.weights.items():
         if name not in before or len(before[name]) < 2:
             return None
-        apart = after[name] - before[name]
-        total += abs(weight) * float(apart.std(ddof=1)) / math.sqrt(len(apart))
+        difference = after[name] - before[name]
+        total += abs(weight) * float(difference.std(ddof=1)) / math.sqrt(len(difference))
     return total
 
 
 def losses_on(objective: Objective, parts: Parts, trained: Trained, part: str) -> dict[str, np.ndarray]:
-    """Losses on a part by metric, [rows]; of a metric that has no rows its value, [1].
+    """Metric -> loss of each row of one part, [rows]; for a metric that is not a mean over rows its value, [1].
 
     Args:
-        objective: its metrics.
+        objective: the quantity that is minimised, for the names of its metrics.
         parts: searched and confirming rows.
-        trained: what training the order gave.
+        trained: the result of training the order.
         part: "confirming" or "searched".
     """
-    found = {}
+    losses = {}
     for name in objective.names:
         if name not in parts.searched.held_out.names:
-            found[name] = np.array([trained.metrics[name]])
+            losses[name] = np.array([trained.metrics[name]])
         elif part == "confirming" and trained.confirming:
-            found[name] = trained.confirming[name]
+            losses[name] = trained.confirming[name]
         else:
-            mine = parts.split.of(name)
-            found[name] = trained.losses[name][mine if part == "searched" else ~mine]
-    return found
+            searched = parts.split.of(name)
+            losses[name] = trained.losses[name][searched if part == "searched" else ~searched]
+    return losses
 
 
 def recorded(sim: Simulator, task: Task | None, parts: Parts | None) -> Trained:
-    """The reference as it was recorded.
+    """The result of the reference run, as recorded.
 
     Args:
-        sim: the run, opened.
-        task: what was recorded, or None.
+        sim: the simulator of the run.
+        task: the recorded task, or None.
         parts: searched and confirming rows; None where the rows are not split.
     """
     losses = {name: losses_of(sim, name, [REFERENCE])[0] for name in sim.losses}
-    apart = {}
+    confirming = {}
     if task is not None and parts is not None and parts.split.confirming:
-        apart = {name: values[0] for name, values in parts.confirming_losses.items()}
-    return Trained(dict(sim.reference), losses, apart)
+        confirming = {name: values[0] for name, values in parts.confirming_losses.items()}
+    return Trained(dict(sim.reference), losses, confirming)
 
 
 def train_orders(
@@ -164,63 +164,66 @@ def train_orders(
     progress: Progress | None,
     notes: list[str],
 ) -> dict[bytes, Trained]:
-    """Truly train orders, each once. Where the run can be written to they are recorded in it; `tell_runs` makes them
-    part of what later predictions know.
+    """Train orders, each distinct one once. Where the run can be written to they are recorded in it; later predictions
+    use them after `add_trained_runs`.
 
     Args:
-        sim: the run, opened.
-        task: what is trained.
+        sim: the simulator of the run.
+        task: the task to train.
         orders: sample ids, [steps, batch] each.
         parts: searched and confirming rows; None where the rows are not split.
         progress: called as `progress(stage, done, total)`.
-        notes: what a reader should know; added to.
+        notes: remarks for the reader of the proposal; appended to.
+
+    Returns:
+        Bytes of the order -> its result.
     """
     distinct = {order.tobytes(): order for order in orders}
-    found: dict[bytes, Trained] = {}
+    results: dict[bytes, Trained] = {}
     keep = Path(sim.path).is_dir() and (parts is None or not parts.split.confirming)
-    if distinct:  # what is predicted is put down before the run knows better
+    if distinct:  # predictions are stored before the true values can influence them
         keep = foretell(sim, list(distinct.values()), allow_other_samples=True).kept and keep
     try:
         if progress is not None and distinct:
             progress("confirm", 0, len(distinct))
         for done, (key, order) in enumerate(distinct.items(), start=1):
-            own = _kept(sim, task, order) if keep else None
-            found[key] = own or _trained(task, order, parts)
+            trained = _train_in_run(sim, task, order) if keep else None
+            results[key] = trained or _train_only(task, order, parts)
             if progress is not None:
                 progress("confirm", done, len(distinct))
     except KeyboardInterrupt:
         notes.append("interrupted: not all candidates were trained")
-    return found
+    return results
 
 
-def tell_runs(sim: Simulator, task: Task) -> None:
-    """Make what `train_orders` recorded part of what a simulator knows that is opened from now on.
+def add_trained_runs(sim: Simulator, task: Task) -> None:
+    """Add the runs that `train_orders` recorded to the table, so that a simulator opened from now on uses them.
 
     Args:
-        sim: the run, opened.
-        task: what was trained.
+        sim: the simulator of the run.
+        task: the task that was trained.
     """
-    with suppress(OrderscopeError, OSError):  # being written, or not to be written
+    with suppress(OrderscopeError, OSError):  # another process is writing the run, or it is read-only
         add_runs(task, sim.path, [], CONFIRMED, jobs=1)
 
 
-def _trained(task: Task, order: np.ndarray, parts: Parts | None) -> Trained:
+def _train_only(task: Task, order: np.ndarray, parts: Parts | None) -> Trained:
     sets = dict(parts.split.confirming) if parts is not None else {}
     true = retrain(task, order, allow_other_samples=True, keep_parameters=bool(sets))
     metrics = {name: float(values[0]) for name, values in true.metrics.items()}
     losses = {name: values[0].astype(np.float64) for name, values in true.losses.items()}
-    apart = {}
+    confirming = {}
     if sets and true.parameters is not None:
         from orderscope.sketching.gradients import set_parameters
 
         model = task.build_model()
         set_parameters(model, task.layout, true.parameters[0])
-        apart = {name: task.held_out_losses(model, rows).double().numpy() for name, rows in sets.items()}
-    return Trained(metrics, losses, apart)
+        confirming = {name: task.held_out_losses(model, rows).double().numpy() for name, rows in sets.items()}
+    return Trained(metrics, losses, confirming)
 
 
-def _kept(sim: Simulator, task: Task, order: np.ndarray) -> Trained | None:
-    with suppress(OrderscopeError, OSError):  # being written, not to be written, or the order diverges
+def _train_in_run(sim: Simulator, task: Task, order: np.ndarray) -> Trained | None:
+    with suppress(OrderscopeError, OSError):  # another process writes the run, it is read-only, or the order diverges
         metrics = add_runs(task, sim.path, [order], CONFIRMED, jobs=1, tell=False)
         with RunStore.open(sim.path) as store:
             runs = (load_run(store, run, gradients=False) for run in true_runs(store))

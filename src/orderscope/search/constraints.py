@@ -1,4 +1,4 @@
-"""What a proposed order must keep to: groups late or early, shares in any window, fixed positions."""
+"""Constraints on proposed orders: groups late or early, shares of a group in any window of steps, fixed positions."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from scipy.optimize import linear_sum_assignment
 
 from orderscope.errors import OrderscopeError
 
-LARGEST = 1600  # slots of an assignment that takes about a second
-ROUNDS, TRIED = 400, 256
+LARGEST = 1600  # most slots for which the assignment problem is solved: about a second
+ROUNDS, TRIED = 400, 256  # rounds of repair by random swaps, and swaps tried in each
 
 
 @dataclass(frozen=True)
 class After:
-    """No sample of a group is trained on before a step.
+    """Samples of a group are trained on at this step or later.
 
     Args:
         group: its name.
@@ -30,7 +30,7 @@ class After:
 
 @dataclass(frozen=True)
 class Before:
-    """No sample of a group is trained on from a step on.
+    """Samples of a group are trained on before this step only.
 
     Args:
         group: its name.
@@ -43,7 +43,7 @@ class Before:
 
 @dataclass(frozen=True)
 class Share:
-    """A group has some share of the samples in any consecutive steps.
+    """In any `window` consecutive steps the share of samples that belong to a group lies between two bounds.
 
     Args:
         group: its name.
@@ -106,12 +106,15 @@ class Rules:
         constraints: all of them must hold.
         reference: the recorded order, [steps, batch].
         codes: group of every sample, index into `names`, [samples].
-        names: of the groups.
+        names: names of the groups.
         regroup: whether samples may leave their recorded batches.
 
+    Attributes:
+        start: an order near the reference that meets all constraints, [steps, batch].
+
     Raises:
-        OrderscopeError: an unknown group, a step or window that is not there, shares that cannot be, or constraints
-            that no order was found to meet.
+        OrderscopeError: an unknown group, a step or window out of range, impossible shares, or no order was found that
+            meets all constraints.
     """
 
     constraints: Sequence[Constraint]
@@ -134,30 +137,34 @@ class Rules:
         object.__setattr__(self, "start", start)
 
     def holds(self, orders: np.ndarray) -> np.ndarray:
-        """Whether orders [n, steps, batch] keep to all constraints, bool [n]."""
+        """Whether orders [n, steps, batch] meet all constraints, bool [n]."""
         if not self.constraints:
             return np.ones(len(orders), dtype=bool)
         return np.array([self._misplaced(order) + self._violation(self._counts(order)) == 0 for order in orders])
 
     def repaired(self, orders: np.ndarray) -> np.ndarray:
-        """Orders [n, steps, batch] that keep to all constraints, each near the one given; where none was found near it,
-        `start`, the one near the reference."""
+        """Orders that meet all constraints, each near the one given, [n, steps, batch]; `start` where the repair of an
+        order failed.
+
+        Args:
+            orders: sample ids, [n, steps, batch].
+        """
         if not self.constraints:
             return orders
-        found = [self._repaired(order) for order in orders]
-        return np.stack([self.start if order is None else order for order in found])
+        repaired = [self._repaired(order) for order in orders]
+        return np.stack([self.start if order is None else order for order in repaired])
 
     def _repaired(self, order: np.ndarray) -> np.ndarray | None:
         if self.holds(order[None])[0]:
             return order
-        found = self._rearranged(order[:, None]) if sorted(_keys(order)) == self._recorded else None
-        if found is None and self.regroup:
-            found = self._rearranged(order[:, :, None])
-        return None if found is None or not self.holds(found[None])[0] else found
+        repaired = self._rearranged(order[:, None]) if sorted(_keys(order)) == self._recorded else None
+        if repaired is None and self.regroup:
+            repaired = self._rearranged(order[:, :, None])
+        return None if repaired is None or not self.holds(repaired[None])[0] else repaired
 
     def _rearranged(self, items: np.ndarray) -> np.ndarray | None:
-        """Items [steps, items a step, samples an item] exchanged as little as need be: first, by an assignment, where
-        single ones may not stand where they do, then by swaps until the shares are right."""
+        """Items [steps, items a step, samples an item] rearranged with few changes: an assignment moves the items that
+        are at forbidden positions, then swaps correct the shares. None if that fails."""
         steps, each, _ = items.shape
         flat = items.reshape(steps * each, -1)
         at = np.repeat(np.arange(steps), each)
@@ -176,12 +183,13 @@ class Rules:
         return None if place is None else flat[place].reshape(steps, -1)
 
     def _swapped(self, flat: np.ndarray, at: np.ndarray, allowed: np.ndarray, place: np.ndarray) -> np.ndarray | None:
-        """Random swaps that do not make things worse, the best of many each time, until nothing is wrong."""
+        """Greedy random swaps, the best of `TRIED` in each round, until no constraint is violated; None if `ROUNDS` do
+        not suffice."""
         rng = np.random.default_rng(0)
         member = self._counts(flat)  # [shares, items]
         counts = np.zeros((len(member), at[-1] + 1))
-        for row, held in zip(counts, member, strict=True):
-            row += np.bincount(at, weights=held[place], minlength=len(row))
+        for row, item_counts in zip(counts, member, strict=True):
+            row += np.bincount(at, weights=item_counts[place], minlength=len(row))
         wrong = float((~allowed[place, np.arange(len(place))]).sum()) + self._violation(counts)
         for _ in range(ROUNDS):
             if wrong == 0:
@@ -215,16 +223,16 @@ class Rules:
 
     def _counts(self, rows: np.ndarray) -> np.ndarray:
         """Samples of each share's group in each row of ids, [shares, rows]."""
-        found = [(self.codes[rows] == self.names.index(share.group)).sum(1) for share in self._shares]
-        return np.array(found, dtype=float).reshape(len(found), len(rows))
+        counts = [(self.codes[rows] == self.names.index(share.group)).sum(1) for share in self._shares]
+        return np.array(counts, dtype=float).reshape(len(counts), len(rows))
 
     def _violation(self, counts: np.ndarray) -> float:
-        """Samples too few and too many, over all windows of all shares."""
+        """Number of samples too few or too many, summed over all windows of all shares."""
         total, batch = 0.0, self.reference.shape[1]
         for share, row in zip(self._shares, counts, strict=True):
-            held = np.convolve(row, np.ones(share.window), mode="valid")
+            in_window = np.convolve(row, np.ones(share.window), mode="valid")
             low, high = share.least * share.window * batch - 1e-9, share.most * share.window * batch + 1e-9
-            total += float(np.maximum(low - held, 0).sum() + np.maximum(held - high, 0).sum())
+            total += float(np.maximum(low - in_window, 0).sum() + np.maximum(in_window - high, 0).sum())
         return total
 
     def _misplaced(self, order: np.ndarray) -> int:
@@ -234,7 +242,7 @@ class Rules:
         return int((~self._allowed(order)[at, at]).sum()) + int(other.sum())
 
     def _allowed(self, items: np.ndarray) -> np.ndarray:
-        """Whether items [n, samples an item] may stand at positions, bool [n, steps]."""
+        """Whether each item [n, samples an item] may be placed at each position, bool [n, steps]."""
         steps = len(self.reference)
         out, at = np.ones((len(items), steps), dtype=bool), np.arange(steps)
         for constraint in self.constraints:

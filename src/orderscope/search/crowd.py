@@ -1,4 +1,4 @@
-"""Item response theory: how difficult samples are, from who solves them."""
+"""Item response theory: the difficulty of samples, estimated from which models solve them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ PRIOR = 1.0
 def rasch(solved: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Abilities and difficulties of the one-parameter logistic model, P(solved) = 1 / (1 + exp(difficulty - ability)).
 
-    Posterior mode with a standard normal prior on both, by Newton's method on one of them at a time; the prior keeps
-    what all or none solve finite.
+    Posterior mode with a standard normal prior on both, by alternating Newton steps. The prior keeps the difficulty of
+    samples that every model or none solves finite.
 
     Args:
-        solved: who solved what, bool [crowd, samples].
+        solved: whether each model solves each sample, bool [crowd, samples].
 
     Returns:
         ability [crowd] and difficulty [samples].

@@ -1,4 +1,4 @@
-"""What was spent, in runs, and what luck would have bought for it."""
+"""The cost of a proposal in runs, and the best result that training random orders at the same cost would give."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from orderscope.simulation.simulator import Simulator
 
 
 def spent_runs(sim: Simulator, search: float, confirmed: int) -> float:
-    """Everything a proposal cost: CPU seconds of recording and searching, in runs, and the runs that confirmed. Where
-    the journal tells no times: gradient evaluations of recording and sketching, search left out.
+    """Total cost of a proposal in runs: CPU seconds of recording and searching over those of one training, plus the
+    confirming trainings. If the run's journal has no times, the gradient evaluations of recording and sketching are
+    counted instead and the search is left out.
 
     Args:
-        sim: the run, opened.
+        sim: the simulator of the run.
         search: CPU seconds of the search.
-        confirmed: how many orders were trained to confirm them.
+        confirmed: number of orders trained to confirm them.
     """
     run = training_seconds(sim.store)
     if run is None:
@@ -24,7 +25,11 @@ def spent_runs(sim: Simulator, search: float, confirmed: int) -> float:
 
 
 def expected_best(count: float) -> float:
-    """How far the best of `count` normal draws lies from the mean, in standard deviations; Blom's approximation.
+    """Expected distance of the best of `count` normal draws from the mean, in standard deviations; Blom's
+    approximation.
+
+    Args:
+        count: number of draws; below 1 counts as 1.
 
     Source: Blom, "Statistical estimates and transformed beta-variables", 1958.
 

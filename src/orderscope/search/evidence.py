@@ -1,7 +1,7 @@
-"""Whether an order that regroups samples is better than one of whole batches, on rows that no search saw.
+"""Whether an order that regroups samples is better than one that keeps batches whole, on rows that no search used.
 
-Orders that regroup samples are many more than orders of whole batches, so a search among them learns its rows far
-better, and its gains hold worse on others. They are therefore taken only where the rows set aside tell them apart.
+There are far more orders that regroup samples than orders of whole batches. A search among them therefore overfits the
+searched rows more. Such an order is proposed only if it is significantly better on the confirming rows.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from orderscope.search.rows import Row
 from orderscope.search.work import Work
 from orderscope.text import number
 
-CLEAR = 2.0  # standard errors by which one has to be better than the other, of a single comparison on many rows
+CLEAR = 2.0  # required gain in standard errors, for a single comparison on many rows
 
 
 @dataclass(frozen=True)
 class Compared:
-    """One order beside another on the same rows.
+    """One order compared with another on the same rows.
 
     Args:
-        gain: how much better it is.
-        standard_error: of that over another choice of as many rows, the rows being paired; not a number where losses
-            of single rows are not known.
-        needed: standard errors that the gain has to exceed.
+        gain: by how much the objective is lower.
+        standard_error: of the gain under resampling of the rows (paired); NaN where losses of single rows are not
+            known.
+        needed: number of standard errors that the gain has to exceed.
     """
 
     gain: float
@@ -39,20 +39,20 @@ class Compared:
 
     @property
     def clear(self) -> bool:
+        """Whether the gain is significant."""
         return self.gain > self.needed * self.standard_error
 
 
 def compared(
     objective: Objective, mine: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray], comparisons: int = 1
 ) -> Compared:
-    """How clearly an order is better than another.
+    """Compare an order with another.
 
     Args:
-        objective: what is to be lowered.
+        objective: the quantity that is minimised.
         mine: losses of the rows under the order, metric -> [rows].
         other: losses of the same rows under the other.
-        comparisons: how many pairs are looked at in all, of which the best is taken: the more, the more one of them
-            gains by chance.
+        comparisons: number of comparisons of which the best is taken, for Bonferroni's correction.
     """
     value = objective.value({name: (other[name] - mine[name]).mean() for name in objective.names})
     width = standard_error(objective, other, mine)
@@ -61,12 +61,12 @@ def compared(
 
 
 def standard_errors(comparisons: int, rows: int) -> float:
-    """Standard errors that the best of some comparisons has to exceed so that chance does so as rarely as a single
-    normal variable exceeds `CLEAR`: Student's t, Bonferroni's correction.
+    """Threshold, in standard errors, for the best of several comparisons, at the significance level at which a single
+    standard normal variable exceeds `CLEAR`: Student's t with Bonferroni's correction.
 
     Args:
-        comparisons: how many.
-        rows: in each.
+        comparisons: number of comparisons.
+        rows: number of rows in each.
 
     Example:
         >>> [round(standard_errors(n, 96), 2) for n in (1, 2, 8)]
@@ -76,26 +76,26 @@ def standard_errors(comparisons: int, rows: int) -> float:
 
 
 def settled(work: Work, rows: list[Row]) -> list[Row]:
-    """Rows that may be proposed: those that regroup samples only if the best of them is clearly better than all others,
-    on the rows that the search never saw. Otherwise later searches keep the recorded batches too.
+    """The orders that may be proposed: those that regroup samples only if the best of them is significantly better than
+    all others on the confirming rows. If it is not, later searches keep the recorded batches too.
 
-    Where no rows were set aside there is nothing to judge by, and all may be; nor is it judged where it was asked for.
+    All orders may be proposed if no rows were set aside, or if the user requested regrouping explicitly.
 
     Args:
-        work: what was trained; whether later searches may regroup samples is noted there.
-        rows: what was found.
+        work: the state of the search; its `regroup` is set to False if regrouping is rejected.
+        rows: the orders found.
     """
-    parts, objective = work.parts, work.asked.objective
+    parts, objective = work.parts, work.request.objective
     regrouped = [row for row in rows if row.regroups]
-    if parts is None or not work.asked.judged or not regrouped:
+    if parts is None or not work.request.judged or not regrouped:
         return rows
     kept = [row for row in rows if not row.regroups]
-    apart = {key: losses_on(objective, parts, own, "confirming") for key, own in work.true.items()}
-    ours = [apart[key] for key in dict.fromkeys(row.order.tobytes() for row in regrouped) if key in apart]
-    others = [apart[row.order.tobytes()] for row in kept if row.order.tobytes() in apart]
-    others.append(apart[work.sim.order.tobytes()])
-    best = min(others, key=lambda losses: float(objective.value({n: x.mean() for n, x in losses.items()})))
-    judged = [compared(objective, own, best, len(ours)) for own in ours]
+    losses = {key: losses_on(objective, parts, trained, "confirming") for key, trained in work.true.items()}
+    ours = [losses[key] for key in dict.fromkeys(row.order.tobytes() for row in regrouped) if key in losses]
+    others = [losses[row.order.tobytes()] for row in kept if row.order.tobytes() in losses]
+    others.append(losses[work.sim.order.tobytes()])
+    best = min(others, key=lambda each: float(objective.value({n: x.mean() for n, x in each.items()})))
+    judged = [compared(objective, each, best, len(ours)) for each in ours]
     if any(each.clear for each in judged):
         return rows
     work.regroup = False

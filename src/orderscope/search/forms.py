@@ -1,4 +1,5 @@
-"""Simple forms of a proposed order, the nearest schedule of groups and the nearest sort, and what gain they keep."""
+"""Simple forms of a proposed order: the nearest schedule of groups and the nearest sort, and how much gain they
+keep."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ import math
 import numpy as np
 
 from orderscope.search.readable import nearest_schedule, nearest_sort
-from orderscope.search.rows import OWN, Row, Simple, Sorted
+from orderscope.search.rows import REFERENCE_ROW, Row, Simple, Sorted
 from orderscope.search.setting import Setting
 from orderscope.search.step_signals import gradient_norms
 from orderscope.search.work import Work
@@ -19,38 +20,38 @@ OF_SAMPLES = (
 
 
 def scheduled(work: Work, setting: Setting, best: Row, train: bool) -> Simple | None:
-    """The schedule of groups nearest to the best order; None where there is one group, or nothing was found.
+    """The schedule of groups nearest to the best order; None if there is one group only, or the best is the reference.
 
     Args:
-        work: the search.
-        setting: what its first strategies looked at.
+        work: the state of the search.
+        setting: the setting of its first portfolio.
         best: the order.
         train: whether the schedule may be trained.
     """
     sim = work.sim
     codes, names = sim.window.group_codes, sim.description["group_names"]
     schedule = nearest_schedule(best.order, codes, names)
-    if best.name == OWN or schedule is None:
+    if best.name == REFERENCE_ROW or schedule is None:
         return None
-    own = np.searchsorted(np.unique(codes[sim.order]), codes)
+    used_codes = np.searchsorted(np.unique(codes[sim.order]), codes)
     pure = bool(((sim.window.fractions > 0).sum(1) == 1).all())
     regroup = not pure and setting.steps_of(best.order) is None
     if not regroup and not pure:
         return None  # batches that mix groups and stay whole have no shares to schedule
-    order = schedule.order(sim.order, own if regroup else own[sim.order[:, 0]], regroup=regroup)
+    order = schedule.order(sim.order, used_codes if regroup else used_codes[sim.order[:, 0]], regroup=regroup)
     return Simple(*_played(work, best, order, train), schedule=schedule)
 
 
 def sorted_alike(work: Work, setting: Setting, best: Row, train: bool) -> Sorted | None:
-    """The sort by a recorded signal that the best order is close to; None where it is close to none.
+    """The sort by a recorded signal that is closest to the best order; None if no sort is close.
 
     Args:
-        work: the search.
-        setting: what its first strategies looked at.
+        work: the state of the search.
+        setting: the setting of its first portfolio.
         best: the order.
         train: whether the sort may be trained.
     """
-    if best.name == OWN:
+    if best.name == REFERENCE_ROW:
         return None
     steps = setting.steps_of(best.order)
     signals = sample_signals(setting)
@@ -71,28 +72,29 @@ def sorted_alike(work: Work, setting: Setting, best: Row, train: bool) -> Sorted
 
 
 def sample_signals(setting: Setting) -> dict[str, np.ndarray]:
-    """Numbers about single samples by name, [samples]: those that this task has."""
-    found = {name.replace("_", " "): getattr(setting.samples, name)() for name in OF_SAMPLES}
-    return {name: values for name, values in found.items() if values is not None}
+    """Name -> one number per sample, [samples], for the signals that this task has."""
+    signals = {name.replace("_", " "): getattr(setting.samples, name)() for name in OF_SAMPLES}
+    return {name: values for name, values in signals.items() if values is not None}
 
 
 def step_signals(setting: Setting) -> dict[str, np.ndarray]:
-    """Numbers about recorded steps by name, [steps]."""
-    found = {"gradient norm": gradient_norms(setting.sim.window)}
-    return found if setting.influence is None else found | {"influence": setting.influence}
+    """Name -> one number per recorded step, [steps]."""
+    signals = {"gradient norm": gradient_norms(setting.sim.window)}
+    return signals if setting.influence is None else signals | {"influence": setting.influence}
 
 
 def _played(work: Work, best: Row, order: np.ndarray, train: bool) -> tuple[np.ndarray, float, float, float | None]:
-    """A simple form's order within the rules, its predicted metric, the share of the gain, and its true metric."""
-    sim, objective = work.sim, work.asked.objective
-    if work.asked.rules is not None:
-        order = work.asked.rules.repaired(order[None])[0]
-    told = sim.predict(order, metrics=list(objective.names), allow_other_samples=True)
-    value, reference = float(objective.told(told.metrics)[0]), float(objective.told(sim.reference))
+    """A simple form's order after repair to meet the constraints, its predicted metric, the share of the best order's
+    gain that it keeps, and its true metric."""
+    sim, objective = work.sim, work.request.objective
+    if work.request.rules is not None:
+        order = work.request.rules.repaired(order[None])[0]
+    prediction = sim.predict(order, metrics=list(objective.names), allow_other_samples=True)
+    value, reference = float(objective.reported(prediction.metrics)[0]), float(objective.reported(sim.reference))
     if train:
         work.confirm([order], quiet=True)
     trained = work.true.get(order.tobytes())
-    true = None if trained is None else float(objective.told(trained.metrics))
-    mine, its = (value, best.predicted) if true is None or best.confirmed is None else (true, best.confirmed)
-    gain = objective.sign * (reference - its)
-    return order, value, objective.sign * (reference - mine) / gain if gain > 0 else math.nan, true
+    true = None if trained is None else float(objective.reported(trained.metrics))
+    form, full = (value, best.predicted) if true is None or best.confirmed is None else (true, best.confirmed)
+    gain = objective.sign * (reference - full)
+    return order, value, objective.sign * (reference - form) / gain if gain > 0 else math.nan, true

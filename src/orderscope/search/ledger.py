@@ -1,4 +1,4 @@
-"""Every order that was scored: no order twice, none beyond the budget, none after the time is up."""
+"""The record of scored orders: scores each order once, within a budget and a deadline."""
 
 from __future__ import annotations
 
@@ -12,33 +12,34 @@ import numpy as np
 from orderscope.errors import OrderscopeError
 from orderscope.search.strategy import Scores
 
-WHOLE = 32
+WHOLE = 32  # orders of whole batches that are scored in one call
 
 
 @dataclass(frozen=True)
-class Told:
-    """What is told of n orders; the objective is lower where it is better.
+class Estimates:
+    """Estimates for n orders. The objective is minimised.
 
     Args:
         value, error: objective on the searched rows and half-width of its 90 % interval, [n].
-        spread: its standard error over those rows as a difference to the reference, [n].
-        metrics: metrics that it is made of, on the searched rows, [n, metrics].
-        apart, apart_error: value and error on the confirming rows, which no search is shown, [n].
+        spread: standard error over those rows of its difference to the reference, [n].
+        metrics: the metrics in the objective, on the searched rows, [n, metrics].
+        confirming, confirming_error: value and error on the confirming rows, which strategies do not see, [n].
     """
 
     value: np.ndarray
     error: np.ndarray
     spread: np.ndarray
     metrics: np.ndarray
-    apart: np.ndarray
-    apart_error: np.ndarray
+    confirming: np.ndarray
+    confirming_error: np.ndarray
 
     def row(self, i: int) -> tuple[float, float, float, np.ndarray, float, float]:
+        """All fields of order i, in the sequence of the fields."""
         return (float(self.value[i]), float(self.error[i]), float(self.spread[i]), self.metrics[i],
-                float(self.apart[i]), float(self.apart_error[i]))  # fmt: skip
+                float(self.confirming[i]), float(self.confirming_error[i]))  # fmt: skip
 
 
-Score = Callable[[np.ndarray], Told]
+Score = Callable[[np.ndarray], Estimates]
 
 
 class Spent(Exception):
@@ -51,14 +52,14 @@ class Entry:
 
     Args:
         order: sample ids, [steps, batch].
-        value: its score as in `Told`; lower is better.
-        error: half-width of the interval around it, as in `Told`.
-        bound: what it is compared by, as in `Scores`.
-        by: the strategy that found it first.
-        metrics: of the order, [metrics].
+        value: its score as in `Estimates`; lower is better.
+        error: half-width of the interval around it, as in `Estimates`.
+        bound: the value that orders are ranked by, as in `Scores`.
+        by: name of the strategy that found it first.
+        metrics: estimated metrics of the order, [metrics].
         spread: standard error of the score over the searched rows.
-        apart: its score on rows that are set apart to confirm on.
-        apart_error: half-width of the interval around that.
+        confirming: its score on the confirming rows.
+        confirming_error: half-width of the interval around that.
     """
 
     order: np.ndarray
@@ -68,8 +69,8 @@ class Entry:
     by: str
     metrics: np.ndarray
     spread: float = 0.0
-    apart: float = math.nan
-    apart_error: float = math.nan
+    confirming: float = math.nan
+    confirming_error: float = math.nan
 
 
 @dataclass
@@ -78,11 +79,15 @@ class Ledger:
 
     Args:
         reference: the recorded order.
-        score: orders [n, steps, batch] -> what is told of them.
+        score: orders [n, steps, batch] -> their estimates.
         budget: how many orders may be scored.
         deadline: `time.perf_counter()` after which nothing more is scored.
-        chunk: regrouped orders scored at once: their batches are many.
+        chunk: most regrouped orders scored in one call; each brings its own batches, so few fit in memory.
         any_samples: whether orders may repeat samples of the reference and leave others out.
+
+    Attributes:
+        scored: number of orders scored so far.
+        finite: number of those whose score is finite.
     """
 
     reference: np.ndarray
@@ -108,17 +113,18 @@ class Ledger:
 
     @property
     def late(self) -> bool:
+        """Whether the deadline has passed."""
         return time.perf_counter() > self.deadline
 
     def __call__(self, orders: np.ndarray, by: Sequence[str], *, most: int | None = None) -> Scores:
-        """Scores of some orders; new ones are charged to the budget.
+        """Scores of orders; each new one is charged to the budget.
 
-        Those past the budget, the time, or `most` new ones come back as infinite.
+        The score is infinite for orders beyond the budget, the deadline, or `most` new ones.
 
         Args:
             orders: sample ids, [n, steps, batch].
-            by: the strategy that found each, [n].
-            most: new orders that may be scored; as many as the budget has if not given.
+            by: name of the strategy that found each, [n].
+            most: largest number of new orders to score; by default what is left of the budget.
 
         Raises:
             Spent: nothing could be scored.
@@ -130,19 +136,21 @@ class Ledger:
         if new and not picked:
             raise Spent
         for part in self._parts(picked, orders, self.chunk):
-            told = self.score(orders[part])
+            estimates = self.score(orders[part])
             self.scored += len(part)
-            self.finite += int(np.isfinite(told.value).sum())
+            self.finite += int(np.isfinite(estimates.value).sum())
             for k, i in enumerate(part):
-                value, error, spread, metrics, apart, apart_error = told.row(k)
-                self._add(Entry(orders[i], value, error, math.inf, by[i], metrics, spread, apart, apart_error))
+                value, error, spread, metrics, confirming, confirming_error = estimates.row(k)
+                self._add(
+                    Entry(orders[i], value, error, math.inf, by[i], metrics, spread, confirming, confirming_error)
+                )
             if self.late:
                 break
-        found = [known.get(key) for key in keys]
+        entries = [known.get(key) for key in keys]
         return Scores(
-            np.array([np.inf if e is None else e.value for e in found]),
-            np.array([0.0 if e is None else e.error for e in found]),
-            np.array([0.0 if e is None else e.spread for e in found]),
+            np.array([np.inf if e is None else e.value for e in entries]),
+            np.array([0.0 if e is None else e.error for e in entries]),
+            np.array([0.0 if e is None else e.spread for e in entries]),
         )
 
     def know(
@@ -152,9 +160,9 @@ class Ledger:
         by: str,
         metrics: np.ndarray | None = None,
         spread: float = 0.0,
-        apart: float = math.nan,
+        confirming: float = math.nan,
     ) -> None:
-        """An order whose true value is known.
+        """Enter an order whose true value is known; it costs no budget.
 
         Args:
             order: sample ids, [steps, batch].
@@ -162,37 +170,37 @@ class Ledger:
             by: name of the strategy that found it.
             metrics: its true metrics, [metrics]; the value alone if not given.
             spread: standard error over the searched rows of the difference to the reference.
-            apart: its value on the confirming rows; not a number where there are none.
+            confirming: its true value on the confirming rows; NaN if there are none.
         """
         row = np.array([value]) if metrics is None else metrics
-        self._add(Entry(order, value, 0.0, math.inf, by, row, spread, apart, 0.0))
+        self._add(Entry(order, value, 0.0, math.inf, by, row, spread, confirming, 0.0))
 
     def _add(self, entry: Entry) -> None:
-        """Remember a score; an order that diverges is worse than any."""
+        """Store an entry; an order that diverges gets an infinite value."""
         value = entry.value if np.isfinite(entry.value) else np.inf
         bound = float(Scores(np.array(value), np.array(entry.error), entry.spread).bound)
         self._known[_key(entry.order)] = replace(entry, value=value, bound=bound)
 
     def ranked(self) -> list[Entry]:
-        """What was scored and is finite, by its bound, best first."""
+        """All entries with a finite bound, the best first."""
         return sorted((e for e in self._known.values() if np.isfinite(e.bound)), key=lambda e: e.bound)
 
     def entry(self, order: np.ndarray) -> Entry | None:
-        """The score of an order, if it has one."""
+        """The entry of an order [steps, batch]; None if it was not scored."""
         return self._known.get(_key(order))
 
     def steps_of(self, order: np.ndarray) -> np.ndarray | None:
         """The recorded step of each batch, [steps]; None where samples were regrouped."""
         left = {key: list(steps) for key, steps in self._recorded.items()}
-        found = [left.get(batch.tobytes()) for batch in np.sort(order, axis=1)]
-        return np.array([steps.pop(0) for steps in found if steps]) if all(found) else None
+        matches = [left.get(batch.tobytes()) for batch in np.sort(order, axis=1)]
+        return np.array([steps.pop(0) for steps in matches if steps]) if all(matches) else None
 
     def checked(self, orders: np.ndarray, by: str) -> np.ndarray:
-        """Orders that a strategy yielded, as int64 [n, steps, batch].
+        """Check the orders that a strategy yielded, and return them as int64 [n, steps, batch].
 
         Args:
-            orders: as it yielded them.
-            by: its name.
+            orders: as the strategy yielded them, [n, steps, batch] or [steps, batch].
+            by: name of the strategy.
 
         Raises:
             OrderscopeError: one of them is no rearrangement of the reference.
@@ -213,7 +221,8 @@ class Ledger:
         return orders.astype(np.int64)
 
     def _parts(self, picked: list[int], orders: np.ndarray, chunk: int) -> list[list[int]]:
-        """Orders that are scored in one call: many of recorded batches, few that are regrouped."""
+        """Split orders into the chunks that are scored in one call: up to `WHOLE` of whole batches, `chunk`
+        regrouped."""
         whole = [i for i in picked if self.steps_of(orders[i]) is not None]
         rest = sorted(set(picked) - set(whole))
         many = [whole[i : i + WHOLE] for i in range(0, len(whole), WHOLE)]
@@ -221,5 +230,5 @@ class Ledger:
 
 
 def _key(order: np.ndarray) -> bytes:
-    """The same for orders that differ only in the sequence of samples within a batch."""
+    """A key that ignores the sequence of samples within a batch."""
     return np.sort(order, axis=1).tobytes()

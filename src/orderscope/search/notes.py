@@ -1,4 +1,4 @@
-"""A proposal for a reader: its notes, and what simple forms keep of its gain."""
+"""A proposal in words: its notes, its gain on other rows, and the share of its gain that simple forms keep."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 from orderscope.text import number
 
 SILENT = ": this task's samples have no "
-LITTLE = 0.2  # of the gain: a form that keeps less is not worth being told
+LITTLE = 0.2  # share of the gain: a simple form that keeps less is not shown
 
 
 def folded(notes: Sequence[str]) -> list[str]:
-    """The notes, those of strategies without a signal in one line at the end.
+    """The notes, with those of strategies whose signal is missing merged into one line at the end.
 
     Example:
         >>> folded(["late", "short first: this task's samples have no length"])
@@ -21,13 +21,13 @@ def folded(notes: Sequence[str]) -> list[str]:
     silent: dict[str, list[str]] = {}
     for name, _, missing in (note.partition(SILENT) for note in notes if SILENT in note):
         silent.setdefault(missing, []).append(name)
-    told = [note for note in notes if SILENT not in note]
+    others = [note for note in notes if SILENT not in note]
     listed = "; ".join(f"{missing} ({', '.join(names)})" for missing, names in silent.items())
-    return [*told, f"not tried, since the samples have no such numbers: {listed}"] if silent else told
+    return [*others, f"not tried, since the samples have no such numbers: {listed}"] if silent else others
 
 
 def elsewhere_words(facts: Mapping[str, Any]) -> str:
-    """What a proposal may be expected to gain on other rows, in words; empty where it is not known.
+    """The expected gain of a proposal on other rows, in words; empty if it is not known.
 
     Args:
         facts: the proposal as JSON values.
@@ -36,10 +36,10 @@ def elsewhere_words(facts: Mapping[str, Any]) -> str:
         >>> elsewhere_words({"elsewhere": {"gain": 0.002, "error": 0.0075}})
         'expect a gain of +0.002 ± 0.0075 on other rows of their source (90 %)'
     """
-    found = facts.get("elsewhere")
-    if not found:
+    expected = facts.get("elsewhere")
+    if not expected:
         return ""
-    gain, error = number(found["gain"], 2, sign=True), number(found["error"], 2)
+    gain, error = number(expected["gain"], 2, sign=True), number(expected["error"], 2)
     return f"expect a gain of {gain} ± {error} on other rows of their source (90 %)"
 
 
@@ -64,16 +64,20 @@ def part_words(part: Mapping[str, Any]) -> str:
     return f"{said} trained" + ("" if width is None else f", standard error over rows {number(width, 2)}")
 
 
-def worth_telling(form: Mapping[str, Any] | None) -> bool:
-    """Whether a simple form, as JSON values, keeps enough of the gain to be shown, or it is not known what it keeps."""
+def worth_showing(form: Mapping[str, Any] | None) -> bool:
+    """Whether a simple form is shown: it keeps enough of the gain, or the share that it keeps is not known.
+
+    Args:
+        form: the form as JSON values, or None.
+    """
     return form is not None and (form["kept"] is None or form["kept"] >= LITTLE)
 
 
 def kept_words(facts: Mapping[str, Any]) -> str:
-    """What the simple forms of a proposal keep of its gain, in words; empty where there are none or no gain.
+    """The share of a proposal's gain that its simple forms keep, in words; empty if there are none or no gain.
 
     Args:
-        facts: the proposal as JSON values; those of an earlier version know of no sort.
+        facts: the proposal as JSON values; proposals stored by an earlier version have no sort.
 
     Example:
         >>> kept_words({"simple": {"kept": 0.42, "confirmed": 2.8}})
@@ -85,10 +89,10 @@ def kept_words(facts: Mapping[str, Any]) -> str:
     forms = [("the nearest schedule of groups", simple)] if simple else []
     forms += [(f"a sort by {by['by']}", by)] if by else []
     known = [(name, form) for name, form in forms if form["kept"] is not None]
-    told = [
+    shown = [
         f"{name} keeps {100 * form['kept']:.0f} % of this gain, as "
         + ("predicted" if form["confirmed"] is None else "trained")
         for name, form in known
-        if worth_telling(form)
+        if worth_showing(form)
     ]
-    return "; ".join(told) if told or not known else "no simple form keeps this gain"
+    return "; ".join(shown) if shown or not known else "no simple form keeps this gain"

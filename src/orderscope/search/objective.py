@@ -1,4 +1,4 @@
-"""What a search is after: one metric, or a weighted sum of several."""
+"""The objective of a search: one metric, or a weighted sum of several."""
 
 from __future__ import annotations
 
@@ -16,37 +16,42 @@ from orderscope.engine.curvature import Curvature
 
 @dataclass(frozen=True)
 class Objective:
-    """sum_i weights_i * metric_i; less of it is better.
+    """sum_i weights_i * metric_i, which is minimised.
 
-    A single metric of which more is better is told as it is, so `told` is `sign` times the objective.
+    A single metric that is maximised is reported with its own sign, so `reported` is `sign` times the objective.
 
     Args:
-        weights: metric -> weight, negative where more of the metric is better.
+        weights: metric -> weight, negative for a metric that is maximised.
     """
 
     weights: Mapping[str, float]
 
     @property
     def names(self) -> tuple[str, ...]:
+        """Names of the metrics."""
         return tuple(self.weights)
 
     @property
     def alone(self) -> str | None:
-        """The metric, where it is a single one."""
+        """The name of the metric if there is only one, else None."""
         return self.names[0] if len(self.weights) == 1 else None
 
     @property
     def sign(self) -> float:
-        """-1 for a single metric of which more is better, else 1."""
+        """-1 for a single metric that is maximised, else 1."""
         return -1.0 if self.alone and self.weights[self.alone] < 0 else 1.0
 
-    def told(self, values: Mapping[str, np.ndarray] | Mapping[str, float]) -> np.ndarray:
-        """What a reader is shown of values by metric, numbers or [n]."""
+    def reported(self, values: Mapping[str, np.ndarray] | Mapping[str, float]) -> np.ndarray:
+        """The objective with the sign that is shown to the user.
+
+        Args:
+            values: metric -> value, numbers or arrays [n].
+        """
         return self.sign * self.value(values)
 
     @property
     def title(self) -> str:
-        """`eval`, or `eval + 0.5 code`."""
+        """The objective in words: `eval`, or `eval + 0.5 code`."""
         if self.alone:
             return self.alone
         parts = [
@@ -55,17 +60,31 @@ class Objective:
         return " ".join(parts).removeprefix("+ ")
 
     def value(self, values: Mapping[str, np.ndarray] | Mapping[str, float]) -> np.ndarray:
-        """Of values by metric, numbers or [n]."""
+        """The objective, to be minimised.
+
+        Args:
+            values: metric -> value, numbers or arrays [n].
+        """
         return np.asarray(sum(weight * np.asarray(values[name]) for name, weight in self.weights.items()))
 
     def error(self, errors: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Half-width from those of the metrics, by the triangle inequality: how they go together is not known."""
+        """Half-width of the objective's interval. The half-widths of the metrics are added, since the correlation of
+        their errors is not known.
+
+        Args:
+            errors: metric -> half-width, [n].
+        """
         return np.asarray(sum(abs(weight) * np.asarray(errors[name]) for name, weight in self.weights.items()))
 
     def expansion(self, held_out: HeldOut | None) -> Expansion | None:
-        """That of what is told: the sum over the metrics that are held-out losses; None where none is.
+        """Second-order expansion of the reported objective: the sum over the metrics that are held-out losses; None if
+        none is.
 
-        In a sum the curvature of a metric to be raised is left out: it bends the wrong way for a sum of squares.
+        In a sum the curvature of a maximised metric is left out: the operator is a sum of squares and cannot hold a
+        negative term.
+
+        Args:
+            held_out: the model of the held-out losses, or None.
         """
         known = self._known(held_out)
         if held_out is None or not known:
@@ -81,14 +100,19 @@ class Objective:
         )
 
     def slope(self, held_out: HeldOut | None) -> Slope:
-        """Value and gradient of what is told at weights [m], of the metrics that are held-out losses only."""
+        """A function from weights [m] to value and gradient [m] of the reported objective, counting only the metrics
+        that are held-out losses.
+
+        Args:
+            held_out: the model of the held-out losses.
+        """
         known = self._known(held_out)
 
         def at(theta: Tensor) -> tuple[float, Tensor]:
             assert held_out is not None
-            found = [(weight, *held_out.slope(theta, name)) for name, weight in known.items()]
-            total = sum(weight * value for weight, value, _ in found)
-            return float(total), torch.stack([weight * gradient for weight, _, gradient in found]).sum(0)
+            terms = [(weight, *held_out.slope(theta, name)) for name, weight in known.items()]
+            total = sum(weight * value for weight, value, _ in terms)
+            return float(total), torch.stack([weight * gradient for weight, _, gradient in terms]).sum(0)
 
         return at
 
@@ -98,7 +122,8 @@ class Objective:
 
 
 def front(points: np.ndarray) -> np.ndarray:
-    """Which points no other is as good as in everything and better in something, bool [n]; less is better.
+    """Which points are on the Pareto front, bool [n]: no other point is at most as large in every coordinate and
+    smaller in one.
 
     Args:
         points: [n, metrics].

@@ -1,4 +1,4 @@
-"""Runs strategies within a budget and a time, and keeps the best of each."""
+"""Runs strategies within a budget and a time limit, and keeps the best order of each."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from orderscope.search.ledger import Spent
 from orderscope.search.setting import Setting
 from orderscope.search.strategy import Orders, Scores, Strategy
 
-RULES = 0.5  # of the budget, at most, for strategies that do not start from the best of others
-IDLE = 16  # times in a row that strategies may ask for nothing new
-HOPE = 3  # a search is ended where the best of all is this many times the gain of its last round ahead
+RULES = 0.5  # largest share of the budget for strategies that do not start from the best order of others
+IDLE = 16  # most rounds in a row in which strategies yield only orders that were scored before
+HOPE = 3  # a strategy is stopped if its gap to the best order exceeds this many times the gain of its last round
 Progress = Callable[[str, int, int], None]
 
 
@@ -25,7 +25,7 @@ class Found:
     """An order with its score; lower is better.
 
     Args:
-        strategy: that found it.
+        strategy: the strategy that found it.
         order: sample ids, [steps, batch].
         value: its score.
         error: half-width of the interval around it.
@@ -40,43 +40,44 @@ class Found:
 
     @property
     def bound(self) -> float:
+        """The value that orders are ranked by, see `Scores.bound`."""
         return float(Scores(np.array(self.value), np.array(self.error), self.spread).bound)
 
 
 @dataclass
-class Asked:
-    """A strategy at work: it yields orders, and is sent their scores.
+class Running:
+    """A strategy in progress: it yields orders, and receives their scores.
 
     Args:
         strategy: the strategy.
-        asking: the generator that yields orders.
-        rng: its random numbers.
-        orders: what it yielded last, [n, steps, batch].
+        generator: yields orders and receives their scores.
+        rng: the strategy's random numbers.
+        orders: the orders that it yielded last, [n, steps, batch].
         bounds: the best bound after each of its rounds.
     """
 
     strategy: Strategy
-    asking: Orders
+    generator: Orders
     rng: np.random.Generator
     orders: np.ndarray
     bounds: list[float] = field(default_factory=list)
 
     def hopeless(self, best: float) -> bool:
-        """Whether at the pace of its last round it would not come near the best of all for long."""
+        """Whether more than `HOPE` rounds with the gain of the last one are needed to reach the bound `best`."""
         return len(self.bounds) > 1 and self.bounds[-1] - best > HOPE * (self.bounds[-2] - self.bounds[-1])
 
 
 @dataclass
 class Portfolio:
-    """Strategies side by side.
+    """A set of strategies that share a budget.
 
     Args:
-        setting: what they look at.
-        seed: of their random numbers.
+        setting: the setting that the strategies read.
+        seed: seed of their random numbers.
         progress: called as `progress("search", orders scored, budget)`.
-        values: scores of all orders of each strategy.
-        late: whether time ran out.
-        best: the best order of each strategy by its name.
+        values: strategy name -> finite scores of all its orders.
+        late: whether the deadline passed.
+        best: strategy name -> its best order.
     """
 
     setting: Setting
@@ -92,11 +93,14 @@ class Portfolio:
         return ranked[0].bound if ranked else math.inf
 
     def run(self, picked: list[Strategy]) -> bool:
-        """Rules come first and side by side, then those that start from the best of others, then those that can use any
-        budget and share what is left.
+        """Run strategies: first the rules, interleaved; then those that start from the best order of others; then those
+        with a weight, which share what is left of the budget.
+
+        Args:
+            picked: the strategies to run.
 
         Returns:
-            Whether it was interrupted from the keyboard.
+            Whether the user interrupted it.
         """
         ledger = self.setting.ledger
         rules = [s for s in picked if not s.weight and not s.guided]
@@ -116,12 +120,12 @@ class Portfolio:
         return False
 
     def _together(self, strategies: list[Strategy], share: int) -> None:
-        """Ask strategies side by side, so that their orders are scored in one call."""
+        """Advance strategies in lockstep, so that their orders are scored in one call."""
         ledger = self.setting.ledger
         if ledger.late or share < 1:
             return
         end = ledger.scored + share
-        live = [asked for s in strategies if (asked := self._started(s, share)) is not None]
+        live = [running for s in strategies if (running := self._started(s, share)) is not None]
         idle = 0
         try:
             while live and idle < IDLE and ledger.scored < end and not ledger.late:
@@ -130,42 +134,42 @@ class Portfolio:
                 orders = np.concatenate([a.orders for a in live])
                 scores = ledger(orders, names, most=end - ledger.scored)
                 parts = pairwise(np.cumsum([0, *(len(a.orders) for a in live)]).tolist())
-                told = [scores[i:j] for i, j in parts]
-                for asked, own in zip(live, told, strict=True):
-                    self.values.setdefault(asked.strategy.name, []).extend(own.value[np.isfinite(own.value)])
-                    self._keep(asked.strategy, asked.orders, own)
+                results = [scores[i:j] for i, j in parts]
+                for running, result in zip(live, results, strict=True):
+                    self.values.setdefault(running.strategy.name, []).extend(result.value[np.isfinite(result.value)])
+                    self._keep(running.strategy, running.orders, result)
                 self._report()
                 idle = 0 if ledger.scored > before else idle + 1
                 self.setting.share = end - ledger.scored
-                live = [asked for asked, own in zip(live, told, strict=True) if self._next(asked, own)]
+                live = [running for running, result in zip(live, results, strict=True) if self._next(running, result)]
         except Spent:
             pass
         finally:
-            for asked in live:
-                asked.asking.close()
+            for running in live:
+                running.generator.close()
 
-    def _started(self, strategy: Strategy, share: int) -> Asked | None:
+    def _started(self, strategy: Strategy, share: int) -> Running | None:
         setting = self.setting
         setting.rng = np.random.default_rng([self.seed, zlib.crc32(strategy.name.encode())])
         setting.share = share
-        asking = strategy.orders(setting)
-        orders = next(asking, None)
+        generator = strategy.orders(setting)
+        orders = next(generator, None)
         if orders is None:
             return None
-        return Asked(strategy, asking, setting.rng, self._fitted(orders, strategy))
+        return Running(strategy, generator, setting.rng, self._fitted(orders, strategy))
 
-    def _next(self, asked: Asked, scores: Scores) -> bool:
-        """Whether it asks for more."""
-        asked.bounds.append(min([*asked.bounds[-1:], *scores.bound.tolist()]))
-        if asked.hopeless(self._least):
-            asked.asking.close()
+    def _next(self, running: Running, scores: Scores) -> bool:
+        """Send a strategy its scores, and fetch its next orders. Whether it yielded any."""
+        running.bounds.append(min([*running.bounds[-1:], *scores.bound.tolist()]))
+        if running.hopeless(self._least):
+            running.generator.close()
             return False
-        self.setting.rng = asked.rng
+        self.setting.rng = running.rng
         try:
-            orders = asked.asking.send(scores)
+            orders = running.generator.send(scores)
         except StopIteration:
             return False
-        asked.orders = self._fitted(orders, asked.strategy)
+        running.orders = self._fitted(orders, running.strategy)
         return True
 
     def _fitted(self, orders: np.ndarray, strategy: Strategy) -> np.ndarray:
@@ -174,11 +178,11 @@ class Portfolio:
     def _keep(self, strategy: Strategy, orders: np.ndarray, scores: Scores) -> None:
         name, spread = strategy.name, np.broadcast_to(scores.spread, scores.value.shape).tolist()
         columns = zip(orders, scores.value.tolist(), scores.error.tolist(), spread, strict=True)
-        found = [Found(strategy, order, *score) for order, *score in columns if math.isfinite(score[0])]
+        finite = [Found(strategy, order, *score) for order, *score in columns if math.isfinite(score[0])]
         if name in self.best:
-            found.append(self.best[name])
-        if found:
-            self.best[name] = min(found, key=lambda f: f.bound)
+            finite.append(self.best[name])
+        if finite:
+            self.best[name] = min(finite, key=lambda f: f.bound)
 
     def _report(self) -> None:
         if self.progress is not None:

@@ -1,4 +1,4 @@
-"""Search for a better learning-rate schedule on the same record, alone or together with the order."""
+"""Search for a better learning-rate schedule from the same recorded run, alone or together with the order."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ PEAKS = (0.5, 0.7, 1.0, 1.4, 2.0)
 WARMUPS = (0.0, 0.1, 0.25)
 FLOORS = (0.0, 0.1)
 DECAYS = (0.2, 0.4)
-ROUNDS, NEAR = 3, 6  # of refining the best peak, warm-up and floor
-AT_ONCE = 16
-BACKFITS = 50
+ROUNDS, NEAR = 3, 6  # rounds of refining the best schedule, and neighbours tried in each
+AT_ONCE = 16  # schedules predicted in one call
+BACKFITS = 50  # iterations of the additive fit of position and batch
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """One schedule that was tried.
+    """One schedule that was scored.
 
     Args:
-        name: as `cosine peak 0.7 warmup 2 floor 0.1`; the peak in units of the recorded one.
+        name: such as `cosine peak 0.7 warmup 2 floor 0.1`, the peak relative to the recorded one.
         rates: learning rate of the leading parameter group at each position, [steps].
-        order: which of the orders it goes with, index.
+        order: index of the order that it was scored with; -1 for the recorded order.
         predicted, error: estimated metric and half-width of its 90 % interval.
-        law: what the scaling law with annealing says of it, or None where it could not be fitted.
+        law: the metric by the scaling law with annealing, or None if the law could not be fitted.
         confirmed: true metric from retraining, or None.
     """
 
@@ -60,16 +60,16 @@ class RateProposal:
     """The best schedule found, with its order.
 
     Args:
-        rates: [steps]; the recorded ones where nothing better was found.
-        order: int64 [steps, batch].
+        rates: learning rate at each position, [steps]; the recorded ones if nothing better was found.
+        order: sample ids, int64 [steps, batch].
         predicted, error, confirmed: as in `Schedule`.
-        metric: its name.
-        reference: its value as recorded.
-        table: every schedule that was scored, the confirmed and the best first.
+        metric: name of the metric.
+        reference: value of the metric as recorded.
+        table: every schedule that was scored: confirmed ones first, then by score.
         law: the fitted scaling law, or None.
-        notes: what a reader should know.
-        curve: the fitted learning curve, or None. It sees neither rates nor order: it is what a longer run of the same
-            kind would reach.
+        notes: remarks for the reader.
+        curve: the fitted learning curve, or None. It depends on neither rates nor order, and extrapolates to a longer
+            run of the same kind.
     """
 
     rates: np.ndarray
@@ -98,25 +98,27 @@ def propose_rates(
 ) -> RateProposal:
     """Search for a learning-rate schedule with a better final metric, and confirm the best by training them.
 
-    Tried are constant, linear, cosine, REX and stable-then-decay schedules over peaks, warm-ups and floors, the
-    recorded schedule scaled, re-warmed half way, and the linear decay refined by the recorded gradient norms; then
-    neighbours of the best. Rates are told of the first parameter group that has one above 0, others keep their ratio.
+    Candidates are constant, linear, cosine, REX and stable-then-decay schedules over peaks, warm-ups and floors; the
+    recorded schedule scaled, and re-warmed half way; the linear decay refined by the recorded gradient norms; then
+    neighbours of the best. Rates are those of the first parameter group whose rate is above 0; the other groups keep
+    their ratio to it.
 
-    The probes were trained at the recorded rates, so the error of a prediction does not know of other rates: retraining
-    has the last word.
+    The probes were trained at the recorded rates, so the predicted error does not cover other rates. Confirm by
+    retraining (`verify`).
 
     Args:
-        sim: the run, opened.
-        metric: a recorded metric, of which less is better.
-        orders: orders to search together with the schedules, [n, steps, batch]; the recorded one if not given.
-        verify: how many of the best are retrained; none without `sim.task`.
-        maximize: more of the metric is better.
-        peaks: largest rates to try, in units of the recorded one.
-        seed: of the neighbours that are tried around the best.
+        sim: the simulator of the run.
+        metric: a recorded metric to minimise.
+        orders: orders to search together with the schedules, [n, steps, batch]; by default the recorded one.
+        verify: number of the best schedules to retrain; 0 without `sim.task`.
+        maximize: True to maximise the metric.
+        peaks: peak rates to try, relative to the recorded one.
+        seed: seed for the random neighbours of the best schedule.
         progress: called as `progress(stage, done, total)`.
 
     Raises:
-        OrderscopeError: for a metric, order or number that is not there.
+        OrderscopeError: for an unknown metric, an order of another shape, a peak that is not positive, or if no
+            prediction is finite.
     """
     if metric not in sim.metric_names:
         raise unknown_metric(metric, sim.metric_names)
@@ -124,33 +126,33 @@ def propose_rates(
     if not len(peaks) or not np.isfinite(peaks).all() or min(peaks) <= 0:
         raise OrderscopeError(f"peaks={list(peaks)}", "at least one, finite and above 0", "change peaks=")
     sign, notes = -1.0 if maximize else 1.0, []
-    asked = sim.order[None] if orders is None else check_orders(orders, sim.order)
+    checked = sim.order[None] if orders is None else check_orders(orders, sim.order)
     recorded = recorded_rates(sim)
     law = annealing_law(sim)
     if law is None:
         notes.append("the scaling law with annealing could not be fitted to the recorded losses")
-    found: dict[tuple[int, bytes], Schedule] = {}
+    scored: dict[tuple[int, bytes], Schedule] = {}
 
     def score(tried: dict[str, np.ndarray], which: Sequence[int]) -> None:
-        new = [(k, name, r) for k in which for name, r in tried.items() if (k, r.tobytes()) not in found]
+        new = [(k, name, r) for k in which for name, r in tried.items() if (k, r.tobytes()) not in scored]
         for start in range(0, len(new), AT_ONCE):
             part = new[start : start + AT_ONCE]
             prediction = sim.predict(
-                np.stack([asked[k] for k, *_ in part]), lr=np.stack([r for *_, r in part]), metrics=[metric]
+                np.stack([checked[k] for k, *_ in part]), lr=np.stack([r for *_, r in part]), metrics=[metric]
             )
             for (k, name, r), value, error in zip(
                 part, prediction.metrics[metric], prediction.error[metric], strict=True
             ):
-                told = None if law is None else law_value(sim, law, metric, r)
-                found[k, r.tobytes()] = Schedule(name, r, k, float(value), float(error), told)
+                by_law = None if law is None else law_value(sim, law, metric, r)
+                scored[k, r.tobytes()] = Schedule(name, r, k, float(value), float(error), by_law)
             if progress is not None:
-                progress("schedules", len(found), len(found) + len(new) - start - len(part))
+                progress("schedules", len(scored), len(scored) + len(new) - start - len(part))
 
     def ranked() -> list[Schedule]:
-        sound = [s for s in found.values() if np.isfinite(s.predicted)]
-        return sorted(sound, key=lambda s: sign * s.predicted + CAUTION * (s.error if np.isfinite(s.error) else 0.0))
+        finite = [s for s in scored.values() if np.isfinite(s.predicted)]
+        return sorted(finite, key=lambda s: sign * s.predicted + CAUTION * (s.error if np.isfinite(s.error) else 0.0))
 
-    score({"recorded": recorded}, range(len(asked)))
+    score({"recorded": recorded}, range(len(checked)))
     first = int(ranked()[0].order) if ranked() else 0
     score(schedules_to_try(recorded, gradient_norms(sim), peaks), [first])
     rng = np.random.default_rng(seed)
@@ -158,7 +160,7 @@ def propose_rates(
         if ranked():
             score(neighbours_of(ranked()[0], recorded, rng), [ranked()[0].order])
     if ranked():
-        score({ranked()[0].name: ranked()[0].rates}, range(len(asked)))  # the best schedule with every order
+        score({ranked()[0].name: ranked()[0].rates}, range(len(checked)))  # the best schedule with every order
     rows = ranked()
     if not rows:
         raise OrderscopeError(
@@ -170,22 +172,22 @@ def propose_rates(
         if progress is not None and verify:
             progress("confirm", 0, min(verify, len(rows)))
         for k, row in enumerate(rows[:verify]):
-            true = retrain(sim.task, asked[row.order], lr=row.rates).metrics[metric][0]
+            true = retrain(sim.task, checked[row.order], lr=row.rates).metrics[metric][0]
             rows[k] = replace(row, confirmed=float(true))
             if progress is not None:
                 progress("confirm", k + 1, min(verify, len(rows)))
     reference = sim.reference[metric]
-    own = Schedule("recorded", recorded, -1, reference, 0.0, confirmed=reference)
+    as_recorded = Schedule("recorded", recorded, -1, reference, 0.0, confirmed=reference)
     trained = [row for row in rows if row.confirmed is not None and np.isfinite(row.confirmed)]
 
     def worth(row: Schedule) -> float:
         return sign * (row.predicted if row.confirmed is None else row.confirmed)
 
-    best = min([own, *(trained or rows[:1])], key=worth)
-    if best is own:
+    best = min([as_recorded, *(trained or rows[:1])], key=worth)
+    if best is as_recorded:
         notes.append("no better schedule than the recorded one was found")
     table = sorted(rows, key=lambda s: (s.confirmed is None, 0.0 if s.confirmed is None else worth(s)))
-    order = sim.order if best.order < 0 else asked[best.order]
+    order = sim.order if best.order < 0 else checked[best.order]
     return RateProposal(
         best.rates,
         order,
@@ -202,12 +204,12 @@ def propose_rates(
 
 
 def schedules_to_try(recorded: np.ndarray, norms: np.ndarray, peaks: Sequence[float]) -> dict[str, np.ndarray]:
-    """Name -> rates [steps] of a grid of schedules.
+    """A grid of schedules, name -> rates [steps].
 
     Args:
         recorded: rates of the leading parameter group as recorded, [steps].
         norms: norms of the recorded gradients, [steps].
-        peaks: largest rates, in units of the recorded one.
+        peaks: peak rates, relative to the recorded one.
     """
     steps, top = len(recorded), float(recorded.max())
     tried: dict[str, np.ndarray] = {}
@@ -227,7 +229,7 @@ def schedules_to_try(recorded: np.ndarray, norms: np.ndarray, peaks: Sequence[fl
 
 
 def neighbours_of(best: Schedule, recorded: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Schedules near one: scaled, and bent towards its beginning or its end.
+    """Random neighbours of a schedule, name -> rates [steps]: scaled, and tilted towards its beginning or its end.
 
     Args:
         best: the schedule to start from.
@@ -244,34 +246,34 @@ def neighbours_of(best: Schedule, recorded: np.ndarray, rng: np.random.Generator
 
 
 def with_rates(task: Task, rates: Any) -> Task:
-    """A task with its learning rates replaced.
+    """A copy of a task with other learning rates.
 
     Args:
-        task: what is trained.
-        rates: [steps] or [steps, groups], as `Simulator.predict` takes them.
+        task: the task.
+        rates: learning rates, [steps] or [steps, groups], as `Simulator.predict` takes them.
     """
-    own = own_hyper(task)
-    hyper = own | {"lr": group_rates(rates, own["lr"], 1)[0]}
+    recorded = own_hyper(task)
+    hyper = recorded | {"lr": group_rates(rates, recorded["lr"], 1)[0]}
     return replace(task, scheduler=lambda optimizer: RecordedSchedule(optimizer, hyper))
 
 
 def recorded_rates(sim: Simulator) -> np.ndarray:
-    """Of the leading parameter group, [steps]; see `orderscope.task.hyper.leading_rates`."""
+    """Recorded learning rates of the leading parameter group, [steps]; see `orderscope.task.hyper.leading_rates`."""
     return leading_rates(sim.window.dynamics.hyper["lr"])
 
 
 def gradient_norms(sim: Simulator) -> np.ndarray:
-    """Norm of the gradient at each position, the median over the recorded runs, [steps]."""
+    """Median over the recorded runs of the gradient norm at each position, [steps]."""
     return np.median([load_run(sim.store, run).grad_norm.double().numpy() for run in true_runs(sim.store)], axis=0)
 
 
 def annealing_law(sim: Simulator) -> AnnealingLaw | None:
-    """Fitted to the training loss by position, see `training_curve`."""
+    """The scaling law with annealing, fitted to `training_curve`; None if it cannot be fitted."""
     return fit_annealing_law(training_curve(sim), recorded_rates(sim))
 
 
 def training_curve(sim: Simulator) -> np.ndarray:
-    """Training loss by position over the recorded runs, what each batch differs by taken off, [steps]."""
+    """Training loss at each position over the recorded runs, with the effect of each batch removed, [steps]."""
     runs = [load_run(sim.store, run) for run in true_runs(sim.store)]
     losses = np.stack([run.loss.double().mean(1).numpy() for run in runs])
     units = Batches(sim.order).index(np.stack([run.order for run in runs]))[0]
@@ -279,11 +281,11 @@ def training_curve(sim: Simulator) -> np.ndarray:
 
 
 def position_effect(losses: np.ndarray, units: np.ndarray) -> np.ndarray:
-    """Losses as a sum of an effect of the position and one of the batch: that of the position, [steps].
+    """The position's part of an additive fit, loss = position + batch, by backfitting, [steps].
 
     Args:
-        losses: of the batch trained on, [runs, steps].
-        units: which batch that was, [runs, steps].
+        losses: training loss at each position, [runs, steps].
+        units: index of the batch at each position, [runs, steps].
     """
     batch, count = np.zeros(units.max() + 1), np.bincount(units.ravel())
     position = losses.mean(0)
@@ -295,14 +297,14 @@ def position_effect(losses: np.ndarray, units: np.ndarray) -> np.ndarray:
 
 
 def law_value(sim: Simulator, law: AnnealingLaw, metric: str, rates: np.ndarray) -> float:
-    """The recorded metric plus the change of the law's final loss, in the metric's units: scaled by how the metric went
-    with the law along the reference run's anchors.
+    """The metric by the scaling law: the recorded value plus the change of the law's final loss, converted to the
+    metric by regressing the metric on the law over the reference run's anchors.
 
     Args:
-        sim: the run, opened.
+        sim: the simulator of the run.
         law: training loss as a function of learning rates, fitted to the recorded losses.
-        metric: its name.
-        rates: of the leading parameter group, [steps].
+        metric: name of the metric.
+        rates: learning rates of the leading parameter group, [steps].
     """
     run = load_run(sim.store, REFERENCE)
     recorded = recorded_rates(sim)

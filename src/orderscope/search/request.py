@@ -1,4 +1,4 @@
-"""What `propose` was asked, checked."""
+"""The request of a search: the arguments of `propose`, checked."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ Metric = str | Sequence[str] | Mapping[str, float]
 
 
 @dataclass(frozen=True)
-class Question:
-    """A search, or several for a Pareto front.
+class Request:
+    """A request for a search, or for several that make up a Pareto front.
 
     Args:
-        objectives: one a search; of several the first weighs all metrics alike, in units of their `sigma_order`.
-        strategies: what is tried.
+        objectives: one for each search; of several, the first weighs all metrics equally in units of `sigma_order`.
+        strategies: the strategies to run.
         rules: constraints on orders, or None.
         regroup: whether samples may leave their recorded batches.
-        judged: whether regrouping, not asked for, has to be clearly better than whole batches to be proposed.
-        named: whether the strategies were named, and are not all.
+        judged: whether regrouped orders are proposed only if significantly better than whole batches, because
+            regrouping was not requested explicitly.
+        named: whether the user named the strategies.
     """
 
     objectives: list[Objective]
@@ -38,10 +39,11 @@ class Question:
 
     @property
     def objective(self) -> Objective:
+        """The first objective."""
         return self.objectives[0]
 
 
-def question(
+def checked_request(
     sim: Simulator,
     metric: Metric,
     maximize: bool | Collection[str],
@@ -50,26 +52,26 @@ def question(
     regroup: bool | None,
     numbers: Mapping[str, tuple[float, int]],
     seconds: float | None,
-) -> Question:
-    """Check what was asked.
+) -> Request:
+    """Check the arguments of `propose`.
 
     Args:
-        sim: the run, opened.
+        sim: the simulator of the run.
         metric: a name, weights by name, or several names.
-        maximize: whether more is better; of several metrics, the names of those.
-        strategies: names; None for all.
-        constraints: rules that orders must keep to, or their texts.
-        regroup: whether samples may leave their recorded batches; None where the run decides.
-        numbers: option -> (value, least).
+        maximize: True to maximise; for several metrics, the names of those to maximise.
+        strategies: names of the strategies; None for all.
+        constraints: constraints on orders, or their texts.
+        regroup: whether samples may leave their recorded batches; None if the recorded gradients decide.
+        numbers: option -> (value, smallest allowed value).
         seconds: most wall seconds of the search; None for no limit.
 
     Raises:
-        OrderscopeError: for a metric, strategy, number or constraint that is not there or cannot be.
+        OrderscopeError: for an unknown metric or strategy, a number out of range, or constraints that cannot be met.
     """
     for name, (value, least) in numbers.items():
         check_whole(least, **{name: value})
     if seconds is not None and not seconds > 0:
-        raise OrderscopeError(f"seconds={seconds!r}", "more than none", "change seconds=, or leave it out")
+        raise OrderscopeError(f"seconds={seconds!r}", "a number above 0", "change seconds=, or leave it out")
     if regroup and not sim.window.sample_anchors:
         raise OrderscopeError(
             "regroup=True for a run without single samples' gradients",
@@ -77,13 +79,13 @@ def question(
             "record again, or keep the batches together with regroup=False",
         )
     if strategies is not None and not len(strategies):
-        raise OrderscopeError("no strategies", "one at least", "name some, or leave out strategies=")
+        raise OrderscopeError("no strategies", "at least one", "name some, or leave out strategies=")
     judged = regroup is None
     regroup = bool(sim.window.sample_anchors) if regroup is None else regroup
-    kept = read_constraints(constraints)
-    rules = Rules(kept, sim.order, sim.window.group_codes, sim.description["group_names"], regroup) if kept else None
+    read, names = read_constraints(constraints), sim.description["group_names"]
+    rules = Rules(read, sim.order, sim.window.group_codes, names, regroup) if read else None
     picked = chosen(None if strategies is None else list(strategies))
-    return Question(_objectives(sim, metric, maximize), picked, rules, regroup, judged, strategies is not None)
+    return Request(_objectives(sim, metric, maximize), picked, rules, regroup, judged, strategies is not None)
 
 
 def _objectives(sim: Simulator, metric: Metric, maximize: bool | Collection[str]) -> list[Objective]:

@@ -1,4 +1,5 @@
-"""What a proposal shows of the orders that were found: the best of every strategy, and the nearest simple forms."""
+"""The rows of a proposal's table, one for the best order of each strategy, and the simple forms of the proposed
+order."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from orderscope.search.confirm import PartGain
 from orderscope.search.readable import Schedule, Sort
 from orderscope.search.strategy import Scores
 
-OWN = "reference"
+REFERENCE_ROW = "reference"  # name of the row of the recorded order
 
 
 @dataclass(frozen=True)
@@ -18,14 +19,14 @@ class Row:
     """The best order of one strategy, or a point of a front.
 
     Args:
-        name, source: the strategy's.
-        predicted, error: estimated metric on all held-out rows and half-width of its 90 % interval, by the search's own
-            scores.
+        name, source: name and source of the strategy.
+        predicted, error: estimated metric on all held-out rows and half-width of its 90 % interval, from the scores of
+            the search.
         confirmed: true metric from retraining, on all rows, or None.
         order: int64 [steps, batch].
         metrics: estimated values by metric, on the searched rows.
-        true: true values by metric, where it was retrained.
-        parts: gain over the reference on the confirming rows, which the search never saw, and on the searched ones.
+        true: true values by metric, if it was retrained.
+        parts: gain over the reference on the confirming rows, which the search did not see, and on the searched rows.
         regroups: whether samples leave their recorded batches.
     """
 
@@ -43,13 +44,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Form:
-    """The proposed order in a few words, and what those alone are worth.
+    """A simple order near the proposed one, and the share of its gain that it keeps.
 
     Args:
-        order: the simple form played on the recorded samples, int64 [steps, batch].
-        predicted: metric on all rows.
-        kept: its gain over the reference, by that of the proposal; both as trained where both were, else as predicted.
-            Not a number where the proposal gains nothing.
+        order: the simple form applied to the recorded samples, int64 [steps, batch].
+        predicted: predicted metric on all rows.
+        kept: gain of the simple form over the reference divided by that of the proposal; true gains if both were
+            trained, else predicted ones. NaN if the proposal gains nothing.
         confirmed: true metric from retraining, or None.
     """
 
@@ -75,17 +76,17 @@ class Sorted(Form):
     """The nearest sort.
 
     Args:
-        by: the number that it sorts by.
+        by: the signal that it sorts by, and the direction.
     """
 
     by: Sort = field(kw_only=True)
 
 
 def rank(row: Row, sign: float) -> float:
-    """What rows are sorted by: the true value where it is known, else the bound; lower is better.
+    """The value that rows are sorted by: the true value if it is known, else the bound; lower is better.
 
     Args:
-        row: an order's scores.
+        row: the row of an order.
         sign: 1 where lower is better, -1 where higher is.
     """
     if row.confirmed is not None:

@@ -1,4 +1,4 @@
-"""Numbers about single samples, float64 [samples], each computed once; None where a task does not have it."""
+"""Numbers about single samples, float64 [samples], each computed once; None if the task's samples do not have it."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from orderscope.training import load_run
 
 
 class Samples:
-    """What is known of every sample that the reference order uses; others have a not-a-number.
+    """Numbers about every sample in the reference order; NaN for other samples.
 
     Args:
-        sim: the simulator. Without its task only what was recorded is known.
+        sim: the simulator. Without its task only recorded losses are available.
     """
 
     def __init__(self, sim: Simulator) -> None:
@@ -39,19 +39,23 @@ class Samples:
         return self._reference.boundaries
 
     def losses(self, anchor: int) -> np.ndarray | None:
-        """Loss of each sample on the weights of one of the reference run's anchors, counted from either end."""
+        """Loss of each sample at the weights of an anchor of the reference run, [samples]; None without the task.
+
+        Args:
+            anchor: index of the anchor; negative ones count from the end.
+        """
         if self._sim.task is None:
             return None
         anchor %= len(self.anchors)
         if anchor not in self._losses:
             with one_thread():
-                found = _losses(self._sim.task, self._reference.theta()[anchor], self.used)
-            self._losses[anchor] = self._spread(found)
+                losses = _losses(self._sim.task, self._reference.theta()[anchor], self.used)
+            self._losses[anchor] = self._of_all(losses)
         return self._losses[anchor]
 
     @cached_property
     def trained_losses(self) -> np.ndarray:
-        """Loss of each sample when the reference run trained on it, the mean where it did so again."""
+        """Loss of each sample when the reference run trained on it, [samples]; the mean if it did so several times."""
         ids, values = self._reference.order.ravel(), self._reference.loss.double().numpy().ravel()
         count = self._sim.description["samples"]
         seen = np.bincount(ids, minlength=count)
@@ -59,48 +63,52 @@ class Samples:
             return np.bincount(ids, weights=values, minlength=count) / seen
 
     def loss(self) -> np.ndarray:
-        """Loss on the starting weights; without the task, as recorded just before the sample's own step."""
-        found = self.losses(0)
-        return self.trained_losses if found is None else found
+        """Loss at the starting weights; without the task, the loss recorded when the sample was trained on."""
+        losses = self.losses(0)
+        return self.trained_losses if losses is None else losses
 
     def length(self) -> np.ndarray | None:
+        """See `texts.length`."""
         return self._of_texts(texts.length)
 
     def compression_ratio(self) -> np.ndarray | None:
+        """See `texts.compression_ratio`."""
         return self._of_texts(texts.compression_ratio)
 
     def lexical_diversity(self) -> np.ndarray | None:
+        """See `texts.lexical_diversity`."""
         return self._of_texts(texts.lexical_diversity)
 
     def readability(self) -> np.ndarray | None:
+        """See `texts.readability`."""
         return self._of_texts(texts.readability)
 
     def learnability(self) -> np.ndarray | None:
-        """What training takes off a sample's loss: that at the start less that at the end."""
+        """Decrease of the loss over training: loss at the first anchor minus loss at the last."""
         first, last = self.losses(0), self.losses(-1)
         return None if first is None or last is None else first - last
 
     def weak_minus_strong(self) -> np.ndarray | None:
-        """Loss under a weak model, the second anchor's, less that under the strong one of the end."""
+        """Loss at the second anchor (a weak model) minus loss at the last anchor (a strong one)."""
         weak, strong = self.losses(min(1, len(self.anchors) - 2)), self.losses(-1)
         return None if weak is None or strong is None else weak - strong
 
     def unsureness(self) -> np.ndarray | None:
-        """Distance from even odds, | exp(-loss) - 1/2 |, half way through; exp(-loss) is the chance of success."""
+        """| exp(-loss) - 1/2 | at the middle anchor: 0 where the probability of success, exp(-loss), is one half."""
         middle = self.losses(len(self.anchors) // 2)
         return None if middle is None else np.abs(np.exp(-middle) - 0.5)
 
     def difficulty(self) -> np.ndarray | None:
-        """Difficulty by item response theory, the anchors being the crowd."""
-        return None if self._crowd is None else self._spread(self._crowd[1])
+        """Difficulty by item response theory, with the models at the anchors as the crowd."""
+        return None if self._crowd is None else self._of_all(self._crowd[1])
 
     def abilities(self) -> np.ndarray | None:
-        """Ability of the model at each anchor by the same fit, [K]."""
+        """Ability of the model at each anchor, from the same fit, [K]."""
         return None if self._crowd is None else self._crowd[0]
 
     def concentration(self) -> np.ndarray | None:
-        """Angle concentration of the hidden states that enter the starting model's last layer, |mean of unit vectors|^2
-        over a sample's tokens; None for models whose last layer sees one vector a sample."""
+        """Angle concentration of the inputs of the starting model's last linear layer, |mean of unit vectors|^2 over a
+        sample's tokens; None for models whose last layer gets one vector per sample."""
         return self._concentration
 
     @cached_property
@@ -136,22 +144,23 @@ class Samples:
         finally:
             for hook in hooks:
                 hook.remove()
-        return self._spread(torch.cat(parts).double().cpu().numpy())
+        return self._of_all(torch.cat(parts).double().cpu().numpy())
 
     @cached_property
     def _texts(self) -> list[texts.Text] | None:
         if self._sim.task is None:
             return None
-        found = [texts.text_of(self._sim.task.data[int(i)]) for i in self.used]
-        return [t for t in found if t is not None] if all(t is not None for t in found) else None
+        read = [texts.text_of(self._sim.task.data[int(i)]) for i in self.used]
+        return [t for t in read if t is not None] if all(t is not None for t in read) else None
 
     def _of_texts(self, measure: Callable[[texts.Text], float | None]) -> np.ndarray | None:
         if self._texts is None:
             return None
         values = [measure(text) for text in self._texts]
-        return None if None in values else self._spread(np.array(values, dtype=np.float64))
+        return None if None in values else self._of_all(np.array(values, dtype=np.float64))
 
-    def _spread(self, values: np.ndarray) -> np.ndarray:
+    def _of_all(self, values: np.ndarray) -> np.ndarray:
+        """Values of the used samples as an array over all samples, NaN elsewhere."""
         out = np.full(self._sim.description["samples"], np.nan)
         out[self.used] = values
         return out

@@ -1,4 +1,4 @@
-"""What a strategy may look at."""
+"""The setting of a strategy: everything that it may read."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from orderscope.simulation.simulator import Simulator
 
 @dataclass
 class Setting:
-    """The run, what is to be improved, and what was found so far.
+    """The run, the objective, and the orders scored so far.
 
     Args:
         sim: the simulator.
-        objective: what is to be lowered.
+        objective: the quantity that is minimised.
         regroup: whether samples may leave their recorded batches.
         ledger: every order scored so far.
-        view: what the search sees of the objective; all held-out rows if not given.
-        rules: what orders must keep to, if anything.
-        rng: random numbers of the strategy that is running.
-        judged: whether regrouping has to show on the rows set aside that it pays.
-        share: how many orders it may still have scored.
-        notes: what a reader of the proposal should know.
+        rules: constraints on orders, or None.
+        view: the objective as the search sees it; by default on all held-out rows.
+        rng: random numbers of the running strategy.
+        judged: whether regrouped orders must be significantly better on the confirming rows to be proposed.
+        share: number of orders that the running strategy may still have scored.
+        notes: remarks for the reader of the proposal.
     """
 
     sim: Simulator
@@ -60,41 +60,42 @@ class Setting:
 
     @property
     def sign(self) -> float:
-        """-1 where more of the single metric is better; `expansion` is of that metric itself."""
+        """-1 if a single metric is maximised, else 1; `expansion` is of the metric with its own sign."""
         return self.objective.sign
 
     @property
     def steps(self) -> int:
+        """Number of steps of the order."""
         return len(self.sim.order)
 
     @cached_property
     def labels(self) -> list[str]:
-        """Group of each reference step; one name for all where the task has no groups."""
+        """Group of each reference step; the same name for all if the task has no groups."""
         names = self.sim.description["group_names"]
         return step_groups(self.order, [names[code] for code in self.sim.window.group_codes])
 
     @cached_property
     def expansion(self) -> Expansion | None:
-        """Second-order expansion of what is told of the objective around the end of the reference run; None for metrics
-        that are no losses."""
+        """Second-order expansion of the reported objective around the end of the reference run; None if no metric is a
+        held-out loss."""
         return self.view.expansion()
 
     def fitted(self, orders: np.ndarray) -> np.ndarray:
-        """Orders [n, steps, batch] changed as little as need be to keep to the rules."""
+        """Orders [n, steps, batch], changed where necessary to meet the constraints."""
         return orders if self.rules is None else self.rules.repaired(orders)
 
     @cached_property
     def samples(self) -> Samples:
-        """What is known of single samples."""
+        """Numbers about single samples."""
         return Samples(self.sim)
 
     def signal(self, name: str, by: str) -> np.ndarray | None:
-        """A number about every sample, [samples]; None, and a note, where this task has no such number or all samples
-        have the same.
+        """A number about every sample, [samples]. If the task's samples do not have it, or all have the same, None, and
+        a note is added.
 
         Args:
-            name: of the signal.
-            by: strategy that uses it, for the note.
+            name: name of the signal, a method of `Samples`.
+            by: name of the strategy that uses it, for the note.
         """
         values = getattr(self.samples, name)()
         if values is None:
@@ -105,12 +106,16 @@ class Setting:
         return values
 
     def note(self, text: str) -> None:
-        """Tell the reader of the proposal, once."""
+        """Add a remark for the reader of the proposal, unless it is there already."""
         if text not in self.notes:
             self.notes.append(text)
 
     def groups(self, by: str) -> list[str]:
-        """Names of the groups of steps for strategy `by`; none, and a note, where all steps are of one."""
+        """Names of the groups of steps. If all steps are of one group, none, and a note is added.
+
+        Args:
+            by: name of the strategy that uses them, for the note.
+        """
         names = sorted(set(self.labels))
         if len(names) > 1:
             return names
@@ -119,12 +124,12 @@ class Setting:
 
     @cached_property
     def influence(self) -> np.ndarray | None:
-        """What training on each recorded step changes the objective by, [steps]: less is better. None where the metric
-        has no gradient."""
+        """First-order change of the objective by training on each recorded step, [steps]; negative is better. None if
+        the metric has no gradient."""
         return None if self.expansion is None else self.sign * influences(self.sim.window, self.expansion)
 
     def best_groups(self) -> list[str]:
-        """Groups of steps, the most helpful first by its mean influence; by name where the metric has no gradient."""
+        """Groups of steps, the one with the best mean influence first; by name if the metric has no gradient."""
         names, labels = sorted(set(self.labels)), np.array(self.labels)
         influence = self.influence
         if influence is None:
@@ -132,44 +137,46 @@ class Setting:
         return sorted(names, key=lambda name: float(influence[labels == name].mean()))
 
     def best(self, *, whole: bool = True) -> np.ndarray:
-        """The best order so far by its bound, the reference at least, or what the rules make of it.
+        """The order with the best bound so far, [steps, batch]; without one, the reference, changed to meet the
+        constraints.
 
         Args:
-            whole: only of those that keep the recorded batches together.
+            whole: consider only orders that keep the recorded batches together.
         """
         entries = self.ledger.ranked()
-        found = (e.order for e in entries if not whole or self.steps_of(e.order) is not None)
-        return next(found, self.fitted(self.order[None])[0])
+        orders = (e.order for e in entries if not whole or self.steps_of(e.order) is not None)
+        return next(orders, self.fitted(self.order[None])[0])
 
     def steps_of(self, order: np.ndarray) -> np.ndarray | None:
-        """The recorded step of each batch of an order, [steps]; None where samples were regrouped."""
+        """The recorded step of each batch of an order, [steps]; None if samples were regrouped."""
         return self.ledger.steps_of(order)
 
     def regrouping_vanishes(self) -> bool:
-        """Whether the best order that regroups samples gains so much less on the rows set aside than on the searched
-        ones that it could not be shown to be better than the best that keeps the batches: as predicted, by less than a
-        standard error over those rows. It is the one thing that a search is shown of these rows."""
+        """Whether the best order regroups samples, and its predicted advantage on the confirming rows over the best
+        order of whole batches is below one standard error over those rows, so that training could not confirm it. This
+        is all that a strategy learns about the confirming rows."""
         parts, entries = self.view.parts, self.ledger.ranked()
         if not self.judged or parts is None or not entries or self.steps_of(entries[0].order) is not None:
             return False
         whole = next((e for e in entries if self.steps_of(e.order) is not None), None)
-        searched, apart = (max(part.rows.values()) for part in (parts.searched, parts.confirming))
-        width = entries[0].spread * (searched / apart) ** 0.5
-        vanishes = whole is not None and whole.apart - entries[0].apart < width
+        searched, confirming = (max(part.rows.values()) for part in (parts.searched, parts.confirming))
+        width = entries[0].spread * (searched / confirming) ** 0.5
+        vanishes = whole is not None and whole.confirming - entries[0].confirming < width
         if vanishes:
-            self.note("regrouping samples is predicted to gain next to nothing on the rows set aside, and was given up")
+            self.note("regrouping samples was given up: on the rows set aside its predicted gain is below its error")
         return vanishes
 
     def step_effects(self, steps: np.ndarray) -> Effects:
-        """The local model around a permutation of recorded steps; items are recorded steps."""
-        found = self._sweep(self.order[steps])
-        return self._effects(found.value, step_effects(self.sim.window, found), steps)
+        """The local model around a permutation of recorded steps [steps]; its items are recorded steps."""
+        sweep = self._sweep(self.order[steps])
+        return self._effects(sweep.value, step_effects(self.sim.window, sweep), steps)
 
     def sample_effects(self, order: np.ndarray) -> tuple[Effects, np.ndarray]:
-        """The local model around an order of samples, and the sample id of each of its items."""
-        found = self._sweep(order)
+        """The local model around an order of samples [steps, batch], and the sample id of each of its items,
+        [items]."""
+        sweep = self._sweep(order)
         ids, items = np.unique(order, return_inverse=True)
-        return self._effects(found.value, sample_effects(self.sim.window, found, ids), items.reshape(-1)), ids
+        return self._effects(sweep.value, sample_effects(self.sim.window, sweep, ids), items.reshape(-1)), ids
 
     def _sweep(self, order: np.ndarray) -> Sensitivity:
         key = order.tobytes()

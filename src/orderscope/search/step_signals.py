@@ -1,4 +1,4 @@
-"""Numbers by which recorded steps are sorted, one a step of the reference order, float64 [steps]."""
+"""Numbers by which recorded steps are sorted, one for each step of the reference order, float64 [steps]."""
 
 from __future__ import annotations
 
@@ -16,39 +16,41 @@ def gradient_norms(window: Window) -> np.ndarray:
 
 
 def influences(window: Window, expansion: Expansion) -> np.ndarray:
-    """How much a step along a batch raises the metric, a . D g_u: a the metric's gradient at the end, D the frozen
-    preconditioner and g_u the batch's mean gradient over the anchors. The less, the better the batch.
+    """First-order change of the metric by a step on each batch, -a . D g_u per unit of learning rate, [steps]: a is the
+    metric's gradient at the end, D the frozen preconditioner, and g_u the batch's mean gradient over the anchors. The
+    lower, the better the batch.
 
     Source: Pruthi et al., "Estimating training data influence by tracing gradient descent", 2020.
 
     Args:
         window: the run, ready to be replayed.
-        expansion: of the metric around the end of the reference run.
+        expansion: expansion of the metric around the end of the reference run.
     """
     mean, scale = _mean_gradients(window)
     return -(mean @ (scale * expansion.gradient)).double().numpy()
 
 
 def impulse_order(window: Window, expansion: Expansion) -> np.ndarray:
-    """The steps in impulse-weight order, int64 [steps].
+    """The order of steps that minimises the metric to first order in the learning rate, int64 [steps].
 
-    With the preconditioner D frozen and curvature left out, a batch at position k changes the metric by -w_k a . D g_u,
-    a the metric's gradient. So the largest a . D g_u goes where w_k is largest: a sort.
+    With the preconditioner D frozen and without curvature, a batch at position k changes the metric by -w_k a . D g_u,
+    where a is the metric's gradient and w_k the optimizer's impulse weight of the position. The best order matches the
+    largest a . D g_u with the largest w_k: a sort.
 
     Args:
         window: the run, ready to be replayed.
-        expansion: of the metric around the end of the reference run.
+        expansion: expansion of the metric around the end of the reference run.
     """
     _, scale = _mean_gradients(window)
-    found = impulses(window.dynamics, scale.expand(window.steps, -1), expansion.gradient).gradients
-    weights = -(found @ (scale * expansion.gradient)).double().numpy()
+    responses = impulses(window.dynamics, scale.expand(window.steps, -1), expansion.gradient).gradients
+    weights = -(responses @ (scale * expansion.gradient)).double().numpy()
     order = np.empty(window.steps, dtype=np.int64)
     order[np.argsort(-weights, kind="stable")] = np.argsort(influences(window, expansion), kind="stable")
     return order
 
 
 def brackets(window: Window, expansion: Expansion) -> np.ndarray:
-    """What training on u right before v does to the metric, less that the other way round, float64 [steps, steps].
+    """Change of the metric by training on u right before v, minus that of v right before u, float64 [steps, steps].
 
     Two steps in sequence differ from the same two reversed by the Lie bracket of their flows; with curvature C and
     preconditioner D, in units of the squared learning rate, a . D (C_v D g_u - C_u D g_v). Negative: u first.
@@ -57,7 +59,7 @@ def brackets(window: Window, expansion: Expansion) -> np.ndarray:
 
     Args:
         window: the run, ready to be replayed.
-        expansion: of the metric around the end of the reference run.
+        expansion: expansion of the metric around the end of the reference run.
     """
     mean, scale = _mean_gradients(window)
     moved = mean * scale
@@ -68,7 +70,10 @@ def brackets(window: Window, expansion: Expansion) -> np.ndarray:
 
 
 def borda(duels: np.ndarray) -> np.ndarray:
-    """How many others each one should come before, from antisymmetric duels [n, n] in which negative wins, [n].
+    """For each item the number of items that it should come before, [n].
+
+    Args:
+        duels: antisymmetric comparisons, [n, n]; negative where the row should come before the column.
 
     Example:
         >>> borda(np.array([[0, -1, -1], [1, 0, 2], [1, -2, 0]]))
@@ -78,7 +83,7 @@ def borda(duels: np.ndarray) -> np.ndarray:
 
 
 def _mean_gradients(window: Window) -> tuple[Tensor, Tensor]:
-    """Batch gradients averaged over the shared anchors, [steps, m], and the preconditioner they make, [m]."""
+    """Batch gradients averaged over the shared anchors, [steps, m], and the preconditioner computed from them, [m]."""
     mean = window.table[:, : window.anchors.shared].to(window.dtype).mean(1)
     scaled = bool(window.dynamics.kind.seconds)
     return mean, 1 / (mean.pow(2).mean(0).sqrt() + 1e-8) if scaled else torch.ones_like(window.final)

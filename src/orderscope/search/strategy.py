@@ -1,4 +1,4 @@
-"""What a strategy is: it yields orders, sees their scores, and yields better ones.
+"""The interface of a strategy: it yields orders, receives their scores, and yields better ones.
 
 from orderscope.search import Strategy, register
 
@@ -25,18 +25,20 @@ from orderscope.errors import OrderscopeError
 if TYPE_CHECKING:
     from orderscope.search.setting import Setting
 
-CAUTION = 0.2  # candidates are confirmed by training, so hope costs little; errors grow with the effect claimed
-PENALTY = 1.0  # standard errors over rows that a candidate is charged: what a search gains on its rows alone
+# Weight of the prediction error in the bound that candidates are ranked by. It is small, because errors grow with the
+# predicted effect and the candidates are confirmed by training anyway.
+CAUTION = 0.2
+PENALTY = 1.0  # standard errors over rows added to the bound, against overfitting of the searched rows
 
 
 @dataclass(frozen=True)
 class Scores:
-    """How good orders are estimated to be. Lower is better, also where the metric is to be maximized.
+    """Scores of orders. Lower is better: a metric that is maximised is negated.
 
     Args:
-        value: estimated metric, turned round where it is to be maximized, [n]; infinite where it could not be told.
-        error: half-width of a 90 % interval around it, [n].
-        spread: standard error, over the rows that are searched, of the difference to the reference, [n] or 0.
+        value: estimated objective, [n]; infinite for an order that was not scored or diverges.
+        error: half-width of its 90 % interval, [n].
+        spread: standard error over the searched rows of the difference to the reference, [n] or 0.
     """
 
     value: np.ndarray
@@ -45,9 +47,9 @@ class Scores:
 
     @property
     def bound(self) -> np.ndarray:
-        """What candidates are ranked by, value + `CAUTION` * error + `PENALTY` * spread, [n]: what the value may well
-        be at worst, on other rows."""
-        finite = np.where(np.isfinite(self.error), self.error, 0.0)  # an unknown error is the same for all
+        """The value that candidates are ranked by, value + `CAUTION` * error + `PENALTY` * spread, [n]: a cautious
+        estimate of the value on other rows."""
+        finite = np.where(np.isfinite(self.error), self.error, 0.0)  # an unknown error is unknown for all orders
         return self.value + CAUTION * finite + PENALTY * np.asarray(self.spread)
 
     def __getitem__(self, rows: slice) -> Scores:
@@ -58,16 +60,16 @@ Orders = Generator[np.ndarray, Scores, None]
 
 
 class Strategy(ABC):
-    """One way of looking for a better order.
+    """One way to search for a better order.
 
     Attributes:
-        name: what it is called in the table and in `strategies=`.
-        source: where the idea is from.
-        weight: its share of the budget that others leave; 0 for a strategy that asks for few orders only.
-        guided: whether it starts from the best of the others, so that it runs after those that do not.
-        near: whether it stays near where it starts, so that it can improve an order that is good already.
-        blind: whether it knows scores alone and starts from chance, so that it is left out where a search led by the
-            metric's gradient can be made, unless it is named.
+        name: its name in the table and in `strategies=`.
+        source: the origin of the idea, such as a paper.
+        weight: its share of the budget that the others leave; 0 for a strategy that yields few orders only.
+        guided: whether it starts from the best order of the others; it then runs after those that do not.
+        near: whether it stays near its start, so that it can refine a good order.
+        blind: whether it uses scores only and starts from random orders. Such a strategy is left out, unless the user
+            names it, if strategies that use the metric's gradient can run.
     """
 
     name: ClassVar[str]
@@ -80,7 +82,8 @@ class Strategy(ABC):
     @abstractmethod
     def orders(self, setting: Setting) -> Orders:
         """Yield candidate orders, int64 [n, steps, batch], rearrangements of `setting.order`; `yield` returns their
-        `Scores`. It may be ended at any yield, when its share of the budget or the time is spent."""
+        `Scores`. The generator may be closed at any yield, when the strategy's share of the budget or the time is
+        used up."""
 
 
 STRATEGIES: dict[str, Strategy] = {}
@@ -88,10 +91,10 @@ Kind = TypeVar("Kind", bound=Strategy)
 
 
 def register(kind: type[Kind]) -> type[Kind]:
-    """Class decorator: make a strategy known by its name.
+    """Class decorator that registers a strategy under its name.
 
     Raises:
-        OrderscopeError: the name is taken.
+        OrderscopeError: another strategy has the name.
     """
     if kind.name in STRATEGIES and type(STRATEGIES[kind.name]).__qualname__ != kind.__qualname__:
         raise OrderscopeError(f"a second strategy named {kind.name!r}", "names used once", "choose another name")
@@ -103,7 +106,7 @@ def chosen(names: list[str] | tuple[str, ...] | None) -> list[Strategy]:
     """The strategies of these names, all by default.
 
     Raises:
-        OrderscopeError: naming an unknown one.
+        OrderscopeError: for an unknown name.
     """
     for name in names or ():
         if name not in STRATEGIES:

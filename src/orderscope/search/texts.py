@@ -1,4 +1,4 @@
-"""What can be read off a sample's text alone. All functions are pure, of one sample."""
+"""Numbers computed from a sample's text alone. All functions are pure and take one sample."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ from typing import Any
 import numpy as np
 import torch
 
-LEAST = 4  # shorter rows of whole numbers are labels or sizes, not text
+LEAST = 4  # shorter rows of integers are taken for labels or sizes, not for token ids
 Text = str | np.ndarray
 
 
 def text_of(sample: Any) -> Text | None:
-    """The text in a sample: a string, or a row of token ids, int64 [tokens]; None where there is none.
+    """The text of a sample: a string, or a row of token ids, int64 [tokens]; None if there is none.
 
-    Looked for in the sample itself, then in what it holds, in its own sequence; of a mapping under `input_ids` or
-    `text` first. Where a mapping has an `attention_mask`, tokens that it hides are left out.
+    The sample itself is checked first, then its items in sequence; in a mapping the keys `input_ids` and `text` come
+    first. If a mapping has an `attention_mask`, masked tokens are left out.
+
+    Args:
+        sample: a sample of a data set: text, bytes, tensor, array, sequence or mapping.
     """
     if isinstance(sample, bytes):
         return sample.decode("utf-8", errors="replace")
@@ -29,11 +32,11 @@ def text_of(sample: Any) -> Text | None:
         return row.astype(np.int64) if row.ndim == 1 and row.dtype.kind in "iu" and len(row) >= LEAST else None
     if isinstance(sample, Mapping):
         first = [sample[key] for key in ("input_ids", "text") if key in sample]
-        found = next((t for t in map(text_of, [*first, *sample.values()]) if t is not None), None)
-        if isinstance(found, np.ndarray) and "attention_mask" in sample:
+        text = next((t for t in map(text_of, [*first, *sample.values()]) if t is not None), None)
+        if isinstance(text, np.ndarray) and "attention_mask" in sample:
             mask = np.asarray(sample["attention_mask"]).astype(bool)
-            return found[mask] if mask.shape == found.shape else found
-        return found
+            return text[mask] if mask.shape == text.shape else text
+        return text
     if isinstance(sample, Sequence):
         whole = len(sample) >= LEAST and all(isinstance(item, int) for item in sample)
         if whole:
@@ -43,12 +46,12 @@ def text_of(sample: Any) -> Text | None:
 
 
 def length(text: Text) -> float:
-    """Tokens, or characters of a string."""
+    """Number of tokens, or of characters of a string."""
     return float(len(text))
 
 
 def compression_ratio(text: Text) -> float:
-    """Bytes after zlib's strongest compression over bytes before: low where text repeats itself.
+    """Bytes after zlib compression at level 9 over bytes before: low for repetitive text.
 
     Source: Yin et al., "Entropy law: the story behind data compression and LLM performance", arXiv 2407.06645 (there
     the inverse).
@@ -83,6 +86,6 @@ def readability(text: Text) -> float | None:
 
 
 def _bytes(tokens: np.ndarray) -> bytes:
-    """As few bytes a token as hold them all."""
+    """The tokens as bytes, with the smallest integer type that holds them all."""
     top = int(tokens.max(initial=0))
     return tokens.astype(np.uint8 if top < 1 << 8 else np.uint16 if top < 1 << 16 else np.int64).tobytes()

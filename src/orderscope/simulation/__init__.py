@@ -1,1 +1,1 @@
-"""Ask a recorded run."""
+"""The simulator: predictions for other orders of a recorded run."""

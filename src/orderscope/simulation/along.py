@@ -1,4 +1,4 @@
-"""Metrics on the way, at weights after some steps of an order."""
+"""Metrics along an order, at the weights after some of its steps."""
 
 from __future__ import annotations
 
@@ -18,21 +18,22 @@ if TYPE_CHECKING:
 
 
 def along(sim: Simulator, rows: Tensor, steps: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Metrics on the way: held-out losses by their gradients at the reference run's state after as many steps.
+    """Metrics along an order. Held-out losses are expanded around the reference run's state after the same number of
+    steps.
 
     Args:
-        sim: the run, opened.
+        sim: the simulator of the run.
         rows: weights on the carried coordinates, [k, m].
-        steps: steps taken before them, [k]; those after which the reference run's states were kept.
-        names: metrics.
+        steps: number of steps taken before each, [k]; the steps after which states of the reference run were stored.
+        names: names of metrics.
 
     Returns:
         Name -> [k], before calibration.
     """
-    found = sim.metric_model(rows, names)
+    values = sim.metric_model(rows, names)
     shard = f"sketch/known/{REFERENCE}"
     if sim.held_out is None or shard not in sim.store:
-        return found
+        return values
     run, take = load_run(sim.store, REFERENCE, gradients=False), sim.plan.coordinates.indices
     theta = run.theta(take)
     for name in names:
@@ -42,7 +43,8 @@ def along(sim: Simulator, rows: Tensor, steps: np.ndarray, names: Sequence[str])
         slopes = torch.from_numpy(sim.store.map(shard, f"slope:{name}"))
         slopes = (slopes.view(torch.bfloat16) if slopes.dtype == torch.uint16 else slopes).to(rows.dtype)
         for k in range(len(steps) - 1):
-            own = slopes[k] if take is None else slopes[k][take]
-            there = replace(expansion, center=theta[k], value=run.metrics[k][name], gradient=own * sim.held_out.weight)
-            found[name][k] = float(there(rows[k]))
-    return found
+            slope = slopes[k] if take is None else slopes[k][take]
+            gradient = slope * sim.held_out.weight
+            there = replace(expansion, center=theta[k], value=run.metrics[k][name], gradient=gradient)
+            values[name][k] = float(there(rows[k]))
+    return values

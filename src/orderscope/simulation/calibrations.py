@@ -8,10 +8,10 @@ from orderscope.engine.calibration import Calibration
 
 
 class Calibrations(Mapping[str, Calibration]):
-    """Calibrations by metric, each fitted when it is first asked for.
+    """Calibrations by metric, each fitted on first access.
 
     Args:
-        names: gives the metrics that an iteration goes through; others can be asked for by name.
+        names: returns the metrics that an iteration covers; others can be accessed by name.
         fit: fits the calibration of a metric.
     """
 

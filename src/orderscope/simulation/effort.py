@@ -1,4 +1,4 @@
-"""The proxy as an estimator: its scale and errors from the recorded runs, whose proxies are trained once and kept."""
+"""The proxy as an estimator. Its scale and error come from proxies of the recorded runs, trained once and stored."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 
 class ProxyEstimator:
-    """Orders trained on some samples of each batch, of one recorded run.
+    """Estimates by training each order on some samples of each batch.
 
     Args:
-        sim: has the recorded runs and the task.
-        effort: share of each batch's samples; an eighth if not given.
+        sim: the simulator of the run, with its task.
+        effort: share of each batch's samples to train on, above 0 and up to 1; an eighth by default.
 
     Raises:
-        OrderscopeError: the simulator has no task, or the effort is no share.
+        OrderscopeError: the simulator has no task, or the effort is out of range.
     """
 
     def __init__(self, sim: Simulator, effort: float | None) -> None:
@@ -48,13 +48,14 @@ class ProxyEstimator:
         return self.count / self._batch
 
     def calibration(self, name: str) -> Calibration:
-        """Fitted on the true runs, each told by a line through the reference order and the other runs."""
+        """The calibration of a metric, fitted on the true runs, each predicted by a line through the reference order
+        and the other runs."""
         if name not in self._calibrations:
             proxy, true = self._deviations(name)
             raw = self._sim.reference[name] + slopes_without_each(proxy, true) * proxy
             at = self._bearing(self._runs[1][1:], self._sim.run_orders)
-            found = fit_calibration(raw, self._sim.run_truth[name], self._sim.reference[name], at, eps=self._sim.eps)
-            self._calibrations[name] = found
+            truth, reference = self._sim.run_truth[name], self._sim.reference[name]
+            self._calibrations[name] = fit_calibration(raw, truth, reference, at, eps=self._sim.eps)
         return self._calibrations[name]
 
     def __call__(
@@ -65,26 +66,26 @@ class ProxyEstimator:
         Args:
             orders: sample ids, [n, steps, batch].
             names: metrics.
-            rates: learning rates instead of the recorded ones, [n, steps, groups]; None for those.
+            rates: learning rates, [n, steps, groups]; None for the recorded ones.
 
         Returns:
             Values and errors by metric, [n] each.
         """
         values, theta = self._trained(orders, names, rates)
-        at, told, errors = self._bearing(theta, orders), {}, {}
+        at, estimates, errors = self._bearing(theta, orders), {}, {}
         for name in names:
             scale, base = slope(*self._deviations(name)), self._runs[0][name][0]
             raw = self._sim.reference[name] + scale * (values[name] - base)
-            told[name], errors[name] = self.calibration(name).apply(raw, at)
-        return told, errors
+            estimates[name], errors[name] = self.calibration(name).apply(raw, at)
+        return estimates, errors
 
     def _deviations(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """The proxy's and the true metric of the runs, from the reference order's, [runs] each."""
+        """Differences of the runs to the reference order in the proxy's metric and in the true metric, [runs] each."""
         proxy = self._runs[0][name]
         return proxy[1:] - proxy[0], self._sim.run_truth[name] - self._sim.reference[name]
 
     def _bearing(self, theta: Tensor, orders: np.ndarray) -> Bearing:
-        """Where the proxies of orders ended, [n, m], all alike far."""
+        """The bearing of orders from the final weights of their proxies, [n, m], with `outside` 1 for all."""
         runs = self._runs[1]
         alike = directions(theta, runs[0]) @ directions(runs[1:], runs[0]).T
         return Bearing(np.ones(len(theta)), alike.double().numpy(), self._sim.regrouped(orders))
@@ -95,13 +96,13 @@ class ProxyEstimator:
         """Metrics [n] and final weights [n, m] on the carried coordinates."""
         sim, size = self._sim, self._sim.plan.size
         dynamics = recorded_dynamics(sim.store, draw_coordinates(size, size, sim.plan.seed))
-        found = train_few(self._task, dynamics, few_of(orders, self.count, self._ranks), names, rates)
+        trained = train_few(self._task, dynamics, few_of(orders, self.count, self._ranks), names, rates)
         self.spent += len(orders) * self.effort
-        return found.values, sim.plan.coordinates.take(found.theta)
+        return trained.values, sim.plan.coordinates.take(trained.theta)
 
     @cached_property
     def _runs(self) -> tuple[dict[str, np.ndarray], Tensor]:
-        """The same of the reference, first, and the true runs; read from the run where they were trained before."""
+        """The same for the reference, which is first, and the true runs; read from the run if they are stored."""
         sim = self._sim
         names, runs = tuple(sim.reference), [REFERENCE, *sim.runs]
         values, theta, kept = self._kept(names)
@@ -124,16 +125,16 @@ class ProxyEstimator:
         stored = self._sim.store.names(self._shard)
         if stored:
             attrs, arrays = self._sim.store.attrs(stored[-1]), self._sim.store.read(stored[-1])
-            told, runs = list(attrs.get("names", ())), list(attrs.get("runs", ()))
-            shapes = {"values": (len(told), len(runs)), "theta": (len(runs), self._sim.window.coords)}
+            present, runs = list(attrs.get("names", ())), list(attrs.get("runs", ()))
+            shapes = {"values": (len(present), len(runs)), "theta": (len(runs), self._sim.window.coords)}
             fits = all(key in arrays and arrays[key].shape == shape for key, shape in shapes.items())
-            if fits and set(names) <= set(told):
-                values = dict(zip(told, arrays["values"], strict=True))
+            if fits and set(names) <= set(present):
+                values = dict(zip(present, arrays["values"], strict=True))
                 return {name: values[name] for name in names}, torch.from_numpy(arrays["theta"]), runs
         return {name: np.zeros(0) for name in names}, self._sim.window.final.new_zeros(0, self._sim.window.coords), []
 
     def _keep(self, values: dict[str, np.ndarray], theta: Tensor, runs: list[str]) -> None:
-        """Write them into the run, where it is a directory that can be written to."""
+        """Store metrics and weights in the run, if it is a folder that can be written to."""
         arrays = {"values": np.stack(list(values.values())), "theta": theta.numpy()}
         attrs = {"names": list(values), "runs": runs}
         add_if_possible(self._sim.path, lambda store: store.write(store.next_name(self._shard), arrays, attrs))

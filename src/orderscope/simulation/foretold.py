@@ -1,7 +1,7 @@
-"""Predictions that are written into the run before what they predict is trained.
+"""Predictions that are stored in the run before the predicted orders are trained.
 
-Once an order was trained and is part of a run, the run knows the answer. A process that is killed between the training
-and the comparison would otherwise compare the truth with itself the next time.
+Once a trained order is part of a run, its prediction uses its true value. If a process is killed between training and
+comparison, the next one would otherwise compare the true value with itself.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from orderscope.store import RunStore, add_if_possible
 from orderscope.store.names import FURTHER
 
 PREFIX = "foretold/"
-BLOCK = 8  # orders that are predicted between two reports of progress
+BLOCK = 8  # orders predicted between two reports of progress
 
 
 @dataclass(frozen=True)
 class Foretold:
-    """What was predicted for orders before they were trained.
+    """Predictions made before the orders were trained.
 
     Args:
-        predicted, error: name -> [n].
-        kept: whether all of it lies in the run. Where it does not, what is trained must not become part of it either.
+        predicted, error: metric -> value, and half-width of its 90 % interval, [n].
+        kept: whether all predictions are stored in the run. If not, the trained orders must not be stored in it either.
     """
 
     predicted: dict[str, np.ndarray]
@@ -41,16 +41,16 @@ def foretell(
     keep: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> Foretold:
-    """Predict all metrics of orders that are about to be trained, and keep that in the run, where it can be written to.
+    """Predict all metrics of orders that are about to be trained, and store the predictions in the run if possible.
 
-    What was predicted once is not predicted again. For an order that is part of the run already, and was not predicted
-    before, it is what the calibration says of it: a prediction without the run's own states.
+    Stored predictions are used again. For an order that is already part of the run and has no stored prediction, the
+    calibration's leave-one-out prediction is taken, which does not use the states of that order.
 
     Args:
-        sim: the run, opened.
+        sim: the simulator of the run.
         orders: sample ids, [steps, batch] each.
         allow_other_samples: whether orders may repeat samples and leave others out.
-        keep: whether to write it down; not needed where nothing will be trained.
+        keep: whether to store the predictions; not needed if nothing will be trained.
         progress: called as `progress(done, total)`.
     """
     names = list(sim.metric_names)
@@ -58,25 +58,30 @@ def foretell(
         known = stored(store)
     new = [order for order in orders if set(names) - set(known.get(order.tobytes(), {}))]
     new = list({order.tobytes(): order for order in new}.values())
-    found: dict[bytes, dict[str, tuple[float, float]]] = {}
+    fresh: dict[bytes, dict[str, tuple[float, float]]] = {}
     if progress is not None and new:
         progress(0, len(new))
     for start in range(0, len(new), BLOCK):
         part = new[start : start + BLOCK]
-        told = sim.predict(np.stack(part), metrics=names, allow_other_samples=allow_other_samples)
+        prediction = sim.predict(np.stack(part), metrics=names, allow_other_samples=allow_other_samples)
         for i, order in enumerate(part):
-            values = {name: (float(told.metrics[name][i]), float(told.error[name][i])) for name in names}
-            found[order.tobytes()] = _left_out(sim, order, names) or values
+            values = {n: (float(prediction.metrics[n][i]), float(prediction.error[n][i])) for n in names}
+            fresh[order.tobytes()] = _left_out(sim, order, names) or values
         if progress is not None:
             progress(min(start + BLOCK, len(new)), len(new))
-    kept = not new or (keep and _keep(sim, new, found, names))
-    known |= {key: found[key] | known.get(key, {}) for key in found}
+    kept = not new or (keep and _keep(sim, new, fresh, names))
+    known |= {key: fresh[key] | known.get(key, {}) for key in fresh}
     rows = [known[order.tobytes()] for order in orders]
     return Foretold(*({n: np.array([row[n][k] for row in rows]) for n in names} for k in (0, 1)), kept=kept)
 
 
 def stored(store: RunStore) -> dict[bytes, dict[str, tuple[float, float]]]:
-    """What a run foretold: bytes of an order -> name -> (predicted, error); of several the first."""
+    """The stored predictions of a run: bytes of an order -> metric -> (predicted, error); the first if there are
+    several.
+
+    Args:
+        store: the run on disk.
+    """
     found: dict[bytes, dict[str, tuple[float, float]]] = {}
     for shard in store.names(PREFIX):
         attrs = store.attrs(shard)
@@ -87,7 +92,7 @@ def stored(store: RunStore) -> dict[bytes, dict[str, tuple[float, float]]]:
 
 
 def _left_out(sim: Simulator, order: np.ndarray, names: Sequence[str]) -> dict[str, tuple[float, float]] | None:
-    """What the calibration predicted for an order that was trained after recording, None for others."""
+    """The calibration's leave-one-out prediction for an order that was trained after recording; None for others."""
     for i, run in enumerate(sim.runs):
         if run.startswith(FURTHER) and np.array_equal(sim.run_orders[i], order):
             fitted = sim.calibration

@@ -1,4 +1,4 @@
-"""A recorded run, opened: what it holds, read when it is first needed."""
+"""An open recorded run; its contents are read on first use."""
 
 from __future__ import annotations
 
@@ -25,17 +25,18 @@ from orderscope.training import load_run, require_recorded, true_runs
 
 
 class OpenedRun:
-    """A recorded run and, where it is given, its task; `Simulator` adds the answers.
+    """An open recorded run, optionally with its task; `Simulator` adds the predictions.
 
     Args:
         path: a run, as a directory or packed.
         task: the recorded task, or None.
-        device: where orders are replayed, for instance "cuda"; the CPU if not given.
+        device: the device on which orders are replayed, such as "cuda"; the CPU by default.
 
     Raises:
-        OrderscopeError: the task is not the recorded one; the differing parts are named. Or there is no such device.
-        IncompleteRun: record or sketch is not finished.
-        DamagedRun: a file is not what was written.
+        OrderscopeError: the task is not the recorded one (the message names the parts that differ), or the device
+            cannot be used.
+        IncompleteRun: recording or sketching is not finished.
+        DamagedRun: a file is missing or was changed.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class OpenedRun:
 
     @cached_property
     def held_out(self) -> HeldOut | None:
-        """What held-out losses are predicted by; None where there are none."""
+        """The model of the held-out losses; None without such losses."""
         return load_held_out(self.store, self.window)
 
     @cached_property
@@ -79,7 +80,7 @@ class OpenedRun:
 
     @cached_property
     def runs(self) -> tuple[str, ...]:
-        """Names of the true runs under other orders, the probes and what was trained since."""
+        """Names of the true runs under other orders, which are the probes and orders trained after recording."""
         if table_number(self.store) is None:
             return tuple(run for run in true_runs(self.store) if run != REFERENCE)
         return self.left_out.runs
@@ -90,24 +91,24 @@ class OpenedRun:
 
     @cached_property
     def run_orders(self) -> np.ndarray:
-        """Their orders, [runs, steps, batch]."""
+        """Orders of `runs`, [runs, steps, batch]."""
         return np.array([run.order for run in self._run_files], dtype=np.int64).reshape(
             len(self.runs), *self.order.shape
         )
 
     @cached_property
     def run_truth(self) -> dict[str, np.ndarray]:
-        """Their true final metrics, name -> [runs]."""
+        """True final metrics of `runs`, name -> [runs]."""
         return {n: np.array([run.metrics[-1][n] for run in self._run_files], dtype=np.float64) for n in self.reference}
 
     @cached_property
     def probes(self) -> tuple[str, ...]:
-        """Names of the runs under orders that were drawn to be recorded."""
+        """Names of the probes, the runs under other orders that the recording made."""
         return tuple(run for run in self.runs if not run.startswith(FURTHER))
 
     @cached_property
     def probe_orders(self) -> np.ndarray:
-        """Their orders, [probes, steps, batch]."""
+        """Orders of `probes`, [probes, steps, batch]."""
         return self.run_orders[[self.runs.index(probe) for probe in self.probes]]
 
     @cached_property
@@ -123,13 +124,14 @@ class OpenedRun:
 
     @property
     def metric_names(self) -> tuple[str, ...]:
-        """Metrics that can be predicted, in the task's order; `reference` has its names sorted, as JSON keeps them."""
+        """Metrics that can be predicted, in the task's sequence. (`reference` has its names sorted, as stored in
+        JSON.)"""
         possible = self.losses if self._by is None else self.reference
         return tuple(name for name in self.description["metric_names"] if name in possible)
 
     @property
     def exact(self) -> bool:
-        """Whether all coordinates are carried, so that the real model can be run at estimated weights."""
+        """Whether all coordinates are carried, so that the model can be evaluated at estimated weights."""
         return self.plan.carried == self.plan.size
 
     @property
@@ -139,7 +141,8 @@ class OpenedRun:
 
     @property
     def _by(self) -> str | None:
-        """How the real model can be run at estimated weights, or near them; None where it cannot."""
+        """How the model is evaluated at estimated weights: "evaluated", or "completed" with the other weights
+        interpolated; None if it cannot be evaluated."""
         if self.task is None:
             return None
         if self.exact:
@@ -157,7 +160,11 @@ class OpenedRun:
         return float(values.std(ddof=1))
 
     def regrouped(self, orders: np.ndarray) -> np.ndarray:
-        """Share of an order's batches that were not recorded, [n]."""
+        """Share of each order's batches that are not recorded batches, [n].
+
+        Args:
+            orders: sample ids, [n, steps, batch].
+        """
         return (self._batches.index(orders)[0] >= self.window.units).mean(1)
 
     @cached_property
@@ -165,25 +172,25 @@ class OpenedRun:
         return self.on_device(self.window)
 
     def on_device(self, window: Window) -> Window:
-        """A window where orders are replayed."""
+        """A window moved to the device on which orders are replayed."""
         return window if self.device.type == "cpu" else window.to(self.device)
 
     def replay_of(self, orders: np.ndarray, **options: Any) -> Replayed:
-        """Replays of orders [n, steps, batch] on all carried coordinates, done on the simulator's device and brought
-        back to the CPU; the final weights drawn towards the recorded runs' last states, see `HeldOut.drawn`.
+        """Replays of orders on all carried coordinates, computed on the simulator's device and moved to the CPU. The
+        final weights are drawn towards the recorded runs' last states, see `HeldOut.drawn`.
 
         Args:
             orders: sample ids, [n, steps, batch].
-            options: of `orderscope.engine.replay`.
+            options: options of `orderscope.engine.replay`.
         """
         units = units_of(self.window, self._batches, orders)
         with one_thread():
-            found = replay(self._replayed_window, units, **options).cpu()
+            replayed = replay(self._replayed_window, units, **options).cpu()
             if self.held_out is None or self.left_out.kept == 1:
-                return found
-            theta, last = self.held_out.drawn(found.theta, self.left_out.kept), self.window.steps
-        snapshots = found.snapshots | ({last: theta} if last in found.snapshots else {})
-        return replace(found, theta=theta, snapshots=snapshots)
+                return replayed
+            theta, last = self.held_out.drawn(replayed.theta, self.left_out.kept), self.window.steps
+        snapshots = replayed.snapshots | ({last: theta} if last in replayed.snapshots else {})
+        return replace(replayed, theta=theta, snapshots=snapshots)
 
 
 def _usable_device(device: str | torch.device | None) -> torch.device:
@@ -193,7 +200,7 @@ def _usable_device(device: str | torch.device | None) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise OrderscopeError(
             f"device {str(device)!r}: {str(error).splitlines()[0]}",
-            "a device that torch can use here, as cpu or cuda",
-            "leave out device=, or run `orderscope doctor` to see what there is",
+            "a device that torch can use here, such as cpu or cuda",
+            "leave out device=, or run `orderscope doctor` to see which devices there are",
         ) from error
     return found

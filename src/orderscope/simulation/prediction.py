@@ -1,4 +1,4 @@
-"""What a simulator answers."""
+"""The results of a simulator."""
 
 from __future__ import annotations
 
@@ -9,21 +9,23 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Prediction:
-    """What n orders would have led to.
+    """Predicted final metrics of n orders.
 
     Args:
         metrics: name -> estimated value, float64 [n].
-        error: name -> half-width of a 90 % interval around it, [n].
-        trusted: whether the order lies where the estimate was found to hold, has the recorded samples but for a tenth,
-            and its interval says more than a guess would, or it was truly trained, bool [n].
-        reference: name -> the recorded value of the reference order.
+        error: name -> half-width of its 90 % interval, [n].
+        trusted: whether the estimate is trusted, bool [n]: the order lies where the probes showed that predictions
+            hold, it has at least 90 % of the recorded samples, and its interval is narrower than that of a constant
+            guess; or the order was truly trained.
+        reference: name -> recorded value of the reference order.
         sigma_order: name -> standard deviation of the true values of reference and probes: how much order matters here.
-        skilled: name -> whether the estimate is better than a constant on the probes.
-        outside: how far each order's states lay outside the anchors' span, [n]; not a number for other estimators.
-        estimator: which one answered.
-        cost: gradient evaluations spent on this answer beside the recording, in runs.
+        skilled: name -> whether estimates are better than a constant on the probes.
+        outside: distance of each order's states from the anchors' span, see `orderscope.engine.replay.Replayed`, [n];
+            NaN for estimators without anchors.
+        estimator: name of the estimator that was used.
+        cost: gradient evaluations spent on this prediction in addition to the recording, in runs.
         known: whether the order was truly trained, so that its values are the true ones, bool [n].
-        reasons: name -> for each order what speaks against its estimate, in words; see `why_untrusted`.
+        reasons: name -> for each order the reasons against its estimate, in words; see `why_untrusted`.
     """
 
     metrics: dict[str, np.ndarray]
@@ -44,22 +46,22 @@ class Prediction:
         return np.asarray(detectable(difference, self.error[metric], self.skilled[metric]))
 
     def trusted_in(self, metric: str) -> np.ndarray:
-        """Whether an order's estimate in this metric is to be trusted, bool [n]: the order is (see `trusted`), and
-        estimates of the metric are better than a constant; or the value is known."""
+        """Whether an order's estimate of this metric is trusted, bool [n]: the order is `trusted`, and estimates of the
+        metric are better than a constant; or the value is known."""
         return (self.trusted & self.skilled[metric]) | self.known
 
     def why_untrusted(self, metric: str) -> list[tuple[str, ...]]:
-        """For each order, why its estimate in this metric is not to be trusted; nothing where it is."""
+        """For each order the reasons why its estimate of this metric is not trusted; empty if it is."""
         trusted, none = self.trusted_in(metric), [()] * len(self.trusted)
-        return [() if good else told for good, told in zip(trusted, self.reasons.get(metric, none), strict=True)]
+        return [() if good else why for good, why in zip(trusted, self.reasons.get(metric, none), strict=True)]
 
 
 def detectable(difference: np.ndarray | float, error: np.ndarray | float, skilled: bool) -> np.ndarray | bool:
-    """Whether an effect is larger than its error. A predicted one does not count where estimates are no better than a
-    constant; a known one, of error 0, always counts.
+    """Whether an effect is larger than its error. A predicted effect does not count if estimates are no better than a
+    constant; a true one, whose error is 0, always counts.
 
     Args:
-        difference: of the metric to the reference order's.
+        difference: difference of the metric to that of the reference order.
         error: half-width of its 90 % interval; 0 where the value is known, not predicted.
         skilled: whether estimates of the metric are better than a constant.
     """
@@ -71,9 +73,9 @@ class Trajectory:
     """Estimated metrics along an order.
 
     Args:
-        steps: positions, [k].
-        metrics: name -> [k].
-        reference: name -> the recorded run's own values there, [k].
+        steps: number of steps taken, [k].
+        metrics: name -> estimated value after these steps, [k].
+        reference: name -> recorded value of the reference run there, [k].
     """
 
     steps: np.ndarray

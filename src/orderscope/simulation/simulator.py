@@ -1,4 +1,4 @@
-"""Ask a recorded run: what would the final model have been under another order?"""
+"""The simulator: predicts the final model and its metrics under other orders of a recorded run."""
 
 from __future__ import annotations
 
@@ -32,29 +32,30 @@ from orderscope.training import load_run
 
 
 class Simulator(OpenedRun):
-    """Estimates for any order of a recorded run.
+    """Predictions for any order of a recorded run.
 
     Args:
         path: a run, as a directory or packed.
-        task: the recorded task; needed where metrics that are no held-out losses are asked, where held-out losses are
-            asked with `precise`, and to train.
-        device: where orders are replayed, for instance "cuda"; the CPU if not given. Only replays are done there: the
-            metrics are computed on the CPU, and so are results.
+        task: the recorded task; needed for metrics that are not held-out losses, for held-out losses with `precise`,
+            and for training.
+        device: the device on which orders are replayed, such as "cuda"; the CPU by default. Metrics are computed on
+            the CPU, and results are returned there.
 
     Attributes:
-        progress: where set, called as `progress(stage, done, total)` while the real model is run.
+        progress: if set, called as `progress(stage, done, total)` while the model is evaluated.
 
     Raises:
-        OrderscopeError: the task is not the recorded one; the differing parts are named. Or there is no such device.
-        IncompleteRun: record or sketch is not finished.
-        DamagedRun: a file is not what was written.
+        OrderscopeError: the task is not the recorded one (the message names the parts that differ), or the device
+            cannot be used.
+        IncompleteRun: recording or sketching is not finished.
+        DamagedRun: a file is missing or was changed.
     """
 
     def _real(self, without: Sequence[str] | None = None, each: Callable[[], None] | None = None) -> MetricModel:
-        """The real model at estimated weights.
+        """The task's model as a function of estimated weights.
 
         Args:
-            without: for each order a run that is not to be used.
+            without: for each order a run whose states are not used.
             each: called after every evaluation of the model.
         """
         assert self.task is not None
@@ -63,7 +64,7 @@ class Simulator(OpenedRun):
         return completed(self.task, self._known, self.held_out, without, each)
 
     def _evaluations(self, names: Sequence[str], count: int) -> Callable[[], None] | None:
-        """Counts evaluations of the model for `progress`."""
+        """A function that reports each evaluation of the model to `progress`."""
         progress, what, done = self.progress, ", ".join(names), iter(range(1, count + 1))
         if progress is None:
             return None
@@ -75,25 +76,25 @@ class Simulator(OpenedRun):
 
         Args:
             theta: [rows, m].
-            names: metrics.
-            precise: by the real model, also held-out losses.
+            names: names of metrics.
+            precise: compute held-out losses with the task's model too.
 
         Returns:
-            name -> float64 [rows].
+            Name -> value, float64 [rows].
         """
         return self._measured(theta, names, precise, None)
 
     def _measured(
         self, theta: Tensor, names: Sequence[str], precise: bool, without: Sequence[str] | None
     ) -> dict[str, np.ndarray]:
-        told = [name for name in names if name in self.losses and not precise]
-        found = self.held_out(theta, told, without) if self.held_out is not None and told else {}
-        real = tuple(name for name in names if name not in told)
-        return found | (self._real(without, self._evaluations(real, len(theta)))(theta, real) if real else {})
+        losses = [name for name in names if name in self.losses and not precise]
+        values = self.held_out(theta, losses, without) if self.held_out is not None and losses else {}
+        real = tuple(name for name in names if name not in losses)
+        return values | (self._real(without, self._evaluations(real, len(theta)))(theta, real) if real else {})
 
     @cached_property
     def calibration(self) -> Mapping[str, Calibration]:
-        """By metric, fitted on every true run predicted without its own anchors when it is first asked for."""
+        """Metric -> calibration, fitted on first access on the true runs, each predicted without its own anchors."""
         return self._calibrations(precise=False)
 
     @cached_property
@@ -119,12 +120,13 @@ class Simulator(OpenedRun):
         return self.held_out.missed(self.left_out.runs, self.left_out.theta) if self.held_out and self.runs else None
 
     def pushed(self, theta: Tensor, name: str, without: Sequence[str] | None = None) -> np.ndarray | None:
-        """What the errors of the left-out runs' weights would do to a held-out loss at weights [n, m], [n, runs].
+        """The change of a held-out loss if the weights were off by the error of each left-out run, [n, runs]; None for
+        metrics that are not held-out losses.
 
         Args:
             theta: weights on the carried coordinates, [n, m].
-            name: of the loss.
-            without: for each row a run whose states are not to be used, or several.
+            name: name of the loss.
+            without: for each row of `theta` a run, or several, whose states are not used.
         """
         if self.held_out is None or self._missed is None or name not in self.losses:
             return None
@@ -135,12 +137,12 @@ class Simulator(OpenedRun):
         return directions(self.left_out.theta, self.window.final)
 
     def bearing(self, replayed: Replayed) -> Bearing:
-        """Where replays led, for a calibration."""
+        """The bearing of replays, which a calibration depends on."""
         return self._bearing(replayed.theta, replayed.outside.numpy(), replayed.regrouped.numpy())
 
     @cached_property
     def left_out_bearing(self) -> Bearing:
-        """Where the true runs were predicted to lead, each without its own states."""
+        """The bearing of the true runs, each predicted without its own states."""
         out = self.left_out
         return self._bearing(out.theta, out.outside, self.regrouped(self.run_orders))
 
@@ -163,22 +165,25 @@ class Simulator(OpenedRun):
 
         Args:
             orders: sample ids, [n, steps, batch] or one order [steps, batch].
-            estimator: "carried"; "proxy", which trains on a few samples of each batch; "auto", the proxy where it
-                clearly errs less on the true runs, left out, else "carried"; or the baselines "impulse", "fut",
-                "fut2". By default "carried", or "auto" where an effort is given.
-            effort: share of each batch's samples that the proxy trains on, its price in trainings an order; an eighth
-                if not given. The recorded runs' proxies are trained too when they are first needed, and kept.
-            lr: learning rates to use instead of the recorded ones. [steps] or [n, steps]: of the first parameter group
+            estimator: "carried"; "proxy", which trains on a few samples of each batch; "auto", the proxy if its
+                leave-one-out error on the true runs is significantly smaller, else "carried"; or the baselines
+                "impulse", "fut", "fut2". By default "carried", or "auto" if an effort is given.
+            effort: share of each batch's samples that the proxy trains on, which is also its cost per order in runs; an
+                eighth by default. Proxies of the recorded runs are trained on first use, and stored.
+            lr: learning rates that replace the recorded ones. [steps] or [n, steps]: of the first parameter group
                 whose recorded rate is above 0 at that step; the other groups keep their ratio to it, and a group at 0
                 stays at 0. [steps, groups] or [n, steps, groups]: of every group; see
                 `orderscope.task.hyper.group_rates`.
-            metrics: names to estimate; by default the held-out losses, which need no model. Another metric runs the
-                real model once an order, and once for each true run when it is first asked for.
+            metrics: names of the metrics to estimate; by default the held-out losses, which need no model. For any
+                other metric the model is evaluated once per order, and on first use once per true run.
             allow_other_samples: accept orders that are not rearrangements of the recorded samples.
-            precise: compute held-out losses by the real model too; needs the task.
+            precise: compute held-out losses with the task's model too; needs the task.
+
+        Returns:
+            The estimates, their errors, and whether they are trusted. An order that was trained gets its true values.
 
         Raises:
-            OrderscopeError: for orders, learning rates, metrics or an estimator that do not fit.
+            OrderscopeError: for orders or learning rates of a wrong shape, or an unknown metric or estimator.
         """
         checked = self._checked(orders, allow_other_samples)
         estimator = estimator or ("carried" if effort is None else "auto")
@@ -195,8 +200,8 @@ class Simulator(OpenedRun):
             return self._baseline(estimator, checked, names, rates)
         if precise and self._by is None:
             raise OrderscopeError(
-                "precise=True without a model that can be run",
-                "the task, and recorded states that fit in memory",
+                "precise=True, but the model cannot be evaluated",
+                "a simulator with the task, and recorded states that fit in memory",
                 "Simulator(path, task), or leave out precise=",
             )
         calibration: Mapping[str, Calibration] = self._precise if precise else self.calibration
@@ -210,7 +215,7 @@ class Simulator(OpenedRun):
             values, errors, outside, new = self._estimated(checked, names, rates, precise, calibration)
         known = np.zeros(len(checked), dtype=bool)
         if rates is None:
-            known = self._tell_truth(checked, values, errors, outside)
+            known = self._insert_truth(checked, values, errors, outside)
         if estimator == "carried":
             doubts = {trusted.TOO_FAR: ~near_anchors(outside, self.calibration.values())}
         else:
@@ -246,15 +251,15 @@ class Simulator(OpenedRun):
         return self._proxies.setdefault(made.count, made)
 
     def _better(self, proxy: ProxyEstimator, names: tuple[str, ...], calibration: Mapping[str, Calibration]) -> bool:
-        """Whether the proxy is worth its price for these metrics, or they cannot be predicted without it."""
+        """Whether the proxy errs significantly less on these metrics, or they cannot be predicted without it."""
         if not set(names) <= set(self.metric_names):
             return True
         return errs_less([proxy.calibration(name) for name in names], [calibration[name] for name in names])
 
-    def _tell_truth(
+    def _insert_truth(
         self, orders: np.ndarray, values: dict[str, np.ndarray], errors: dict[str, np.ndarray], outside: np.ndarray
     ) -> np.ndarray:
-        """Put in what is known of orders that were truly trained; returns which these are, bool [n]."""
+        """Replace the estimates of orders that were trained by their true values, in place; returns which, bool [n]."""
         known: dict[bytes, dict[str, float]] = {self.order.tobytes(): self.reference}
         known |= {run.order.tobytes(): run.metrics[-1] for run in self._run_files}
         for k, order in enumerate(orders):
@@ -265,39 +270,41 @@ class Simulator(OpenedRun):
         return np.array([order.tobytes() in known for order in orders], dtype=bool)
 
     def parameters(self, order: Any, *, lr: Any = None, allow_other_samples: bool = False) -> dict[str, Tensor]:
-        """Estimated final weights of an order by parameter name. Where only some coordinates are carried, the others
-        are interpolated between the recorded runs' final weights. With the task, weights that are not trained are
-        among them, as the model has them.
+        """Estimated final weights of an order. If only some coordinates are carried, the others are interpolated
+        between the recorded runs' final weights.
 
         Args:
             order: sample ids, [steps, batch].
-            lr: learning rates instead of the recorded ones, see `group_rates`; None for those.
+            lr: learning rates, see `group_rates`; None for the recorded ones.
             allow_other_samples: whether an order may repeat samples and leave others out.
+
+        Returns:
+            Parameter name -> weights in the parameter's shape; with the task, untrained parameters are included.
         """
         checked = self._checked(check_order(order, self.order, allow_other_samples=allow_other_samples), True)
         theta = self.replay_of(checked, lr=self._rates(lr, 1)).theta[0]
         if not self.exact:
             carried, (theta, _) = theta, self._known.interpolated(theta)
             theta[self._known.indices] = carried
-        found, start = {}, 0
+        weights, start = {}, 0
         for parameter in self.description["parameters"]:
             size = int(np.prod(parameter["shape"]))
-            found[parameter["name"]] = theta[start : start + size].view(parameter["shape"]).clone()
+            weights[parameter["name"]] = theta[start : start + size].view(parameter["shape"]).clone()
             start += size
         if self.task is not None:
             every = self.task.build_model().named_parameters()
-            found = {name: found.get(name, weights.detach()) for name, weights in every}
-        return found
+            weights = {name: weights.get(name, untrained.detach()) for name, untrained in every}
+        return weights
 
     def trajectory(self, order: Any, *, lr: Any = None, metrics: Sequence[str] | None = None) -> Trajectory:
         """Estimated metrics of an order at the steps of the reference run's anchors.
 
-        What calibration adds at the end is added along the way in proportion to the steps taken.
+        The shift that the calibration adds at the end is added along the way in proportion to the steps taken.
 
         Args:
             order: sample ids, [steps, batch].
-            lr: learning rates instead of the recorded ones, see `group_rates`; None for those.
-            metrics: names; all if not given.
+            lr: learning rates, see `group_rates`; None for the recorded ones.
+            metrics: names of the metrics; by default as in `predict`.
         """
         names = self._names(metrics)
         reference = load_run(self.store, REFERENCE, gradients=False)
@@ -306,9 +313,9 @@ class Simulator(OpenedRun):
         replayed = self.replay_of(checked, lr=self._rates(lr, 1), snapshots=steps.tolist())
         rows = torch.stack([replayed.snapshots[int(s)][0] for s in steps])  # [k, m]
         raw, at, values = along(self, rows, steps, names), self.bearing(replayed), {}
-        for name, found in raw.items():
-            shift = self.calibration[name].apply(found[-1:], at)[0][0] - found[-1]
-            values[name] = found + shift * steps / steps[-1]
+        for name, uncalibrated in raw.items():
+            shift = self.calibration[name].apply(uncalibrated[-1:], at)[0][0] - uncalibrated[-1]
+            values[name] = uncalibrated + shift * steps / steps[-1]
         return Trajectory(
             steps=steps,
             metrics=values,
@@ -316,11 +323,11 @@ class Simulator(OpenedRun):
         )
 
     def scores(self, orders: np.ndarray, metrics: Sequence[str]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """Values and errors as `predict` has them, without its checks: for searches, which score many orders.
+        """Values and errors as `predict` computes them, without its checks: for searches, which score many orders.
 
         Args:
-            orders: sample ids, int64 [n, steps, batch], checked.
-            metrics: names.
+            orders: sample ids, int64 [n, steps, batch], checked before.
+            metrics: names of the metrics.
 
         Returns:
             Values and errors by name, [n] each.
@@ -337,7 +344,7 @@ class Simulator(OpenedRun):
         calibration: Mapping[str, Calibration],
         more: bool = False,
     ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], np.ndarray, np.ndarray]:
-        """Values and errors by metric, `outside`, and the share of the steps that is regrouped, [n] each."""
+        """Values and errors by metric, `outside`, and the share of steps with regrouped batches, [n] each."""
         values: dict[str, list[np.ndarray]] = {name: [] for name in names}
         errors: dict[str, list[np.ndarray]] = {name: [] for name in names}
         outside: list[np.ndarray] = []
@@ -353,7 +360,7 @@ class Simulator(OpenedRun):
                 errors[name].append(error)
             outside.append(at.outside)
             new.append(at.regrouped)
-        joined = [{n: np.concatenate(parts) for n, parts in told.items()} for told in (values, errors)]
+        joined = [{n: np.concatenate(parts) for n, parts in each.items()} for each in (values, errors)]
         return joined[0], joined[1], np.concatenate(outside), np.concatenate(new)
 
     def _checked(self, orders: Any, allow_other_samples: bool) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Which estimates are to be trusted: orders like the recorded ones, whose intervals say more than a guess."""
+"""Which estimates are trusted: those of orders like the recorded ones, with intervals narrower than a guess."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from orderscope.engine.calibration import Calibration
 
 # Orders are trusted up to 1.5 times as far outside the anchors' span as the farthest left-out run.
 FARTHER = 1.5
-# Largest share of the samples that an order may replace, and for the proxy of the batches that it may regroup, and
-# still be trusted: left-out runs have none.
+# Largest share of the samples that a trusted order may replace, and for the proxy the largest share of the batches that
+# it may regroup if no true run regrouped more. Left-out runs replace no samples, so they do not test such orders.
 REPLACED = 0.1
 
 
 def near_anchors(outside: np.ndarray, calibrations: Iterable[Calibration]) -> np.ndarray:
-    """Whether orders are about as near the anchors as the left-out runs, bool [n]; none is without such runs.
+    """Whether orders stay within `FARTHER` times the distance of the left-out runs from the anchors' span, bool [n];
+    False for all without left-out runs.
 
     Args:
-        outside: how far each order's states lay outside the anchors' span, [n].
+        outside: distance of each order's states from the anchors' span, [n].
         calibrations: fitted on the left-out runs.
     """
     seen = [calibration.farthest for calibration in calibrations if calibration.farthest > 0]
@@ -28,17 +29,17 @@ def near_anchors(outside: np.ndarray, calibrations: Iterable[Calibration]) -> np
 
 
 def regrouped_as_recorded(regrouped: np.ndarray, recorded: np.ndarray) -> np.ndarray:
-    """Whether orders regroup no larger share of their batches than true runs did, bool [n].
+    """Whether orders regroup no larger share of their batches than some true run, or than `REPLACED`, bool [n].
 
     Args:
-        regrouped: that share of each order, [n].
-        recorded: that share of each true run, [runs].
+        regrouped: share of regrouped batches in each order, [n].
+        recorded: the same of each true run, [runs].
     """
     return regrouped <= max(REPLACED, *recorded, 0)
 
 
 def few_replaced(orders: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Whether orders have nearly all of the recorded samples, bool [n].
+    """Whether orders lack at most a share `REPLACED` of the recorded samples, bool [n].
 
     Args:
         orders: sample ids, [n, steps, batch].

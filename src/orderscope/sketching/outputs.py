@@ -69,7 +69,7 @@ def run_model(at: Point, params: Any, rest: Any, batch: Any) -> tuple[Tensor, li
 
 
 def kept_outputs(model: Any, outputs: list[Any]) -> StandIn:
-    """A model that keeps what it returns.
+    """A wrapper that keeps the outputs of a model.
 
     Args:
         model: called as always.
@@ -164,7 +164,7 @@ def find_split(at: Point, samples: Any) -> OutputSplit:
     rows = tree_flatten(samples)[0][0].shape[0]
     split = OutputSplit("empirical", NO_GRADIENT)
     try:
-        for index in range(rows):  # a sample whose tokens are all masked says nothing
+        for index in range(rows):  # skip samples whose tokens are all masked
             split = _find_leaf(at, params, rest, tree_map(lambda leaf, i=index: leaf[i], samples))
             if split.why != NO_GRADIENT:
                 break
@@ -257,7 +257,7 @@ def _find_leaf(at: Point, params: Any, rest: Any, sample: Any) -> OutputSplit:
         fixed = [y.detach() if isinstance(y, Tensor) else y for y in leaves]
         same = loss_of_outputs(at, split, moved, rest, sample, fixed, z)
         if not torch.allclose(same, losses[0].detach(), rtol=1e-5, atol=1e-7):
-            return OutputSplit("empirical", "the loss uses the weights beside the model's outputs")
+            return OutputSplit("empirical", "the loss uses the weights in addition to the model's outputs")
         slope = grad(lambda y, s=split, f=fixed: loss_of_outputs(at, s, params, rest, sample, f, y))(z)
         if bool(slope.abs().max() > 0):
             others = [i for i in floating if i != leaf]

@@ -96,7 +96,7 @@ class SketchPlan:
         return [f"sketch/held-out/b{b:03d}" for b in range(len(self.held_out_ids))]
 
     def cost(self) -> dict[str, float]:
-        """Gradient evaluations of the sketch in runs, by part: a plan, not what it has cost."""
+        """Planned gradient evaluations of the sketch in runs, by part; not the cost measured."""
         per_run = self.steps * self.batch
         return {
             "gradients": float(len(self.anchors)),
@@ -150,7 +150,7 @@ def require_probes(store: RunStore, plan: SketchPlan) -> None:
         raise IncompleteRun(
             f"{plan.probes - len(missing)} of {plan.probes} probes recorded",
             "all of them, which errors are calibrated on",
-            "run `orderscope record` again with the same directory: it goes on where it was",
+            "run `orderscope record` again with the same directory: recording resumes",
         )
 
 

@@ -185,7 +185,7 @@ def _stated_check(text: bytes) -> str:
 
 
 def _entry(fields: dict) -> ShardInfo:
-    """A sound line need not be an honest one."""
+    """Check the contents of a line: one with a valid checksum may still be forged."""
     name, size = fields.get("name"), fields.get("size")
     if fields.keys() != ShardInfo.__dataclass_fields__.keys() or not isinstance(name, str) or not name:
         raise BadLine

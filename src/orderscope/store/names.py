@@ -1,4 +1,4 @@
-"""What things are called in a run on disk; nothing is imported here, so that asking a name costs nothing."""
+"""Names of shards in a run on disk. This module imports nothing, so that reading a name is cheap."""
 
 from __future__ import annotations
 
@@ -16,5 +16,5 @@ REUSED = "sketch/reused"  # orders that were given as probes
 
 
 def latest_plan(names: Iterable[str]) -> str:
-    """The plan that counts, among names of shards: a plan that grew is written anew, `sketch/plan-001` and so on."""
+    """The current plan among names of shards: a plan that grows is written again, as `sketch/plan-001` and so on."""
     return max(name for name in names if name == PLAN or name.startswith(f"{PLAN}-"))

@@ -150,7 +150,7 @@ class RunStore:
         return self._check
 
     def close(self) -> None:
-        """End writing and let another process write; reading goes on."""
+        """End writing and let another process write; the run stays open for reading."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -337,7 +337,7 @@ class RunStore:
             ) from None
 
     def map(self, name: str, key: str) -> np.ndarray:
-        """One array of a shard, left on disk until it is touched; what is written to it stays in memory.
+        """One array of a shard, mapped from disk; changes to it stay in memory.
 
         Args:
             name: of the shard.
@@ -525,7 +525,7 @@ class Annex(RunStore):
         self.events.append(dict(event))
 
     def leave(self) -> None:
-        """Leave a note beside each file that was written, for a writer to whom it is not reported."""
+        """Write a note next to each file that was written, for a writer that gets no report of it."""
         for entry in self.written:
             note = self.path / (entry.file + LEFT)
             temporary = self.path / (entry.file + self._mark + LEFT + TEMPORARY)

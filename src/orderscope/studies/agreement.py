@@ -8,7 +8,7 @@ import numpy as np
 
 
 def agreement(predicted: np.ndarray, error: np.ndarray, true: np.ndarray) -> dict[str, float]:
-    """Measures of n predictions beside the true values.
+    """Measures of agreement between n predictions and the true values.
 
     Orders whose predicted or true value is not finite (an order may diverge) are left out of all of them.
 

@@ -75,7 +75,7 @@ def _chosen(sim: Simulator, runs: Sequence[str] | None) -> list[str]:
     if not sim.runs:
         raise OrderscopeError(
             "a recording without true runs under other orders",
-            "one at least, to be predicted without what it left behind",
+            "at least one, to be predicted without its own states",
             "record with probes, or train some orders: orderscope validate RUN",
         )
     if isinstance(runs, str):

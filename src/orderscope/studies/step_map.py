@@ -50,7 +50,7 @@ class StepErrorMap:
 
     Args:
         metric: the held-out loss that effects are on.
-        runs: names of the true runs, each predicted without what it left behind.
+        runs: names of the true runs, each predicted without its own states.
         without: names of those that trained on no recorded batch: of regrouped samples no gradients are kept.
         gradient: norm of the predicted gradient's error over the gradient's, [runs, steps].
         interpolation: the same of the interpolation alone, [runs, steps].

@@ -26,7 +26,7 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Validation:
-    """Predictions beside the truth. Everything but `orders`, `cost` and `kept` is by metric name.
+    """Predictions and true values. All fields except `orders`, `cost` and `kept` are by metric name.
 
     Args:
         orders: the orders that were trained, int64 [n, steps, batch].
@@ -64,7 +64,7 @@ def validate(
     metric: str | Sequence[str] | None = None,
     progress: Progress | None = None,
 ) -> Validation:
-    """Train unseen orders truly and compare with what is predicted for them.
+    """Train unseen orders and compare the results with their predictions.
 
     What is trained is kept in the run: as further runs "validated-N", which sharpen what a simulator opened later
     answers, and beside what was predicted for it in shards `validation/NNN`. Predictions are put down first, so that
@@ -89,7 +89,7 @@ def validate(
     asked = unseen_orders(sim, int(orders), seed)
     known, floor = _stored(sim)
     new = [order for order in asked if order.tobytes() not in known]
-    foretold = foretell(sim, new, progress=_stage(progress, "predict unseen orders"))  # before the run knows the truth
+    foretold = foretell(sim, new, progress=_stage(progress, "predict unseen orders"))  # before they are trained
     told, doubt = foretold.predicted, foretold.error
     truth = train_runs(sim, sim.task, new, foretold.kept, progress)
     noisy = 0

@@ -1,4 +1,4 @@
-"""Can this task be repeated, and taken apart sample by sample? Each check says what to change where it cannot."""
+"""Checks that a task is reproducible and that its loss separates into samples. A failed check says what to change."""
 
 from __future__ import annotations
 
@@ -300,7 +300,7 @@ def _check_targets(task: Task, model: nn.Module, batch: Any) -> None:
     if spec != wanted or any(a.shape != b.shape or a.dtype != b.dtype for a, b in zip(mine, theirs, strict=True)):
         raise OrderscopeError(
             "targets() that returns a batch of another form than it was given",
-            "the same batch, its targets drawn anew with the same shape and dtype",
+            "the same batch, its targets drawn again with the same shape and dtype",
             "return {**batch, 'labels': drawn}, or the like",
         )
 
@@ -327,11 +327,11 @@ def _check_gradients(
     whole = filled(ordinary, parameters)
     batch_gradient = layout.flatten(whole).cpu()
     model.zero_grad()
-    said, mapped = "", True
+    detail, mapped = "", True
     try:
         found, size = _mean_gradient(task, model, layout, batch, mapped)
     except Exception as error:  # whatever the user's code raises under torch.func
-        said, mapped = f" (torch.func: {(str(error).strip() or type(error).__name__).splitlines()[0]})", False
+        detail, mapped = f" (torch.func: {(str(error).strip() or type(error).__name__).splitlines()[0]})", False
         found, size = _mean_gradient(task, twin, layout, batch, mapped)
     apart = float((found - batch_gradient).norm()) / (size or 1.0)
     if not apart <= tolerated_gradient(layout.dtype, eps):
@@ -339,7 +339,7 @@ def _check_gradients(
         worst = max(off, key=lambda name: float(off[name].norm()))
         raise OrderscopeError(
             f"per-sample gradients whose mean is not the batch gradient, most of all in {worst!r}, by {apart:.2g} of "
-            f"their size at the first step{said}",
+            f"their size at the first step{detail}",
             "a batch gradient that backward() leaves as the mean of its samples' gradients",
             "compute the loss only from the model's parameters and the batch, without detach or cached tensors; take "
             "out hooks on parameters, which change gradients unseen",

@@ -1,4 +1,4 @@
-"""States of the process's random generators: kept, put back, started anew."""
+"""States of the process's random generators: saved, restored, seeded."""
 
 from __future__ import annotations
 

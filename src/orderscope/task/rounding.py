@@ -36,7 +36,7 @@ def coarsest(compute: Callable[[], Result]) -> tuple[Result, float]:
 
 
 def tolerated(weights: torch.dtype, inside: float) -> float:
-    """Relative difference that rounding explains, where what is looked for is of order one.
+    """Relative difference that rounding explains, for a check against differences of order one.
 
     The square root of the weights' epsilon: a batch of another size is summed in another order, by some epsilons, and
     a deep model makes a thousand of them. Autocast rounds once more, by a few of its own, which are larger than that.

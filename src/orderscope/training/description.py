@@ -87,7 +87,7 @@ def _attrs(task: Task, model: nn.Module, optimizer: torch.optim.Optimizer) -> di
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """What the bits of a run may depend on beside the task."""
+    """The environment that the exact results of a run may depend on, besides the task."""
     return {
         "python": platform.python_version(),
         **{name: _version(name) for name in ("torch", "numpy", "h5py", "orderscope")},

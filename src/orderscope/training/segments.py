@@ -157,7 +157,7 @@ def read_state(store: RunStore, run: str, index: int) -> TrainingState:
 
 @dataclass(frozen=True)
 class RecordedRun:
-    """A finished run as it was recorded; weights and moments stay on disk until they are asked for.
+    """A finished run as it was recorded; weights and moments stay on disk until they are accessed.
 
     Args:
         store: where it lies.
@@ -188,7 +188,7 @@ class RecordedRun:
     metrics: tuple[dict[str, float], ...]
 
     def state(self, anchor: int) -> TrainingState:
-        """The whole state at boundary number `anchor`, read anew."""
+        """The whole state at boundary number `anchor`, read from disk."""
         return read_state(self.store, self.name, anchor)
 
     @cached_property
@@ -243,9 +243,7 @@ def load_run(store: RunStore, name: str, *, gradients: bool = True) -> RecordedR
     boundaries = store.attrs(segment_name(name, 0))["boundaries"] if done else []
     if not done or done < len(boundaries):
         reached = f"up to step {boundaries[done - 1]} of {boundaries[-1]}" if done else "not at all"
-        raise IncompleteRun(
-            f"run {name!r} recorded {reached}", "a finished run", "record again: it goes on where it was"
-        )
+        raise IncompleteRun(f"run {name!r} recorded {reached}", "a finished run", "record again: recording resumes")
     shards = [_Shard(store, segment_name(name, k)) for k in range(done)]
     steps = shards[1:]
 

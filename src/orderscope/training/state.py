@@ -81,7 +81,7 @@ def capture(session: Session, *, rng: bool = True) -> TrainingState:
 
 
 def restore(session: Session, state: TrainingState, step: int) -> None:
-    """Bring a freshly started session to `state` at `step`: the schedule is stepped again, nothing is trained.
+    """Bring a freshly started session to `state` at `step`: the schedule is stepped again without training.
 
     Args:
         session: freshly started; changed.

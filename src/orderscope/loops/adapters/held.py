@@ -43,7 +43,7 @@ class HeldRecorder:
             OrderscopeError: under `strict`, for what rules out any question about another order.
         """
         if self._options.get("strict") and kind in HOPELESS:
-            raise Refused(text, "a training of which other orders can be asked", "or leave out strict=True")
+            raise Refused(text, "a training whose other orders can be predicted", "or leave out strict=True")
         self._said.add(kind)
         tell(kind, f"recording {self._path}: {text}")
 

@@ -27,7 +27,7 @@ def with_ids(loader: DataLoader) -> DataLoader:
         tell(
             UnevenStepsWarning,
             f"the last batch of an epoch has {size % loader.batch_size} samples, the others {loader.batch_size}: only "
-            "windows without it can be asked about; make the loader with drop_last=True",
+            "windows without it can be predicted; create the loader with drop_last=True",
         )
     return rebuilt(loader, Paired)
 

@@ -21,7 +21,7 @@ from orderscope.training.state import SUPPORTED, require_supported
 
 
 class TrainerRecorder(HeldRecorder):
-    """Records a Trainer, from `train` to its end; resumed with `resume_from_checkpoint` it goes on.
+    """Records a Trainer, from `train` to its end; with `resume_from_checkpoint` the recording resumes too.
 
         rec = osc.TrainerRecorder(trainer, "run")
         trainer.train()
@@ -81,7 +81,7 @@ class TrainerRecorder(HeldRecorder):
             self.say(
                 UnevenStepsWarning,
                 f"the last step of an epoch has {samples % step} samples, the others {step}: only windows without it "
-                f"can be asked about; pass {line} to the arguments",
+                f"can be predicted; pass {line} to the arguments",
             )
 
     def end_step(self) -> None:

@@ -1,6 +1,6 @@
-"""The strategies a search tries, in the order they are asked: rules, then what starts from the best of them.
+"""The strategies of a search, in the sequence in which they run: rules, then those that start from the best of them.
 
-A strategy of one's own joins at the end, by `orderscope.search.register`.
+Users add a strategy at the end with `orderscope.search.register`.
 """
 
 from orderscope.search.strategies.curricula import AbilityGate, AnnealedWeights, ReRanked

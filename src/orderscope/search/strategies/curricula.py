@@ -1,4 +1,4 @@
-"""Curricula that follow what the model has learned by each position."""
+"""Curricula that depend on what the model has learned at each position."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import numpy as np
 from orderscope.search.setting import Setting
 from orderscope.search.strategy import Orders, Strategy
 
-SHARPNESS = (2.0, 8.0, 32.0)
+SHARPNESS = (2.0, 8.0, 32.0)  # initial preferences for easy batches of the annealed weights
 
 
 class AbilityGate(Strategy):
-    """Batches in their recorded sequence, each once the model is able enough for it."""
+    """Batches in their recorded sequence, each as soon as the model's ability reaches its difficulty."""
 
     name, source = "ability gate", "IRT difficulty against the anchors' ability; PUDF, arXiv 2408.05326"
 
@@ -24,7 +24,7 @@ class AbilityGate(Strategy):
 
 
 class ReRanked(Strategy):
-    """The easiest of those that are left, by the losses at the nearest anchor, block after block."""
+    """Block after block the easiest of the remaining batches, by their losses at the anchor where the block starts."""
 
     name, source = "re-ranked difficulty", "loss at the anchor each block starts from, rising; ADCL, arXiv 2505.08364"
 
@@ -38,7 +38,7 @@ class ReRanked(Strategy):
 
 
 class AnnealedWeights(Strategy):
-    """Drawn with weights that favour what is easy at first and level out until the end."""
+    """Batches drawn at random with a preference for easy ones that decreases to zero over the run."""
 
     name, source = "annealed weights", "draws by exp(-sharpness * rank), the sharpness falling to 0; answer re-ranking"
 
@@ -49,11 +49,11 @@ class AnnealedWeights(Strategy):
 
 
 def gated(difficulty: np.ndarray, ability: np.ndarray) -> np.ndarray:
-    """At each position the first step left whose difficulty the ability there reaches; the easiest where none is.
+    """At each position the first remaining step whose difficulty is at most the ability there; the easiest if none is.
 
     Args:
-        difficulty: of each step, [steps].
-        ability: at each position, [steps].
+        difficulty: difficulty of each step, [steps].
+        ability: ability of the model at each position, [steps].
 
     Example:
         >>> gated(np.array([3, 1, 0]), np.array([1, 1, 9]))
@@ -68,11 +68,11 @@ def gated(difficulty: np.ndarray, ability: np.ndarray) -> np.ndarray:
 
 
 def re_ranked(losses: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """Between two anchors the easiest steps left, by the losses at the first of the two.
+    """Between two anchors the easiest remaining steps, by the losses at the first of the two, int64 [steps].
 
     Args:
-        losses: of each step at each anchor, [K, steps].
-        at: steps trained at each anchor, ascending, [K].
+        losses: loss of each step at each anchor, [K, steps].
+        at: number of steps trained at each anchor, ascending, [K].
     """
     left, out = np.arange(losses.shape[1]), []
     ends = [*at[1:].tolist(), losses.shape[1]]
@@ -84,12 +84,12 @@ def re_ranked(losses: np.ndarray, at: np.ndarray) -> np.ndarray:
 
 
 def drawn(rank: np.ndarray, sharpness: float, rng: np.random.Generator) -> np.ndarray:
-    """Steps drawn one after the other without putting back, at position t of T with weights
-    exp(-sharpness (1 - t / T) rank).
+    """Steps drawn one after the other without replacement, at position t of T with weights
+    exp(-sharpness (1 - t / T) rank), int64 [steps].
 
     Args:
-        rank: of each step, from 0 to 1, [steps].
-        sharpness: how much rank counts; 0 draws evenly.
+        rank: rank of each step, from 0 to 1, [steps].
+        sharpness: strength of the preference for low ranks; 0 draws uniformly.
         rng: random numbers.
     """
     steps, left, out = len(rank), np.arange(len(rank)), []

@@ -1,4 +1,4 @@
-"""Orders of several passes over the same samples: what one pass tells about the next."""
+"""Orders made of several passes over the same samples, where each pass uses information from the one before."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from torch import Tensor
 from orderscope.search.setting import Setting
 from orderscope.search.strategy import Orders, Strategy
 
-BALANCES = 3
+BALANCES = 3  # most rounds of balancing
 
 
 class Herding(Strategy):
-    """Each pass in a sequence whose gradients balance, found from the gradients of the pass before.
+    """Each pass in a sequence that keeps the running sum of centred gradients small, by the gradients of the pass
+    before.
 
-    A single pass is balanced, too, by its own gradients at the anchor where it starts.
+    The first pass uses the gradients at the anchor where it starts.
     """
 
     name, source = "herding", "gradient balancing, GraB, arXiv 2205.10733"
@@ -23,16 +24,16 @@ class Herding(Strategy):
         count, window = epochs(setting.order), setting.sim.window
         each = setting.steps // count
         at = np.array([a.step for a in setting.sim.plan.anchors])
-        found = []
+        orders = []
         for rounds in range(1, BALANCES + 1):
             steps = np.arange(setting.steps)
             for epoch in range(count):
                 first = epoch * each
                 anchor = int(np.abs(at - max(0, first - each // 2)).argmin())
-                own = slice(first, first + each)
-                steps[own] = first + herded(window.table[own, anchor].to(window.dtype), rounds)
-            found.append(steps)
-        yield setting.order[np.stack(found)]
+                epoch_steps = slice(first, first + each)
+                steps[epoch_steps] = first + herded(window.table[epoch_steps, anchor].to(window.dtype), rounds)
+            orders.append(steps)
+        yield setting.order[np.stack(orders)]
 
 
 class PairedReversal(Strategy):
@@ -51,7 +52,7 @@ class PairedReversal(Strategy):
 
 
 def epochs(order: np.ndarray) -> int:
-    """The most equal parts of an order [steps, batch] that hold the same samples each.
+    """The number of passes in an order [steps, batch]: the largest number of equal parts that hold the same samples.
 
     Example:
         >>> epochs(np.array([[0, 1], [2, 3], [3, 1], [0, 2]]))
@@ -67,14 +68,16 @@ def epochs(order: np.ndarray) -> int:
 
 
 def herded(gradients: Tensor, rounds: int) -> np.ndarray:
-    """Steps so arranged that sums of centred gradients [n, m] stay small: each is signed to keep a running sum small,
-    those with a plus go to the front, those with a minus to the back in reverse; again and again.
+    """Steps arranged so that partial sums of their centred gradients stay small, int64 [n].
+
+    In each round every gradient gets the sign that keeps the running sum small; steps with a plus go to the front,
+    those with a minus to the back in reverse.
 
     Source: Lu, Guo and De Sa, "GraB: finding provably better data permutations than random reshuffling", 2022.
 
     Args:
-        gradients: of the steps' batches, [n, m].
-        rounds: how often the steps are arranged anew.
+        gradients: gradients of the steps' batches, [n, m].
+        rounds: number of rounds.
     """
     centred = (gradients - gradients.mean(0)).double()
     gram = (centred @ centred.T).numpy()

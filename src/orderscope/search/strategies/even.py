@@ -1,4 +1,4 @@
-"""Orders in which every stretch of the run has samples of all kinds."""
+"""Orders in which every part of the run has batches of all difficulties."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from orderscope.search.strategy import Orders, Strategy
 
 
 class EvenLoss(Strategy):
-    """Ranks by loss in the sequence of van der Corput: easy and hard batches come evenly mixed at every scale of time.
-    It does to difficulty what `interleave` does to groups."""
+    """Batches ranked by loss, in the van der Corput sequence: easy and hard ones are evenly mixed at every scale of
+    time, as `interleave` does for groups."""
 
     name, source = "even losses", "loss on the starting weights, low-discrepancy sequence; Lu et al., ICLR 2022"
 

@@ -1,7 +1,7 @@
-"""Searches led by the local model: one sweep says what every batch or sample would do at every position.
+"""Searches with the local model: one adjoint sweep gives the effect of every batch or sample at every position.
 
-The model is good near its base and too hopeful far away, so a path is followed only as far as replaying it agrees, and
-the model is made anew where that was (a trust region).
+The model is accurate near its base order and too optimistic far away. A path is therefore followed only as far as
+replayed scores improve, and the model is rebuilt there (a trust region).
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from orderscope.search.linear import LARGEST, Effects, assigned, conditional_gra
 from orderscope.search.setting import Setting
 from orderscope.search.strategy import Orders, Strategy
 
-ROUNDS = 16
-LEAST = 0.1  # of the gain over the reference: a round that brings less is the last
+ROUNDS = 16  # most rebuilds of the model
+LEAST = 0.1  # a round that gains less than this share of the total gain over the start is the last
 LENGTH = 64  # points of the first path
-SHARES = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)  # of a path, at which it is scored; few cost as much as one
-NEAREST = 24  # neighbours that are scored where a path of steps leads nowhere
-Points = list[tuple[int, np.ndarray]]  # how far along a path, and the arrangement there
+SHARES = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)  # shares of a path at which it is scored; one call scores them all
+NEAREST = 24  # neighbours that are scored if the path of steps is empty
+Points = list[tuple[int, np.ndarray]]  # distance along a path, and the arrangement there
 Search = Callable[[Effects, int, np.random.Generator], Points]
 OrderOf = Callable[[np.ndarray], np.ndarray]
 Model = Callable[[np.ndarray], tuple[Effects, OrderOf] | None]
 
 
 class Led(Strategy):
-    """A trust-region search under the local model, of recorded steps or of single samples.
+    """A trust-region search with the local model of recorded steps or of single samples.
 
     Attributes:
-        search: what the model likes, from (effects, length, random numbers).
+        search: the search within the model: (effects, length, random numbers) -> points.
         samples: whether it moves single samples; recorded batches are then not kept.
-        largest: most slots it is for.
+        largest: most slots for which it runs.
     """
 
     guided = True
@@ -46,7 +46,7 @@ class Led(Strategy):
         if self.samples and not setting.regroup:
             setting.note(f"{self.name}: recorded batches are kept together")
         elif slots > self.largest:
-            setting.note(f"{self.name}: {slots} slots, more than the {self.largest} that an assignment is solved for")
+            setting.note(f"{self.name}: {slots} slots; assignments are solved for at most {self.largest}")
         else:
             yield from (_samples_led if self.samples else _steps_led)(setting, type(self).search)
 
@@ -74,15 +74,15 @@ def _samples_led(setting: Setting, search: Search) -> Orders:
 
 
 def _trust_region(setting: Setting, order: np.ndarray, model: Model, search: Search) -> Orders:
-    """Score some arrangements that the model likes, go on from the best, and go as far again as that was; where none is
-    better less far, down to a length of 0, and then no more.
+    """In each round score points that are good under the model, and continue from the best at twice its distance; if
+    none is better, retry at the distance of the nearest, down to 0, then stop.
 
     Args:
-        setting: the run and what was found so far.
-        order: where to begin.
-        model: order -> local model around it, and how an arrangement of its items becomes an order; None for an order
-            that it cannot be made around.
-        search: (local model, length, random numbers) -> pairs of a distance up to the length and an arrangement.
+        setting: the run and the orders scored so far.
+        order: the order to start from, [steps, batch].
+        model: order -> the local model around it, and a function from an arrangement of its items to an order; None for
+            an order that has no model.
+        search: (local model, length, random numbers) -> points at distances up to the length.
     """
     start, bound = (float(b) for b in (yield np.stack([setting.order, order])).bound)
     length = LENGTH
@@ -113,14 +113,15 @@ def _exchanges(effects: Effects, length: int, rng: np.random.Generator) -> Point
 
 
 def _descent(effects: Effects, length: int, rng: np.random.Generator) -> Points:
-    """A path, or where that leads nowhere the nearest neighbours."""
+    """A path of exchanges and moves; the best neighbours of the base if the path is empty."""
     path = exchange_path(effects, effects.base, length)
     path += move_path(effects, path[-1] if path else effects.base, rng, length - len(path))
     return _along(path) or [(1, near) for near in nearest(effects, NEAREST, rng)]
 
 
 def _corners(effects: Effects, length: int, rng: np.random.Generator) -> Points:
-    """Half way to the best corner, that corner, and both polished; nothing where those were no better before."""
+    """The point half way to the best corner, that corner, and both improved by exchanges; nothing at length 0, when
+    these were tried before."""
     if not length:
         return []
     corners = conditional_gradient(effects)
@@ -131,13 +132,13 @@ def _corners(effects: Effects, length: int, rng: np.random.Generator) -> Points:
 
 
 def _along(path: list[np.ndarray]) -> Points:
-    """Points of a path, the nearest first."""
+    """Points of a path at the distances `SHARES`, the nearest first."""
     at = sorted({max(1, round(share * len(path))) for share in SHARES}) if path else []
     return [(i, path[i - 1]) for i in at]
 
 
 def _between(base: np.ndarray, goal: np.ndarray) -> np.ndarray:
-    """Arrangements a quarter, a half and all of the way from base to goal, slot after slot, [3, slots]."""
+    """Arrangements with a quarter, a half and all of the slots changed from base to goal, [3, slots]."""
     out = []
     for share in (0.25, 0.5, 1.0):
         now = base.copy()
@@ -150,15 +151,15 @@ def _between(base: np.ndarray, goal: np.ndarray) -> np.ndarray:
 
 
 class Regroup(Led):
-    """Samples exchanged between positions under the model of single samples."""
+    """Exchanges of samples between positions, by the model of single samples."""
 
     name, source = "regroup", "exchanges of samples under the adjoint model"
     search, samples, near = _exchanges, True, True
 
 
 class Assignment(Strategy):
-    """The least sum over positions of first-order effects, around the best so far: exact, and blind to what positions
-    do to each other."""
+    """The arrangement with the least sum of first-order effects around the best order so far: an exact optimum that
+    ignores interactions between positions."""
 
     name, source = "assignment", "linear assignment of steps to positions, effects from one adjoint sweep"
     guided = True
@@ -172,21 +173,21 @@ class Assignment(Strategy):
 
 
 class Descent(Led):
-    """Swaps, moves and block moves under the model of steps."""
+    """Swaps, moves and block moves, by the model of steps."""
 
     name, source = "descent", "swaps, moves and block moves under the adjoint model"
     search, near = _descent, True
 
 
 class ConditionalGradient(Led):
-    """Iterated assignment: conditional gradient on the polytope of assignments, its corners polished by exchanges."""
+    """Conditional gradient on the polytope of assignments of steps, its corners improved by exchanges."""
 
     name, source = "conditional gradient", "iterated assignment of steps, arXiv 2504.16430 for its metagradients"
     search, largest = _corners, LARGEST
 
 
 class RegroupByAssignment(Led):
-    """Conditional gradient over assignments of samples to positions, its corners polished by exchanges."""
+    """Conditional gradient on the polytope of assignments of samples, its corners improved by exchanges."""
 
     name, source = "regroup by assignment", "iterated assignment of samples to positions"
     search, samples, largest = _corners, True, LARGEST

@@ -1,4 +1,4 @@
-"""Orders from a rule: no search, a few scores each. Anything that searches must beat them."""
+"""Orders from simple rules, with a few scores each: the baselines that a search must beat."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from orderscope.orders import resolve
 from orderscope.search.setting import Setting
 from orderscope.search.strategy import Orders, Strategy
 
-RANDOM = 24
+RANDOM = 24  # most random orders
 
 
 class Reference(Strategy):
@@ -33,7 +33,7 @@ class Interleave(Strategy):
 
 
 class Random(Strategy):
-    """The honest floor: steps shuffled. Also what a gain is measured in."""
+    """Random permutations of the steps, the simplest baseline."""
 
     name, source = "random", "shuffled steps"
 

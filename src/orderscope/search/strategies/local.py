@@ -1,4 +1,4 @@
-"""Searches that know nothing but scores."""
+"""Searches that use scores only."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from orderscope.search.arrange import crossed, neighbour, neighbours
 from orderscope.search.setting import Setting
 from orderscope.search.strategy import Orders, Strategy
 
-ROUND = 24
-PATIENCE = 3
-LEAST = 0.03  # of the gain over the reference: where some rounds bring less, it ends
+ROUND = 24  # orders scored in a round
+PATIENCE = 3  # rounds without enough gain before a local search ends or restarts
+LEAST = 0.03  # the local search ends if `PATIENCE` rounds gain less than this share of its gain over the reference
 POPULATION = 24
 MUTATION = 0.3
 
 
 class LocalSearch(Strategy):
-    """Swaps, moves and block moves around the best of the others that keeps the recorded batches. Exchanges of samples
-    are so many that blind ones gain next to nothing, and scoring one costs as much as a training."""
+    """Swaps, moves and block moves from the best order of whole batches. Exchanges of samples are not tried: there are
+    so many that random ones gain next to nothing, and scoring one costs as much as a training."""
 
     name, source = "local search", "swaps, moves and block moves from the best so far"
     weight, guided, near = 2.0, True, True
@@ -34,7 +34,7 @@ class LocalSearch(Strategy):
 
 
 class Restarts(Strategy):
-    """Local search from random orders, again and again."""
+    """Local search, restarted from random orders."""
 
     name, source = "random restarts", "local search from random orders"
     weight, blind = 1.0, True
@@ -57,7 +57,8 @@ class Restarts(Strategy):
 
 
 class Genetic(Strategy):
-    """Tournaments of two, order crossover, mutation by a swap or move, the best quarter kept."""
+    """A genetic algorithm: tournaments of two, order crossover, mutation by a swap or move; the best quarter
+    survives."""
 
     name, source = "genetic", "the genetic algorithm of FUT, arXiv 2505.22042"
     weight, blind = 1.0, True

@@ -11,15 +11,15 @@ from orderscope.orders import in_blocks
 from orderscope.search.setting import Setting
 from orderscope.search.strategy import Orders, Strategy
 
-SEQUENCES = 24
-GROUPS = 6  # that are tried one by one
-RATIOS = (0.0, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
-DECAYS = (0.1, 0.2, 0.3)
-STAGES, ROUNDS, ARMS, RATE = 4, 6, 8, 0.5
+SEQUENCES = 24  # most sequences of groups
+GROUPS = 6  # most groups that are tried one by one
+RATIOS = (0.0, 1 / 16, 1 / 8, 1 / 4, 1 / 2)  # shares of a group that are kept for the second stage
+DECAYS = (0.1, 0.2, 0.3)  # shares of the batches that are moved to the end or repeated
+STAGES, ROUNDS, ARMS, RATE = 4, 6, 8, 0.5  # of the bandit: parts of the run, rounds, orders in each, learning rate
 
 
 class Blocks(Strategy):
-    """Groups in blocks, one after the other, in every sequence, or in some where there are more than `SEQUENCES`."""
+    """Groups in blocks, in every sequence of the groups; in random sequences if there are more than `SEQUENCES`."""
 
     name, source = "blocks", "curriculum by group, all sequences up to 24"
 
@@ -35,7 +35,7 @@ class Blocks(Strategy):
 
 
 class EasyGroupsFirst(Strategy):
-    """Whole groups from easy to hard, and back."""
+    """Whole groups from easy to hard, and from hard to easy."""
 
     name, source = "easy groups first", "groups in blocks by mean loss; diffusion time steps, arXiv 2403.10348"
 
@@ -49,10 +49,8 @@ class EasyGroupsFirst(Strategy):
 
 
 class DualStage(Strategy):
-    """One group first, all but a share of it, which is mixed into the others that follow; every group and some shares.
-
-    The share is the one knob that is searched.
-    """
+    """One group first, except for a share that is mixed into the other groups that follow; for every group and
+    share."""
 
     name, source = "dual stage", "special data, then general data with a share of it; arXiv 2310.05492"
 
@@ -63,7 +61,7 @@ class DualStage(Strategy):
 
 
 class DecayOnTheBest(Strategy):
-    """The most helpful batches kept for the end, where the learning rate decays; the others as recorded."""
+    """The batches with the best influence at the end, where the learning rate decays; the others as recorded."""
 
     name, source = "best data last", "two-stage mid-training: decay on the best data, arXiv 2404.06395"
 
@@ -74,7 +72,7 @@ class DecayOnTheBest(Strategy):
 
 
 class RepeatedBest(Strategy):
-    """The most helpful batches a second time in place of the least helpful; only where other samples are allowed."""
+    """The batches with the best influence a second time in place of the worst; only if other samples are allowed."""
 
     name, source = (
         "repeated best",
@@ -83,34 +81,34 @@ class RepeatedBest(Strategy):
 
     def orders(self, setting: Setting) -> Orders:
         if not setting.ledger.any_samples:
-            setting.note(f"{self.name}: repetition and omission were not asked for (allow_other_samples=True)")
+            setting.note(f"{self.name}: needs allow_other_samples=True, since it repeats and omits samples")
         elif setting.influence is not None:
             good = np.argsort(setting.influence, kind="stable")
             yield setting.order[np.stack([_repeated(good, share) for share in DECAYS])]
 
 
 class Valley(Strategy):
-    """One group's batches around the position whose batches the final model fits best; every group.
+    """One group's batches around the position whose recorded batches the final model has learned best; for every group.
 
-    What is fitted best is read off the recorded run: the loss each batch loses from start to end, averaged over
-    neighbouring positions.
+    How well a position is learned is the decrease of its batch's loss from start to end of the recorded run, averaged
+    over neighbouring positions.
     """
 
     name, source = "valley of the average", "good data where AdamW's average remembers best; TREC, arXiv 2509.25380"
 
     def orders(self, setting: Setting) -> Orders:
-        taken_off = setting.signal("learnability", self.name)
+        learned = setting.signal("learnability", self.name)
         names = setting.best_groups()[:GROUPS]
-        if taken_off is None or len(names) < 2:
+        if learned is None or len(names) < 2:
             return
-        center = valley(-taken_off[setting.order].mean(1))
+        center = valley(-learned[setting.order].mean(1))
         labels = np.array(setting.labels)
         yield setting.order[np.stack([_centered(labels == name, center) for name in names])]
 
 
 class Bandit(Strategy):
-    """A bandit picks the group of each step, with a preference for each quarter of the run; its reward is the predicted
-    gain of the order it made."""
+    """A bandit draws the group of each step, with preferences for each quarter of the run; the reward is the predicted
+    gain of the order."""
 
     name, source = "group bandit", "non-stationary bandit over groups; self-evolving curriculum, arXiv 2505.14970"
 
@@ -133,11 +131,11 @@ class Bandit(Strategy):
 
 
 def two_stages(special: np.ndarray, ratio: float) -> np.ndarray:
-    """Special steps first, but for a share of them that is spread evenly over the others that follow.
+    """Special steps first, except for a share of them that is spread evenly over the others that follow, int64 [steps].
 
     Args:
-        special: bool [steps].
-        ratio: the share kept for the second stage.
+        special: whether a step is special, bool [steps].
+        ratio: share of the special steps that is kept for the second stage.
 
     Example:
         >>> two_stages(np.array([False, True, False, True]), 0.5)
@@ -151,17 +149,22 @@ def two_stages(special: np.ndarray, ratio: float) -> np.ndarray:
 
 
 def valley(values: np.ndarray) -> int:
-    """Where the running mean over a sixth of the positions is least."""
+    """The position where the running mean over a sixth of the positions is least.
+
+    Args:
+        values: a number for each position, [steps].
+    """
     width = max(1, len(values) // 6)
     return int(np.convolve(values, np.ones(width) / width, mode="valid").argmin()) + width // 2
 
 
 def picked(codes: np.ndarray, preference: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """At each position the next recorded step of a group drawn with chances softmax(preference), of those left.
+    """At each position the next recorded step of a group that is drawn with probability softmax(preference) among the
+    groups with steps left, int64 [steps].
 
     Args:
         codes: group of each step, [steps].
-        preference: [steps, groups].
+        preference: preference for each group at each position, [steps, groups].
         rng: random numbers.
     """
     queues = [np.flatnonzero(codes == g).tolist() for g in range(preference.shape[1])]

@@ -1,7 +1,6 @@
-"""Searches among orders that can be told in a few words: shares of groups over time.
+"""Searches among schedules of groups: shares of groups over time.
 
-A schedule has groups x segments numbers. What so few numbers can learn of the searched rows is little, so that their
-gain holds on others better than that of an order of thousands.
+A schedule has groups x segments numbers, so it overfits the searched rows less than an order, which has thousands.
 """
 
 from __future__ import annotations
@@ -14,17 +13,17 @@ from orderscope.search.readable import SEGMENTS, played
 from orderscope.search.setting import Setting
 from orderscope.search.strategy import Orders, Strategy
 
-ROUND, ROUNDS = 24, 12
-OF_SAMPLES = (8, 2)  # the same where samples move: an order of them costs as much to score as to train
-ELITE = 4  # a round is this many times the number whose mean is gone on from
-PATIENCE, LEAST = 2, 0.1  # it ends where so many rounds together bring less of the gain over the recorded order
-SPREAD, SHRINK = 1.0, 0.85  # of the logarithms of densities: how far the first ones are drawn, and the later ones
-GROUPS = 8
+ROUND, ROUNDS = 24, 12  # schedules drawn in a round, and most rounds
+OF_SAMPLES = (8, 2)  # the same if samples move, since scoring such an order costs as much as training it
+ELITE = 4  # the best of a round, one in `ELITE`, give the next mean
+PATIENCE, LEAST = 2, 0.1  # ends if `PATIENCE` rounds gain less than this share of the gain over the recorded order
+SPREAD, SHRINK = 1.0, 0.85  # standard deviation of the first draws of log densities, and its factor after each round
+GROUPS = 8  # most groups whose shares are searched
 
 
 class GroupSchedule(Strategy):
-    """The cross-entropy method on logarithms of densities, one number for each group and quarter of the run: draw some
-    around a mean, move the mean to that of the best, draw nearer.
+    """The cross-entropy method on log densities, one for each group and quarter of the run: draw schedules around a
+    mean, move the mean to that of the best ones, and reduce the spread.
 
     Source: Rubinstein, "The cross-entropy method for combinatorial and continuous optimization", 1999.
     """
@@ -35,7 +34,7 @@ class GroupSchedule(Strategy):
         codes, count = codes_of(setting)
         if not 1 < count <= GROUPS:
             if count > GROUPS:
-                setting.note(f"{self.name}: {count} groups, more than the {GROUPS} whose shares are searched")
+                setting.note(f"{self.name}: {count} groups; shares are searched for at most {GROUPS}")
             return
         segments = min(SEGMENTS, setting.steps)
         drawing, rounds = OF_SAMPLES if moves_samples(setting) else (ROUND, ROUNDS)
@@ -60,8 +59,8 @@ class GroupSchedule(Strategy):
 
 
 def codes_of(setting: Setting) -> tuple[np.ndarray, int]:
-    """Group of each item that a schedule moves, and the number of groups: of samples where batches mix groups and
-    samples may leave them, else of recorded steps."""
+    """Group of each item that a schedule moves, and the number of groups. The items are samples if batches mix groups
+    and samples may leave their batches, else recorded steps."""
     if moves_samples(setting):
         used, codes = np.unique(setting.sim.window.group_codes, return_inverse=True)
         return codes, len(used)
@@ -70,16 +69,17 @@ def codes_of(setting: Setting) -> tuple[np.ndarray, int]:
 
 
 def moves_samples(setting: Setting) -> bool:
+    """Whether schedules move single samples: batches mix groups, and samples may leave them."""
     return setting.regroup and bool(((setting.sim.window.fractions > 0).sum(1) > 1).any())
 
 
 def order_of(setting: Setting, codes: np.ndarray, logs: np.ndarray) -> np.ndarray:
-    """The recorded order with its groups drawn at densities exp(logs), [segments, groups].
+    """The recorded order with its groups placed at densities exp(logs), [steps, batch].
 
     Args:
-        setting: the run, for its order.
+        setting: the setting, for the recorded order.
         codes: group of each item that moves, see `codes_of`.
-        logs: logarithms of densities, [segments, groups].
+        logs: logarithms of the densities, [segments, groups].
     """
     density = np.exp(logs - logs.max(0))
     if not moves_samples(setting):

@@ -1,7 +1,7 @@
 """Curricula that sort by a number about samples.
 
-Each yields the recorded batches sorted by their samples' mean, and where that is better than the recorded order and
-samples may leave their batches the samples themselves sorted, too.
+Each yields the recorded batches sorted by the mean of their samples. If that is better than the recorded order, and
+samples may leave their batches, it also yields the sorted samples.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from orderscope.search import step_signals
 from orderscope.search.setting import Setting
 from orderscope.search.strategy import Orders, Strategy
 
-FOLDS = (1, 2, 4)
+FOLDS = (1, 2, 4)  # sweeps from small to large
 
 
 class Sort(Strategy):
-    """Sorted by a number about samples.
+    """A sort by a number about samples.
 
     Attributes:
-        signal: its name, a method of `Samples`.
-        falling: from the largest to the smallest.
+        signal: name of the number, a method of `Samples`.
+        falling: sort from the largest to the smallest.
         both: yield the other direction as well.
     """
 
@@ -44,12 +44,12 @@ Sorted = Callable[[np.ndarray], np.ndarray]
 
 
 def sorts(setting: Setting, ways: list[Sorted]) -> Orders:
-    """The recorded batches sorted, and of those that are better than the recorded order the samples sorted alike, where
-    they may be regrouped.
+    """Yield the recorded batches sorted; then, for each sort that is better than the recorded order, the samples sorted
+    in the same way, if they may be regrouped.
 
     Args:
-        setting: the run, for its order and whether samples may be regrouped.
-        ways: each an order of items [items, k] -> the items sorted.
+        setting: the setting, for the recorded order and whether samples may be regrouped.
+        ways: functions that sort items [items, k].
     """
     bounds = (yield np.stack([way(setting.order) for way in ways])).bound
     recorded = setting.ledger.entry(setting.order)
@@ -60,22 +60,22 @@ def sorts(setting: Setting, ways: list[Sorted]) -> Orders:
 
 
 def sorted_by(items: np.ndarray, values: np.ndarray, *, folds: int = 1) -> np.ndarray:
-    """Batches sorted by their samples' mean value.
+    """Items sorted by the mean value of their samples, [n, k].
 
     Args:
         items: sample ids, [n, k]: batches, or single samples with k = 1.
-        values: of each sample id, [samples].
-        folds: how often to go from small to large, each time through every `folds`-th of them.
+        values: number of each sample id, [samples].
+        folds: number of sweeps from small to large, each through every `folds`-th item.
     """
     return items[folded(np.argsort(values[items].mean(1), kind="stable"), folds)]
 
 
 def folded(ranked: np.ndarray, folds: int) -> np.ndarray:
-    """Every `folds`-th entry from the first on, then from the second on, and so forth.
+    """Every `folds`-th entry from the first on, then from the second on, and so on.
 
     Args:
-        ranked: [n].
-        folds: how many.
+        ranked: entries, [n].
+        folds: number of sweeps.
 
     Example:
         >>> folded(np.arange(6), 2)
@@ -105,7 +105,7 @@ class Readable(Sort):
 
 
 class EasyFirst(Sort):
-    """Perplexity sorts the same way: it is the exponential of the loss."""
+    """A sort by loss. A sort by perplexity is the same, since it is the exponential of the loss."""
 
     name, source = "easy first", "loss (perplexity) on the starting weights, rising"
     signal = "loss"
@@ -132,7 +132,7 @@ class ConcentratedFirst(Sort):
 
 
 class Learnability(Strategy):
-    """Sorted by what training takes off a sample's loss, in one sweep from little to much, in two, and in four."""
+    """A sort by the decrease of a sample's loss in training, in one sweep from little to much, in two, and in four."""
 
     name, source = "learnability", "loss at the start less that at the end, folded; DELT, arXiv 2506.21545"
 
@@ -157,7 +157,7 @@ class LargeGradientsFirst(Strategy):
 
 
 class InfluenceSort(Strategy):
-    """The most helpful last, and first."""
+    """Sorts by influence: the best batches last, and first."""
 
     name, source = "influence sort", "alignment with the metric's gradient; TracIn, arXiv 2002.08484"
 
@@ -168,7 +168,7 @@ class InfluenceSort(Strategy):
 
 
 class ImpulseSort(Strategy):
-    """The best order to first order in the learning rate, curvature left out: a sort."""
+    """The best order to first order in the learning rate, without curvature."""
 
     name, source = "impulse sort", "influence against the optimizer's impulse weight of each position"
 
@@ -179,7 +179,8 @@ class ImpulseSort(Strategy):
 
 
 class BracketBorda(Strategy):
-    """Duels of all pairs of steps, and of groups in blocks: the bracket of two gradients says who should come first."""
+    """Steps, and groups in blocks, sorted by pairwise comparison: the Lie bracket of two gradients gives which of two
+    steps should come first."""
 
     name, source = "bracket tournament", "Borda count of Lie brackets, arXiv 2606.24993"
 
@@ -187,10 +188,10 @@ class BracketBorda(Strategy):
         if setting.expansion is None:
             return
         duels = setting.sign * step_signals.brackets(setting.sim.window, setting.expansion)
-        found = [np.argsort(-step_signals.borda(duels), kind="stable")]
+        orders = [np.argsort(-step_signals.borda(duels), kind="stable")]
         names, codes = np.unique(setting.labels, return_inverse=True)
         if len(names) > 1:
             member = codes[None] == np.arange(len(names))[:, None]
             share = member / member.sum(1, keepdims=True)
-            found.append(np.argsort(-step_signals.borda(share @ duels @ share.T)[codes], kind="stable"))
-        yield setting.order[np.stack(found)]
+            orders.append(np.argsort(-step_signals.borda(share @ duels @ share.T)[codes], kind="stable"))
+        yield setting.order[np.stack(orders)]

@@ -1,7 +1,8 @@
-"""Scores kept in the run while a search goes on, so that one that was interrupted goes on where it was.
+"""Scores stored in the run during a search, so that an interrupted search can resume.
 
-A search is the same again with the same seed. So it is simply done again, and orders that were scored before are not
-replayed. What is kept is a digest of the order and its numbers; it is dropped when the search ends.
+A search with the same seed repeats itself. A resumed search therefore starts from the beginning, and takes the scores
+of orders that were scored before from this cache instead of replaying them. The cache holds a digest of each order and
+its numbers; it is dropped when the search ends.
 """
 
 from __future__ import annotations
@@ -15,26 +16,29 @@ from pathlib import Path
 import numpy as np
 
 from orderscope.errors import OrderscopeError
-from orderscope.search.ledger import Score, Told
+from orderscope.search.ledger import Estimates, Score
 from orderscope.store import RunStore, add_if_possible
 from orderscope.store.names import SEARCH
 
 EVERY = 20.0  # seconds between two writes
 
 
-class Remembered:
-    """A score that writes down what it told.
+class ScoreCache:
+    """A score function with a cache that is stored in the run.
 
     Args:
-        score: what is asked.
-        path: the run; where it cannot be written to, nothing is kept.
-        question: text that two searches of the same orders for the same thing share.
+        score: the function that scores orders.
+        path: folder of the run; if it cannot be written to, nothing is stored.
+        key: text that identifies the search: searches with equal text share their scores.
         every: seconds between two writes.
+
+    Attributes:
+        resumed: number of scores read from an interrupted search.
     """
 
-    def __init__(self, score: Score, path: str | os.PathLike[str], question: str, every: float = EVERY) -> None:
+    def __init__(self, score: Score, path: str | os.PathLike[str], key: str, every: float = EVERY) -> None:
         self.score, self.path, self.every = score, Path(path), every
-        self.prefix = f"{SEARCH}{hashlib.sha256(question.encode()).hexdigest()[:12]}-"
+        self.prefix = f"{SEARCH}{hashlib.sha256(key.encode()).hexdigest()[:12]}-"
         self.known: dict[bytes, tuple] = {}
         self._new: dict[bytes, tuple] = {}
         self._written = time.monotonic()
@@ -44,22 +48,22 @@ class Remembered:
                 self._read(store.read(name))
         self.resumed = len(self.known)
 
-    def __call__(self, orders: np.ndarray) -> Told:
-        """What is told of orders [n, steps, batch], those that were told before as they were."""
+    def __call__(self, orders: np.ndarray) -> Estimates:
+        """Estimates for orders [n, steps, batch], from the cache where they were scored before."""
         keys = [hashlib.sha256(np.ascontiguousarray(order).tobytes()).digest()[:16] for order in orders]
         new = [i for i, key in enumerate(keys) if key not in self.known]
         if new:
-            told = self.score(orders[new])
+            estimates = self.score(orders[new])
             for k, i in enumerate(new):
-                self.known[keys[i]] = self._new[keys[i]] = told.row(k)
+                self.known[keys[i]] = self._new[keys[i]] = estimates.row(k)
         if time.monotonic() - self._written > self.every:
             self.write()
         rows = [self.known[key] for key in keys]
         columns = [np.array([row[k] for row in rows]) for k in range(6)]
-        return Told(columns[0], columns[1], columns[2], np.stack([row[3] for row in rows]), columns[4], columns[5])
+        return Estimates(columns[0], columns[1], columns[2], np.stack([row[3] for row in rows]), columns[4], columns[5])
 
     def write(self) -> None:
-        """Keep what is new."""
+        """Store the new scores in the run."""
         self._written = time.monotonic()
         if not self._new:
             return
@@ -77,7 +81,7 @@ class Remembered:
         add_if_possible(self.path, keep)
 
     def forget(self) -> None:
-        """Drop what was kept: the search has ended."""
+        """Drop the stored scores, because the search has ended."""
         with suppress(OrderscopeError, OSError), RunStore.open(self.path) as store:
             if not store.names(self.prefix):
                 return
@@ -88,11 +92,11 @@ class Remembered:
             self.known[key.tobytes()] = (n[0], n[1], n[2], metrics, n[3], n[4])
 
 
-def question_text(*facts: object) -> str:
-    """What a search was asked, as text.
+def search_key(*facts: object) -> str:
+    """The facts that identify a search, as one text.
 
     Example:
-        >>> question_text("eval", 3)
+        >>> search_key("eval", 3)
         "'eval'|3"
     """
     return "|".join(repr(fact) for fact in facts)
