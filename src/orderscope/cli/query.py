@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,14 +44,6 @@ NO_EFFECT = "no detectable effect"
 UNRELIABLE = "not reliable"  # for a difference larger than its error, if estimates are no better than a constant
 GROUPED = re.compile(r"(^|\|)\s*(early|late|groups|interleave)\b")
 MOVED = 0.005  # smallest change of a mean position that shows in two digits
-
-
-# Steps from which a window counts as long: over 512 steps the proxy at an eighth of each batch ranks orders better
-# (Spearman 0.94) than the carried replay (0.88); see docs/accuracy.md.
-LONG = 256
-# Share of a constant guess's error on left-out runs from which predictions count as rough. It is 0.2 to 0.4 on short
-# windows of text, where the proxy is worse, and 0.8 on MiniLM's adapters over 112 steps, where the proxy errs a sixth.
-MOSTLY = 0.5
 
 
 @click.command()
@@ -147,20 +138,12 @@ def query(
             say(f"\nanswered by {ANSWERED[facts['estimator'], estimator]}; {spent}")
         if words := answer_words(facts["seconds"]["answer"], facts["seconds"]["training"]):
             say(f"\n{words}")
-        if estimator == "carried" and (why := _rough(sim, facts["metrics"])):
+        from orderscope.simulation.effort import why_inaccurate
+
+        if estimator == "carried" and (why := why_inaccurate(sim, facts["metrics"])):
             say(f"\n{why} training on few samples of each batch may be more accurate:")
             say("--effort 0.125 compares both on the recorded runs and takes the better one")
     click.get_current_context().exit(0 if is_trusted(facts) else UNTRUSTED)
-
-
-def _rough(sim: Simulator, names: Iterable[str]) -> str | None:
-    """Why the carried replay is inaccurate here, as the beginning of a sentence; None if it is not."""
-    if sim.window.steps > LONG:
-        return f"in a run of {sim.window.steps} steps"
-    left = max((sim.calibration[name].left for name in names), default=0.0)
-    if MOSTLY < left < math.inf:
-        return f"on the recorded runs, each left out, predictions err {left:.0%} as much as a constant guess;"
-    return None
 
 
 def models_run(run: Path, metrics: Sequence[str], *, precise: bool, estimator: str) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,6 +15,7 @@ from orderscope.search.objective import Objective, front
 from orderscope.search.portfolio import Found, Portfolio
 from orderscope.search.request import Request
 from orderscope.search.rows import Row
+from orderscope.search.screening import screened
 from orderscope.search.strategy import STRATEGIES
 from orderscope.search.work import Work
 
@@ -88,11 +89,13 @@ def run_rounds(work: Work, limits: Limits) -> SearchState:
             break
         state.portfolios += found
         judged = request.judged and work.parts is not None
-        candidates, others = _candidates(found[0], max(1, verify), work.true, judged)
+        scores = {} if state.interrupted or not limits.verify else screened(work, found[0])
+        candidates, others = _candidates(found[0], max(1, verify), work.true, judged, scores)
         state.points = _front(state.portfolios, request) if len(request.objectives) > 1 else []
         _confirm(work, [f.order for f in candidates[:verify]], state, limits.verify)
         least = _least(state.rows, request.objective, work.reference)
-        state.rows = _joined(state.rows, [work.row(found[0], f) for f in candidates + others])
+        rows = [work.row(found[0], f) for f in candidates + others]
+        state.rows = _joined(state.rows, rows if number else rows + work.recorded_rows(found[0]))
         state.allowed = settled(work, state.rows)
         gained = least - _least(state.rows, request.objective, work.reference)
         worth = _worth_more(gained, work.random["std"], before, work.cost)
@@ -122,7 +125,7 @@ def refine(work: Work, limits: Limits, state: SearchState) -> Row:
     state.portfolios += found
     if not found or state.interrupted:
         return state.best
-    candidates, _ = _candidates(found[0], 1, work.true, False)
+    candidates, _ = _candidates(found[0], 1, work.true, False, screened(work, found[0]))
     work.confirm([f.order for f in candidates])
     improved = [work.row(found[0], f) for f in candidates]
     state.rows, state.allowed = _joined(improved, state.rows), _joined(improved, state.allowed)
@@ -190,7 +193,7 @@ def _front(portfolios: list[Portfolio], request: Request) -> list[Row]:
 
 
 def _candidates(
-    portfolio: Portfolio, count: int, known: Collection[bytes], judged: bool
+    portfolio: Portfolio, count: int, known: Collection[bytes], judged: bool, scores: Mapping[bytes, float]
 ) -> tuple[list[Found], list[Found]]:
     """The orders to confirm, at most `count`, and the best orders of the other strategies.
 
@@ -203,23 +206,28 @@ def _candidates(
         known: bytes of the orders whose true value is known already.
         judged: whether regrouping has to be significantly better than whole batches to be proposed. A single candidate
             then keeps the batches, since a regrouped one would have nothing to be compared with.
+        scores: bytes of an order -> score that orders are ranked by instead of their bounds; empty for the bounds.
     """
     ledger = portfolio.setting.ledger
+    ranked = [
+        Found(portfolio.best[e.by].strategy, e.order, e.value, e.error, e.spread)
+        for e in ledger.ranked()
+        if e.by in portfolio.best
+    ]
     best = sorted(portfolio.best.values(), key=lambda f: f.bound)
     near = [f for f in best if f.value - f.error <= best[0].value]
+    if scores:
+        ranked = sorted(ranked, key=lambda f: scores.get(f.order.tobytes(), math.inf))
+        near = [f for f in ranked if f.order.tobytes() in scores]
     kinds: dict[str, Found] = {}
-    for f in best:
+    for f in near if scores else best:
         if f.order.tobytes() not in known:
             rule = not f.strategy.guided and not f.strategy.weight
             kinds.setdefault("regrouped" if ledger.steps_of(f.order) is None else "rule" if rule else "whole", f)
     first = [*kinds.values(), *near]
     if judged and count == 1:
         first.sort(key=lambda f: ledger.steps_of(f.order) is None)
-    for entry in ledger.ranked():
-        if entry.by in portfolio.best:
-            strategy = portfolio.best[entry.by].strategy
-            first.append(Found(strategy, entry.order, entry.value, entry.error, entry.spread))
-    first = [f for f in first if f.order.tobytes() not in known]
+    first = [f for f in [*first, *ranked] if f.order.tobytes() not in known]
     unique: dict[bytes, Found] = {}
     for f in first:
         unique.setdefault(f.order.tobytes(), f)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from orderscope.engine import Replayed
 from orderscope.engine.at_once import at_once
-from orderscope.engine.calibration import Bearing, Calibration, directions, errs_less, fit_calibration
+from orderscope.engine.calibration import Bearing, Calibration, directions, fit_calibration
 from orderscope.engine.completed import completed
 from orderscope.engine.held_out import Missed
 from orderscope.engine.metrics import MetricModel, evaluated
@@ -22,7 +22,7 @@ from orderscope.orders.checks import check_order, check_orders
 from orderscope.simulation import trusted
 from orderscope.simulation.along import along
 from orderscope.simulation.calibrations import Calibrations
-from orderscope.simulation.effort import ProxyEstimator
+from orderscope.simulation.effort import ProxyEstimator, proxy_errs_less
 from orderscope.simulation.opened import OpenedRun
 from orderscope.simulation.prediction import Prediction, Trajectory
 from orderscope.simulation.trusted import near_anchors
@@ -206,7 +206,7 @@ class Simulator(OpenedRun):
             )
         calibration: Mapping[str, Calibration] = self._precise if precise else self.calibration
         spent = 0.0 if proxy is None else proxy.spent
-        if proxy is not None and (estimator == "proxy" or self._better(proxy, names, calibration)):
+        if proxy is not None and (estimator == "proxy" or proxy_errs_less(self, proxy, names, calibration)):
             estimator, calibration = "proxy", {name: proxy.calibration(name) for name in names}
             values, errors = proxy(checked, names, rates)
             outside, new = np.full(len(checked), np.nan), self.regrouped(checked)
@@ -249,12 +249,6 @@ class Simulator(OpenedRun):
         """The proxy at an effort, made once for each number of samples."""
         made = ProxyEstimator(self, effort)
         return self._proxies.setdefault(made.count, made)
-
-    def _better(self, proxy: ProxyEstimator, names: tuple[str, ...], calibration: Mapping[str, Calibration]) -> bool:
-        """Whether the proxy errs significantly less on these metrics, or they cannot be predicted without it."""
-        if not set(names) <= set(self.metric_names):
-            return True
-        return errs_less([proxy.calibration(name) for name in names], [calibration[name] for name in names])
 
     def _insert_truth(
         self, orders: np.ndarray, values: dict[str, np.ndarray], errors: dict[str, np.ndarray], outside: np.ndarray
