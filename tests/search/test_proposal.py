@@ -108,8 +108,8 @@ def test_a_better_order_that_was_trained_before_is_named(char: osc.Simulator, mo
     """Nobody would take the proposal who has a better order already."""
     truth = char.run_truth["eval"]
     worse = Trained({"eval": float(truth.min()) + 1e-3}, {"eval": np.full(12, float(truth.min()) + 1e-3)})
-    monkeypatch.setattr("orderscope.search.confirm._trained", lambda *args: worse)
-    monkeypatch.setattr("orderscope.search.confirm._kept", lambda *args: None)
+    monkeypatch.setattr("orderscope.search.confirm._train_only", lambda *args: worse)
+    monkeypatch.setattr("orderscope.search.confirm._train_in_run", lambda *args: None)
     found = propose(char, budget=70, seconds=30)
     best = min(float(found.reference if found.confirmed is None else found.confirmed), found.reference)
     (note,) = [note for note in found.notes if "trained before" in note]

@@ -13,7 +13,7 @@ import orderscope as osc
 import tasks_tiny
 from law_tasks import simulated
 from orderscope.answers import known
-from orderscope.search import proposal
+from orderscope.search import rounds
 from orderscope.simulation import foretold
 from orderscope.store import pack
 from orderscope.studies.validation import unseen_orders
@@ -175,7 +175,7 @@ def test_what_cannot_be_foretold_in_the_run_is_not_trained_into_it(
 
 def test_confirmations_are_foretold(sim: osc.Simulator, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(proposal, "_joined", killed)
+        patch.setattr(rounds, "_joined", killed)
         with pytest.raises(Killed):
             osc.propose(sim, "eval", budget=80, verify=3, rounds=2, anyway=True)
     later = osc.Simulator(sim.path, sim.task)

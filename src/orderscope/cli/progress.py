@@ -36,6 +36,8 @@ COUNTED = {
     "positions": "cell",
     "train cells": "cell",
     "compare gradients of left-out runs": "run",
+    "predict shifted orders": "order",
+    "train candidates on few samples": "order",
 }  # what a stage counts, nothing where it is done in one piece; "sketch, share 0 of 4" counts as "sketch" does
 SOON = 1.5  # seconds after which a running stage is shown
 EVERY, SHARE = 10.0, 0.1  # then a line every 10 seconds, or every tenth of the stage's time, whichever is longer

@@ -141,21 +141,19 @@ def losses_on(objective: Objective, parts: Parts, trained: Trained, part: str) -
     return losses
 
 
-def recorded(sim: Simulator, parts: Parts | None, run: str = REFERENCE) -> Trained:
-    """The result of a recorded run.
+def recorded(sim: Simulator, task: Task | None, parts: Parts | None) -> Trained:
+    """The result of the reference run, as recorded.
 
     Args:
         sim: the simulator of the run.
+        task: the recorded task, or None.
         parts: searched and confirming rows; None where the rows are not split.
-        run: its name.
     """
-    losses = {name: losses_of(sim, name, [run])[0] for name in sim.losses}
-    place = 0 if run == REFERENCE else 1 + sim.runs.index(run)
-    metrics = sim.reference if run == REFERENCE else {name: float(v[place - 1]) for name, v in sim.run_truth.items()}
+    losses = {name: losses_of(sim, name, [REFERENCE])[0] for name in sim.losses}
     confirming = {}
-    if parts is not None and parts.split.confirming:
-        confirming = {name: values[place] for name, values in parts.confirming_losses.items()}
-    return Trained(dict(metrics), losses, confirming)
+    if task is not None and parts is not None and parts.split.confirming:
+        confirming = {name: values[0] for name, values in parts.confirming_losses.items()}
+    return Trained(dict(sim.reference), losses, confirming)
 
 
 def train_orders(

@@ -26,6 +26,7 @@ from orderscope.search.strategy import STRATEGIES
 from orderscope.search.work import Work, fit_calibrations
 from orderscope.simulation.simulator import Simulator
 from orderscope.simulation.verdict import Verdict
+from orderscope.text import number
 
 
 def propose(
@@ -126,6 +127,8 @@ def propose(
     work.add_trained()
     if best.name != REFERENCE_ROW and best.regroups:
         work.note("the proposed order regroups samples into new batches; regroup=False keeps those recorded")
+    if known := _better_known(work, best):
+        work.note(known)
     if not state.interrupted:
         work.forget()
     by_rank = sorted(state.rows, key=lambda row: (row.confirmed is None, rank(row, request.objective.sign)))
@@ -193,6 +196,26 @@ def _as_foretold(row: Row, best: Row) -> Row:
     if best.name == REFERENCE_ROW or not np.array_equal(row.order, best.order):
         return row
     return replace(row, predicted=best.predicted, error=best.error)
+
+
+def _better_known(work: Work, best: Row) -> str:
+    """A note on the best of the earlier true runs, if it is better than the proposal; empty otherwise. It is not
+    proposed, since no search found it and its gain on the confirming rows is not known."""
+    sim, objective, rules = work.sim, work.request.objective, work.request.rules
+    value = best.predicted if best.confirmed is None else best.confirmed
+    if not sim.runs or not math.isfinite(value):
+        return ""
+    true = np.asarray(objective.reported(sim.run_truth), dtype=np.float64)
+    fits = np.ones(len(true), dtype=bool) if rules is None else rules.holds(sim.run_orders)
+    new = np.array([order.tobytes() not in work.true for order in sim.run_orders])
+    ahead = np.where(new & fits & np.isfinite(true), objective.sign * (value - true), -np.inf)
+    i = int(ahead.argmax())
+    if not ahead[i] > 0:
+        return ""
+    return (
+        f"an order that was trained before is better than the proposed one: {objective.title} "
+        f"{number(float(true[i]), 5)} in run {sim.runs[i]}; Simulator.run_orders[{i}] has it"
+    )
 
 
 def _as_trained(work: Work, point: Row) -> Row:

@@ -94,8 +94,7 @@ def run_rounds(work: Work, limits: Limits) -> SearchState:
         state.points = _front(state.portfolios, request) if len(request.objectives) > 1 else []
         _confirm(work, [f.order for f in candidates[:verify]], state, limits.verify)
         least = _least(state.rows, request.objective, work.reference)
-        rows = [work.row(found[0], f) for f in candidates + others]
-        state.rows = _joined(state.rows, rows if number else rows + work.recorded_rows(found[0]))
+        state.rows = _joined(state.rows, [work.row(found[0], f) for f in candidates + others])
         state.allowed = settled(work, state.rows)
         gained = least - _least(state.rows, request.objective, work.reference)
         worth = _worth_more(gained, work.random["std"], before, work.cost)

@@ -1,8 +1,9 @@
 """The candidates of a search, scored once more by the proxy before some of them are trained.
 
 The carried replay finds candidates at little cost, but over long runs, and where the sampled curvature says little, it
-ranks them badly. If the recorded runs, each left out, show that the proxy errs significantly less, it trains the most
-promising candidates on a few samples of each batch, and those are confirmed that are best then:
+ranks them badly. If it errs much on the recorded runs, each left out, or the run is long, and the proxy errs less on
+them, the most promising candidates are trained on a few samples of each batch, and those are confirmed that are best
+then. That the proxy errs less need not be significant, since what is chosen is truly trained:
 
     score = objective on the searched rows + PENALTY * standard error of its difference to the reference.
 
@@ -11,6 +12,8 @@ Only the searched rows are looked at, so the confirming rows stay unseen.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from orderscope.baselines.proxy import EFFORT
@@ -18,7 +21,8 @@ from orderscope.search.confirm import Trained, losses_on, standard_error
 from orderscope.search.portfolio import Portfolio
 from orderscope.search.strategy import PENALTY
 from orderscope.search.work import Work
-from orderscope.simulation.effort import ProxyEstimator, better_proxy, why_inaccurate
+from orderscope.simulation.effort import ProxyEstimator, why_inaccurate
+from orderscope.simulation.simulator import Simulator
 
 POOL = 24  # candidates that are scored
 EACH = 3  # of one strategy
@@ -27,7 +31,7 @@ AT_ONCE = 8  # orders between two calls of `progress`
 
 def screened(work: Work, portfolio: Portfolio) -> dict[bytes, float]:
     """Scores of the best candidates by the proxy, lower is better: bytes of the order -> score. Empty if the carried
-    replay does not err significantly more than the proxy, or the task is not there.
+    replay is accurate or errs less than the proxy, or the task is not there.
 
     Args:
         work: the run and the state of its rows and trainings.
@@ -37,8 +41,8 @@ def screened(work: Work, portfolio: Portfolio) -> dict[bytes, float]:
     if sim.task is None or not sim.runs or why_inaccurate(sim, names) is None:
         return {}
     with work.timed():
-        proxy = better_proxy(sim, names)
-        if proxy is None:
+        proxy = ProxyEstimator(sim, None)
+        if not errs_less(proxy, sim, names):
             return {}
         pool = _pool(portfolio, work.true)
         scores = _scores(work, proxy, pool)
@@ -47,6 +51,19 @@ def screened(work: Work, portfolio: Portfolio) -> dict[bytes, float]:
         "runs that errs less than the prediction"
     )
     return {order.tobytes(): score for order, score in zip(pool, scores, strict=True)}
+
+
+def errs_less(proxy: ProxyEstimator, sim: Simulator, names: Sequence[str]) -> bool:
+    """Whether the proxy's mean error on the left-out runs is below that of the carried replay, in units of a constant
+    guess's, summed over metrics.
+
+    Args:
+        proxy: trains the runs on few samples, unless it did before.
+        sim: the simulator of the run.
+        names: metrics; those that only the proxy predicts are left out.
+    """
+    both = [name for name in names if name in sim.metric_names]
+    return sum(proxy.calibration(name).left - sim.calibration[name].left for name in both) < 0
 
 
 def _pool(portfolio: Portfolio, known: dict[bytes, Trained]) -> list[np.ndarray]:

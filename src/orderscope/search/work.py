@@ -37,7 +37,7 @@ from orderscope.search.rows import REFERENCE_ROW, Row, rank
 from orderscope.search.score_cache import ScoreCache, search_key
 from orderscope.search.scores import View
 from orderscope.search.setting import Setting
-from orderscope.search.strategy import PENALTY, STRATEGIES, Strategy
+from orderscope.search.strategy import PENALTY, Strategy
 from orderscope.simulation.foretold import foretell
 from orderscope.simulation.simulator import Simulator
 from orderscope.simulation.verdict import Verdict, verdict
@@ -92,7 +92,7 @@ class Work:
             if self.split is None:
                 self.note("searched on all held-out rows: too few to set some confirming to confirm on")
         self._parted()
-        self.reference = recorded(sim, self.parts)
+        self.reference = recorded(sim, sim.task, self.parts)
         self.true: dict[bytes, Trained] = {sim.order.tobytes(): self.reference}
         self._shuffle()
         self.searching += time.process_time() - began
@@ -351,29 +351,6 @@ class Work:
         entry = setting.ledger.entry(order)
         assert entry is not None
         return self.row(portfolio, Found(strategy, order, entry.value, entry.error, entry.spread))
-
-    def recorded_rows(self, portfolio: Portfolio) -> list[Row]:
-        """The best of the recorded runs under other orders, if it is better than the reference and may be proposed. No
-        search chose it, so what it gains is no worse on other rows.
-
-        Args:
-            portfolio: the portfolio whose ledger the order is entered into.
-        """
-        sim, objective, rules, ledger = self.sim, self.request.objective, self.request.rules, portfolio.setting.ledger
-        known = []
-        for run, order in zip(sim.runs, sim.run_orders, strict=True):
-            fits = np.array_equal(np.sort(order, axis=None), np.sort(sim.order, axis=None))
-            fits &= self.regroup or ledger.steps_of(order) is not None
-            fits &= rules is None or bool(rules.holds(order[None])[0])
-            if fits and order.tobytes() not in self.true:
-                trained = recorded(sim, self.parts, run)
-                known.append((float(objective.value(trained.metrics)), run, order, trained))
-        value, run, order, trained = min(known, key=lambda each: each[0], default=(math.inf, "", sim.order, None))
-        if trained is None or not value < float(objective.value(self.reference.metrics)):
-            return []
-        self.true[order.tobytes()] = trained
-        row = self.known_row(portfolio, STRATEGIES[next(iter(portfolio.best))], order)
-        return [replace(row, name=run, source="a recorded run under another order")]
 
     def _of_all(self, estimates: Mapping[str, tuple[Any, Any]]) -> tuple[Any, Any]:
         """Value and error on all rows of the metric, from those on its parts."""

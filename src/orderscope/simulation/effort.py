@@ -186,18 +186,6 @@ def proxy_errs_less(
     return errs_less([proxy.calibration(name) for name in names], [calibration[name] for name in names])
 
 
-def better_proxy(sim: Simulator, names: Sequence[str], effort: float | None = None) -> ProxyEstimator | None:
-    """The proxy, if it errs significantly less on the left-out runs than the carried replay; otherwise None.
-
-    Args:
-        sim: the simulator of the run; with the task.
-        names: metrics.
-        effort: share of each batch's samples; an eighth by default.
-    """
-    proxy = ProxyEstimator(sim, effort)
-    return proxy if proxy_errs_less(sim, proxy, names, sim.calibration) else None
-
-
 def why_inaccurate(sim: Simulator, names: Iterable[str]) -> str | None:
     """Why the carried replay may be inaccurate, as the beginning of a sentence; None if nothing says so.
 

@@ -59,8 +59,8 @@ class Resolution:
 
     @property
     def smallest(self) -> dict[str, int | None]:
-        """By what is moved: the smallest shift, in steps, from which on all shifts are told apart; None where the
-        largest is not."""
+        """The smallest shift, in steps, from which on all shifts are told apart, for each thing that is moved; None
+        where the largest is not."""
         found: dict[str, int | None] = {}
         for what in dict.fromkeys(row.what for row in self.rows):
             mine = [row for row in self.rows if row.what == what]

@@ -1,0 +1,73 @@
+"""Candidates that the proxy scores before some are trained, where it errs less than the carried replay."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import orderscope as osc
+import tasks_tiny
+from law_tasks import simulated
+from orderscope.baselines.proxy import few_of
+from orderscope.search import screening
+from orderscope.search.screening import errs_less
+from orderscope.search.strategy import PENALTY
+from orderscope.simulation.effort import ProxyEstimator, why_inaccurate
+from searching import propose
+
+
+@pytest.fixture(scope="module")
+def sim(tmp_path_factory: pytest.TempPathFactory) -> osc.Simulator:
+    return simulated(tasks_tiny.char(steps=12), tmp_path_factory.mktemp("screened"), anchors=3, probes=5)[0]
+
+
+def test_short_runs_that_are_predicted_well_are_not_screened(
+    sim: osc.Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert why_inaccurate(sim, ["eval"]) is None
+    monkeypatch.setattr(screening, "ProxyEstimator", None)  # is not even made
+    found = propose(sim, budget=60, verify=2, seconds=30)
+    assert not any("of each batch to choose" in note for note in found.notes)
+
+
+def test_nothing_is_screened_by_a_proxy_that_errs_more(sim: osc.Simulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(screening, "why_inaccurate", lambda *args: "in a run of 12 steps")
+    assert not errs_less(ProxyEstimator(sim, None), sim, ["eval"])
+    found = propose(sim, budget=60, verify=2, seconds=30)
+    assert not any("of each batch to choose" in note for note in found.notes)
+
+
+def test_what_the_proxy_says_is_best_is_trained(
+    sim: osc.Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scored: dict[bytes, float] = {}
+    seen: list[dict[bytes, float]] = []
+    original = screening.screened
+
+    def kept(*args):
+        seen.append(original(*args))
+        return seen[-1]
+
+    monkeypatch.setattr(screening, "why_inaccurate", lambda *args: "in a run of 12 steps")
+    monkeypatch.setattr(screening, "ProxyEstimator", lambda sim, effort: ProxyEstimator(sim, 0.5))
+    monkeypatch.setattr(screening, "errs_less", lambda *args: True)
+    monkeypatch.setattr("orderscope.search.rounds.screened", kept)
+    found = propose(sim, budget=60, verify=2, seconds=30, searched=1.0)
+    scored = seen[0]
+    assert 3 < len(scored) <= screening.POOL
+    assert any(f"{len(scored)} candidates were trained on" in note for note in found.notes)
+    confirmed = {row.order.tobytes() for row in found.table if row.confirmed is not None}
+    assert min(scored, key=scored.__getitem__) in confirmed
+    # The score is the proxy's loss on the searched rows, here all, and its standard error beside the reference's.
+    order = np.frombuffer(min(scored, key=scored.__getitem__), dtype=sim.order.dtype).reshape(sim.order.shape)
+    assert sim.task is not None
+    ranks = np.random.default_rng(sim.plan.seed).permutation(sim.description["samples"])
+    half = osc.retrain(
+        osc.Task(**tasks_tiny.char(steps=12) | {"order": few_of(sim.order, sim.order.shape[1] // 2, ranks)}),
+        few_of(np.stack([sim.order, order]), sim.order.shape[1] // 2, ranks),
+    )
+    rows = np.asarray(half.losses["eval"], dtype=np.float64)
+    width = (rows[1] - rows[0]).std(ddof=1) / np.sqrt(len(rows[0]))
+    assert scored[order.tobytes()] == pytest.approx(half.metrics["eval"][1] + PENALTY * width, rel=1e-4)
