@@ -124,7 +124,7 @@ def refine(work: Work, limits: Limits, state: SearchState) -> Row:
     state.portfolios += found
     if not found or state.interrupted:
         return state.best
-    candidates, _ = _candidates(found[0], 1, work.true, False, screened(work, found[0]))
+    candidates, _ = _candidates(found[0], 1, work.true, False, {})
     work.confirm([f.order for f in candidates])
     improved = [work.row(found[0], f) for f in candidates]
     state.rows, state.allowed = _joined(improved, state.rows), _joined(improved, state.allowed)
