@@ -186,7 +186,7 @@ def test_rough_predictions_name_the_alternative(run: Path, monkeypatch: pytest.M
         text = call("query", run, "--order", "reverse").stdout
         assert (hint in text) == shown
         assert ("err 80% as much as a constant guess" in text) == shown
-    monkeypatch.setattr("orderscope.cli.query.LONG", sim.window.steps - 1)
+    monkeypatch.setattr("orderscope.simulation.effort.LONG", sim.window.steps - 1)
     assert f"in a run of {sim.window.steps} steps" in call("query", run, "--order", "reverse").stdout
 
 
@@ -236,7 +236,7 @@ def test_query_for_a_person(run: Path) -> None:
 
 def test_of_a_long_run_the_proxy_is_offered(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "--effort" not in call("query", run, "--order", "reverse").output
-    monkeypatch.setattr("orderscope.cli.query.LONG", 5)
+    monkeypatch.setattr("orderscope.simulation.effort.LONG", 5)
     assert "--effort 0.125" in call("query", run, "--order", "reverse").output
     assert "--effort" not in call("query", run, "--order", "reverse", "--estimator", "impulse").output
 
