@@ -1,4 +1,4 @@
-"""Text from untrusted sources, made harmless: control characters cannot affect a terminal or a page."""
+"""Text for readers: control characters from untrusted sources made harmless for a terminal or a page, and numbers."""
 
 from __future__ import annotations
 

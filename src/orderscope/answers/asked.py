@@ -18,16 +18,6 @@ if TYPE_CHECKING:
 EVENT = "query"
 
 
-def sample_groups(sim: Simulator) -> list[str]:
-    """The group label of every sample, as recorded."""
-    return _groups(sim.store)
-
-
-def group_codes(sim: Simulator) -> np.ndarray:
-    """Index into the recorded group names of every sample, int64 [samples]."""
-    return sim.store.read(TASK_SHARD, ["group_codes"])["group_codes"]
-
-
 def resolve_order(sim: Simulator, text: str) -> np.ndarray:
     """The order that an expression or a .npy file denotes in this run, int64 [steps, batch].
 
@@ -50,7 +40,7 @@ def resolve_order(sim: Simulator, text: str) -> np.ndarray:
         samples = sim.description["samples"]
         seen = np.maximum(np.bincount(ids, minlength=samples), 1)
         signals["loss"] = np.bincount(ids, weights=losses, minlength=samples) / seen
-    order = resolve(text, sim.order, sample_groups(sim), signals)
+    order = resolve(text, sim.order, sim.sample_groups, signals)
     units_of(sim.window, Batches(sim.order), order[None])  # raises if the run lacks gradients of single samples
     return order
 
@@ -65,7 +55,7 @@ def group_positions(sim: Simulator, order: np.ndarray) -> dict[str, float]:
     Returns:
         Group name -> position; groups without a sample in the order are left out.
     """
-    names, codes = sim.description["group_names"], group_codes(sim)[order]
+    names, codes = sim.description["group_names"], sim.window.group_codes[order]
     at = np.repeat((np.arange(len(order)) + 0.5) / len(order), order.shape[1]).reshape(order.shape)
     return {name: float(at[codes == code].mean()) for code, name in enumerate(names) if (codes == code).any()}
 

@@ -54,10 +54,8 @@ COVERAGE = 0.9
 AT_LEAST, SURE = 0.8, 0.95
 PUSHED = 0.5  # share of the second estimate; with 0, 0.3, 0.5, 0.7 and 1 scores of 0.96, 0.89, 0.88, 0.88, 0.94
 SHIFTED, BOUND = 1 / 3, 3 / 4  # effects, in sigma, that shifts and errors take no effect at all for; 3/2: no difference
-REGROUPED, PRIOR = (
-    1.3,
-    4,
-)  # w where no run of that kind is known (1: holds 0.90, 1.3: 0.96), and how many that counts for
+REGROUPED = 1.3  # w where no run of that kind is known (1: holds 0.90, 1.3: 0.96),
+PRIOR = 4  # and how many runs that counts for
 LEAST = 0.03  # least error, in sigma; without it a task predicted to 1 % of sigma holds 0.69
 NEAR = 0.25  # least far_p where it divides, of the mean
 TINY = 1e-12

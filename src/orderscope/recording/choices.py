@@ -70,7 +70,7 @@ def probe_orders(task: Task, count: int, seed: int, *, regroup: bool = False) ->
     rng = np.random.default_rng(seed)
     order, labels = _labelled(task)
     rotations = _rotations(labels, rng)
-    blocks = rotations[: max(0, count - max(1, count // 4))] if len(rotations) > 1 else []
+    blocks = rotations[: max(0, count - max(1, count // 4))]
     orders = []
     for i in range(count):
         steps = rng.permutation(len(order))
@@ -92,8 +92,7 @@ def growing_orders(task: Task, count: int, seed: int) -> list[np.ndarray]:
         seed: of the random numbers.
     """
     order, labels = _labelled(task)
-    rotations = _rotations(labels, np.random.default_rng(seed))
-    blocks = rotations if len(rotations) > 1 else []
+    blocks = _rotations(labels, np.random.default_rng(seed))
     orders = []
     for i in range(count):
         steps = np.random.default_rng([seed, i]).permutation(len(order))
@@ -110,9 +109,10 @@ def _labelled(task: Task) -> tuple[np.ndarray, list[str]]:
 
 
 def _rotations(labels: Sequence[str], rng: np.random.Generator) -> list[list[str]]:
-    """A random sequence of the groups in every rotation, then each of these reversed where that is another rotation."""
+    """A random sequence of the groups in every rotation, then each of these reversed where that is another rotation;
+    none of a single group."""
     names = rng.permutation(sorted(set(labels))).tolist()
-    forward = [names[i:] + names[:i] for i in range(len(names))]
+    forward = [names[i:] + names[:i] for i in range(len(names))] if len(names) > 1 else []
     return forward + [rotation[::-1] for rotation in forward] if len(names) > 2 else forward
 
 

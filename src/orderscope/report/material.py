@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from orderscope.answers.asked import asked_orders, group_codes, resolve_order, sample_groups
+from orderscope.answers.asked import asked_orders, resolve_order
 from orderscope.answers.effect import Effect, effects
 from orderscope.answers.known import known_truth
 from orderscope.answers.stored import (
@@ -159,7 +159,7 @@ def gather(
     recorded = load_run(sim.store, REFERENCE, gradients=False)
     proposal = _shown([p for p in made if p.facts["metric"] == first] or made)
     checks = validations(sim.store)
-    labels = sample_groups(sim)
+    labels = sim.sample_groups
     chosen, left_out = _chosen(sim, orders)
     if proposal is not None:
         chosen[PROPOSED] = proposal.order
@@ -178,7 +178,7 @@ def gather(
         bytes=sum(shard.size for shard in sim.store.describe()),
         reference=sim.reference,
         order=sim.order,
-        group_codes=group_codes(sim),
+        group_codes=sim.window.group_codes,
         reference_groups=step_groups(sim.order, labels),
         steps=recorded.boundaries,
         reference_curves={n: np.array([m[n] for m in recorded.metrics]) for n in names},

@@ -37,10 +37,8 @@ from orderscope.training.segments import read_state, segment_name
 
 SEARCHED = 0.5  # share of the rows that the search sees
 LEAST = 8  # fewest rows of a part
-SPREAD_ROWS, SPREAD_BYTES = (
-    1024,
-    1 << 27,
-)  # most rows whose gradients give the standard error over rows, and their bytes
+SPREAD_ROWS = 1024  # most rows whose gradients give the standard error over rows,
+SPREAD_BYTES = 1 << 27  # and most bytes of these gradients
 GRADIENT_BYTES = 1 << 28  # most bytes of per-row gradients in memory at once
 CHUNK = 1 << 20  # weights read at once
 

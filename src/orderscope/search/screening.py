@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from orderscope.baselines.proxy import EFFORT
-from orderscope.search.confirm import Trained, losses_on, standard_error
+from orderscope.search.confirm import Trained
 from orderscope.search.portfolio import Portfolio
 from orderscope.search.strategy import PENALTY
 from orderscope.search.work import Work
@@ -42,7 +42,7 @@ def screened(work: Work, portfolio: Portfolio) -> dict[bytes, float]:
         return {}
     with work.timed():
         proxy = ProxyEstimator(sim, None)
-        if not errs_less(proxy, sim, names):
+        if not errs_less_on_average(proxy, sim, names):
             return {}
         pool = _pool(portfolio, work.true)
         scores = _scores(work, proxy, pool)
@@ -53,7 +53,7 @@ def screened(work: Work, portfolio: Portfolio) -> dict[bytes, float]:
     return {order.tobytes(): score for order, score in zip(pool, scores, strict=True)}
 
 
-def errs_less(proxy: ProxyEstimator, sim: Simulator, names: Sequence[str]) -> bool:
+def errs_less_on_average(proxy: ProxyEstimator, sim: Simulator, names: Sequence[str]) -> bool:
     """Whether the proxy's mean error on the left-out runs is below that of the carried replay, in units of a constant
     guess's, summed over metrics.
 
@@ -92,13 +92,9 @@ def _scores(work: Work, proxy: ProxyEstimator, orders: list[np.ndarray]) -> list
         trained += [Trained(each.metrics, rows) for each, rows in zip(found, losses, strict=True)]
         if work.progress is not None:
             work.progress("train candidates on few samples", min(first + AT_ONCE, len(every)), len(every))
-    scores = []
-    for each in trained[1:]:
-        value = float(objective.value(work.on(each, objective, "searched")))
-        if work.seen is None:
-            width = standard_error(objective, trained[0].losses, each.losses)
-        else:
-            pair = (losses_on(objective, work.seen, one, "searched") for one in (trained[0], each))
-            width = standard_error(objective, *pair)
-        scores.append(value + PENALTY * (width or 0.0))
-    return scores
+    reference, *others = trained
+    return [
+        float(objective.value(work.on(each, objective, "searched")))
+        + PENALTY * work.spread_of(each, reference, objective)
+        for each in others
+    ]

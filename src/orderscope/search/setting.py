@@ -71,8 +71,7 @@ class Setting:
     @cached_property
     def labels(self) -> list[str]:
         """Group of each reference step; the same name for all if the task has no groups."""
-        names = self.sim.description["group_names"]
-        return step_groups(self.order, [names[code] for code in self.sim.window.group_codes])
+        return step_groups(self.order, self.sim.sample_groups)
 
     @cached_property
     def expansion(self) -> Expansion | None:

@@ -83,19 +83,27 @@ class Work:
         self.whole = False
         self.regroup = request.regroup
         self._share, self._slopes = share, Slopes()
+        with self.timed():
+            self.losses = [name for name in request.objective.names if name in sim.losses]
+            if sim.task is None:
+                self.note("searched on all held-out rows: setting some apart to confirm on needs the task")
+            elif self.losses and (share < 1 or confirming):
+                self.split = split_rows(sim.task, share, confirming)
+                if self.split is None:
+                    self.note("searched on all held-out rows: too few to set some apart to confirm on")
+            self._parted()
+            self.reference = recorded(sim, sim.task, self.parts)
+            self.true: dict[bytes, Trained] = {sim.order.tobytes(): self.reference}
+            self._shuffle()
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Count the CPU time of what is done inside as that of searching."""
         began = time.process_time()
-        self.losses = [name for name in request.objective.names if name in sim.losses]
-        if sim.task is None:
-            self.note("searched on all held-out rows: setting some confirming to confirm on needs the task")
-        elif self.losses and (share < 1 or confirming):
-            self.split = split_rows(sim.task, share, confirming)
-            if self.split is None:
-                self.note("searched on all held-out rows: too few to set some confirming to confirm on")
-        self._parted()
-        self.reference = recorded(sim, sim.task, self.parts)
-        self.true: dict[bytes, Trained] = {sim.order.tobytes(): self.reference}
-        self._shuffle()
-        self.searching += time.process_time() - began
+        try:
+            yield
+        finally:
+            self.searching += time.process_time() - began
 
     def _shuffle(self) -> None:
         """Predict random orders: the distribution that a proposal is compared with, and how much order matters."""
@@ -181,12 +189,11 @@ class Work:
     def reopen(self) -> None:
         """Open the run again, with the trained orders added to it."""
         self.add_trained()
-        began = time.process_time()
-        self.sim = Simulator(self.sim.path, self.sim.task, device=self.sim.device)
-        fit_calibrations(self.sim, self.request.objective)
-        if not self.whole:
-            self._parted()
-        self.searching += time.process_time() - began
+        with self.timed():
+            self.sim = Simulator(self.sim.path, self.sim.task, device=self.sim.device)
+            fit_calibrations(self.sim, self.request.objective)
+            if not self.whole:
+                self._parted()
 
     def search(
         self, before: list[Row], budget: int, deadline: float, any_samples: bool, number: int, seconds: float | None
@@ -204,7 +211,6 @@ class Work:
         Returns:
             One portfolio for each objective, and whether the user interrupted the search.
         """
-        began = time.process_time()
         sim, request = self.sim, self.request
         confirmed = [
             row
@@ -218,34 +224,34 @@ class Work:
             picked = [s for s in picked if s.near] or picked
         portfolios: list[Portfolio] = []
         interrupted = False
-        for k, objective in enumerate(request.objectives):
-            share = (budget - sum(p.setting.ledger.scored for p in portfolios)) // (len(request.objectives) - k)
-            if interrupted or share < 1:
-                break
-            view = View(sim, objective, self.seen)
-            seen = 1.0 if self.whole else self._share
-            text = search_key(
-                table_number(sim.store), dict(objective.weights), len(self.reference.metrics), seen, PENALTY
-            )
-            cache = ScoreCache(view, sim.path, text)
-            self.caches.append(cache)
-            if cache.resumed:
-                self.note(f"resumed: {cache.resumed} orders had been scored before an interruption")
-            ledger = Ledger(sim.order, cache, share, deadline, any_samples=any_samples)
-            if request.rules is None or request.rules.holds(sim.order[None])[0]:
-                self._know(ledger, view, sim.order, REFERENCE_ROW)
-            for row in confirmed:
-                self._know(ledger, view, row.order, row.name)
-            setting = Setting(sim, objective, self.regroup, ledger, request.rules, view, judged=request.judged)
-            portfolios.append(Portfolio(setting, self.seed + number, self.progress))
-            gradient = setting.expansion is not None and not request.named and any(s.guided for s in picked)
-            for strategy in (s for s in picked if s.blind and gradient):
-                self.note(f"{strategy.name}: left out, since searches that use the metric's gradient find more")
-            interrupted = portfolios[-1].run([s for s in picked if not (s.blind and gradient)])
-            if interrupted:
-                cache.write()
-            _refuse_not_finite(ledger, objective.title)
-        self.searching += time.process_time() - began
+        with self.timed():
+            for k, objective in enumerate(request.objectives):
+                share = (budget - sum(p.setting.ledger.scored for p in portfolios)) // (len(request.objectives) - k)
+                if interrupted or share < 1:
+                    break
+                view = View(sim, objective, self.seen)
+                seen = 1.0 if self.whole else self._share
+                text = search_key(
+                    table_number(sim.store), dict(objective.weights), len(self.reference.metrics), seen, PENALTY
+                )
+                cache = ScoreCache(view, sim.path, text)
+                self.caches.append(cache)
+                if cache.resumed:
+                    self.note(f"resumed: {cache.resumed} orders had been scored before an interruption")
+                ledger = Ledger(sim.order, cache, share, deadline, any_samples=any_samples)
+                if request.rules is None or request.rules.holds(sim.order[None])[0]:
+                    self._know(ledger, view, sim.order, REFERENCE_ROW)
+                for row in confirmed:
+                    self._know(ledger, view, row.order, row.name)
+                setting = Setting(sim, objective, self.regroup, ledger, request.rules, view, judged=request.judged)
+                portfolios.append(Portfolio(setting, self.seed + number, self.progress))
+                gradient = setting.expansion is not None and not request.named and any(s.guided for s in picked)
+                for strategy in (s for s in picked if s.blind and gradient):
+                    self.note(f"{strategy.name}: left out, since searches that use the metric's gradient find more")
+                interrupted = portfolios[-1].run([s for s in picked if not (s.blind and gradient)])
+                if interrupted:
+                    cache.write()
+                _refuse_not_finite(ledger, objective.title)
         for note in _notes(portfolios, interrupted, seconds):
             self.note(note)
         return portfolios, interrupted
@@ -254,10 +260,7 @@ class Work:
         """Enter the true value of an order on the searched rows into the ledger of a search."""
         trained, objective = self.true[order.tobytes()], view.objective
         searched, confirming = (self.on(trained, objective, part) for part in ("searched", "confirming"))
-        spread = 0.0
-        if self.seen is not None:
-            before, after = (losses_on(objective, self.seen, w, "searched") for w in (self.reference, trained))
-            spread = standard_error(objective, before, after) or 0.0
+        spread = 0.0 if self.seen is None else self.spread_of(trained, self.reference, objective)
         row = np.array([searched[name] for name in objective.names])
         ledger.know(order, float(objective.value(searched)), by, row, spread, float(objective.value(confirming)))
 
@@ -274,14 +277,19 @@ class Work:
         losses = losses_on(objective, self.seen, trained, part)
         return {name: float(values.mean()) for name, values in losses.items()}
 
-    @contextmanager
-    def timed(self) -> Iterator[None]:
-        """Count the CPU time of what is done inside as that of searching."""
-        began = time.process_time()
-        try:
-            yield
-        finally:
-            self.searching += time.process_time() - began
+    def spread_of(self, trained: Trained, reference: Trained, objective: Objective) -> float:
+        """Standard error, over the rows that the search sees, of the objective's difference between two results; 0 if
+        it is not known.
+
+        Args:
+            trained: the result of an order.
+            reference: the result that it is compared with.
+            objective: the quantity that is minimised.
+        """
+        if self.seen is None:
+            return standard_error(objective, reference.losses, trained.losses) or 0.0
+        before, after = (losses_on(objective, self.seen, each, "searched") for each in (reference, trained))
+        return standard_error(objective, before, after) or 0.0
 
     def confirm(self, orders: list[np.ndarray], *, quiet: bool = False) -> None:
         """Train those of the orders that were not trained before.
@@ -304,10 +312,9 @@ class Work:
     def add_trained(self) -> None:
         """Add the orders trained since the last call to the run."""
         if self.sim.task is not None and self.trained > self._added:
-            began = time.process_time()
-            add_trained_runs(self.sim, self.sim.task)
+            with self.timed():
+                add_trained_runs(self.sim, self.sim.task)
             self._added = self.trained
-            self.searching += time.process_time() - began
 
     def row(self, portfolio: Portfolio, found: Found) -> Row:
         """The row of an order: its predicted and true values on all parts of the rows.

@@ -117,6 +117,12 @@ class OpenedRun:
         rows = [self.runs.index(probe) for probe in self.probes]
         return {name: values[rows] for name, values in self.run_truth.items()}
 
+    @cached_property
+    def sample_groups(self) -> list[str]:
+        """The group label of every sample; the same for all if the task has no groups."""
+        names = self.description["group_names"]
+        return [names[code] for code in self.window.group_codes]
+
     @property
     def losses(self) -> tuple[str, ...]:
         """Metrics that are held-out losses, predicted without the model."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from orderscope.engine.calibration import Calibration
+from orderscope.engine.calibration import AT_LEAST, Calibration
 
 # Orders are trusted up to 1.5 times as far outside the anchors' span as the farthest left-out run.
 FARTHER = 1.5
@@ -51,14 +51,15 @@ def few_replaced(orders: np.ndarray, reference: np.ndarray) -> np.ndarray:
     return np.array(missing) / reference.size <= REPLACED
 
 
-# Why an estimate is not trusted, as a person is told it. A reason that is of one metric names it.
+# Why an estimate is not trusted, as printed, with `FARTHER` and `REPLACED` in words. A reason against one metric names
+# it.
 TOO_FAR = "its weights go farther from the recorded states than any recorded run's, by more than half"
 REGROUPED = "more than a tenth of its batches are regrouped, and more than in any recorded run"
 OTHER_SAMPLES = "more than a tenth of the recorded samples are missing"
 NOT_FINITE = "the estimate is not a finite number"
 TOO_FEW = "fewer than two other orders were trained, so no error is known"
 CONSTANT = "on the recorded runs estimates of {metric} are no better than a constant"
-MISSED = "fewer than 8 in 10 recorded runs of its kind were inside their intervals for {metric}"
+MISSED = f"fewer than {10 * AT_LEAST:.0f} in 10 recorded runs of its kind were inside their intervals for {{metric}}"
 AS_WIDE = "its interval for {metric} is wider than that of a guess from sigma_order alone (±{guess:.2g})"
 
 

@@ -93,17 +93,15 @@ def resolution(
     count = len(order)
     if count < 4:
         raise OrderscopeError(f"a window of {count} steps", "four or more, to shift batches in", "record a longer one")
-    names = sim.description["group_names"]
-    labels = [names[code] for code in sim.window.group_codes]
     moved: list[tuple[str, int, np.ndarray]] = []
     shifts = [1 << k for k in range(count.bit_length()) if 1 << k <= count // 2]
     for shift in shifts:
         places = np.unique(np.linspace(0, count - 1 - shift, PLACES).round().astype(int))
         moved += [(BATCH, shift, later(np.arange(count) == place, shift)) for place in places]
-    if not mixes_groups(order, labels):
-        of_steps = np.array(step_groups(order, labels))
-        present = sorted(set(of_steps.tolist())) if len(set(of_steps.tolist())) > 1 else []
-        moved += [(group, shift, later(of_steps == group, shift)) for group in present for shift in shifts]
+    labels = np.array(step_groups(order, sim.sample_groups))
+    groups = np.unique(labels).tolist()
+    if len(groups) > 1 and not mixes_groups(order, sim.sample_groups):
+        moved += [(group, shift, later(labels == group, shift)) for group in groups for shift in shifts]
     began, found = cpu_seconds(), []
     for first in range(0, len(moved), AT_ONCE):
         part = moved[first : first + AT_ONCE]

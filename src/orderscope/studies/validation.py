@@ -137,8 +137,7 @@ def unseen_orders(sim: Simulator, count: int, seed: int) -> np.ndarray:
     """
     rng = np.random.default_rng([seed, 17])
     reference = sim.order
-    names = sim.description["group_names"]
-    labels = step_groups(reference, [names[code] for code in sim.window.group_codes])
+    labels = step_groups(reference, sim.sample_groups)
     regroup = bool(sim.window.sample_anchors)
     seen = {reference.tobytes(), *(order.tobytes() for order in (sim.probe_orders if sim.probes else ()))}
     found: list[np.ndarray] = []
