@@ -12,8 +12,8 @@ import tasks_tiny
 from law_tasks import simulated
 from orderscope.baselines.proxy import few_of
 from orderscope.search import screening
-from orderscope.search.screening import errs_less_on_average
-from orderscope.search.strategy import PENALTY
+from orderscope.search.screening import combined, errs_less_on_average
+from orderscope.search.strategy import Scores
 from orderscope.simulation.effort import ProxyEstimator, why_inaccurate
 from searching import propose
 
@@ -39,7 +39,7 @@ def test_nothing_is_screened_by_a_proxy_that_errs_more(sim: osc.Simulator, monke
     assert not any("of each batch to choose" in note for note in found.notes)
 
 
-def test_what_the_proxy_says_is_best_is_trained(
+def test_what_both_estimates_say_is_best_is_trained(
     sim: osc.Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scored: dict[bytes, float] = {}
@@ -60,8 +60,10 @@ def test_what_the_proxy_says_is_best_is_trained(
     assert any(f"{len(scored)} candidates were trained on" in note for note in found.notes)
     confirmed = {row.order.tobytes() for row in found.table if row.confirmed is not None}
     assert min(scored, key=scored.__getitem__) in confirmed
-    # The score is the proxy's loss on the searched rows, here all, and its standard error beside the reference's.
+    # Those are the means of both estimates, by precision; with effort 1/2 the proxies are trainings on half of a batch.
     order = np.frombuffer(min(scored, key=scored.__getitem__), dtype=sim.order.dtype).reshape(sim.order.shape)
+    proxy, carried = ProxyEstimator(sim, 0.5), sim.predict(order[None], metrics=["eval"])
+    (value,), (error,) = (part["eval"] for part in proxy(order[None], ("eval",), None))
     assert sim.task is not None
     ranks = np.random.default_rng(sim.plan.seed).permutation(sim.description["samples"])
     half = osc.retrain(
@@ -70,4 +72,17 @@ def test_what_the_proxy_says_is_best_is_trained(
     )
     rows = np.asarray(half.losses["eval"], dtype=np.float64)
     width = (rows[1] - rows[0]).std(ddof=1) / np.sqrt(len(rows[0]))
-    assert scored[order.tobytes()] == pytest.approx(half.metrics["eval"][1] + PENALTY * width, rel=1e-4)
+    both = combined(
+        Scores(carried.metrics["eval"], carried.error["eval"], np.zeros(1)),
+        Scores(np.array([value]), np.array([error]), np.array([width])),
+    )
+    assert scored[order.tobytes()] == pytest.approx(both.bound[0], rel=1e-4)
+
+
+def test_estimates_are_combined_by_precision() -> None:
+    one = Scores(np.array([1.0, 1.0, -5.0]), np.array([0.1, 0.1, np.inf]), np.zeros(3))
+    other = Scores(np.array([2.0, 2.0, 2.0]), np.array([0.1, 0.2, 0.2]), np.full(3, 0.01))
+    both = combined(one, other)
+    assert both.value == pytest.approx([1.5, 1.2, 2.0])
+    assert both.error == pytest.approx([0.1 / np.sqrt(2), 0.2 / np.sqrt(5), 0.2])
+    assert both.spread == pytest.approx(0.01)

@@ -28,7 +28,7 @@ from torch import Tensor
 from orderscope.engine.anchors import RIDGE
 from orderscope.engine.curvature import Curvature
 from orderscope_kernels.reference import affine_weights
-from orderscope_kernels.shapes import Float, Float64
+from orderscope_kernels.shapes import Bool, Float, Float64
 
 NEAREST = 0.5
 Without = str | None | Collection[str]
@@ -139,10 +139,22 @@ class HeldOut:
             return theta
         weights, distance = self._weighed(theta, without)
         found = torch.lerp(self.center + weights.to(theta.dtype) @ self.spread, theta, kept)
+        return torch.where(self._alike(theta, distance)[:, None], theta, found)
+
+    def is_known(self, theta: Float[Tensor, "rows coords"]) -> Bool[Tensor, " rows"]:
+        """Whether weights are one of the known states, up to rounding, bool [rows].
+
+        Args:
+            theta: weights on the carried coordinates, [rows, m].
+        """
+        return self._alike(theta, self._weighed(theta, None)[1])
+
+    def _alike(
+        self, theta: Float[Tensor, "rows coords"], distance: Float64[Tensor, "rows known"]
+    ) -> Bool[Tensor, " rows"]:
         nearest = self.spread[distance.argmin(1)]
         rounding = 8 * torch.finfo(theta.dtype).eps * (self.center.abs() + nearest.abs())
-        known = ((theta - self.center - nearest).abs() <= rounding).all(1)
-        return torch.where(known[:, None], theta, found)
+        return ((theta - self.center - nearest).abs() <= rounding).all(1)
 
     def slope(self, theta: Float[Tensor, " coords"], name: str) -> tuple[float, Float[Tensor, " coords"]]:
         """A loss and its gradient on the carried coordinates, [m].

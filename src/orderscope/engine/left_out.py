@@ -8,7 +8,8 @@ weights are drawn towards what those states span,
 
 where the runs are clearly predicted better with shares that were chosen without them, before calibration: left-out
 runs lack anchors that other orders have, so that small gains are none for those. s is then the share that predicts them
-best after calibration, each calibrated on the others, in units of each loss's spread; elsewhere it is 1.
+best after calibration, each calibrated on the others, in units of each loss's spread; elsewhere it is 1. Then the
+errors that similar runs had are subtracted, see `orderscope.engine.correction`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from orderscope.engine.batches import Batches
 from orderscope.engine.calibration import Bearing, clearly_positive, directions, fit_calibration
+from orderscope.engine.correction import Correction, fit_correction
 from orderscope.engine.held_out import HeldOut
 from orderscope.engine.replay import Replayed, replay
 from orderscope.engine.threads import one_thread
@@ -38,11 +40,13 @@ class LeftOut:
 
     Args:
         runs: their names.
-        values: held-out losses of the drawn weights, name -> [runs].
+        values: held-out losses of the weights `theta`, name -> [runs].
         replayed: final weights as replayed, [runs, m].
-        theta: the same drawn towards the other runs' last states, see `HeldOut.drawn`, [runs, m].
+        theta: the same drawn towards the other runs' last states, see `HeldOut.drawn`, and corrected by their errors,
+            [runs, m].
         outside: how far their states lay outside what the other anchors span, [runs]; see `Replayed`.
         kept: share s of the remainder that is kept.
+        correction: of drawn weights by the runs' errors; None where there is none.
     """
 
     runs: tuple[str, ...]
@@ -51,6 +55,19 @@ class LeftOut:
     theta: Float[Tensor, "runs coords"]
     outside: Float[np.ndarray, " runs"]
     kept: float = 1.0
+    correction: Correction | None = None
+
+    def finished(self, held_out: HeldOut, theta: Float[Tensor, "n coords"]) -> Float[Tensor, "n coords"]:
+        """Final weights of orders as replayed, drawn and corrected in the same way; known states as they are.
+
+        Args:
+            held_out: what is known of held-out losses.
+            theta: final weights on the carried coordinates, [n, m].
+        """
+        drawn = held_out.drawn(theta, self.kept)
+        if self.correction is None:
+            return drawn
+        return torch.where(held_out.is_known(theta)[:, None], theta, self.correction(drawn))
 
 
 def left_out(
@@ -72,13 +89,40 @@ def left_out(
     allowed = torch.from_numpy(np.stack([anchors != run for run in runs]))
     with one_thread():
         found = replay(window, units_of(window, Batches(window.order), orders), allowed=allowed)
-        theta, kept = found.theta, 1.0 if held_out is None else share_kept(held_out, found, runs, window.final)
+        outside = found.outside.numpy()
         if held_out is None:
-            values = {}
-        else:
-            theta = held_out.drawn(theta, kept, runs)
-            values = held_out(theta, held_out.names, runs)
-    return LeftOut(tuple(runs), values, found.theta, theta, found.outside.numpy(), kept)
+            return LeftOut(tuple(runs), {}, found.theta, found.theta, outside)
+        kept = share_kept(held_out, found, runs, window.final)
+        theta, correction = predicted(held_out, found.theta, runs, window.final, kept)
+        values = held_out(theta, held_out.names, runs)
+    return LeftOut(tuple(runs), values, found.theta, theta, outside, kept, correction)
+
+
+def predicted(
+    held_out: HeldOut,
+    replayed: Float[Tensor, "runs coords"],
+    runs: Sequence[str],
+    final: Float[Tensor, " coords"],
+    kept: float,
+) -> tuple[Float[Tensor, "runs coords"], Correction | None]:
+    """Final weights of left-out runs, drawn and corrected by each other, [runs, m], and the correction.
+
+    Args:
+        held_out: what is known of held-out losses.
+        replayed: final weights as replayed without the runs' own states, [runs, m].
+        runs: their names; those whose last state is not known correct nothing.
+        final: weights at the end of the reference run.
+        kept: share of the remainder that is kept.
+    """
+    theta = held_out.drawn(replayed, kept, runs)
+    rows = [i for i, run in enumerate(runs) if run in held_out.runs]
+    true = held_out.center + held_out.spread[[held_out.runs.index(runs[i]) for i in rows]]
+    correction = fit_correction(theta[rows], true, final)
+    if correction is None:
+        return theta, None
+    corrected = correction(theta)
+    corrected[rows] = correction.without_own(theta[rows])
+    return corrected, correction
 
 
 def share_kept(held_out: HeldOut, replayed: Replayed, runs: Sequence[str], final: Float[Tensor, " coords"]) -> float:

@@ -16,7 +16,7 @@ from torch import Tensor
 from orderscope.engine.anchors import AnchorSpace
 from orderscope.engine.driven import recorded_dynamics
 from orderscope.engine.held_out import HeldOut
-from orderscope.engine.left_out import LeftOut, left_out
+from orderscope.engine.left_out import LeftOut, left_out, predicted
 from orderscope.engine.raw import extended, raw_held_out, raw_window
 from orderscope.engine.threads import one_thread
 from orderscope.engine.window import Window, group_fractions
@@ -81,9 +81,13 @@ def load_left_out(store: RunStore, window: Window, held_out: HeldOut | None) -> 
     name = f"{TABLE}left-out-{number}"
     attrs, read = store.attrs(name), _Mapped(store, name)
     values = dict(zip(attrs["names"], read("values").numpy(), strict=True))
-    runs, theta, kept = tuple(attrs["runs"]), read("theta"), attrs.get("kept", 1.0)
-    drawn = theta if held_out is None else held_out.drawn(theta, kept, runs)
-    return LeftOut(runs, values, theta, drawn, read("outside").numpy(), kept)
+    runs, replayed, outside, kept = tuple(attrs["runs"]), read("theta"), read("outside").numpy(), attrs.get("kept", 1.0)
+    if held_out is None:
+        return LeftOut(runs, values, replayed, replayed, outside)
+    if not attrs.get("corrected", False):
+        return LeftOut(runs, values, replayed, held_out.drawn(replayed, kept, runs), outside, kept)
+    theta, correction = predicted(held_out, replayed, runs, window.final, kept)
+    return LeftOut(runs, values, replayed, theta, outside, kept, correction)
 
 
 def _left_out(store: RunStore, window: Window, held_out: HeldOut | None) -> LeftOut:
@@ -139,7 +143,7 @@ def _write_table(store: RunStore, window: Window, held_out: HeldOut | None) -> N
     names = list(found.values)
     values = torch.from_numpy(np.stack(list(found.values.values()))) if names else torch.zeros(0, 0)
     arrays = {"values": values, "theta": found.replayed, "outside": torch.from_numpy(found.outside)}
-    attrs = {"names": names, "runs": list(found.runs), "kept": found.kept}
+    attrs = {"names": names, "runs": list(found.runs), "kept": found.kept, "corrected": found.correction is not None}
     store.write(f"{TABLE}left-out-{number:03d}", *_stored(arrays, attrs))
 
 

@@ -82,16 +82,13 @@ class ProxyEstimator:
         Returns:
             Values and errors by metric, [n] each.
         """
-        values, theta = self._trained(orders, names, rates)
-        at, estimates, errors = self._bearing(theta, orders), {}, {}
-        for name in names:
-            scale, base = slope(*self._deviations(name)), self._runs[0][name][0]
-            raw = self._sim.reference[name] + scale * (values[name] - base)
-            estimates[name], errors[name] = self.calibration(name).apply(raw, at)
-        return estimates, errors
+        return self._estimates(*self._trained(orders, names, rates), orders)
 
-    def evaluations(self, orders: np.ndarray, names: tuple[str, ...]) -> list[Evaluation]:
-        """Metrics of the proxies as they are, with the loss of every held-out row, one an order.
+    def evaluations(
+        self, orders: np.ndarray, names: tuple[str, ...]
+    ) -> tuple[list[Evaluation], dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Metrics of the proxies as they are, with the loss of every held-out row, one an order; and the estimates that
+        follow, values and errors by metric, [n] each.
 
         Args:
             orders: sample ids, [n, steps, batch].
@@ -102,7 +99,23 @@ class ProxyEstimator:
         for row in theta:
             set_parameters(model, self._task.layout, row)
             found.append(self._task.evaluation(model, names))
-        return found
+        values = {name: np.array([each.metrics[name] for each in found]) for name in names}
+        return found, *self._estimates(values, self._sim.plan.coordinates.take(theta), orders)
+
+    def scale(self, name: str) -> float:
+        """The true metric's difference to the reference order over the proxy's, from the true runs."""
+        return slope(*self._deviations(name))
+
+    def _estimates(
+        self, values: dict[str, np.ndarray], theta: Tensor, orders: np.ndarray
+    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Estimates and errors by metric from the proxies' metrics [n] and final weights on the carried coordinates,
+        [n, m]."""
+        at, estimates, errors = self._bearing(theta, orders), {}, {}
+        for name, value in values.items():
+            raw = self._sim.reference[name] + self.scale(name) * (value - self._runs[0][name][0])
+            estimates[name], errors[name] = self.calibration(name).apply(raw, at)
+        return estimates, errors
 
     def _deviations(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Differences of the runs to the reference order in the proxy's metric and in the true metric, [runs] each."""

@@ -183,7 +183,7 @@ class OpenedRun:
 
     def replay_of(self, orders: np.ndarray, **options: Any) -> Replayed:
         """Replays of orders on all carried coordinates, computed on the simulator's device and moved to the CPU. The
-        final weights are drawn towards the recorded runs' last states, see `HeldOut.drawn`.
+        final weights are drawn towards the recorded runs' last states and corrected, see `LeftOut.finished`.
 
         Args:
             orders: sample ids, [n, steps, batch].
@@ -192,9 +192,9 @@ class OpenedRun:
         units = units_of(self.window, self._batches, orders)
         with one_thread():
             replayed = replay(self._replayed_window, units, **options).cpu()
-            if self.held_out is None or self.left_out.kept == 1:
+            if self.held_out is None:
                 return replayed
-            theta, last = self.held_out.drawn(replayed.theta, self.left_out.kept), self.window.steps
+            theta, last = self.left_out.finished(self.held_out, replayed.theta), self.window.steps
         snapshots = replayed.snapshots | ({last: theta} if last in replayed.snapshots else {})
         return replace(replayed, theta=theta, snapshots=snapshots)
 
