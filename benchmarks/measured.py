@@ -78,7 +78,9 @@ SEARCH = {
     "sigma_order over noise, order matters": "simulation.verdict:CLEAR",
 }
 # What no setting says. Change the words where figures change though all settings stay.
-METHOD = "one replay an order, drawn towards recorded ends and corrected by alike runs; held-out losses without the model"
+METHOD = (
+    "one replay an order, drawn towards recorded ends and corrected by alike runs; held-out losses without the model"
+)
 SEARCH_METHOD = "on half of the held-out rows, then improved on all of them"
 
 

@@ -8,6 +8,7 @@ import torch
 
 from law_tasks import logistic, quadratic, simulated, slope
 from orderscope.engine import Expansion, HeldOut, Replayed
+from orderscope.engine.calibration import clearly_positive
 from orderscope.engine.curvature import Curvature
 from orderscope.engine.held_out import scaled_as_known
 from orderscope.engine.left_out import share_kept
@@ -269,3 +270,16 @@ def test_curvature_counts_the_coordinates_that_are_not_carried(tmp_path):
     there, back = (float(expansion(expansion.center + way * on)) for way in (1, -1))
     exact = float((inputs @ d[:-1]).square().mean() / 2)
     assert (there + back) / 2 - expansion.value == pytest.approx(exact, rel=0.2)
+
+def test_a_large_gain_in_some_runs_need_not_be_clear():
+    """Two runs of eight gain much: the interval of the mean gain reaches zero, and a quarter of the error is gone."""
+    states = normal(9, SIZE, seed=3)
+    known = made_up(states, bowl, FACTOR)
+    noise = torch.tensor([8.0, 8.0, *[0.0] * 6], dtype=torch.float64)[:, None]
+    replayed = states[1:] + noise * normal(8, SIZE, seed=5)
+    true = known.values[0, 1:].numpy()
+    gain = np.abs(told(known, replayed, known.runs[1:]) - true) - np.abs(
+        told(known, known.drawn(replayed, 0.5, known.runs[1:]), known.runs[1:]) - true
+    )
+    assert not clearly_positive(gain)
+    assert share_kept(known, ended(replayed), known.runs[1:], states[0]) < 1
