@@ -271,6 +271,7 @@ def test_curvature_counts_the_coordinates_that_are_not_carried(tmp_path):
     exact = float((inputs @ d[:-1]).square().mean() / 2)
     assert (there + back) / 2 - expansion.value == pytest.approx(exact, rel=0.2)
 
+
 def test_a_large_gain_in_some_runs_need_not_be_clear():
     """Two runs of eight gain much: the interval of the mean gain reaches zero, and a quarter of the error is gone."""
     states = normal(9, SIZE, seed=3)

@@ -1,7 +1,8 @@
 """How much each part of a recording reduces the error, measured on the true runs before the budget buys more of it.
 
 The true runs are predicted, each without its own anchors and last state, with all there is; then without half of the
-other runs, and with half of the curvature's rows. The growth of the error measures the value of the missing part.
+other runs, and with half of the curvature's rows. The growth of the error measures the value of the missing part. All
+that before the runs correct each other, see `orderscope.engine.correction`.
 Shared anchors cannot be judged so, see `orderscope.recording.budget.falling`.
 """
 

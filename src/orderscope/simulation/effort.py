@@ -24,8 +24,8 @@ from orderscope.task.task import Evaluation
 if TYPE_CHECKING:
     from orderscope.simulation.simulator import Simulator
 
-# Steps from which a window counts as long: over 512 steps the proxy at an eighth of each batch ranks orders as well as the
-# carried replay (Spearman 0.94 and 0.93), over 2,000 its values are better; see docs/accuracy.md.
+# Steps from which a window counts as long: over 512 steps the proxy at an eighth of each batch ranks orders as well as
+# the carried replay (Spearman 0.94 and 0.93), over 2,000 its values are better; see docs/accuracy.md.
 LONG = 256
 # Share of a constant guess's error on left-out runs from which predictions count as inaccurate. It is 0.2 to 0.4 on
 # short windows of text, where the proxy is worse, and 0.8 on MiniLM's adapters over 112 steps, where it errs a sixth.
