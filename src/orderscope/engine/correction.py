@@ -10,7 +10,7 @@ and subtracted from the weights. K has the same between the runs. Nothing is sub
 each corrected by the others, are nearer to their true weights than without: sum_p |e_p - e(p)|^2 < sum_p |e_p|^2.
 
 Over long runs errors are largest and most alike. Over 512 steps the mean error of shuffled orders has a cosine of 0.8
-with that of a shuffled probe, and is half of the whole error; see docs/log.md for what other kernels give.
+with that of a shuffled probe, and three quarters of an error's size; see docs/log.md for what other kernels give.
 
 Source of the leave-one-out residuals: Craven and Wahba, "Smoothing noisy data with spline functions", 1979.
 """

@@ -168,6 +168,18 @@ class HeldOut:
         gradient = place.weights[0] @ self.slopes[i].double() + curved[0]  # P / m is in `bent` already
         return float(place.value(i)[0]), gradient.to(theta.dtype)
 
+    def known_rows(self, runs: Sequence[str]) -> list[int]:
+        """Which of these runs end in a known state: their places in the sequence."""
+        return [row for row, run in enumerate(runs) if run in self.runs]
+
+    def ends(self, runs: Sequence[str]) -> Float[Tensor, "runs coords"]:
+        """The known states that runs end in, [runs, m].
+
+        Args:
+            runs: their names, each of `self.runs`.
+        """
+        return self.center + self.spread[[self.runs.index(run) for run in runs]]
+
     def missed(self, runs: Sequence[str], theta: Float[Tensor, "runs coords"]) -> Missed:
         """Errors of the weights predicted for left-out runs, as the losses see them.
 
@@ -175,10 +187,8 @@ class HeldOut:
             runs: names of the runs.
             theta: weights predicted for them without their own states, [runs, m].
         """
-        away = torch.full_like(theta, torch.nan)
-        for row, run in enumerate(runs):
-            if run in self.runs:
-                away[row] = theta[row] - (self.center + self.spread[self.runs.index(run)])
+        away, rows = torch.full_like(theta, torch.nan), self.known_rows(runs)
+        away[rows] = theta[rows] - self.ends([runs[row] for row in rows])
         along = torch.stack([slopes @ away.T for slopes in self.slopes]).double() * self.weight
         return Missed(along, (self._factor @ away.T).double() * self.weight)
 

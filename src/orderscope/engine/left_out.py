@@ -116,9 +116,8 @@ def predicted(
         kept: share of the remainder that is kept.
     """
     theta = held_out.drawn(replayed, kept, runs)
-    rows = [i for i, run in enumerate(runs) if run in held_out.runs]
-    true = held_out.center + held_out.spread[[held_out.runs.index(runs[i]) for i in rows]]
-    correction = fit_correction(theta[rows], true, final)
+    rows = held_out.known_rows(runs)
+    correction = fit_correction(theta[rows], held_out.ends([runs[row] for row in rows]), final)
     if correction is None:
         return theta, None
     corrected = correction(theta)
@@ -135,7 +134,7 @@ def share_kept(held_out: HeldOut, replayed: Replayed, runs: Sequence[str], final
         runs: their names; those whose last state is not known say nothing.
         final: weights at the end of the reference run.
     """
-    rows = [i for i, run in enumerate(runs) if run in held_out.runs]
+    rows = held_out.known_rows(runs)
     if len(rows) < 3:
         return 1.0
     names, theta = [runs[i] for i in rows], replayed.theta[rows]
