@@ -170,6 +170,34 @@ def test_clearly_less_is_more_than_chance() -> None:
     assert not errs_less([], [])
 
 
+def test_where_the_replay_is_inaccurate_a_quarter_less_is_enough() -> None:
+    true = np.arange(8.0)
+    fitted = fit_calibration(true, true, 0.0, Bearing(np.ones(8), np.zeros((8, 8)), np.zeros(8)))
+    other, same, less = (
+        replace(fitted, predicted=true + errors) for errors in (np.full(8, 1.0), [0.1] * 7 + [7.3], [0.1] * 7 + [4.3])
+    )
+    assert not errs_less([less], [other])
+    assert errs_less([less], [other], much=True)
+    assert not errs_less([same], [other], much=True)
+
+
+def test_the_proxy_is_judged_so_where_left_out_runs_are_told_badly(sim: osc.Simulator) -> None:
+    said: list[bool] = []
+    inaccurate, accurate = replace_left(sim, 0.8), replace_left(sim, 0.2)
+    for each in (inaccurate, accurate):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(effort, "errs_less", lambda *_, much: said.append(much) or False)
+            assert each.predict(each.order, "auto", effort=0.5).estimator == "carried"
+    assert said == [True, False]
+
+
+def replace_left(sim: osc.Simulator, left: float) -> osc.Simulator:
+    """The same run, whose left-out runs err by that share of a constant guess's error."""
+    other = osc.Simulator(sim.path, sim.task)
+    other.calibration = {name: replace(sim.calibration[name], left=left) for name in sim.losses}
+    return other
+
+
 def test_without_other_runs_there_is_no_interval(task: osc.Task, tmp_path: Path) -> None:
     osc.record(task, tmp_path / "run", probes=0)
     sim = osc.Simulator(tmp_path / "run", task)

@@ -66,7 +66,7 @@ MOVED = 0.005  # smallest change of a mean position that shows in two digits
 @click.option("--precise", is_flag=True, help="Compute held-out losses with the model too; needs the task.")
 @click.option(
     "--estimator",
-    help="carried; proxy, which trains on a few samples of each batch; auto, the proxy if it errs significantly less "
+    help="carried; proxy, which trains on a few samples of each batch; auto, the proxy if it errs less "
     "on the recorded runs; or a baseline: impulse, fut, fut2. Default: carried, or auto with --effort.",
 )
 @click.option(

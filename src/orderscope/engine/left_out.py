@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from orderscope.engine.batches import Batches
-from orderscope.engine.calibration import Bearing, clearly_positive, directions, fit_calibration
+from orderscope.engine.calibration import Bearing, directions, fit_calibration, gains_much
 from orderscope.engine.correction import Correction, fit_correction
 from orderscope.engine.held_out import HeldOut
 from orderscope.engine.replay import Replayed, replay
@@ -32,7 +32,6 @@ from orderscope.engine.window import Window
 from orderscope_kernels.shapes import Float, Int
 
 SHARES = np.linspace(0, 1, 11)
-MUCH = 1 / 4  # of the mean error, a gain that need not be clear: 1/2 over 512 steps, where one run of eight may lose
 
 
 @dataclass(frozen=True)
@@ -154,7 +153,6 @@ def share_kept(held_out: HeldOut, replayed: Replayed, runs: Sequence[str], final
         ]
         calibrated[i] = (np.abs(np.stack(calibrated_values) - true) / scale).mean(0)
     without = (raw.sum(1, keepdims=True) - raw).argmin(0)  # the best for all runs but one
-    gain = raw[-1] - raw[without, np.arange(len(names))]
-    if not (clearly_positive(gain) or gain.mean() > MUCH * raw[-1].mean()):
+    if not gains_much(raw[-1], raw[without, np.arange(len(names))]):
         return 1.0
     return float(SHARES[calibrated.sum(1).argmin()])

@@ -79,10 +79,12 @@ def pseudo_gradients(
     for start, chunk in zip(range(0, len(ids), step), chunks(ids, step), strict=True):
         for places, batch in alike([batch_of([i]) for i in chunk]):
             numbers = noise.of(start + places, replace(split, shape=shapes.of(batch)).noise_shape).to(like)
-            rows = torch.empty(len(places), draws, coordinates.carried, dtype=drawn.dtype)
+            together = len(places) == len(chunk)  # in their sequence, so that they are written in place
+            rows = drawn[start : start + len(chunk)] if together else drawn.new_empty(len(places), *drawn.shape[1:])
             for draw, parts in pseudo(batch, numbers, coordinates):
                 join(parts, rows if draw is None else rows[:, draw])
-            drawn[start + torch.from_numpy(places)] = rows
+            if not together:
+                drawn[start + torch.from_numpy(places)] = rows
     return drawn
 
 
