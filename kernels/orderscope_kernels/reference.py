@@ -300,9 +300,14 @@ def gather_entries(
     """
     if table.dtype == weights.dtype:
         return F.embedding_bag(index, table, mode="sum", per_sample_weights=weights)
+    places = torch.arange(1, index.shape[1] + 1, device=index.device)
+    lengths = F.pad((weights != 0) * places, (1, 0)).amax(1)
     out = weights.new_zeros(len(index), table.shape[1])
-    for j in range(index.shape[1]):
-        out.addcmul_(table[index[:, j]].to(out.dtype), weights[:, j, None])
+    for rows, length in by_value(lengths):  # rows of few terms are filled up with zeros beside rows of many
+        part = out.new_zeros(len(rows), table.shape[1])
+        for j in range(length):
+            part.addcmul_(table[index[rows, j]].to(out.dtype), weights[rows, j, None])
+        out[rows] = part
     return out
 
 
