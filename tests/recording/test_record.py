@@ -14,9 +14,11 @@ import pytest
 import orderscope as osc
 import tasks_tiny
 from orderscope.cli.inspect import inventory
+from orderscope.engine.window import LONG
 from orderscope.orders import step_groups
 from orderscope.recording import choices
-from orderscope.recording.choices import probe_orders, spaced
+from orderscope.recording.budget import DEFAULT, LONGER
+from orderscope.recording.choices import allotted, probe_orders, spaced
 from orderscope.recording.record import sketch
 from orderscope.sketching import SketchPlan, missing_units
 from orderscope.store import RunStore
@@ -153,9 +155,10 @@ def test_impossible_counts_are_refused(task: osc.Task, tmp_path: Path, option: s
     assert not (tmp_path / "run").exists()
 
 
-def test_probes_put_every_group_in_every_place(task: osc.Task) -> None:
+@pytest.mark.parametrize(("count", "in_blocks"), [(6, 4), (8, 6), (9, 6)])
+def test_probes_put_every_group_in_every_place(task: osc.Task, count: int, in_blocks: int) -> None:
     names = sorted(set(step_groups(np.asarray(task.order), task.groups)))
-    orders = probe_orders(task, 6, seed=3)
+    orders = probe_orders(task, count, seed=3)
     firsts, blocks = [], 0
     for order in orders:
         assert sorted(order.reshape(-1)) == sorted(np.asarray(task.order).reshape(-1))
@@ -164,8 +167,14 @@ def test_probes_put_every_group_in_every_place(task: osc.Task) -> None:
         if changes == len(names) - 1:
             blocks += 1
             firsts.append(labels[0])
-    assert blocks == 5
+    assert blocks == in_blocks
     assert set(firsts) == set(names)
+
+
+def test_a_long_window_has_one_more_probe() -> None:
+    for steps, probes in ((LONG, DEFAULT.probes), (LONG + 1, LONGER.probes)):
+        assert allotted(osc.Task(**tasks_tiny.char(steps=steps)), None, None, None, None)[1] == probes
+    assert LONGER.probes == DEFAULT.probes + 1
 
 
 def test_one_probe_of_a_task_without_groups() -> None:

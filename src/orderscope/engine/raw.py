@@ -17,7 +17,7 @@ from orderscope.engine.curvature import Curvature, factor_products
 from orderscope.engine.driven import recorded_dynamics
 from orderscope.engine.held_out import HeldOut, scaled_as_known
 from orderscope.engine.own import OwnAnchors, own_anchors
-from orderscope.engine.window import Window, group_fractions, stands_for
+from orderscope.engine.window import LONG, Window, group_fractions, stands_for
 from orderscope.errors import IncompleteRun
 from orderscope.sketching import SketchPlan, draw_coordinates, from_bfloat16, missing_units
 from orderscope.sketching.coordinates import Coordinates
@@ -32,7 +32,6 @@ from orderscope_kernels.shapes import Shaped
 # calibration, with 0.95 0.65, with 0.99 0.59; 512 steps change by 0.3 standard deviations. text_24 and text_96 change
 # by less than 0.01, for half of the time.
 ENERGY, HIGH_ENERGY = 0.8, 0.95
-LONG = 256  # steps
 EXACT_BYTES = 1 << 25  # tables up to this size keep the states' own type, so that recorded runs replay to the bit
 CHUNK = 1 << 20  # coordinates at once
 

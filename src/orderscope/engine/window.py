@@ -16,6 +16,7 @@ from orderscope.engine.tables import ReplayTables, replay_tables
 from orderscope.sketching.stage import first_use
 from orderscope_kernels.shapes import Bool, Float, Int, Int64
 
+LONG = 256  # steps; in longer windows the errors of a replay add up to what has to be corrected
 
 @dataclass(frozen=True)
 class Window:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from orderscope.engine.window import LONG
 from orderscope.errors import OrderscopeError
 from orderscope.orders import in_blocks, mixes_groups, step_groups
 from orderscope.recording.budget import allot, shares
@@ -56,7 +57,7 @@ def probe_orders(task: Task, count: int, seed: int, *, regroup: bool = False) ->
 
     Block orders are the farthest from a mixed reference, and what happens between two shuffles is easier to tell. They
     are rotations of one random sequence of the groups, then of the reversed sequence, so that with as many probes as
-    groups each group is once in every place. A quarter of the probes, one at least, is kept for shuffles.
+    groups each group is once in every place. A quarter of the probes, rounded up, is kept for shuffles.
 
     With `regroup` the last of six or more probes has its samples in new batches: no batch learns of it, but how orders
     of that kind end is known then. On digits mae_ratio falls from 0.46 to 0.33 by it; text_96 and text_mixed stay.
@@ -70,7 +71,7 @@ def probe_orders(task: Task, count: int, seed: int, *, regroup: bool = False) ->
     rng = np.random.default_rng(seed)
     order, labels = _labelled(task)
     rotations = _rotations(labels, rng)
-    blocks = rotations[: max(0, count - max(1, count // 4))]
+    blocks = rotations[: max(0, count - -(-count // 4))]
     orders = []
     for i in range(count):
         steps = rng.permutation(len(order))
@@ -179,7 +180,7 @@ def allotted(
     """
     used = len(np.unique(task.order))
     mixed = mixed_batches(task)
-    fixed = shares(mixed=mixed, partial=partially_carried(task))
+    fixed = shares(mixed=mixed, partial=partially_carried(task), long=len(task.order) > LONG)
     if budget is not None:
         given = {"anchors": anchors, "probes": probes, "curvature_rows": curvature_rows}
         if both := [name for name, value in given.items() if value is not None]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from orderscope.baselines.proxy import Proxies, few_of, samples_used, slope, slopes_without_each, train_few
 from orderscope.engine.calibration import Bearing, Calibration, directions, errs_less, fit_calibration
 from orderscope.engine.driven import recorded_dynamics
+from orderscope.engine.window import LONG
 from orderscope.errors import without_task
 from orderscope.sketching import draw_coordinates
 from orderscope.sketching.gradients import set_parameters
@@ -24,9 +25,6 @@ from orderscope.task.task import Evaluation
 if TYPE_CHECKING:
     from orderscope.simulation.simulator import Simulator
 
-# Steps from which a window counts as long: over 512 steps the proxy at an eighth of each batch ranks orders as well as
-# the carried replay (Spearman 0.94 and 0.93), over 2,000 its values are better; see docs/accuracy.md.
-LONG = 256
 # Share of a constant guess's error on left-out runs from which predictions count as inaccurate. It is 0.2 to 0.4 on
 # short windows of text, where the proxy is worse, and 0.8 on MiniLM's adapters over 112 steps, where it errs a sixth.
 MOSTLY = 0.5
@@ -209,7 +207,7 @@ def why_inaccurate(sim: Simulator, names: Iterable[str]) -> str | None:
         sim: the simulator of the run.
         names: metrics.
     """
-    if sim.window.steps > LONG:
+    if sim.window.steps > LONG:  # the proxy ranks as well there, and its values are better over 2,000 steps
         return f"in a run of {sim.window.steps} steps"
     left = max((sim.calibration[name].left for name in names if name in sim.metric_names), default=0.0)
     if MOSTLY < left < math.inf:
