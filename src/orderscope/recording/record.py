@@ -79,10 +79,10 @@ def record(
         path: directory of the run.
         anchors: number of states of the reference run, including the last, at which every batch's gradient is computed;
             two by default, after a third of the steps and at the end. One costs a run.
-        probes: number of training runs under other orders; by default eight, nine over more than 256
-            steps, or twelve where few of many weights are carried. Each gradient of a batch that such a run trains on is a further anchor at no cost,
-            near the queries; held-out losses are estimated from their values where probes end; and every prediction is
-            calibrated on them.
+        probes: number of training runs under other orders; by default eight, nine over more than 256 steps, or twelve
+            where few of many weights are carried. Each gradient of a batch that such a run trains on is a further
+            anchor at no cost, near the queries; held-out losses are estimated from their values where probes end; and
+            every prediction is calibrated on them.
         budget: most runs that recording may cost, including the first prediction: CPU seconds of all
             processes over those of training the window once. It replaces `anchors`, `probes` and `curvature_rows`: it
             is spent where it reduces the error of left-out runs most, as measured during recording; see

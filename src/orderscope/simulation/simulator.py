@@ -166,8 +166,8 @@ class Simulator(OpenedRun):
         Args:
             orders: sample ids, [n, steps, batch] or one order [steps, batch].
             estimator: "carried"; "proxy", which trains on a few samples of each batch; "auto", the proxy if it errs
-                less on the left-out true runs (see `orderscope.simulation.effort.proxy_errs_less`), else "carried"; or the baselines
-                "impulse", "fut", "fut2". By default "carried", or "auto" if an effort is given.
+                less on the left-out true runs (see `orderscope.simulation.effort.proxy_errs_less`), else "carried"; or
+                the baselines "impulse", "fut", "fut2". By default "carried", or "auto" if an effort is given.
             effort: share of each batch's samples that the proxy trains on, which is also its cost per order in runs; an
                 eighth by default. Proxies of the recorded runs are trained on first use, and stored.
             lr: learning rates that replace the recorded ones. [steps] or [n, steps]: of the first parameter group

@@ -285,8 +285,8 @@ def finite_tensor(tensor: Tensor, what: str) -> Tensor:
     Raises:
         OrderscopeError: one is not finite.
     """
-    # A sum shows any inf or nan, without a mask in memory. That of bfloat16 has the range of float32, and asking for the
-    # type would take thirty times as long.
+    # A sum shows any inf or nan, without a mask in memory. That of bfloat16 has the range of float32, and asking for
+    # the type would take thirty times as long.
     wide = torch.float32 if tensor.dtype == torch.float16 else None
     if not bool(torch.isfinite(tensor.sum(dtype=wide))):
         raise OrderscopeError(
