@@ -18,6 +18,7 @@ from orderscope_kernels.shapes import Bool, Float, Int, Int64
 
 LONG = 256  # steps; in longer windows the errors of a replay add up to what has to be corrected
 
+
 @dataclass(frozen=True)
 class Window:
     """One recorded window, ready to be replayed.
