@@ -272,7 +272,12 @@ def _sizes(calibration: Calibration) -> np.ndarray:
 
 
 def gains_much(before: Float[np.ndarray, " runs"], after: Float[np.ndarray, " runs"]) -> bool:
-    """Whether sizes of errors [runs], two or more, fall: clearly, or by `MUCH` of their mean."""
+    """Whether sizes of errors fall: clearly, or by `MUCH` of their mean.
+
+    Args:
+        before: of two or more runs, [runs].
+        after: of the same runs, [runs].
+    """
     gain = before - after
     return clearly_positive(gain) or bool(gain.mean() > MUCH * before.mean())
 
