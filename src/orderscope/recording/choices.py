@@ -71,7 +71,7 @@ def probe_orders(task: Task, count: int, seed: int, *, regroup: bool = False) ->
     rng = np.random.default_rng(seed)
     order, labels = _labelled(task)
     rotations = _rotations(labels, rng)
-    blocks = rotations[: max(0, count - -(-count // 4))]
+    blocks = rotations[: 3 * count // 4]
     orders = []
     for i in range(count):
         steps = rng.permutation(len(order))
