@@ -10,56 +10,26 @@ anchors do not span over its mean on the left-out runs, lambda the one that pred
 the share of their squared residuals that this explains. Nothing is shifted unless each run is told better by a
 regression that was chosen without it.
 
-Errors. Two estimates of the variance of a query are averaged: the residuals that are left, in units u, and what the
-left-out runs' errors of the weights, e_p, would do to the metric where the query ends, g its gradient there,
+Error bars come from the residuals that are left, see `orderscope.engine.error_bars`.
 
-    variance(q) = 1/2 u(q)^2 mean_p (r_p / u_p)^2  +  1/2 mean_p (g . e_p far_q / far_p)^2,
-    u = (min(|value - reference|, sigma) + 3/4 sigma) * far,    error = k(n) * sqrt(variance).
-
-k(n) is the larger of Student's t for an interval that holds 90 % and the factor of a tolerance interval: n residuals
-tell the scale of normal ones only roughly, and with this k the interval holds 80 % in 95 of 100 recordings,
-
-    k(n) = max( t_n(0.9), z(0.8) sqrt(n / chi2_n(0.05)) ).
-
-Orders that regroup samples are another kind than recorded batches. Their errors are wider by a factor w, known from
-left-out runs of that kind, n' of them, beside a prior,
-
-    w^2 = (4 * 1.3^2 + sum' (r / u)^2 / mean (r / u)^2) / (4 + n'),    mean over the others,
-
-and divided by it their residuals count for the scale too.
-
-Source of the leave-one-out residuals: Craven and Wahba, "Smoothing noisy data with spline functions", 1979. Of
-tolerance intervals: Krishnamoorthy and Mathew, "Statistical tolerance regions", 2009.
+Source of the leave-one-out residuals: Craven and Wahba, "Smoothing noisy data with spline functions", 1979.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
-from statistics import NormalDist
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from orderscope.engine.student_t import chi_square, two_sided
+from orderscope.engine.error_bars import AT_LEAST, COVERAGE, TINY, Covariates, ErrorBars, fit_error_bars
+from orderscope.engine.student_t import two_sided
 from orderscope_kernels.shapes import Bool, Float
 
-COVERAGE = 0.9
-# The constants were chosen on 50 tiny tasks of benchmarks/family.py; figures are of 100, 64 of which are trusted.
-# Scores are interval scores over the spread of the truth, in geometric mean. See the log.
-# What intervals hold at least, and in which share of recordings. Tasks that hold fewer than 80 % of 40 orders, and the
-# least of a task: 7 and 0.62 with Student's t alone, 6 and 0.65 with 0.9, 4 and 0.76 with 0.95.
-AT_LEAST, SURE = 0.8, 0.95
-PUSHED = 0.5  # share of the second estimate; with 0, 0.3, 0.5, 0.7 and 1 scores of 0.96, 0.89, 0.88, 0.88, 0.94
-SHIFTED, BOUND = 1 / 3, 3 / 4  # effects, in sigma, that shifts and errors take no effect at all for; 3/2: no difference
-REGROUPED = 1.3  # w where no run of that kind is known (1: holds 0.90, 1.3: 0.96),
-PRIOR = 4  # and how many runs that counts for
+SHIFTED = 1 / 3  # effect, in sigma, that shifts take no effect at all for
 MUCH = 1 / 4  # of the mean error, a gain that need not be clear: 1/2 over 512 steps, where one run of eight may lose
-LEAST = 0.03  # least error, in sigma; without it a task predicted to 1 % of sigma holds 0.69
-NEAR = 0.25  # least far_p where it divides, of the mean
-TINY = 1e-12
 ROUNDING = 4  # machine epsilons of a value: each of the two that are compared is a mean of many rounded losses
 RIDGES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 
@@ -101,12 +71,9 @@ class Calibration:
         reference: recorded value of the reference order, where the raw value is exact.
         sigma: standard deviation of the true values of reference and left-out runs.
         shift: what the runs' directions add to values, per unit s, [runs].
-        residual: root mean square of the runs' residuals, each shifted by the others, per unit u.
-        wider: how much larger the errors of regrouped orders are, per unit u.
-        factor: k, from a root mean square to an interval.
+        bars: half-widths of intervals; None where no error is known.
         quantile: quantile of Student's t, for a 90 % interval around a constant guess.
         typical, farthest: mean and largest `outside` of the runs.
-        away: `outside` of each, [runs].
         left: mean size of the residuals on the runs over that of a constant's; 1 and more is no prediction.
         held: share of the runs that lie within their own errors: of recorded batches, and of regrouped samples. Not a
             number where no run is of that kind.
@@ -117,13 +84,10 @@ class Calibration:
     reference: float
     sigma: float
     shift: np.ndarray
-    residual: float
-    wider: float
-    factor: float
+    bars: ErrorBars | None
     quantile: float
     typical: float
     farthest: float
-    away: np.ndarray
     left: float
     held: tuple[float, float]
     rounding: float
@@ -155,8 +119,8 @@ class Calibration:
         Returns:
             value [n], error [n].
         """
-        free, bound = _units(raw, self.reference, self.sigma, at.outside, self.typical)
-        return raw + at.alike @ self.shift * free, self._error(bound, at, pushed)
+        unit = _unit(raw, self.reference, self.sigma, _far(at, self.typical))
+        return raw + at.alike @ self.shift * unit, self._error(raw, at, pushed)
 
     def holds(self, regrouped: Float[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
         """Whether intervals held on the left-out runs of an order's kind, as far as there are any, bool [n].
@@ -167,14 +131,10 @@ class Calibration:
         failed = np.array(self.held) < AT_LEAST
         return ~failed[np.asarray(regrouped > 0, dtype=np.int64)]
 
-    def _error(self, bound: np.ndarray, at: Bearing, pushed: np.ndarray | None) -> np.ndarray:
-        square = (self.residual * bound) ** 2
-        if pushed is not None and self.typical:
-            finite, far = np.isfinite(pushed), at.outside[:, None] / np.maximum(self.away, NEAR * self.typical)
-            mean = (np.where(finite, pushed, 0) * far) ** 2 @ np.ones(len(self.away)) / np.maximum(finite.sum(1), 1)
-            square = np.where(finite.any(1), (1 - PUSHED) * square + PUSHED * mean, square)
-        error = self.factor * np.sqrt(square * (1 + (self.wider**2 - 1) * at.regrouped))
-        return np.maximum(error, max(LEAST * self.sigma, self.rounding))
+    def _error(self, raw: np.ndarray, at: Bearing, pushed: np.ndarray | None) -> np.ndarray:
+        if self.bars is None:
+            return np.full(len(raw), np.inf)
+        return np.maximum(self.bars(_covariates(raw, self.reference, at, self.typical, pushed)), self.rounding)
 
 
 def fit_calibration(
@@ -199,32 +159,25 @@ def fit_calibration(
     count, rounding = len(true), ROUNDING * eps * abs(reference)
     unknown, none = np.full(count, np.nan), (float("nan"), float("nan"))
     if count < 2:
-        return Calibration(reference, 0.0, np.zeros(count), np.inf, 1.0, 1.0, 1.0, 0.0, 0.0, at.outside, np.inf, none,
-                           rounding, unknown, unknown, true)  # fmt: skip
+        return Calibration(
+            reference, 0.0, np.zeros(count), None, 1.0, 0.0, 0.0, np.inf, none, rounding, unknown, unknown, true
+        )
     sigma = float(np.append(true, reference).std(ddof=1))
     typical = float(at.outside.mean())
-    free, bound = _units(raw, reference, sigma, at.outside, typical)
-    shift, left = _regressed((true - raw) / free, at.alike)
-    left = left * free
+    unit = _unit(raw, reference, sigma, _far(at, typical))
+    shift, left = _regressed((true - raw) / unit, at.alike)
+    left = left * unit
     constant = np.abs(true - np.median(np.append(true, reference)))
-    new = at.regrouped >= 0.5
-    if (~new).sum() < 2:
-        new = np.zeros(count, dtype=bool)
-    square = (left / bound) ** 2
-    mean = max(float(square[~new].mean()), TINY)
-    wider = float(np.sqrt((PRIOR * REGROUPED**2 + square[new].sum() / mean) / (PRIOR + new.sum())))
-    square[new] /= wider**2 if np.isfinite(wider) else 1.0
+    others = None if pushed is None else np.where(np.eye(count, dtype=bool), np.nan, pushed)
+    bars = fit_error_bars(left, _covariates(raw, reference, at, typical, others), sigma)
     fitted = Calibration(
         reference=reference,
         sigma=sigma,
         shift=shift,
-        residual=float(square.mean()) ** 0.5,
-        wider=wider,
-        factor=interval_factor(count),
+        bars=bars,
         quantile=two_sided(count, COVERAGE),
         typical=typical,
         farthest=float(at.outside.max()),
-        away=at.outside,
         left=float(np.abs(left).mean() / max(constant.mean(), TINY)),
         held=none,
         rounding=rounding,
@@ -232,23 +185,10 @@ def fit_calibration(
         error=unknown,
         true=true,
     )
-    others = None if pushed is None else np.where(np.eye(count, dtype=bool), np.nan, pushed)
-    error = fitted._error(bound, at, others)
-    inside = np.abs(left) <= error
+    error = fitted._error(raw, at, others)
+    inside, new = np.abs(left) <= error, at.regrouped >= 0.5
     held = tuple(float(inside[kind].mean()) if kind.any() else float("nan") for kind in (~new, new))
     return replace(fitted, error=error, held=(held[0], held[1]))
-
-
-@cache
-def interval_factor(count: int) -> float:
-    """k(n): from the root mean square of n normal residuals to the half-width of an interval.
-
-    Example:
-        >>> round(interval_factor(8), 3), round(interval_factor(24), 3)
-        (2.193, 1.711)
-    """
-    chance = NormalDist().inv_cdf(0.5 + AT_LEAST / 2) * (count / chi_square(count, 1 - SURE)) ** 0.5
-    return max(two_sided(count, COVERAGE), chance)
 
 
 def errs_less(one: Sequence[Calibration], other: Sequence[Calibration], *, much: bool = False) -> bool:
@@ -311,11 +251,23 @@ def _ridge(residuals: np.ndarray, alike: np.ndarray) -> np.ndarray:
     return shift
 
 
-def _units(
-    value: np.ndarray, reference: float, sigma: float, outside: np.ndarray, typical: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """The units of a shift, s, and of an error, u, [n] each."""
-    far = outside / typical if typical else np.ones_like(outside)
-    effect = np.abs(value - reference)
-    free, bound = effect + SHIFTED * sigma, np.minimum(effect, sigma) + BOUND * sigma
-    return np.maximum(free * far, TINY), np.maximum(bound * far, TINY)
+def _far(at: Bearing, typical: float) -> np.ndarray:
+    return at.outside / typical if typical else np.ones_like(at.outside)
+
+
+def _unit(value: np.ndarray, reference: float, sigma: float, far: np.ndarray) -> np.ndarray:
+    """The unit of a shift, s, [n]."""
+    return np.maximum((np.abs(value - reference) + SHIFTED * sigma) * far, TINY)
+
+
+def _covariates(
+    value: np.ndarray, reference: float, at: Bearing, typical: float, pushed: np.ndarray | None
+) -> Covariates:
+    """What error bars depend on. Runs whose error of the weights is not known say nothing of `push`."""
+    push = np.full(len(value), np.nan)
+    if pushed is not None:
+        finite = np.isfinite(pushed)
+        known = finite.sum(1)
+        square = np.square(np.where(finite, pushed, 0)).sum(1)
+        push[known > 0] = np.sqrt(square[known > 0] / known[known > 0])
+    return Covariates(np.abs(value - reference), _far(at, typical), push, at.regrouped)
