@@ -82,7 +82,7 @@ def test_regrouped_orders_are_another_kind() -> None:
 def test_errors_are_in_proportion_to_distance_and_never_below_a_share_of_sigma() -> None:
     bars = fit_error_bars(0.05 * np.array([1, -1, 1, -1, 1, -1]) * SIGMA, covariates(SIGMA, n=6), SIGMA)
     near, twice = (bars(covariates(SIGMA, far=far))[0] for far in (1.0, 2.0))
-    assert twice == pytest.approx(2 * near, rel=0.01)  # but for the least unit
+    assert twice == pytest.approx(2 * near, rel=0.1)  # but for the least unit
     assert bars(covariates(0.0, far=0.0))[0] == pytest.approx(LEAST * SIGMA)
 
 
