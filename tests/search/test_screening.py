@@ -12,9 +12,9 @@ import tasks_tiny
 from law_tasks import simulated
 from orderscope.baselines.proxy import few_of
 from orderscope.search import screening
-from orderscope.search.screening import combined, errs_less_on_average
+from orderscope.search.screening import combined
 from orderscope.search.strategy import Scores
-from orderscope.simulation.effort import ProxyEstimator, why_inaccurate
+from orderscope.simulation.effort import ProxyEstimator, proxy_errs_less, why_inaccurate
 from searching import propose
 
 
@@ -34,7 +34,7 @@ def test_short_runs_that_are_predicted_well_are_not_screened(
 
 def test_nothing_is_screened_by_a_proxy_that_errs_more(sim: osc.Simulator, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(screening, "why_inaccurate", lambda *args: "in a run of 12 steps")
-    assert not errs_less_on_average(ProxyEstimator(sim, None), sim, ["eval"])
+    assert not proxy_errs_less(sim, ProxyEstimator(sim, None), ["eval"], sim.calibration)
     found = propose(sim, budget=60, verify=2, seconds=30)
     assert not any("of each batch to choose" in note for note in found.notes)
 
@@ -52,7 +52,7 @@ def test_what_both_estimates_say_is_best_is_trained(
 
     monkeypatch.setattr(screening, "why_inaccurate", lambda *args: "in a run of 12 steps")
     monkeypatch.setattr(screening, "ProxyEstimator", lambda sim, effort: ProxyEstimator(sim, 0.5))
-    monkeypatch.setattr(screening, "errs_less_on_average", lambda *args: True)
+    monkeypatch.setattr(screening, "proxy_errs_less", lambda *args: True)
     monkeypatch.setattr("orderscope.search.rounds.screened", kept)
     found = propose(sim, budget=60, verify=2, seconds=30, searched=1.0)
     scored = seen[0]

@@ -2,21 +2,18 @@
 
 The carried replay finds candidates at little cost, but over long runs, and where the sampled curvature says little, it
 ranks them badly, and a search finds what it overrates most. If it errs much on the recorded runs, each left out, or the
-run is long, and the proxy errs less on them, the most promising candidates are trained on a few samples of each batch,
-and those are confirmed that are best by both estimates, each weighted by its precision,
+run is long, and the proxy errs less on them, see `proxy_errs_less`, the most promising candidates are trained on a few
+samples of each batch, and those are confirmed that are best by both estimates, each weighted by its precision,
 
     value = (v / e^2 + v' / e'^2) / (1 / e^2 + 1 / e'^2),    error = (1 / e^2 + 1 / e'^2)^(-1/2),
 
 v, e of the carried replay and v', e' of the proxy, on the searched rows only, so the confirming rows stay unseen. They
-are ranked by the bound of `Scores`, with the proxy's standard error over the rows. That the proxy errs less need not be
-significant, since what is chosen is truly trained.
+are ranked by the bound of `Scores`, with the proxy's standard error over the rows.
 
 Source of the weights: W. G. Cochran, "The combination of estimates from different experiments", Biometrics 10, 1954.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -26,8 +23,7 @@ from orderscope.search.ledger import Entry
 from orderscope.search.portfolio import Portfolio
 from orderscope.search.strategy import Scores
 from orderscope.search.work import Work
-from orderscope.simulation.effort import ProxyEstimator, why_inaccurate
-from orderscope.simulation.simulator import Simulator
+from orderscope.simulation.effort import ProxyEstimator, proxy_errs_less, why_inaccurate
 
 POOL = 24  # candidates that are scored
 EACH = 3  # of one strategy
@@ -48,7 +44,7 @@ def screened(work: Work, portfolio: Portfolio) -> dict[bytes, float]:
         return {}
     with work.timed():
         proxy = ProxyEstimator(sim, None)
-        if not errs_less_on_average(proxy, sim, names):
+        if not proxy_errs_less(sim, proxy, names, sim.calibration):
             return {}
         pool = _pool(portfolio, work.true)
         bounds = combined(_carried(pool), _scores(work, proxy, [entry.order for entry in pool])).bound
@@ -57,19 +53,6 @@ def screened(work: Work, portfolio: Portfolio) -> dict[bytes, float]:
         "runs that errs less than the prediction"
     )
     return {entry.order.tobytes(): float(bound) for entry, bound in zip(pool, bounds, strict=True)}
-
-
-def errs_less_on_average(proxy: ProxyEstimator, sim: Simulator, names: Sequence[str]) -> bool:
-    """Whether the proxy's mean error on the left-out runs is below that of the carried replay, in units of a constant
-    guess's, summed over metrics.
-
-    Args:
-        proxy: trains the runs on few samples, unless it did before.
-        sim: the simulator of the run.
-        names: metrics; those that only the proxy predicts are left out.
-    """
-    both = [name for name in names if name in sim.metric_names]
-    return sum(proxy.calibration(name).left - sim.calibration[name].left for name in both) < 0
 
 
 def combined(one: Scores, other: Scores) -> Scores:
