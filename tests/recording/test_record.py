@@ -155,7 +155,7 @@ def test_impossible_counts_are_refused(task: osc.Task, tmp_path: Path, option: s
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(("count", "in_blocks"), [(6, 4), (8, 6), (9, 6)])
+@pytest.mark.parametrize(("count", "in_blocks"), [(6, 3), (8, 4), (9, 4)])
 def test_probes_put_every_group_in_every_place(task: osc.Task, count: int, in_blocks: int) -> None:
     names = sorted(set(step_groups(np.asarray(task.order), task.groups)))
     orders = probe_orders(task, count, seed=3)
@@ -169,6 +169,22 @@ def test_probes_put_every_group_in_every_place(task: osc.Task, count: int, in_bl
             firsts.append(labels[0])
     assert blocks == in_blocks
     assert set(firsts) == set(names)
+
+
+def test_every_third_probe_in_blocks_is_blurred() -> None:
+    """Between blocks and shuffles: groups change more often than in blocks and less often than in a shuffle, and are
+    where they are in the probe of the same sequence that is not blurred, on the average."""
+    task = osc.Task(**tasks_tiny.char(steps=240))
+    changes, sequences = [], []
+    for order in probe_orders(task, 8, seed=3):
+        labels = np.array(step_groups(order, task.groups))
+        changes.append(int((labels[1:] != labels[:-1]).sum()))
+        sequences.append(sorted(set(labels), key=lambda name: np.flatnonzero(labels == name).mean()))
+    groups = len(sequences[0])
+    assert [count == groups - 1 for count in changes] == [True, True, False, True, True, False, False, False]
+    for blurred in (2, 5):
+        assert 10 * groups < changes[blurred] < 0.8 * min(changes[6:])
+    assert len({tuple(sequence) for sequence in sequences[:6]}) == 6
 
 
 def test_a_long_window_has_one_more_probe() -> None:
