@@ -187,6 +187,20 @@ def test_every_third_probe_in_blocks_is_blurred() -> None:
     assert len({tuple(sequence) for sequence in sequences[:6]}) == 6
 
 
+def test_two_groups_have_both_sequences_in_blocks_and_blurred() -> None:
+    whole = tasks_tiny.char(steps=240)
+    task = osc.Task(**whole | {"groups": ["a" if name == whole["groups"][0] else "b" for name in whole["groups"]]})
+    firsts, changes = [], []
+    for order in probe_orders(task, 8, seed=3):
+        labels = np.array(step_groups(order, task.groups))
+        changes.append(int((labels[1:] != labels[:-1]).sum()))
+        firsts.append(min("ab", key=lambda name: np.flatnonzero(labels == name).mean()))
+    assert changes[:2] == [1, 1]
+    assert max(changes[2:4]) < 0.9 * min(changes[4:])
+    assert min(changes[2:4]) > 10
+    assert firsts[0] == firsts[2] != firsts[1] == firsts[3]
+
+
 def test_a_long_window_has_one_more_probe() -> None:
     for steps, probes in ((LONG, DEFAULT.probes), (LONG + 1, LONGER.probes)):
         assert allotted(osc.Task(**tasks_tiny.char(steps=steps)), None, None, None, None)[1] == probes
