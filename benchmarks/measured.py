@@ -39,7 +39,7 @@ ESTIMATES = {
     "anchors, few weights carried": "recording.budget:PARTIAL.anchors",
     "probes, few weights carried": "recording.budget:PARTIAL.probes",
     "passes of curvature, few weights carried": "recording.budget:PARTIAL.passes",
-    "blur of every third probe in blocks, in groups": "recording.choices:BLUR",
+    "blur of probes in blocks, in groups": "recording.choices:BLUR",
     "least probes of which one regroups samples": "recording.choices:LEAST_TO_REGROUP",
     "coordinates": "recording.choices:COORDS",
     "coordinates, mixed batches": "recording.choices:MIXED_COORDS",

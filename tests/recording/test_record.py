@@ -155,7 +155,7 @@ def test_impossible_counts_are_refused(task: osc.Task, tmp_path: Path, option: s
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(("count", "in_blocks"), [(6, 3), (8, 4), (9, 4)])
+@pytest.mark.parametrize(("count", "in_blocks"), [(6, 4), (8, 4), (9, 4)])
 def test_probes_put_every_group_in_every_place(task: osc.Task, count: int, in_blocks: int) -> None:
     names = sorted(set(step_groups(np.asarray(task.order), task.groups)))
     orders = probe_orders(task, count, seed=3)
@@ -171,7 +171,7 @@ def test_probes_put_every_group_in_every_place(task: osc.Task, count: int, in_bl
     assert set(firsts) == set(names)
 
 
-def test_every_third_probe_in_blocks_is_blurred() -> None:
+def test_some_probes_in_blocks_are_blurred() -> None:
     """Between blocks and shuffles: groups change more often than in blocks and less often than in a shuffle, and are
     where they are in the probe of the same sequence that is not blurred, on the average."""
     task = osc.Task(**tasks_tiny.char(steps=240))
@@ -181,8 +181,8 @@ def test_every_third_probe_in_blocks_is_blurred() -> None:
         changes.append(int((labels[1:] != labels[:-1]).sum()))
         sequences.append(sorted(set(labels), key=lambda name: np.flatnonzero(labels == name).mean()))
     groups = len(sequences[0])
-    assert [count == groups - 1 for count in changes] == [True, True, False, True, True, False, False, False]
-    for blurred in (2, 5):
+    assert [count == groups - 1 for count in changes] == [True] * 4 + [False] * 4
+    for blurred in (4, 5):
         assert 10 * groups < changes[blurred] < 0.8 * min(changes[6:])
     assert len({tuple(sequence) for sequence in sequences[:6]}) == 6
 
@@ -198,7 +198,7 @@ def test_two_groups_have_both_sequences_in_blocks_and_blurred() -> None:
     assert changes[:2] == [1, 1]
     assert max(changes[2:4]) < 0.9 * min(changes[4:])
     assert min(changes[2:4]) > 10
-    assert firsts[0] == firsts[2] != firsts[1] == firsts[3]
+    assert firsts[0] == firsts[3] != firsts[1] == firsts[2]
 
 
 def test_a_long_window_has_one_more_probe() -> None:

@@ -24,9 +24,9 @@ HELD_OUT_PASSES, LEAST_HELD_OUT, MOST_HELD_OUT = 1.5, 512, 1152  # pseudo-gradie
 SAMPLE_BYTES = 1 << 27  # of single samples' gradients in all
 ANCHORS = 2  # shared ones of a budget: see `orderscope.recording.budget`
 LEAST_TO_REGROUP = 6  # probes, of which one then regroups samples
-# Every third probe in blocks is blurred, by so many places of a group: orders between blocks and shuffles are then
-# predicted with three quarters of the error over 24 to 2,000 steps, others with the same, see the log.
-BLURRED, BLUR = 3, 0.7
+# Places of a group that some probes in blocks are blurred by: orders between blocks and shuffles are then predicted
+# with two thirds of the error over 24 to 512 steps, others with about the same, see the log.
+BLUR = 0.7
 
 
 def spaced(steps: int, count: int) -> list[int]:
@@ -112,16 +112,14 @@ def _labelled(task: Task) -> tuple[np.ndarray, list[str]]:
 
 def _blocks(task: Task, labels: Sequence[str], rng: np.random.Generator) -> list[tuple[list[str], float]]:
     """Sequences of the groups, each with the places that it is blurred by: a random sequence in every rotation, then
-    each of these reversed where that is another rotation; none of a single group. Every third is blurred; of two groups
-    both sequences, once more."""
+    each of these reversed; of two groups both once more, none of a single group. Blurred are all after the first that
+    is reversed, so that each group is in every place in pure blocks."""
     names = rng.permutation(sorted(set(labels))).tolist()
     forward = [names[i:] + names[:i] for i in range(len(names))] if len(names) > 1 else []
-    rotations = forward + [rotation[::-1] for rotation in forward] if len(names) > 2 else forward
     if mixed_batches(task):
-        return [(rotation, 0.0) for rotation in rotations]
-    if len(names) == 2:
-        return [(rotation, blur) for blur in (0.0, BLUR) for rotation in rotations]
-    return [(rotation, BLUR if i % BLURRED == BLURRED - 1 else 0.0) for i, rotation in enumerate(rotations)]
+        return [(sequence, 0.0) for sequence in forward + [s[::-1] for s in forward if len(names) > 2]]
+    pure = len(names) + (len(names) > 2)
+    return [(sequence, BLUR * (i >= pure)) for i, sequence in enumerate(forward + [s[::-1] for s in forward])]
 
 
 def _in_blocks(labels: Sequence[str], sequence: Sequence[str], blur: float, rng: np.random.Generator) -> np.ndarray:
