@@ -18,7 +18,7 @@ from orderscope.engine.window import LONG
 from orderscope.orders import step_groups
 from orderscope.recording import choices
 from orderscope.recording.budget import DEFAULT, LONGER
-from orderscope.recording.choices import allotted, probe_orders, spaced
+from orderscope.recording.choices import UNBLURRED, allotted, probe_orders, spaced
 from orderscope.recording.record import sketch
 from orderscope.sketching import SketchPlan, missing_units
 from orderscope.store import RunStore
@@ -155,7 +155,7 @@ def test_impossible_counts_are_refused(task: osc.Task, tmp_path: Path, option: s
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(("count", "in_blocks"), [(6, 4), (8, 4), (9, 4)])
+@pytest.mark.parametrize(("count", "in_blocks"), [(6, 4), (8, 6), (9, 6)])
 def test_probes_put_every_group_in_every_place(task: osc.Task, count: int, in_blocks: int) -> None:
     names = sorted(set(step_groups(np.asarray(task.order), task.groups)))
     orders = probe_orders(task, count, seed=3)
@@ -187,6 +187,16 @@ def test_some_probes_in_blocks_are_blurred() -> None:
     assert len({tuple(sequence) for sequence in sequences[:6]}) == 6
 
 
+def test_what_is_blurred_beside_all_sequences_and_where_nothing_is() -> None:
+    def changes(steps: int, count: int, **other: object) -> list[int]:
+        task = osc.Task(**tasks_tiny.char(steps=steps) | other)
+        found = [step_groups(order, task.groups) for order in probe_orders(task, count, seed=3)]
+        return [sum(a != b for a, b in zip(labels, labels[1:], strict=False)) for labels in found]
+
+    assert [n == 2 for n in changes(UNBLURRED + 1, 11)] == [True] * 6 + [False] * 5
+    assert [n == 2 for n in changes(UNBLURRED, 8)] == [True] * 6 + [False] * 2
+
+
 def test_two_groups_have_both_sequences_in_blocks_and_blurred() -> None:
     whole = tasks_tiny.char(steps=240)
     task = osc.Task(**whole | {"groups": ["a" if name == whole["groups"][0] else "b" for name in whole["groups"]]})
@@ -198,13 +208,13 @@ def test_two_groups_have_both_sequences_in_blocks_and_blurred() -> None:
     assert changes[:2] == [1, 1]
     assert max(changes[2:4]) < 0.9 * min(changes[4:])
     assert min(changes[2:4]) > 10
-    assert firsts[0] == firsts[3] != firsts[1] == firsts[2]
+    assert firsts[0] == firsts[2] != firsts[1] == firsts[3]
 
 
-def test_a_long_window_has_one_more_probe() -> None:
+def test_a_long_window_has_more_probes() -> None:
     for steps, probes in ((LONG, DEFAULT.probes), (LONG + 1, LONGER.probes)):
         assert allotted(osc.Task(**tasks_tiny.char(steps=steps)), None, None, None, None)[1] == probes
-    assert LONGER.probes == DEFAULT.probes + 1
+    assert LONGER.probes == DEFAULT.probes + 3
 
 
 def test_one_probe_of_a_task_without_groups() -> None:

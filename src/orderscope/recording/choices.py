@@ -24,9 +24,9 @@ HELD_OUT_PASSES, LEAST_HELD_OUT, MOST_HELD_OUT = 1.5, 512, 1152  # pseudo-gradie
 SAMPLE_BYTES = 1 << 27  # of single samples' gradients in all
 ANCHORS = 2  # shared ones of a budget: see `orderscope.recording.budget`
 LEAST_TO_REGROUP = 6  # probes, of which one then regroups samples
-# Places of a group that some probes in blocks are blurred by: orders between blocks and shuffles are then predicted
-# with two thirds of the error over 24 to 512 steps, others with about the same, see the log.
-BLUR = 0.7
+# The last two probes in blocks are blurred by so many places of a group, in windows of more steps than that: orders
+# between blocks and shuffles are then predicted with three quarters of the error or less, see the log.
+BLURRED, BLUR, UNBLURRED = 2, 0.7, 64
 
 
 def spaced(steps: int, count: int) -> list[int]:
@@ -75,7 +75,8 @@ def probe_orders(task: Task, count: int, seed: int, *, regroup: bool = False) ->
     """
     rng = np.random.default_rng(seed)
     order, labels = _labelled(task)
-    blocks = _blocks(task, labels, rng)[: 3 * count // 4]
+    most = 3 * count // 4
+    blocks = _blocks(task, labels, rng, most)[:most]
     orders = [
         order[_in_blocks(labels, *blocks[i], rng) if i < len(blocks) else rng.permutation(len(order))]
         for i in range(count)
@@ -110,16 +111,19 @@ def _labelled(task: Task) -> tuple[np.ndarray, list[str]]:
     return order, step_groups(order, task.groups) if task.groups is not None else [""] * len(order)
 
 
-def _blocks(task: Task, labels: Sequence[str], rng: np.random.Generator) -> list[tuple[list[str], float]]:
+def _blocks(
+    task: Task, labels: Sequence[str], rng: np.random.Generator, count: int = 0
+) -> list[tuple[list[str], float]]:
     """Sequences of the groups, each with the places that it is blurred by: a random sequence in every rotation, then
-    each of these reversed; of two groups both once more, none of a single group. Blurred are all after the first that
-    is reversed, so that each group is in every place in pure blocks."""
+    each of these reversed where that is another rotation; none of a single group. The last of `count` are blurred,
+    but none before each group was in every place and one sequence was reversed."""
     names = rng.permutation(sorted(set(labels))).tolist()
     forward = [names[i:] + names[:i] for i in range(len(names))] if len(names) > 1 else []
-    if mixed_batches(task):
-        return [(sequence, 0.0) for sequence in forward + [s[::-1] for s in forward if len(names) > 2]]
-    pure = len(names) + (len(names) > 2)
-    return [(sequence, BLUR * (i >= pure)) for i, sequence in enumerate(forward + [s[::-1] for s in forward])]
+    rotations = forward + [rotation[::-1] for rotation in forward] if len(names) > 2 else forward
+    if mixed_batches(task) or len(labels) <= UNBLURRED:
+        return [(rotation, 0.0) for rotation in rotations]
+    pure = max(len(names) + 1, count - BLURRED)
+    return [(rotation, 0.0) for rotation in rotations[:pure]] + [(s, BLUR) for s in rotations[pure:] or rotations]
 
 
 def _in_blocks(labels: Sequence[str], sequence: Sequence[str], blur: float, rng: np.random.Generator) -> np.ndarray:
