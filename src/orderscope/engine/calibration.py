@@ -10,7 +10,8 @@ anchors do not span over its mean on the left-out runs, lambda the one that pred
 the share of their squared residuals that this explains. Nothing is shifted unless each run is told better by a
 regression that was chosen without it.
 
-Error bars come from the residuals that are left, see `orderscope.engine.error_bars`.
+Error bars come from the residuals before that, see `orderscope.engine.error_bars`: a shift that was right on the runs
+narrows no interval, since a few runs say little of how much it leaves elsewhere.
 
 Source of the leave-one-out residuals: Craven and Wahba, "Smoothing noisy data with spline functions", 1979.
 """
@@ -169,7 +170,7 @@ def fit_calibration(
     left = left * unit
     constant = np.abs(true - np.median(np.append(true, reference)))
     others = None if pushed is None else np.where(np.eye(count, dtype=bool), np.nan, pushed)
-    bars = fit_error_bars(left, _covariates(raw, reference, at, typical, others), sigma)
+    bars = fit_error_bars(true - raw, _covariates(raw, reference, at, typical, others), sigma)
     fitted = Calibration(
         reference=reference,
         sigma=sigma,

@@ -113,7 +113,7 @@ def fit_error_bars(residuals: Float[np.ndarray, " runs"], of: Covariates, sigma:
     """Fit error bars to left-out runs.
 
     Args:
-        residuals: what is left of the runs' errors, [runs]; two or more.
+        residuals: the runs' errors, before any shift, [runs]; two or more.
         of: their covariates.
         sigma: spread of the metric's true values.
     """
