@@ -40,7 +40,7 @@ ESTIMATES = {
     "probes, few weights carried": "recording.budget:PARTIAL.probes",
     "passes of curvature, few weights carried": "recording.budget:PARTIAL.passes",
     "blurred probes in blocks": "recording.choices:BLURRED",
-    "their blur, in groups": "recording.choices:BLUR",
+    "blur of these probes": "recording.choices:BLUR",
     "steps of a window without blurred probes": "recording.choices:UNBLURRED",
     "least probes of which one regroups samples": "recording.choices:LEAST_TO_REGROUP",
     "coordinates": "recording.choices:COORDS",
@@ -263,17 +263,22 @@ def changes(rows: Iterable[Mapping[str, Any]], of: str) -> str:
     """In which settings the rows differ from those of today."""
     kept, now = json.loads((DATA / "defaults.json").read_text(encoding="utf-8")), defaults(of)
     found: dict[str, None] = {}
+    unknown: dict[str, None] = {}
     for mark in dict.fromkeys(row["defaults"] for row in rows):
         then = kept[mark]
         for label, value in now.items():
             if label in then and then[label] != value:
                 found[f"{label}: {_shown(then[label])}, now {_shown(value)}"] = None
             elif label not in then and "method" not in {k for k in then if then[k] != now.get(k)}:
-                found[f"{label}: not recorded, now {_shown(value)}"] = None
+                unknown[label] = None
+    if unknown:
+        found[f"not there yet: {', '.join(unknown)}"] = None
     return "; ".join(found)
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        return ", ".join(map(_shown, value))
     return "none" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
 
 
