@@ -41,9 +41,13 @@ def load(spec: str) -> dict:
     return getattr(module, name)()
 
 
+def _labels(task: osc.Task) -> list[str]:
+    return step_groups(np.asarray(task.order), task.groups) if task.groups is not None else [""] * len(task.order)
+
+
 def unseen_orders(task: osc.Task, count: int, seed: int) -> np.ndarray:
     rng, reference = np.random.default_rng(seed), np.asarray(task.order)
-    labels = step_groups(reference, task.groups) if task.groups is not None else [""] * len(reference)
+    labels = _labels(task)
     names = sorted(set(labels))
     orders = []
     for n in range(count):
@@ -67,10 +71,7 @@ def unseen_orders(task: osc.Task, count: int, seed: int) -> np.ndarray:
 
 
 def between_orders(task: osc.Task, count: int, seed: int) -> np.ndarray:
-    rng, reference = np.random.default_rng([seed, 1]), np.asarray(task.order)
-    labels = (
-        np.array(step_groups(reference, task.groups)) if task.groups is not None else np.array([""] * len(reference))
-    )
+    rng, reference, labels = np.random.default_rng([seed, 1]), np.asarray(task.order), np.array(_labels(task))
     names, orders = sorted(set(labels)), []
     for n in range(count):
         steps, group = rng.permutation(len(reference)), names[n // 4 % len(names)]

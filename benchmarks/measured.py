@@ -263,16 +263,16 @@ def changes(rows: Iterable[Mapping[str, Any]], of: str) -> str:
     """In which settings the rows differ from those of today."""
     kept, now = json.loads((DATA / "defaults.json").read_text(encoding="utf-8")), defaults(of)
     found: dict[str, None] = {}
-    unknown: dict[str, None] = {}
+    new: dict[str, None] = {}
     for mark in dict.fromkeys(row["defaults"] for row in rows):
         then = kept[mark]
         for label, value in now.items():
             if label in then and then[label] != value:
                 found[f"{label}: {_shown(then[label])}, now {_shown(value)}"] = None
             elif label not in then and "method" not in {k for k in then if then[k] != now.get(k)}:
-                unknown[label] = None
-    if unknown:
-        found[f"not there yet: {', '.join(unknown)}"] = None
+                new[label] = None
+    if new:
+        found[f"new since then: {', '.join(new)}"] = None
     return "; ".join(found)
 
 

@@ -261,7 +261,7 @@ def test_query_and_train(run: Path, tasks: Path) -> None:
 def test_a_group_of_mixed_batches_is_moved_by_its_samples(tasks: Path, tmp_path: Path) -> None:
     """Whole batches would take the other groups along: nothing would change, and that with trust."""
     run = tmp_path / "run"
-    answer("record", f"{tasks}:mixed", "--out", run, "--anchors", 3, "--probes", 4)
+    answer("record", f"{tasks}:mixed", "--out", run, "--anchors", 3, "--probes", 8)
     found = answer("query", run, "--order", "late:zero", "--order", "reference", "--train", code=3)["orders"]
     for name, (before, after) in found[0]["positions"].items():
         assert (after - before > 0.2) == (name == "zero")
@@ -270,6 +270,7 @@ def test_a_group_of_mixed_batches_is_moved_by_its_samples(tasks: Path, tmp_path:
     effect = moved["true"] - same["true"]
     assert effect > 0.015
     assert abs(moved["difference"] - effect) < 0.5 * effect
+    assert moved["detectable"]
     text = call("query", run, "--order", "late:zero").stdout
     assert re.search(r"late:zero: mean position of group other 0.5\d -> 0.3\d, zero 0.4\d -> 0.8\d", text), text
 

@@ -54,9 +54,8 @@ def test_it_opens_and_answers_as_it_did(task, orders):
     told = sim.predict(orders)
     apart = REFERENCE - np.array(VALUES)
     np.testing.assert_allclose(told.metrics["eval"], VALUES, rtol=0, atol=0.02 * np.abs(apart).max())
-    assert (
-        told.error["eval"] > 0.7 * np.array(ERRORS)
-    ).all()  # three probes determine a scale less well than was assumed
+    # Three probes determine a scale less well than was assumed.
+    assert (told.error["eval"] > 0.7 * np.array(ERRORS)).all()
     assert (told.error["eval"] < 1.5 * np.std([REFERENCE, *PROBES], ddof=1)).all()
     assert told.trusted.all()
     precise = osc.Simulator(PACKED, task).predict(orders, precise=True)

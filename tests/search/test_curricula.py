@@ -57,7 +57,7 @@ def test_sorts_by_its_signal(char: osc.Simulator, name: str, signal: str, direct
 
 
 def test_samples_are_sorted_where_they_may_leave_their_batches(char: osc.Simulator) -> None:
-    """Where sorted batches are better than the recorded order: of higher or of lower losses one direction is."""
+    """Where sorted batches are better than the recorded order, which one of the two directions is."""
     values = Samples(char).loss()
     found = {name: yielded(name, setting(char)) for name in ("easy first", "hard first")}
     assert any(len(orders) == 2 for orders in found.values())

@@ -106,19 +106,20 @@ def step_groups(order: np.ndarray, groups: Sequence[Any] | None) -> list[str]:
     return [str(names[np.bincount(codes[ids], minlength=len(names)).argmax()]) for ids in order]
 
 
-def in_blocks(labels: Sequence[str], sequence: Sequence[str]) -> np.ndarray:
+def in_blocks(labels: Sequence[str], sequence: Sequence[str], noise: np.ndarray | float = 0.0) -> np.ndarray:
     """Places of items sorted into one block a group, int64 [n]; inside a block they keep their order.
 
     Args:
         labels: the group of each item, [n].
         sequence: groups in the order of their blocks; those that are not named follow in name order.
+        noise: added to the place of each item's block, [n], so that blocks run into each other.
 
     Example:
         >>> in_blocks(["b", "a", "c", "b"], ["b"])
         array([0, 3, 1, 2])
     """
     place = {name: i for i, name in enumerate([*sequence, *sorted(set(labels) - set(sequence))])}
-    return np.argsort([place[label] for label in labels], kind="stable")
+    return np.argsort(np.array([place[label] for label in labels], dtype=np.float64) + noise, kind="stable")
 
 
 def mixes_groups(order: np.ndarray, groups: Sequence[Any] | None) -> bool:

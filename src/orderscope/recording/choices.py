@@ -9,7 +9,7 @@ import numpy as np
 
 from orderscope.engine.window import LONG
 from orderscope.errors import OrderscopeError
-from orderscope.orders import mixes_groups, step_groups
+from orderscope.orders import in_blocks, mixes_groups, step_groups
 from orderscope.recording.budget import allot, shares
 from orderscope.sketching import SketchPlan, make_plan
 from orderscope.sketching.held_out import drawn_rows, held_out_rows
@@ -25,7 +25,7 @@ SAMPLE_BYTES = 1 << 27  # of single samples' gradients in all
 ANCHORS = 2  # shared ones of a budget: see `orderscope.recording.budget`
 LEAST_TO_REGROUP = 6  # probes, of which one then regroups samples
 # The last two probes in blocks are blurred by so many places of a group, in windows of more steps than that: orders
-# between blocks and shuffles are then predicted with three quarters of the error or less, see the log.
+# between blocks and shuffles are then predicted with half to four fifths of the error, see the log.
 BLURRED, BLUR, UNBLURRED = 2, 0.7, 64
 
 
@@ -129,10 +129,8 @@ def _blocks(
 def _in_blocks(labels: Sequence[str], sequence: Sequence[str], blur: float, rng: np.random.Generator) -> np.ndarray:
     """Steps sorted by the place of their group in a sequence, with normal noise of `blur` places."""
     steps = rng.permutation(len(labels))
-    place = np.array([sequence.index(labels[step]) for step in steps], dtype=np.float64)
-    if blur:
-        place += blur * rng.normal(size=len(place))
-    return steps[np.argsort(place, kind="stable")]
+    noise = blur * rng.normal(size=len(steps)) if blur else 0.0
+    return steps[in_blocks([labels[step] for step in steps], sequence, noise)]
 
 
 def sketch_plan(
