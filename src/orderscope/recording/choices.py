@@ -25,7 +25,7 @@ SAMPLE_BYTES = 1 << 27  # of single samples' gradients in all
 ANCHORS = 2  # shared ones of a budget: see `orderscope.recording.budget`
 LEAST_TO_REGROUP = 6  # probes, of which one then regroups samples
 # The last two probes in blocks are blurred by so many places of a group, in windows of more steps than that: orders
-# between blocks and shuffles are then predicted with half to four fifths of the error, see the log.
+# between blocks and shuffles are then predicted with half to nine tenths of the error, see the log.
 BLURRED, BLUR, UNBLURRED = 2, 0.7, 64
 
 
