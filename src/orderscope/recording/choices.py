@@ -130,7 +130,7 @@ def _in_blocks(labels: Sequence[str], sequence: Sequence[str], blur: float, rng:
     """Steps sorted by the place of their group in a sequence, with normal noise of `blur` places."""
     steps = rng.permutation(len(labels))
     noise = blur * rng.normal(size=len(steps)) if blur else 0.0
-    return steps[in_blocks([labels[step] for step in steps], sequence, noise)]
+    return steps[in_blocks(np.array(labels)[steps].tolist(), sequence, noise)]
 
 
 def sketch_plan(
