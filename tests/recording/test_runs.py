@@ -1,6 +1,7 @@
 """What a recorded run holds, and that stopping and going on leaves no trace."""
 
 import random
+from contextlib import suppress
 from functools import partial
 
 import numpy as np
@@ -343,3 +344,48 @@ def test_coords(coords, tmp_path):
     task = osc.Task(**linear())
     with pytest.raises(osc.OrderscopeError, match="ascending int64 indices below 4"):
         record(task, tmp_path, [0, 8], coords=torch.tensor(coords))
+
+
+def test_of_another_order_only_the_end_is_written(tmp_path):
+    task = osc.Task(**classifier(counting=True))
+    record(task, tmp_path / "run", [0, 5, 10])
+    order = task.order[::-1].copy()
+    with RunStore.create(tmp_path / "run") as store:
+        record_run(task, store, "probe-0", order, [0, 10], whole=False)
+        reference, probe = load_run(store, "reference"), load_run(store, "probe-0")
+        assert {"theta", "state:exp_avg"}.isdisjoint(store.read("record/probe-0/segment-000"))
+        assert "state:exp_avg" not in store.read("record/probe-0/segment-001")
+    start_of, end_of = probe.state(0), osc.retrain(task, order, keep_parameters=True)
+    assert torch.equal(start_of.theta, reference.state(0).theta)
+    assert torch.equal(start_of.buffers["calls"], reference.state(0).buffers["calls"])
+    assert torch.equal(probe.theta()[0], start_of.theta)
+    assert torch.equal(probe.theta()[1], end_of.parameters[0])
+    assert [probe.is_whole(k) for k in (0, 1)] == [True, False]
+    for ask in (lambda: probe.state(1), lambda: probe.moment("exp_avg"), lambda: probe.states):
+        with pytest.raises(osc.IncompleteRun, match="segment-001 without the optimizer"):
+            ask()
+
+
+def test_another_start_than_the_references_is_written(tmp_path):
+    task = osc.Task(**classifier())
+    with RunStore.create(tmp_path / "run") as store:
+        task_shard(task, store)
+        record_run(task, store, "probe-0", task.order, [0, 10], whole=False)  # no reference yet
+        record_run(task, store, "reference", task.order, [0, 10])
+        record_run(task, store, "probe-1", task.order, [0, 10], whole=False)
+        kept = [set(store.read(f"record/probe-{i}/segment-000")) for i in (0, 1)]
+        runs_ = [load_run(store, name) for name in ("probe-0", "probe-1")]
+    assert "theta" in kept[0]
+    assert "theta" not in kept[1]
+    assert torch.equal(runs_[0].theta(), runs_[1].theta())
+
+
+def test_a_run_that_keeps_no_moments_goes_on_from_inside(tmp_path):
+    task, at = osc.Task(**classifier()), [0, 5, 10]
+    for name, stop in (("straight", None), ("stopped", 7)):
+        with RunStore.create(tmp_path / name) as store:
+            task_shard(task, store)
+            for progress in [stop_at(stop), None] if stop else [None]:
+                with suppress(Stop):
+                    record_run(task, store, "probe-0", task.order, at, whole=False, progress=progress)
+    assert contents(tmp_path / "straight") == contents(tmp_path / "stopped")

@@ -19,7 +19,7 @@ from orderscope.sketching.coordinates import Coordinates
 from orderscope.store import RunStore
 from orderscope.store.names import REFERENCE, TASK_SHARD
 from orderscope.training import load_run
-from orderscope.training.segments import read_state, step_gradients
+from orderscope.training.segments import read_state, read_weights, step_gradients
 from orderscope.training.state import TrainingState
 from orderscope_kernels.optimizers import KINDS
 
@@ -67,7 +67,12 @@ def check_reached(store: RunStore, coordinates: Coordinates, name: str = REFEREN
             gradient = torch.from_numpy(np.array(gradients[t - begin]))[None]
             gradient = clip(dynamics, gradient, run.grad_norm[t : t + 1].to(gradient.dtype))
             step(dynamics, states, gradient, t, None, run.has_grad[t : t + 1] if dynamics.masked else None)
-        before, after = (_on(run.state(i), coordinates) for i in (k, k + 1))
+        before = _on(run.state(k), coordinates)
+        if run.is_whole(k + 1):
+            after = _on(run.state(k + 1), coordinates)
+        else:  # the end of a run whose moments were not kept: its weights are what they led to
+            theta = coordinates.take(read_weights(store, name, k + 1).theta)
+            after = Start(theta, {key: values[0] for key, values in states.moments.items()})
         states = _compared(f"run {name!r}", dynamics.optimizer, states, before, after, begin, end)
 
 

@@ -24,7 +24,7 @@ from orderscope.sketching.coordinates import Coordinates
 from orderscope.store import RunStore
 from orderscope.store.names import REFERENCE, TASK_SHARD
 from orderscope.training import load_run, true_runs
-from orderscope.training.segments import segment_name
+from orderscope.training.segments import map_theta, segment_name
 from orderscope_kernels.shapes import Shaped
 
 # Share of the curvature's trace that is kept. What is cut off is missing from the restoring force and adds up to a
@@ -261,7 +261,7 @@ def _single_expansion(store: RunStore, window: Window, plan: SketchPlan) -> Held
 def _last_state(store: RunStore, run: str) -> np.ndarray:
     """Weights at the end of a run, [P], left on disk."""
     boundaries = store.attrs(segment_name(run, 0))["boundaries"]
-    return store.map(segment_name(run, len(boundaries) - 1), "theta")
+    return map_theta(store, run, len(boundaries) - 1)
 
 
 def _slopes(store: RunStore, run: str, name: str) -> Tensor:
@@ -325,7 +325,7 @@ def _energy(fractions: Tensor) -> float:
 def _anchor_states(store: RunStore, plan: SketchPlan, indices: Tensor | None) -> Tensor:
     rows = []
     for a in plan.anchors:
-        theta = store.map(segment_name(a.run, a.segment), "theta")
+        theta = map_theta(store, a.run, a.segment)
         rows.append(torch.from_numpy(np.array(theta if indices is None else theta[indices.numpy()])))
     return torch.stack(rows)
 

@@ -101,7 +101,7 @@ class Bench:
             if isinstance(piece, Training):
                 coords = self._plan.coordinates.indices
                 record_run(self.task, annex, piece.name, piece.order, piece.ends, coords=coords, metrics_at=METRICS_AT,
-                           keep_rng=False)  # fmt: skip
+                           whole=False)  # fmt: skip
             else:
                 began, cpu = time.perf_counter(), time.process_time()
                 annex.write(piece.name, *self._stage.compute(piece.name))

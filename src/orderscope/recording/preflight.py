@@ -320,6 +320,7 @@ def _stages(
     of_steps = steps * (plan.batch * 12 + len(task.layout) + 8 * 16)
     ends = len(plan.anchors) + 1
     starting, ended = (_state_bytes(s) for s in (first, last))
+    weights = ended - sum(x.nbytes for x in last.moments.values())  # a probe starts where the reference does
     random = sum(x.nbytes for x in first.rng.values())
     block = plan.blocks[0][1] - plan.blocks[0][0]
     base, of_rows, of_curvature, of_losses = peaks
@@ -347,7 +348,7 @@ def _stages(
         Stage("reference", taken["reference"], base + (of_steps + run) / max(1, ends - 1) + ended,
               of_steps + starting + (ends - 1) * ended + ends * (random + losses + SHARD), run + (ends - 1) * small),
         Stage("probes", taken["probes"], base + of_steps + run + ended,
-              probes * (of_steps + starting + ended + losses + 2 * SHARD), probes * (run + small)),
+              probes * (of_steps + weights + losses + 1.5 * SHARD), probes * (run + small)),
         Stage("gradients", taken["gradients"], of_rows + block * m * (item + plan.batch * 2 * bool(kept)), 0.0,
               gradients + len(plan.anchors) * len(plan.blocks) * SHARD),
         Stage("curvature", taken["curvature"], of_curvature + max(map(len, plan.curvature_ids)) * plan.draws * m * 2,

@@ -110,7 +110,10 @@ def take_over(store: RunStore, source: RunStore, name: str, order: np.ndarray, c
         attrs = {"run": name, "index": index, "start": 0, "stop": ends[index], "boundaries": ends, "plan": plan,
                  "metrics": run.metrics[last] if index else {}, "hyper": list(run.hyper) if index else []}  # fmt: skip
         state = replace(run.state(boundary), rng={})
-        write_segment(store, name, index, {**rows, **held_out} if index else {}, state, attrs)
+        write_segment(
+            store, name, index, {**rows, **held_out} if index else {}, state, attrs,
+            whole=index == 0, like=segment_name(REFERENCE, 0),
+        )  # fmt: skip
     store.log({"event": "taken over", "run": name, "from": str(source.path)})
     return True
 

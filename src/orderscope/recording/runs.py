@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -43,7 +42,7 @@ def record_run(
     coords: Tensor | None = None,
     metrics_at: str = "all",
     keep_gradients: bool = True,
-    keep_rng: bool = True,
+    whole: bool = True,
     progress: Progress | None = None,
 ) -> dict[str, float]:
     """Train `order` and write the shard `record/<name>/segment-<k>` at each boundary; resume after the last one
@@ -61,8 +60,9 @@ def record_run(
         coords: ascending coordinates of [P] on which each step's gradient is kept; all if not given.
         metrics_at: "all" boundaries or only the "final" one.
         keep_gradients: whether to keep the steps' gradients.
-        keep_rng: whether to keep the states of the random generators, with which a run goes on after a boundary inside
-            it. They are the process's own, where other threads may draw too.
+        whole: whether to keep the optimizer's moments at the end too, and everywhere the states of the random
+            generators, with which a run goes on after a boundary inside it. These are the process's own, where other
+            threads may draw too.
         progress: called as `progress(steps done, steps)` after each step.
 
     Returns:
@@ -110,8 +110,10 @@ def record_run(
                 "run": name, "index": index, "start": first, "stop": ends[index],
                 "boundaries": ends, "plan": plan, "metrics": metrics, "hyper": rows.hyper_names,
             }  # fmt: skip
-            state = capture(session) if keep_rng else replace(capture(session), rng={})
-            write_segment(store, name, index, {**rows.tensors(), **held_out}, state, attrs)
+            write_segment(
+                store, name, index, {**rows.tensors(), **held_out}, capture(session, rng=whole), attrs,
+                whole=whole or index < len(ends) - 1, like=None if name == REFERENCE else segment_name(REFERENCE, 0),
+            )  # fmt: skip
             store.log(
                 {"event": "segment", "run": name, "index": index, "steps": ends[index] - first,
                  "train_seconds": trained - began, "seconds": time.perf_counter() - began,

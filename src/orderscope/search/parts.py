@@ -33,7 +33,7 @@ from orderscope.sketching.held_out import HeldOutRows, held_out_rows, held_out_s
 from orderscope.store.names import REFERENCE
 from orderscope.task import Task
 from orderscope.training import load_run
-from orderscope.training.segments import read_state, segment_name
+from orderscope.training.segments import read_weights, segment_name
 
 SEARCHED = 0.5  # share of the rows that the search sees
 LEAST = 8  # fewest rows of a part
@@ -177,7 +177,7 @@ def parts_of(sim: Simulator, task: Task, names: Sequence[str], split: Split, kno
 
     def at(run: str) -> Point:
         last = len(sim.store.attrs(segment_name(run, 0))["boundaries"]) - 1
-        return point(task, model, read_state(sim.store, run, last))
+        return point(task, model, read_weights(sim.store, run, last))
 
     every = _of_names(held_out, names)
     if split.confirming:

@@ -18,7 +18,7 @@ from orderscope.task import Task
 from orderscope.task.functional import FunctionalLoss, frozen_and_buffers, functional_loss, sample_loss
 from orderscope.task.layout import ParameterLayout
 from orderscope.task.per_sample import each_sample, filled, one_after_another
-from orderscope.training.state import TrainingState
+from orderscope.training.state import Weights
 
 MEMORY = 1 << 30  # bytes that the gradients of a micro-batch may take
 OUTPUT_COPIES = (
@@ -54,13 +54,13 @@ class Point:
         return frozen_and_buffers(self.model, self.layout)
 
 
-def point(task: Task, model: nn.Module, state: TrainingState) -> Point:
+def point(task: Task, model: nn.Module, state: Weights) -> Point:
     """Set `model` to `state`.
 
     Args:
         task: what is trained.
         model: a model of the task; changed.
-        state: weights, moments and buffers to set it to.
+        state: weights and buffers to set it to.
     """
     set_parameters(model, task.layout, state.theta)
     with torch.no_grad():

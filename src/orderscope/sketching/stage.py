@@ -35,7 +35,7 @@ from orderscope.store import RunStore
 from orderscope.store.names import REFERENCE, SPLIT
 from orderscope.task import Task
 from orderscope.task.rounding import coarsest, tolerated_gradient
-from orderscope.training.segments import read_state, segment_name, step_gradients
+from orderscope.training.segments import read_weights, segment_name, step_gradients
 
 WHOLE_SIZE = 1 << 17  # models of up to so many weights have pseudo-gradients of held-out rows on all of them
 SHORT_SIZE = 1 << 20  # models of more weights have gradients of held-out losses kept in bfloat16
@@ -98,7 +98,7 @@ class SketchStage:
     def _at_state(self, run: str, segment: int) -> Point:
         """The model moved to a recorded state."""
         if self._at is None or self._at[0] != (run, segment):
-            self._at = (run, segment), point(self.task, self._model, read_state(self.store, run, segment))
+            self._at = (run, segment), point(self.task, self._model, read_weights(self.store, run, segment))
         return self._at[1]
 
     def _rows(self, anchor: int, block: tuple[int, int]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from orderscope.errors import IncompleteRun
 from orderscope.store import RunStore
 from orderscope.store.names import FURTHER
-from orderscope.training.state import TrainingState
+from orderscope.training.state import TrainingState, Weights
 
 PREFIX = "record"
 
@@ -98,7 +98,15 @@ def _segments(store: RunStore, run: str) -> int:
 
 
 def write_segment(
-    store: RunStore, run: str, index: int, tensors: Mapping[str, Tensor], state: TrainingState, attrs: Mapping[str, Any]
+    store: RunStore,
+    run: str,
+    index: int,
+    tensors: Mapping[str, Tensor],
+    state: TrainingState,
+    attrs: Mapping[str, Any],
+    *,
+    whole: bool = True,
+    like: str | None = None,
 ) -> None:
     """Write `state`, and the per-step `tensors` before it, as one shard; their gradients before it, as another.
 
@@ -109,30 +117,41 @@ def write_segment(
         tensors: by name, [steps, ...].
         state: at the segment's end.
         attrs: what else the shard says.
+        whole: whether to write the optimizer's moments too, without which no training goes on from there.
+        like: a shard of a segment: what the state has in common with that one is not written again but read there.
     """
     tensors, gradient = dict(tensors), tensors.get("gradient")
     if gradient is not None and len(gradient):
         del tensors["gradient"]
         if gradient_name(run, index) not in store:  # of a writer killed before the segment: the same bytes
             store.write(gradient_name(run, index), {"gradient": _to_array(gradient)})
-    named = {
-        **tensors,
+    large = {
         "theta": state.theta,
-        "step": state.count,
-        "present": state.present,
-        **{f"state:{key}": t for key, t in state.moments.items()},
+        **{f"state:{key}": t for key, t in state.moments.items() if whole},
         **{f"buffer:{key}": t for key, t in state.buffers.items()},
-        **{f"rng:{key}": t for key, t in state.rng.items()},
     }
+    small = {"step": state.count, "present": state.present, **{f"rng:{key}": t for key, t in state.rng.items()}}
+    arrays = {key: _to_array(t) for key, t in {**tensors, **large, **small}.items()}
+    there = [] if like is None else [key for key in large if _has(store, like, key, arrays[key])]
     keys = {
         "steps": sorted(tensors),
-        "moments": sorted(state.moments),
+        "moments": sorted(state.moments) if whole else None,
         "buffers": list(state.buffers),
         "rng": sorted(state.rng),
-        "bfloat16": sorted(key for key, t in named.items() if t.dtype == torch.bfloat16),
+        "bfloat16": sorted(key for key, t in {**tensors, **large, **small}.items() if t.dtype == torch.bfloat16),
+        "elsewhere": dict.fromkeys(there, like),
     }
-    arrays = {key: _to_array(t) for key, t in named.items()}
-    store.write(segment_name(run, index), arrays, {**attrs, "keys": keys})
+    written = {key: array for key, array in arrays.items() if key not in there}
+    store.write(segment_name(run, index), written, {**attrs, "keys": keys})
+
+
+def _has(store: RunStore, name: str, key: str, array: np.ndarray) -> bool:
+    """Whether another segment has the same bytes under this key."""
+    if name not in store or key not in _Shard(store, name).of_state:
+        return False
+    theirs = store.map(name, key)
+    alike = theirs.dtype == array.dtype and theirs.shape == array.shape
+    return alike and np.array_equal(theirs.reshape(-1).view(np.uint8), array.reshape(-1).view(np.uint8))
 
 
 def read_state(store: RunStore, run: str, index: int) -> TrainingState:
@@ -142,17 +161,43 @@ def read_state(store: RunStore, run: str, index: int) -> TrainingState:
         store: the run on disk.
         run: name of a training.
         index: of the boundary, from 0.
+
+    Raises:
+        IncompleteRun: its moments were not kept, as at the ends of probes.
     """
     shard = _Shard(store, segment_name(run, index))
-    keys = shard.attrs["keys"]
+    weights = read_weights(store, run, index)
     return TrainingState(
-        theta=shard["theta"],
-        moments={key: shard[f"state:{key}"] for key in keys["moments"]},
+        theta=weights.theta,
+        buffers=weights.buffers,
+        moments={key: shard[f"state:{key}"] for key in shard.moments},
         count=shard["step"],
         present=shard["present"],
-        buffers={key: shard[f"buffer:{key}"] for key in keys["buffers"]},
-        rng={key: shard[f"rng:{key}"] for key in keys["rng"]},
+        rng={key: shard[f"rng:{key}"] for key in shard.attrs["keys"]["rng"]},
     )
+
+
+def read_weights(store: RunStore, run: str, index: int) -> Weights:
+    """Weights and buffers at a boundary, in memory of their own.
+
+    Args:
+        store: the run on disk.
+        run: name of a training.
+        index: of the boundary, from 0.
+    """
+    shard = _Shard(store, segment_name(run, index))
+    return Weights(shard["theta"], {key: shard[f"buffer:{key}"] for key in shard.attrs["keys"]["buffers"]})
+
+
+def map_theta(store: RunStore, run: str, index: int) -> np.ndarray:
+    """Weights at a boundary, [P], left on disk.
+
+    Args:
+        store: the run on disk.
+        run: name of a training.
+        index: of the boundary, from 0.
+    """
+    return _Shard(store, segment_name(run, index)).map("theta")
 
 
 @dataclass(frozen=True)
@@ -188,8 +233,12 @@ class RecordedRun:
     metrics: tuple[dict[str, float], ...]
 
     def state(self, anchor: int) -> TrainingState:
-        """The whole state at boundary number `anchor`, read from disk."""
+        """The whole state at boundary number `anchor`, read from disk. Raises as `read_state`."""
         return read_state(self.store, self.name, anchor)
+
+    def is_whole(self, anchor: int) -> bool:
+        """Whether boundary number `anchor` has the optimizer's moments, without which no training goes on."""
+        return _Shard(self.store, segment_name(self.name, anchor)).is_whole
 
     @cached_property
     def states(self) -> tuple[TrainingState, ...]:
@@ -209,10 +258,13 @@ class RecordedRun:
 
         Returns:
             [anchors, P] or [anchors, coords].
+
+        Raises:
+            IncompleteRun: a state was kept without its moments, as at the ends of probes.
         """
         rows = []
         for k in range(len(self.boundaries)):
-            kept = key in self.store.attrs(segment_name(self.name, k))["keys"]["moments"]
+            kept = key in _Shard(self.store, segment_name(self.name, k)).moments
             part = self._part(k, f"state:{key}" if kept else "theta", coords)
             rows.append(part if kept else torch.zeros_like(part))
         return torch.stack(rows)
@@ -279,12 +331,41 @@ class _Shard:
     def attrs(self) -> dict[str, Any]:
         return self._store.attrs(self._name)
 
+    @property
+    def is_whole(self) -> bool:
+        return self.attrs["keys"]["moments"] is not None
+
+    @property
+    def moments(self) -> list[str]:
+        """Keys of the optimizer's moments."""
+        if not self.is_whole:
+            raise IncompleteRun(
+                f"{self._name} without the optimizer's moments",
+                "a state with them: of runs under other orders than the recorded one only weights and buffers are kept",
+                "take its weights, or train the order with osc.retrain",
+            )
+        return self.attrs["keys"]["moments"]
+
+    @property
+    def of_state(self) -> set[str]:
+        """Keys of the tensors of the state that this shard holds itself."""
+        keys = self.attrs["keys"]
+        state = {"theta", *(f"state:{k}" for k in keys["moments"] or ()), *(f"buffer:{k}" for k in keys["buffers"])}
+        return state - set(keys.get("elsewhere", ()))
+
     def __getitem__(self, key: str) -> Tensor:
-        return self._to_tensor(key, self._store.read(self._name, [key])[key])
+        return self._to_tensor(key, self._store.read(self._place(key), [key])[key])
+
+    def map(self, key: str) -> np.ndarray:
+        """One array, left on disk."""
+        return self._store.map(self._place(key), key)
 
     def some(self, key: str, coords: Tensor) -> Tensor:
         """Some entries of a vector; only the pages they lie on are read."""
-        return self._to_tensor(key, np.array(self._store.map(self._name, key)[coords.numpy()]))
+        return self._to_tensor(key, np.array(self.map(key)[coords.numpy()]))
+
+    def _place(self, key: str) -> str:
+        return self.attrs["keys"].get("elsewhere", {}).get(key, self._name)
 
     def _to_tensor(self, key: str, array: np.ndarray) -> Tensor:
         tensor = torch.from_numpy(array)

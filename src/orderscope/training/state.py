@@ -18,24 +18,35 @@ SUPPORTED = {name: kind.torch_class for name, kind in KINDS.items()}
 
 
 @dataclass(frozen=True)
-class TrainingState:
+class Weights:
+    """What the model of a state computes with.
+
+    Args:
+        theta: parameters in layout order, [P].
+        buffers: the model's buffers by name.
+    """
+
+    theta: Tensor
+    buffers: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class TrainingState(Weights):
     """The state between two steps.
 
     Args:
         theta: parameters in layout order, [P].
+        buffers: the model's buffers by name.
         moments: optimizer state by key as in torch (`exp_avg`, `momentum_buffer`, ...), [P] each, at its initial value
             where the optimizer has none yet.
         count: the optimizer's own step count per parameter, [n_params]; zero for SGD.
         present: whether the optimizer has state for the parameter, bool [n_params].
-        buffers: the model's buffers by name.
         rng: random-number states by generator, see `orderscope.task.rng`.
     """
 
-    theta: Tensor
     moments: dict[str, Tensor]
     count: Tensor
     present: Tensor
-    buffers: dict[str, Tensor]
     rng: dict[str, Tensor] = field(default_factory=dict)
 
 
