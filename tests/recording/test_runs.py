@@ -380,6 +380,16 @@ def test_another_start_than_the_references_is_written(tmp_path):
     assert torch.equal(runs_[0].theta(), runs_[1].theta())
 
 
+def test_where_there_are_no_moments_a_state_is_whole(tmp_path):
+    task = osc.Task(**linear())
+    record(task, tmp_path / "run", [0, task.steps])
+    with RunStore.create(tmp_path / "run") as store:
+        record_run(task, store, "probe-0", task.order, [0, task.steps], whole=False)
+        ends = [load_run(store, name).states[-1] for name in ("reference", "probe-0")]
+    assert torch.equal(ends[0].theta, ends[1].theta)
+    assert ends[1].moments == {}
+
+
 def test_a_run_that_keeps_no_moments_goes_on_from_inside(tmp_path):
     task, at = osc.Task(**classifier()), [0, 5, 10]
     for name, stop in (("straight", None), ("stopped", 7)):

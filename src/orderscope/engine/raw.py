@@ -24,7 +24,7 @@ from orderscope.sketching.coordinates import Coordinates
 from orderscope.store import RunStore
 from orderscope.store.names import REFERENCE, TASK_SHARD
 from orderscope.training import load_run, true_runs
-from orderscope.training.segments import map_theta, segment_name
+from orderscope.training.segments import map_theta
 from orderscope_kernels.shapes import Shaped
 
 # Share of the curvature's trace that is kept. What is cut off is missing from the restoring force and adds up to a
@@ -192,7 +192,7 @@ def raw_held_out(store: RunStore, window: Window, before: HeldOut | None, count:
     runs = [run for run in true_runs(store) if f"sketch/known/{run}" in store]
     names, indices = tuple(plan.metrics), some.coordinates.indices
     size, weight = plan.size, some.coordinates.weight
-    states = [_last_state(store, run) for run in runs]
+    states = [map_theta(store, run) for run in runs]
     slopes = [[_slopes(store, run, name) for name in names] for run in runs]
     known = len(runs)
     gram = torch.zeros(known, known, dtype=torch.float64)
@@ -256,12 +256,6 @@ def _single_expansion(store: RunStore, window: Window, plan: SketchPlan) -> Held
         along=nothing.expand(len(names), 1, 1), factor=torch.cat(rows), shares=shares,
         crossed=torch.zeros(shares.shape[1], 1, dtype=torch.float64),
     )  # fmt: skip
-
-
-def _last_state(store: RunStore, run: str) -> np.ndarray:
-    """Weights at the end of a run, [P], left on disk."""
-    boundaries = store.attrs(segment_name(run, 0))["boundaries"]
-    return map_theta(store, run, len(boundaries) - 1)
 
 
 def _slopes(store: RunStore, run: str, name: str) -> Tensor:

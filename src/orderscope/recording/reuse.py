@@ -112,7 +112,7 @@ def take_over(store: RunStore, source: RunStore, name: str, order: np.ndarray, c
         state = replace(run.state(boundary), rng={})
         write_segment(
             store, name, index, {**rows, **held_out} if index else {}, state, attrs,
-            whole=index == 0, like=segment_name(REFERENCE, 0),
+            whole=index == 0, like=None if index else segment_name(REFERENCE, 0),
         )  # fmt: skip
     store.log({"event": "taken over", "run": name, "from": str(source.path)})
     return True

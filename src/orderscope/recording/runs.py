@@ -112,7 +112,8 @@ def record_run(
             }  # fmt: skip
             write_segment(
                 store, name, index, {**rows.tensors(), **held_out}, capture(session, rng=whole), attrs,
-                whole=whole or index < len(ends) - 1, like=None if name == REFERENCE else segment_name(REFERENCE, 0),
+                whole=whole or index < len(ends) - 1,
+                like=segment_name(REFERENCE, 0) if index == 0 and name != REFERENCE else None,
             )  # fmt: skip
             store.log(
                 {"event": "segment", "run": name, "index": index, "steps": ends[index] - first,

@@ -33,7 +33,7 @@ from orderscope.sketching.held_out import HeldOutRows, held_out_rows, held_out_s
 from orderscope.store.names import REFERENCE
 from orderscope.task import Task
 from orderscope.training import load_run
-from orderscope.training.segments import read_weights, segment_name
+from orderscope.training.segments import map_theta, read_weights
 
 SEARCHED = 0.5  # share of the rows that the search sees
 LEAST = 8  # fewest rows of a part
@@ -176,8 +176,7 @@ def parts_of(sim: Simulator, task: Task, names: Sequence[str], split: Split, kno
     rows = _some(split.rows, names, split.searched)
 
     def at(run: str) -> Point:
-        last = len(sim.store.attrs(segment_name(run, 0))["boundaries"]) - 1
-        return point(task, model, read_weights(sim.store, run, last))
+        return point(task, model, read_weights(sim.store, run))
 
     every = _of_names(held_out, names)
     if split.confirming:
@@ -259,7 +258,7 @@ def _with_slopes(sim: Simulator, every: HeldOut, slopes: Slopes, values: Mapping
     between those states in all weights."""
     take = sim.plan.coordinates.indices
     along, on = torch.zeros_like(every.along), torch.zeros_like(every.slopes)
-    states = [sim.store.map(_last(sim, run), "theta") for run in every.runs]
+    states = [map_theta(sim.store, run) for run in every.runs]
     for low in range(0, sim.plan.size, CHUNK):
         d = torch.from_numpy(np.stack([state[low : low + CHUNK] for state in states])).double()
         d = d - d[0]
@@ -297,10 +296,6 @@ def _shares(sim: Simulator, split: Split, names: Sequence[str], *, searched: boo
     kept = every * torch.from_numpy(drawn if searched else ~drawn)
     total = kept.sum(1, keepdim=True)
     return torch.where(total > 0, kept * (every.sum(1, keepdim=True) / total.clamp_min(1e-30)), every)
-
-
-def _last(sim: Simulator, run: str) -> str:
-    return segment_name(run, len(sim.store.attrs(segment_name(run, 0))["boundaries"]) - 1)
 
 
 def _spreads(sim: Simulator, task: Task, at: Point, split: Split, names: Sequence[str]) -> dict[str, RowSpread]:

@@ -35,7 +35,7 @@ from orderscope.store import RunStore
 from orderscope.store.names import REFERENCE, SPLIT
 from orderscope.task import Task
 from orderscope.task.rounding import coarsest, tolerated_gradient
-from orderscope.training.segments import read_weights, segment_name, step_gradients
+from orderscope.training.segments import boundaries_of, read_weights, segment_name, step_gradients
 
 WHOLE_SIZE = 1 << 17  # models of up to so many weights have pseudo-gradients of held-out rows on all of them
 SHORT_SIZE = 1 << 20  # models of more weights have gradients of held-out losses kept in bfloat16
@@ -182,7 +182,7 @@ class SketchStage:
 
     def _known(self, run: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Values and gradients of the held-out losses where a run ended; at all kept states of the reference."""
-        boundaries = self.store.attrs(segment_name(run, 0))["boundaries"]
+        boundaries = boundaries_of(self.store, run)
         kept = range(len(boundaries)) if run == REFERENCE else [len(boundaries) - 1]
         slopes = []
         for index in kept:
@@ -201,8 +201,7 @@ class SketchStage:
         """Pseudo-gradients of held-out rows at the end of the reference run: of all weights where they are not many, so
         that products with known states are exact."""
         ids = self.plan.held_out_ids[block]
-        last = len(self.store.attrs(segment_name(REFERENCE, 0))["boundaries"]) - 1
-        at = self._at_state(REFERENCE, last)
+        at = self._at_state(REFERENCE, len(boundaries_of(self.store, REFERENCE)) - 1)
         collate = self.task.collate or torch.utils.data.default_collate
         whole = self.plan.size <= WHOLE_SIZE
         rows = self._pseudo(at, lambda some: collate([self.held_out.samples[int(i)] for i in some]), ids,

@@ -17,6 +17,7 @@ from orderscope.store.names import FURTHER
 from orderscope.training.state import TrainingState, Weights
 
 PREFIX = "record"
+CHUNK = 1 << 20  # bytes that are compared at once
 
 
 def segment_name(run: str, index: int) -> str:
@@ -90,11 +91,19 @@ def recorded_runs(store: RunStore) -> list[str]:
 def true_runs(store: RunStore) -> list[str]:
     """`recorded_runs` without further runs whose writer was killed before their end: nothing waits for those."""
     names = recorded_runs(store)
-    return [n for n in names if not n.startswith(FURTHER) or finished_segments(store, n) == _segments(store, n)]
+    return [
+        n for n in names if not n.startswith(FURTHER) or finished_segments(store, n) == len(boundaries_of(store, n))
+    ]
 
 
-def _segments(store: RunStore, run: str) -> int:
-    return len(store.attrs(segment_name(run, 0))["boundaries"])
+def boundaries_of(store: RunStore, run: str) -> list[int]:
+    """The steps after which states of a run are kept, from 0 to its end.
+
+    Args:
+        store: the run on disk.
+        run: name of a training that was begun.
+    """
+    return store.attrs(segment_name(run, 0))["boundaries"]
 
 
 def write_segment(
@@ -135,7 +144,7 @@ def write_segment(
     there = [] if like is None else [key for key in large if _has(store, like, key, arrays[key])]
     keys = {
         "steps": sorted(tensors),
-        "moments": sorted(state.moments) if whole else None,
+        "moments": sorted(state.moments) if whole or not state.moments else None,
         "buffers": list(state.buffers),
         "rng": sorted(state.rng),
         "bfloat16": sorted(key for key, t in {**tensors, **large, **small}.items() if t.dtype == torch.bfloat16),
@@ -150,8 +159,10 @@ def _has(store: RunStore, name: str, key: str, array: np.ndarray) -> bool:
     if name not in store or key not in _Shard(store, name).of_state:
         return False
     theirs = store.map(name, key)
-    alike = theirs.dtype == array.dtype and theirs.shape == array.shape
-    return alike and np.array_equal(theirs.reshape(-1).view(np.uint8), array.reshape(-1).view(np.uint8))
+    if theirs.dtype != array.dtype or theirs.shape != array.shape:
+        return False
+    mine, theirs = (np.ascontiguousarray(x).reshape(-1).view(np.uint8) for x in (array, theirs))
+    return all(np.array_equal(mine[at : at + CHUNK], theirs[at : at + CHUNK]) for at in range(0, len(mine), CHUNK))
 
 
 def read_state(store: RunStore, run: str, index: int) -> TrainingState:
@@ -177,27 +188,27 @@ def read_state(store: RunStore, run: str, index: int) -> TrainingState:
     )
 
 
-def read_weights(store: RunStore, run: str, index: int) -> Weights:
+def read_weights(store: RunStore, run: str, index: int | None = None) -> Weights:
     """Weights and buffers at a boundary, in memory of their own.
 
     Args:
         store: the run on disk.
         run: name of a training.
-        index: of the boundary, from 0.
+        index: of the boundary, from 0; its end by default.
     """
-    shard = _Shard(store, segment_name(run, index))
+    shard = _at(store, run, index)
     return Weights(shard["theta"], {key: shard[f"buffer:{key}"] for key in shard.attrs["keys"]["buffers"]})
 
 
-def map_theta(store: RunStore, run: str, index: int) -> np.ndarray:
+def map_theta(store: RunStore, run: str, index: int | None = None) -> np.ndarray:
     """Weights at a boundary, [P], left on disk.
 
     Args:
         store: the run on disk.
         run: name of a training.
-        index: of the boundary, from 0.
+        index: of the boundary, from 0; its end by default.
     """
-    return _Shard(store, segment_name(run, index)).map("theta")
+    return _at(store, run, index).map("theta")
 
 
 @dataclass(frozen=True)
@@ -292,7 +303,7 @@ def load_run(store: RunStore, name: str, *, gradients: bool = True) -> RecordedR
         DamagedRun: its files are not what was written.
     """
     done = finished_segments(store, name)
-    boundaries = store.attrs(segment_name(name, 0))["boundaries"] if done else []
+    boundaries = boundaries_of(store, name) if done else []
     if not done or done < len(boundaries):
         reached = f"up to step {boundaries[done - 1]} of {boundaries[-1]}" if done else "not at all"
         raise IncompleteRun(f"run {name!r} recorded {reached}", "a finished run", "record again: recording resumes")
@@ -319,6 +330,10 @@ def load_run(store: RunStore, name: str, *, gradients: bool = True) -> RecordedR
         present=torch.stack([shard["present"] for shard in shards]),
         metrics=tuple(shard.attrs["metrics"] for shard in shards),
     )
+
+
+def _at(store: RunStore, run: str, index: int | None) -> _Shard:
+    return _Shard(store, segment_name(run, len(boundaries_of(store, run)) - 1 if index is None else index))
 
 
 class _Shard:
