@@ -14,9 +14,9 @@ class Prediction:
     Args:
         metrics: name -> estimated value, float64 [n].
         error: name -> half-width of its 90 % interval, [n].
-        trusted: whether the estimate is trusted, bool [n]: the order lies where the probes showed that predictions
-            hold, it has at least 90 % of the recorded samples, and its interval is narrower than that of a constant
-            guess; or the order was truly trained.
+        trusted: whether the estimate is trusted, in one metric at least, bool [n]: the order lies where the probes
+            showed that predictions hold, it has at least 90 % of the recorded samples, and its interval is narrower
+            than that of a constant guess; or the order was truly trained. See `trusted_in`.
         reference: name -> recorded value of the reference order.
         sigma_order: name -> standard deviation of the true values of reference and probes: how much order matters here.
         skilled: name -> whether estimates are better than a constant on the probes.
@@ -46,14 +46,15 @@ class Prediction:
         return np.asarray(detectable(difference, self.error[metric], self.skilled[metric]))
 
     def trusted_in(self, metric: str) -> np.ndarray:
-        """Whether an order's estimate of this metric is trusted, bool [n]: the order is `trusted`, and estimates of the
-        metric are better than a constant; or the value is known."""
+        """Whether an order's estimate of this metric is trusted, bool [n]: nothing speaks against it, or the value is
+        known."""
+        if metric in self.reasons:
+            return np.array([not why for why in self.reasons[metric]], dtype=bool)
         return (self.trusted & self.skilled[metric]) | self.known
 
     def why_untrusted(self, metric: str) -> list[tuple[str, ...]]:
         """For each order the reasons why its estimate of this metric is not trusted; empty if it is."""
-        trusted, none = self.trusted_in(metric), [()] * len(self.trusted)
-        return [() if good else why for good, why in zip(trusted, self.reasons.get(metric, none), strict=True)]
+        return self.reasons.get(metric, [()] * len(self.trusted))
 
 
 def detectable(difference: np.ndarray | float, error: np.ndarray | float, skilled: bool) -> np.ndarray | bool:

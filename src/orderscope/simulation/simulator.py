@@ -224,9 +224,11 @@ class Simulator(OpenedRun):
                     self.regrouped(checked), self.regrouped(self.run_orders)
                 )
             }
+        recorded = np.concatenate([self.order[None], self.run_orders])
+        doubts[trusted.PURE] = trusted.purer_batches(checked, recorded, self.window.group_codes)
         if allow_other_samples:
             doubts[trusted.OTHER_SAMPLES] = ~trusted.few_replaced(checked, self.order)
-        judged = trusted.judge(doubts, values, errors, calibration, new, known)
+        judged = trusted.judge(doubts, values, errors, calibration, new, known, only_order=rates is None)
         return Prediction(
             metrics=values,
             error=errors,
