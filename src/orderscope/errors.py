@@ -45,13 +45,20 @@ class IncompleteRun(OrderscopeError):
 
 
 def unknown_metric(name: str | None, known: Iterable[str]) -> OrderscopeError:
-    """The refusal of a metric that is not among the known ones.
+    """The refusal of a metric that is not among the known ones, or of a question where there are none.
 
     Args:
         name: as given.
         known: names that would be right.
     """
-    return OrderscopeError(f"metric {name!r}", "one of " + (", ".join(known) or "none"), "name a recorded metric")
+    names = ", ".join(known)
+    if not names:
+        return OrderscopeError(
+            "a run without metrics",
+            "one metric at least",
+            "record another run, with metrics= of the task",
+        )
+    return OrderscopeError(f"metric {name!r}", f"one of {names}", "name a recorded metric")
 
 
 def without_task(why: str, what: str = "a simulator") -> OrderscopeError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -322,3 +323,30 @@ def test_by_default_held_out_losses_are_told(task: osc.Task, run: Path, sim: osc
     """Where there are none, what there is."""
     assert set(sim.predict(sim.order).metrics) == {"eval"}
     assert sim.metric_names == tuple(task.metrics) == ("eval", "accuracy")  # as the task has them, not sorted
+
+
+@pytest.mark.parametrize("metrics", ["eval", [], ["eval", "eval"]])
+def test_metrics_are_a_list_of_names_each_once(sim: osc.Simulator, metrics: Any) -> None:
+    with pytest.raises(osc.OrderscopeError, match=r"metrics=.*a list of names, each once"):
+        sim.predict(sim.order, metrics=metrics)
+
+
+def test_without_metrics_a_run_says_so(tmp_path: Path) -> None:
+    bare = osc.Task(**tasks_tiny.linear() | {"metrics": {}})
+    osc.record(bare, tmp_path / "run", probes=2)
+    sim = osc.Simulator(tmp_path / "run", bare)
+    for ask in (lambda: sim.predict(sim.order), lambda: osc.propose(sim), lambda: osc.validate(sim)):
+        with pytest.raises(osc.OrderscopeError, match="a run without metrics"):
+            ask()
+
+
+def test_the_function_that_makes_a_task_is_none(sim: osc.Simulator, task: osc.Task, tmp_path: Path) -> None:
+    for ask in (
+        lambda given: osc.record(given, tmp_path / "run"),
+        lambda given: osc.retrain(given, sim.order),
+        lambda given: osc.Simulator(sim.path, given),
+    ):
+        for given in (lambda: task, "my_run.py:task"):
+            with pytest.raises(osc.OrderscopeError, match=r"a task of type (function|str).*call the function"):
+                ask(given)
+    assert not (tmp_path / "run").exists()

@@ -47,7 +47,7 @@ from orderscope.sketching import (
 )
 from orderscope.store import RunStore
 from orderscope.store.names import FURTHER, PLAN, REFERENCE, SPLIT
-from orderscope.task import Task
+from orderscope.task import Task, require_task
 from orderscope.training import has_gradients, load_run, require_recorded, task_shard, true_runs
 
 BY_MEASURING = False  # whether a budget is kept to where none is given
@@ -115,6 +115,7 @@ def record(
     Raises:
         OrderscopeError: another task was recorded there, or training or sketching fails; finished parts are kept.
     """
+    require_task(task)
     began = cpu_seconds()
     coords = coordinates_of(task) if coords is None else coords
     counts = {"anchors": anchors, "probes": probes, "curvature_rows": curvature_rows}
@@ -278,6 +279,7 @@ def sketch(
         OrderscopeError: another task was recorded there, or as `record`.
         IncompleteRun: probes are missing, whose ends are part of it.
     """
+    require_task(task)
     with RunStore.create(path) as store:
         task_shard(task, store)
         require_probes(store, SketchPlan.read(store))

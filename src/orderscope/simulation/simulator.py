@@ -365,8 +365,14 @@ class Simulator(OpenedRun):
 
     def _names(self, metrics: Sequence[str] | None, possible: tuple[str, ...] | None = None) -> tuple[str, ...]:
         possible = self.metric_names if possible is None else possible
+        if not possible:
+            raise unknown_metric(None, possible)
         if metrics is None:
             return self.losses or possible
+        if isinstance(metrics, str) or not len(metrics) or len(set(metrics)) < len(metrics):
+            raise OrderscopeError(
+                f"metrics={metrics!r}", "a list of names, each once", f"name some of {', '.join(possible)}"
+            )
         for name in metrics:
             if name not in possible:
                 raise unknown_metric(name, possible)

@@ -101,7 +101,7 @@ def _check_groups(task: Task) -> None:
 
 def _check_metrics(task: Task) -> None:
     for name, metric in task.metrics.items():
-        is_data = hasattr(metric, "__len__") and hasattr(metric, "__getitem__")
+        is_data = hasattr(metric, "__len__") and hasattr(metric, "__getitem__") and not isinstance(metric, str)
         if not callable(metric) and not (is_data and len(metric)):
             raise OrderscopeError(
                 f"metric {name!r} of type {type(metric).__name__}" + (" without rows" if is_data else ""),

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
+from orderscope.errors import OrderscopeError
 from orderscope.orders.checks import check_reference
 from orderscope.task import fingerprint as prints
 from orderscope.task.checks import check_data, check_task
@@ -195,3 +196,18 @@ def held_out_batches(count: int) -> list[range]:
     """How `count` held-out rows are evaluated: all in one batch up to `ONE_BATCH` rows, else `CHUNK` at a time."""
     size = max(1, count) if count <= ONE_BATCH else CHUNK
     return [range(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def require_task(given: object) -> None:
+    """Check that a task is one: it may be the function that makes it, or the name of that.
+
+    Args:
+        given: as a task.
+
+    Raises:
+        OrderscopeError: it is something else.
+    """
+    if not isinstance(given, Task):
+        raise OrderscopeError(
+            f"a task of type {type(given).__name__}", "an osc.Task", "call the function that makes it, and pass that"
+        )

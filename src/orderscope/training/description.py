@@ -13,7 +13,7 @@ from torch import nn
 
 from orderscope.store import RunStore
 from orderscope.store.names import TASK_SHARD
-from orderscope.task import Task
+from orderscope.task import Task, require_task
 from orderscope.task.fingerprint import compare
 from orderscope.task.rng import seeded
 from orderscope.training.state import require_supported
@@ -54,6 +54,7 @@ def require_recorded(task: Task, store: RunStore) -> None:
     Raises:
         OrderscopeError: naming the parts in which they differ.
     """
+    require_task(task)
     compare(store.attrs(TASK_SHARD)["fingerprint"], task.fingerprint())
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from orderscope.orders.checks import check_orders
-from orderscope.task import Task
+from orderscope.task import Task, require_task
 from orderscope.task.hyper import group_rates, scheduled
 from orderscope.task.rng import seeded
 from orderscope.training.loop import start, train
@@ -55,6 +55,7 @@ def retrain(
     Raises:
         OrderscopeError: for an order or rates that do not fit the task.
     """
+    require_task(task)
     checked = check_orders(orders, task.order, samples=task.samples, allow_other_samples=allow_other_samples)
     evaluations, finals = [], []
     own = {} if lr is None else own_hyper(task)
