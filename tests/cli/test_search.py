@@ -140,6 +140,7 @@ def test_positions(run: Path) -> None:
     assert float(rows[5]["loss"]) == pytest.approx(facts["value"][1][1])
     assert (int(rows[5]["unit"]), int(rows[5]["place"])) == (4, 3)
     assert float(rows[5]["eval"]) == pytest.approx(facts["held_out"][1][1])
+    assert [row["trusted"] == "yes" for row in rows] == np.ravel(facts["trusted"]).tolist()
     answer("positions", run, "--units", 2, "--places", 2, "--out", run.parent / "heat.npz")
     assert np.load(run.parent / "heat.npz")["value"].shape == (2, 2)
 
@@ -149,6 +150,8 @@ def test_positions_for_a_person(run: Path) -> None:
     assert result.exit_code == 0
     assert "position 0 to 8" in result.stdout
     assert result.stdout.count("|") == 6
+    assert "of 12 estimates" in result.stdout
+    assert "not trusted" in result.stdout
 
 
 def test_report(run: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,16 @@ def test_the_diagonal_is_the_recorded_loss(sim: osc.Simulator, heat: Heat) -> No
     assert (np.diagonal(heat.held_out) == sim.reference["eval"]).all()
     assert heat.recorded[3] == pytest.approx(true_loss(sim, 3, sim.order), rel=1e-6)
     np.testing.assert_array_equal(heat.at, heat.units)
+
+
+def test_cells_are_trusted_as_orders_are(sim: osc.Simulator, heat: Heat, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert heat.trusted.shape == heat.value.shape
+    assert np.diagonal(heat.trusted).all()  # known
+    assert heat.trusted.mean() > 0.5
+    near = {name: replace(fitted, farthest=1e-9) for name, fitted in sim.calibration.items()}
+    monkeypatch.setitem(sim.__dict__, "calibration", near)
+    far = osc.positions(sim, [3], places=[3, 7])
+    assert far.trusted.tolist() == [[True, False]]
 
 
 def test_cells_rank_as_true_ones(sim: osc.Simulator, heat: Heat) -> None:

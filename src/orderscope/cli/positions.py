@@ -148,13 +148,15 @@ def write_heat(out: Path, heat: Any) -> None:
             plain(heat.metric),
             "neighbours",
             "true_loss",
+            "trusted",
         ]
         writer.writerow(columns)
         true = {(i, j): value for (i, j), value in zip(heat.cells.tolist(), heat.true.tolist(), strict=True)}
         for i, unit in enumerate(heat.units):
             for j, place in enumerate(heat.places):
                 cell = float(heat.value[i, j]), float(heat.error[i, j]), float(heat.recorded[i])
-                rest = float(heat.held_out[i, j]), float(heat.neighbours[i, j]), true.get((i, j), "")
+                good = "" if not heat.trusted.size else "yes" if heat.trusted[i, j] else "no"
+                rest = float(heat.held_out[i, j]), float(heat.neighbours[i, j]), true.get((i, j), ""), good
                 writer.writerow([int(unit), int(heat.at[i]), int(place), *cell, *rest])
         file.detach()
 
@@ -185,3 +187,9 @@ def show(run: Path, heat: Any) -> None:
             f"{len(off)} moves truly trained: off by {number(off.mean(), 2)} on average, "
             f"{inside:.0f} % inside the error"
         )
+    if count := int((~heat.trusted).sum()):
+        say(
+            f"\nnot trusted: {count} of {heat.trusted.size} estimates. On recorded runs the batch's loss is told no "
+            "better than by a guess, its intervals did not hold, or the move leads too far"
+        )
+        say("docs/untrusted.md says what to do; --verify trains some of the moves")

@@ -29,6 +29,8 @@ class Heat:
         cells: cells that were truly trained, as indices into `units` and `places`, int64 [c, 2].
         true: true final loss on the unit there, [c].
         true_held_out: the true metric there, [c].
+        trusted: whether `value` and its error are to be trusted, as those of any order, bool [n, k]; empty in maps of
+            earlier versions.
     """
 
     units: np.ndarray
@@ -43,6 +45,7 @@ class Heat:
     cells: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), dtype=np.int64))
     true: np.ndarray = field(default_factory=_none)
     true_held_out: np.ndarray = field(default_factory=_none)
+    trusted: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), dtype=bool))
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Everything but the metric's name."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from orderscope.engine.at_once import at_once
 from orderscope.engine.calibration import Bearing, Calibration, fit_calibration
 from orderscope.errors import OrderscopeError, check_whole, unknown_metric, without_task
+from orderscope.simulation import trusted
 from orderscope.simulation.simulator import Simulator
 from orderscope.sketching.gradients import set_parameters
 from orderscope.store.names import REFERENCE
@@ -68,7 +69,7 @@ def positions(
     recorded = losses.recorded(REFERENCE, chosen)
     own = _calibrated(sim, losses, chosen, recorded, progress)
     cells = [(i, j) for i in range(len(chosen)) for j in range(len(spots))]
-    value, error, held_out, neighbours = (np.empty((len(chosen), len(spots))) for _ in range(4))
+    value, error, held_out, neighbours, outside = (np.empty((len(chosen), len(spots))) for _ in range(5))
     if progress is not None:
         progress("positions", 0, len(cells))
     for rows in at_once(len(cells), sim.window.coords):
@@ -80,17 +81,28 @@ def positions(
         for c, (i, j) in enumerate(part):
             raw = losses(replayed.theta[c], int(chosen[i]))
             (value[i, j],), (error[i, j],) = own[i].apply(np.array([raw]), at[c : c + 1])
-            held_out[i, j] = metrics[c]
+            held_out[i, j], outside[i, j] = metrics[c], at.outside[c]
             neighbours[i, j] = losses.neighbours(replayed.theta[c], int(chosen[i]))
             if progress is not None:
                 progress("positions", rows.start + c + 1, len(cells))
     here = chosen[:, None] == spots[None]
     value, error = np.where(here, recorded[:, None], value), np.where(here, 0.0, error)
     held_out = np.where(here, sim.reference[name], held_out)
+    trust = np.stack([_trusted(sim, own[i], value[i], error[i], outside[i], here[i]) for i in range(len(chosen))])
     cells, true, truly_held_out = _trained(sim, sim.task, chosen, spots, name, losses, int(verify), seed, progress)
     return Heat(
-        chosen, spots, chosen.copy(), value, error, recorded, held_out, neighbours, name, cells, true, truly_held_out
-    )
+        chosen, spots, chosen.copy(), value, error, recorded, held_out, neighbours, name, cells, true, truly_held_out,
+        trust,
+    )  # fmt: skip
+
+
+def _trusted(
+    sim: Simulator, fitted: Calibration, value: np.ndarray, error: np.ndarray, outside: np.ndarray, known: np.ndarray
+) -> np.ndarray:
+    """Whether the losses of a unit at its places are to be trusted, bool [k]: as the metrics of an order are."""
+    doubts = {trusted.TOO_FAR: ~trusted.near_anchors(outside, sim.calibration.values())}
+    own, none = "the batch", np.zeros(len(value))
+    return trusted.judge(doubts, {own: value}, {own: error}, {own: fitted}, none, known).trusted
 
 
 def _trained(
