@@ -366,6 +366,18 @@ def test_a_task_on_another_device_is_told_where_the_loop_ran(tmp_path: Path, mon
     assert same.order.tolist() == loop.order.tolist()
 
 
+def test_a_task_that_was_mended_is_recorded_in_the_same_directory(tmp_path: Path) -> None:
+    loop = make("plain")
+    _, rec = record(loop, tmp_path / "run")
+    wrong = rec.task(model=loop.build, loss=lambda m, b: 2.0 * loop.loss(m, b), data=loop.data)
+    with pytest.raises(osc.OrderscopeError, match="does not do what the loop did at step 0"):
+        osc.record(wrong, tmp_path / "run", probes=0, sketch=False)
+    mended = task_of(rec, loop)
+    osc.record(mended, tmp_path / "run", probes=0, sketch=False)
+    with pytest.raises(osc.OrderscopeError, match="a task with another loss"):  # what was trained is never replaced
+        osc.record(wrong, tmp_path / "run", probes=0, sketch=False)
+
+
 def test_dropout_in_the_loop_is_refused_in_the_task(tmp_path: Path) -> None:
     loop = make("plain")
     loop.model = nn.Sequential(loop.model, nn.Dropout(0.5))

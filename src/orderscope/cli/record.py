@@ -13,7 +13,7 @@ from orderscope.cli.options import noted_run, seed_option, set_threads, threads_
 from orderscope.cli.progress import doing, progress_bars
 from orderscope.cli.tasks import Spec, load_task, remember_task, task_file
 from orderscope.cli.text import json_option, plain, print_json, say, size
-from orderscope.recording.budget import DEFAULT, MIXED, PARTIAL
+from orderscope.recording.budget import DEFAULT, LONGER, MIXED, PARTIAL
 from orderscope.recording.costs import answer_words, part_runs, recording_seconds, training_seconds
 from orderscope.store import RunStore
 from orderscope.text import number
@@ -38,7 +38,7 @@ jobs_option = click.option(
     type=click.IntRange(min=0),
     help="Number of training runs under other orders, which give predictions their error bars."
     f" Default: {DEFAULT.probes}; {MIXED.probes} where batches mix groups, {PARTIAL.probes} where few of many weights"
-    " are carried.",
+    f" are carried, {LONGER.probes} in other long windows.",
 )
 @click.option(
     "--budget",

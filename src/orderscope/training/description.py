@@ -12,15 +12,17 @@ import torch
 from torch import nn
 
 from orderscope.store import RunStore
-from orderscope.store.names import TASK_SHARD
+from orderscope.store.names import REFERENCE, TASK_SHARD
 from orderscope.task import Task, require_task
 from orderscope.task.fingerprint import compare
 from orderscope.task.rng import seeded
+from orderscope.training.segments import PREFIX, segment_name
 from orderscope.training.state import require_supported
 
 
 def task_shard(task: Task, store: RunStore) -> None:
-    """Write `record/task`, or check that the one there is of this task.
+    """Write `record/task`, or check that the one there is of this task. One whose recording stopped before its first
+    segment was trained, since the task did not do what the loop had done, is replaced: it may have been mended.
 
     Args:
         task: what is recorded.
@@ -35,6 +37,8 @@ def task_shard(task: Task, store: RunStore) -> None:
         optimizer = task.build_optimizer(model)
         require_supported(optimizer)
         here = environment(next(model.parameters()).device)
+        if TASK_SHARD in store and store.attrs(TASK_SHARD)["fingerprint"] != task.fingerprint():
+            _forget_untrained(store)
         if TASK_SHARD not in store:
             arrays = {"order": np.array(task.order), "group_codes": task.group_codes}
             store.write(TASK_SHARD, arrays, _attrs(task, model, optimizer) | {"environment": here})
@@ -42,6 +46,14 @@ def task_shard(task: Task, store: RunStore) -> None:
         require_recorded(task, store)
         if store.attrs(TASK_SHARD)["environment"] != here:
             store.log({"event": "resumed elsewhere", "environment": here})
+
+
+def _forget_untrained(store: RunStore) -> None:
+    """Drop the task and the start of the reference, if nothing but these is there."""
+    untrained = {TASK_SHARD, segment_name(REFERENCE, 0)}
+    there = set(store.names(f"{PREFIX}/"))
+    if there <= untrained:
+        store.drop(sorted(there))
 
 
 def require_recorded(task: Task, store: RunStore) -> None:
