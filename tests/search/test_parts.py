@@ -193,6 +193,11 @@ def test_verdicts(sigma: float, noise: float, word: str, rows: float | None) -> 
         assert found.rows_needed == pytest.approx(rows)
 
 
+def test_of_a_function_of_the_model_the_choice_of_rows_is_not_known() -> None:
+    assert "not known: the noise from the choice of rows" in Verdict("accuracy", 1.0, 1e-9, np.nan, 9, 0).words
+    assert "not known" not in Verdict("eval", 1.0, 1e-9, 1e-9, 9, 100).words
+
+
 def test_an_interrupted_search_goes_on(sim: osc.Simulator, tmp_path: Path) -> None:
     import shutil
 

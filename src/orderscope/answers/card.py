@@ -89,8 +89,7 @@ def _intro(sim: Simulator, order: np.ndarray, what: str) -> str:
 
 def _values(sim: Simulator, order: np.ndarray) -> str:
     """Value of every metric that is known or can be predicted without the model, beside the recorded order's."""
-    names = sim.metric_names
-    losses = [name for name in names if name in sim.losses]
+    names, losses = tuple(sim.reference), list(sim.losses)
     known = known_truth(sim).get(order.tobytes(), {})
     trials = [t for t in stored_trials(sim.store) if t.value is not None and np.array_equal(t.order, order)]
     reported = {trial.metric: trial.value for trial in trials}

@@ -97,6 +97,8 @@ class Verdict:
         times = ("more than a thousand" if self.ratio >= MANY else number(self.ratio, 2)) + " times it"
         numbers = f"{which} {number(self.sigma, 2)}, noise of a difference {number(self.noise, 2)}: {times}"
         with_rows = f" with these {self.rows} rows" if self.rows else ""
+        if not math.isfinite(self.held_out):
+            numbers += "; not known: the noise from the choice of rows, of a metric that is a function of the model"
         if self.word == MATTERS:
             return f"order matters{with_rows} ({numbers})"
         need = self.rows_needed
