@@ -142,6 +142,17 @@ def test_text() -> None:
     assert columns([["a", "b"], ["long", "\n"]]) == "  a     b\n  long  \\n"
 
 
+def test_a_file_of_a_package_is_to_be_named_as_a_module(tmp_path: Path) -> None:
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "mine.py").write_text("from .other import task\n", encoding="utf-8")
+    code, _, err, _ = orderscope("doctor", f"{package / 'mine.py'}:task")
+    assert code == 1
+    assert "relative import" in err
+    assert "package.module:name" in err
+
+
 def test_doctor(tmp_path: Path) -> None:
     code, out, _, _ = orderscope("doctor", "--dir", str(tmp_path), "--json")
     facts = json.loads(out)

@@ -79,10 +79,13 @@ def load_task(spec: str, run: Path | None = None, home: Path | None = None) -> T
         error = ended_by_task(stop)
         raise OrderscopeError(f"{error.found}{_where(stop)}", error.expected, error.todo) from stop
     except Exception as error:  # it is the user's code: whatever it raises is reported with its place
+        alone = isinstance(error, ImportError) and "relative import" in str(error)
         raise OrderscopeError(
             f"{type(error).__name__}: {error}{_where(error)} while loading task {spec}",
             "code that builds the task",
-            "correct it",
+            "name the module instead of its file, package.module:name, where the package can be imported"
+            if alone
+            else "correct it",
         ) from error
     if not isinstance(found, Task):
         raise OrderscopeError(
