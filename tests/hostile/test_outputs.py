@@ -258,7 +258,10 @@ def test_the_report_keeps_to_the_confirmed_proposal(run: Path) -> None:
 
     first = answer(*QUICK["propose"][:1], run, *QUICK["propose"][1:])
     assert first["confirmed"] is not None
-    assert call("propose", run, "--budget", 30, "--verify", 0, "--seed", 5).exit_code in (0, 3)
+    second = call("propose", run, "--budget", 30, "--verify", 0, "--seed", 5, "--json")
+    facts = json.loads(second.stdout)
+    assert facts["confirmed"] is None
+    assert second.exit_code == (0 if facts["trusted"] else 3)
     write_report(osc.Simulator(run), run.parent / "page.html")
     assert "It was not trained to confirm it" not in (run.parent / "page.html").read_text()
     assert "Truly trained: " in (run.parent / "page.html").read_text()

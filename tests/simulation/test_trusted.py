@@ -12,7 +12,7 @@ import orderscope as osc
 import tasks_tiny
 from orderscope.engine.calibration import Bearing, fit_calibration
 from orderscope.orders import resolve
-from orderscope.simulation.trusted import beyond_effects, purer_batches
+from orderscope.simulation.trusted import beyond_effects, largest_shares, purer_batches
 
 
 def dealt(steps: int = 9, batch: int = 6) -> osc.Task:
@@ -43,15 +43,19 @@ def test_effects_are_compared_with_the_largest_of_a_true_run() -> None:
     assert beyond_effects(np.array([3.0, 3.2, -1.0, -1.2]), fitted).tolist() == [False, True, False, True]
 
 
+def purer(orders: np.ndarray, recorded: np.ndarray, codes: np.ndarray) -> list[bool]:
+    return purer_batches(largest_shares(orders, codes), largest_shares(recorded, codes).max(0)).tolist()
+
+
 def test_batches_are_compared_with_the_recorded_ones_group_by_group() -> None:
     codes = np.array([0, 0, 0, 0, 1, 1, 1, 1])
     mixed = np.array([[0, 1, 4, 5], [2, 3, 6, 7]])
     more, pure = np.array([[0, 1, 2, 4], [3, 5, 6, 7]]), np.array([[0, 1, 2, 3], [4, 5, 6, 7]])
-    assert purer_batches(np.stack([mixed, more, pure]), mixed[None], codes).tolist() == [False, False, False]
+    assert purer(np.stack([mixed, more, pure]), mixed[None], codes) == [False, False, False]
     seldom = np.array([0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1])
     few = np.array([[0, 1, 2, 7], [3, 4, 5, 8]])
-    assert purer_batches(np.array([[[0, 1, 2, 3], [7, 8, 9, 10]]]), few[None], seldom).tolist() == [True]
-    assert not purer_batches(np.stack([mixed, pure]), mixed[None], np.zeros(8, dtype=int)).any()
+    assert purer(np.array([[[0, 1, 2, 3], [7, 8, 9, 10]]]), few[None], seldom) == [True]
+    assert purer(np.stack([mixed, pure]), mixed[None], np.zeros(8, dtype=int)) == [False, False]
 
 
 def test_samples_sorted_by_group_are_not_trusted_where_batches_mix_groups(sim: osc.Simulator, task: osc.Task) -> None:

@@ -224,8 +224,8 @@ class Simulator(OpenedRun):
                     self.regrouped(checked), self.regrouped(self.run_orders)
                 )
             }
-        recorded = np.concatenate([self.order[None], self.run_orders])
-        doubts[trusted.PURE] = trusted.purer_batches(checked, recorded, self.window.group_codes)
+        shares = trusted.largest_shares(checked, self.window.group_codes)
+        doubts[trusted.PURE] = trusted.purer_batches(shares, self._largest_shares)
         if allow_other_samples:
             doubts[trusted.OTHER_SAMPLES] = ~trusted.few_replaced(checked, self.order)
         judged = trusted.judge(doubts, values, errors, calibration, new, known, only_order=rates is None)
@@ -242,6 +242,12 @@ class Simulator(OpenedRun):
             known=known,
             reasons=judged.reasons,
         )
+
+    @cached_property
+    def _largest_shares(self) -> np.ndarray:
+        """The largest share that each group has of a recorded batch, [groups]."""
+        trained = np.concatenate([self.order[None], self.run_orders])
+        return trusted.largest_shares(trained, self.window.group_codes).max(0)
 
     @cached_property
     def _proxies(self) -> dict[int, ProxyEstimator]:

@@ -53,20 +53,26 @@ def beyond_effects(values: np.ndarray, fitted: Calibration) -> np.ndarray:
     return np.abs(values - fitted.reference) > FARTHER * largest
 
 
-def purer_batches(orders: np.ndarray, recorded: np.ndarray, codes: np.ndarray) -> np.ndarray:
+def largest_shares(orders: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """The largest share that each group has of a batch, [n, groups].
+
+    Args:
+        orders: sample ids, [n, steps, batch].
+        codes: group of every sample, as numbers from 0, [samples].
+    """
+    groups = range(int(codes.max(initial=0)) + 1)
+    return np.stack([(codes == group)[orders].mean(2).max(1) for group in groups], axis=1)
+
+
+def purer_batches(shares: np.ndarray, recorded: np.ndarray) -> np.ndarray:
     """Whether a batch of an order holds more of one group than any recorded batch, by more than `PURER` of it, bool
     [n]. The gradient of such a batch, and what follows from many of them, was seen in no run.
 
     Args:
-        orders: sample ids, [n, steps, batch].
-        recorded: the orders that were trained, [runs, steps, batch].
-        codes: group of every sample, as numbers from 0, [samples].
+        shares: `largest_shares` of the orders, [n, groups].
+        recorded: those of all orders that were trained, [groups].
     """
-    purer = np.zeros(len(orders), dtype=bool)
-    for group in range(int(codes.max(initial=0)) + 1):
-        member = codes == group
-        purer |= member[orders].mean(2).max(1) > member[recorded].mean(2).max() + PURER
-    return purer
+    return np.any(shares > recorded + PURER, axis=1)
 
 
 def few_replaced(orders: np.ndarray, reference: np.ndarray) -> np.ndarray:

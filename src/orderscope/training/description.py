@@ -37,8 +37,8 @@ def task_shard(task: Task, store: RunStore) -> None:
         optimizer = task.build_optimizer(model)
         require_supported(optimizer)
         here = environment(next(model.parameters()).device)
-        if TASK_SHARD in store and store.attrs(TASK_SHARD)["fingerprint"] != task.fingerprint():
-            _forget_untrained(store)
+        if _untrained(store) and store.attrs(TASK_SHARD)["fingerprint"] != task.fingerprint():
+            store.drop(store.names(f"{PREFIX}/"))
         if TASK_SHARD not in store:
             arrays = {"order": np.array(task.order), "group_codes": task.group_codes}
             store.write(TASK_SHARD, arrays, _attrs(task, model, optimizer) | {"environment": here})
@@ -48,12 +48,9 @@ def task_shard(task: Task, store: RunStore) -> None:
             store.log({"event": "resumed elsewhere", "environment": here})
 
 
-def _forget_untrained(store: RunStore) -> None:
-    """Drop the task and the start of the reference, if nothing but these is there."""
-    untrained = {TASK_SHARD, segment_name(REFERENCE, 0)}
-    there = set(store.names(f"{PREFIX}/"))
-    if there <= untrained:
-        store.drop(sorted(there))
+def _untrained(store: RunStore) -> bool:
+    """Whether a task is there, and nothing trained of it: at most the start of the reference."""
+    return TASK_SHARD in store and set(store.names(f"{PREFIX}/")) <= {TASK_SHARD, segment_name(REFERENCE, 0)}
 
 
 def require_recorded(task: Task, store: RunStore) -> None:

@@ -140,14 +140,15 @@ def write_segment(
         **{f"buffer:{key}": t for key, t in state.buffers.items()},
     }
     small = {"step": state.count, "present": state.present, **{f"rng:{key}": t for key, t in state.rng.items()}}
-    arrays = {key: _to_array(t) for key, t in {**tensors, **large, **small}.items()}
+    named = {**tensors, **large, **small}
+    arrays = {key: _to_array(t) for key, t in named.items()}
     there = [] if like is None else [key for key in large if _has(store, like, key, arrays[key])]
     keys = {
         "steps": sorted(tensors),
         "moments": sorted(state.moments) if whole or not state.moments else None,
         "buffers": list(state.buffers),
         "rng": sorted(state.rng),
-        "bfloat16": sorted(key for key, t in {**tensors, **large, **small}.items() if t.dtype == torch.bfloat16),
+        "bfloat16": sorted(key for key, t in named.items() if t.dtype == torch.bfloat16),
         "elsewhere": dict.fromkeys(there, like),
     }
     written = {key: array for key, array in arrays.items() if key not in there}
