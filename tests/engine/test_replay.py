@@ -384,8 +384,10 @@ def test_a_regrouped_batch_learns_from_the_batches_that_its_samples_were_in(grou
                 sum(shared[a] * window.sample_rows[s, window.sample_place[i]].double() for s, a in enumerate(sampled))
                 - shared @ table[u]
             )
-            left = theta[0] - own @ anchors.states(u)
+            left, beyond = theta[0] - own @ anchors.states(u), theta[0] - shared @ anchors.states(u)
             bent = left @ window.curvature(window.fractions[u])
+            group = torch.nn.functional.one_hot(torch.tensor(int(window.group_codes[i])), window.fractions.shape[1])
+            bent += beyond @ window.curvature(group.float()) - beyond @ window.curvature(window.fractions[u])
             gradient += (own @ table[u] + bent + apart) / len(order[t])
         torch.testing.assert_close(after[t], theta[0] - 0.3 * gradient, rtol=1e-6, atol=1e-6)
 

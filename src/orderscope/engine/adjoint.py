@@ -133,7 +133,7 @@ def sample_effects(
     """Effect of each of these samples in a batch at each position, [steps, ids, 1 + rank].
 
     As in a replay a sample counts as the recorded batch it comes from, and by what sets it apart from that batch at the
-    shared anchors.
+    shared anchors and in the curvature of its group.
 
     Args:
         window: the run, ready to be replayed.
@@ -144,7 +144,15 @@ def sample_effects(
     units = _unit_effects(window, found)
     home = torch.from_numpy(window.home[ids])
     effect = units[:, home]  # [places, ids, rows]
-    shares = torch.stack([_affine(window, theta, 0, window.sampled)[0] for theta in found.states])
+    apart = [_affine(window, theta, 0, window.sampled) for theta in found.states]
+    shares, remainders = (torch.stack(parts) for parts in zip(*apart, strict=True))
+    group = torch.from_numpy(window.group_codes[ids]).long()
+    for code, curvature in enumerate(window.curvatures):
+        beyond = (group == code).to(effect.dtype) - window.fractions[home, code].to(effect.dtype)
+        bent = torch.stack(
+            [curvature.products(left[None], rows)[0] for left, rows in zip(remainders, found.rows, strict=True)]
+        )
+        effect += beyond[:, None] * bent[:, None]
     flat = found.rows.flatten(0, 1)
     chunk = max(1, CHUNK_BYTES // (4 * coords))
     for anchor, samples in zip(window.sample_anchors, window.sample_rows, strict=True):
@@ -181,7 +189,7 @@ class _Part:
         table: gradients G there, [anchors, m].
         usable: which of them weigh in, bool [anchors].
         share: what the summand counts.
-        groups: share of each group in the curvature C, [groups]; all zero for none.
+        groups: share of each group in the curvature C, [groups]; in a difference it may be negative.
     """
 
     place: int
@@ -195,7 +203,7 @@ def _parts(window: Window, units: Units, unit: int) -> list[_Part]:
     """The summands of a batch's gradient, as in `orderscope.engine.replay`.
 
     A recorded batch has one. A regrouped one has the recorded batches of `HOMES` of its samples, and what sets all of
-    its samples apart from these at the shared anchors.
+    its samples apart from these: at the shared anchors, and by the curvature of their groups.
     """
     if unit < window.units:
         return [_Part(unit, window.gradients(unit), window.known[unit], 1.0, window.fractions[unit])]
@@ -209,7 +217,8 @@ def _parts(window: Window, units: Units, unit: int) -> list[_Part]:
     for anchor in window.sample_anchors:
         own = torch.stack([part.table[anchor] for part in parts]).mean(0)
         apart[anchor] = regrouped_gradients(window, ids[None], anchor)[0] - own
-    return [*parts, _Part(parts[0].place, apart, window.sampled, 1.0, torch.zeros_like(parts[0].groups))]
+    bent = units.fractions[unit] - torch.stack([part.groups for part in parts]).mean(0)
+    return [*parts, _Part(parts[0].place, apart, window.sampled, 1.0, bent)]
 
 
 def _affine(window: Window, theta: Tensor, place: int, usable: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,9 +5,11 @@ At position t with unit u = o[t],
     g = sum_k w_k g_u(theta_k)  +  C_u (theta - sum_k w_k theta_k),        x <- one step of the optimizer with g.
 
 A batch that was not recorded has no anchors of its own. Each of its samples i is predicted as the recorded batch u that
-it comes from, plus what sets the sample apart from that batch at the shared anchors a:
+it comes from, plus what sets the sample apart from that batch: known at the shared anchors a, and bent by the
+curvature of its group i beyond that of the batch:
 
-    g = 1/B sum_i [ sum_k w_uk g_u(theta_k)  +  C_u (theta - sum_k w_uk theta_k)  +  sum_a w_a (g_i - g_u)(theta_a) ].
+    g = 1/B sum_i [ sum_k w_uk g_u(theta_k)  +  C_u (theta - sum_k w_uk theta_k)
+                    +  sum_a w_a (g_i - g_u)(theta_a)  +  (C_i - C_u) (theta - sum_a w_a theta_a) ].
 """
 
 from __future__ import annotations
@@ -92,9 +94,10 @@ def replay(
     kernels = replay_kernels(states.theta, separate=states.taken is not None, work=work)
     outside = torch.zeros(orders, dtype=torch.float64, device=device)
     kept = {0: states.theta.clone()} if 0 in snapshots else {}
-    shares = window.fractions.to(device)
-    composed = shares[torch.from_numpy(window.home[units.new]).to(device)].mean(1)  # of a regrouped batch's own batches
-    ranges = factor_ranges(window.tables, torch.cat([shares, composed]) * curvature)
+    shares = units.fractions.to(device)
+    composed = shares.clone()  # whose curvature is used: of its groups and, for a regrouped batch, its recorded ones'
+    composed[recorded:] += shares[torch.from_numpy(window.home[units.new]).to(device)].mean(1)
+    ranges = factor_ranges(window.tables, composed * curvature)
     place = np.empty(len(ranges), dtype=np.int64)
     place[np.lexsort(ranges.T.cpu().numpy())] = np.arange(len(ranges))
     # Neighbours share the curvature's rows and their batch's entries, which are then read once for them all: for
@@ -161,7 +164,7 @@ def _predict(
         unit: of each row, int64 [rows].
         allowed: anchors that each may use, bool [rows, anchors]; None for all.
         ranges: rows of the curvature's factor that each uses, int32 [rows, 2].
-        shares: of each group in each recorded batch, [units, groups].
+        shares: of each group in each recorded batch and then each regrouped one, [units + regrouped, groups].
         new: samples of regrouped batches, [regrouped, batch].
         homes: see `replay`.
     """
@@ -174,7 +177,7 @@ def _predict(
         predict = partial(_at_recorded, theta=theta, at=at[~regrouped], unit=unit[~regrouped])
         kinds.append(((~regrouped).nonzero()[:, 0], anchors.entries(unit[~regrouped]), predict))
     if len(ids):
-        predict = partial(_at_regrouped, ids=ids, home=home)
+        predict = partial(_at_regrouped, ids=ids, home=home, mixture=shares[unit[regrouped]])
         kinds.append((regrouped.nonzero()[:, 0], anchors.entries(home.flatten()).view(len(ids), -1), predict))
     entries = _side_by_side([(rows, of) for rows, of, _ in kinds], len(at), -1)
     found = kernels.displacement_products(theta, anchors.start, at, anchors.spread, entries, tables.factor, ranges)
@@ -247,10 +250,11 @@ def _at_regrouped(
     *,
     ids: np.ndarray,
     home: Tensor,
+    mixture: Tensor,
 ) -> _Predicted:
     """At batches that were not recorded, of samples `ids` [rows, batch], some of which are of the recorded batches
-    `home`, int64 [rows, some]; `found` are products with the anchors' `entries`,
-    the other arguments as `_predict`'s, of these rows alone."""
+    `home`, int64 [rows, some]; `mixture` is the share of each group in them, [rows, groups], `found` are products with
+    the anchors' `entries`, the other arguments as `_predict`'s, of these rows alone."""
     tables, anchors, device = window.tables, window.anchors, found.square.device
     rows, size = home.shape
     batch, home = torch.from_numpy(window.sample_place[ids]).to(device), home.flatten()
@@ -260,18 +264,22 @@ def _at_regrouped(
         window.known[home] & allowed.repeat_interleave(size, 0), anchors.ridge, anchors.scale,
     )  # fmt: skip
     sampled = window.sampled
+    first = home[::size].contiguous()  # the shared anchors are the same for all
     shared, _, _ = kernels.affine_weights(
-        found.square, along[::size].contiguous(), anchors.gram, home[::size].contiguous(), sampled & allowed,
-        anchors.ridge, anchors.scale,
-    )  # fmt: skip
-    near = weights.to(found.curved.dtype)
+        found.square, along[::size].contiguous(), anchors.gram, first, sampled & allowed, anchors.ridge, anchors.scale
+    )
+    near, shared = weights.to(found.curved.dtype), shared.to(found.curved.dtype)
     bent = kernels.remainder_coefficients(
         found.curved.repeat_interleave(size, 0), tables.crossed, entries.view(rows * size, -1), near,
         shares[home], tables.piece, ranges.repeat_interleave(size, 0),
     ).view(rows, size, -1).mean(1)  # fmt: skip
-    near, shared = near.view(rows, size, -1) / size, shared.to(near.dtype)
-    first = torch.arange(len(window.sample_anchors), device=device) * window.samples
-    single = (first[:, None] + batch[:, None, :]).flatten(1)
+    apart = mixture - shares[home].view(rows, size, -1).mean(1)
+    bent += kernels.remainder_coefficients(
+        found.curved, tables.crossed, anchors.entries(first), shared, apart, tables.piece, ranges
+    )
+    near = near.view(rows, size, -1) / size
+    anchor = torch.arange(len(window.sample_anchors), device=device) * window.samples
+    single = (anchor[:, None] + batch[:, None, :]).flatten(1)
     whole = tables.single + home[:, None] * anchors.count + torch.arange(anchors.count, device=device)
     return _Predicted(
         index=torch.cat([single, whole.view(rows, -1)], 1),
