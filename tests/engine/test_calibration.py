@@ -15,7 +15,8 @@ from orderscope.engine.error_bars import AT_LEAST, LEAST
 def at(outside: np.ndarray, probes: int | None = None, regrouped: float | np.ndarray = 0.0) -> Bearing:
     """Displacements that have nothing in common, but for probes with themselves."""
     alike = np.eye(len(outside)) if probes is None else np.zeros((len(outside), probes))
-    return Bearing(outside, alike, np.broadcast_to(regrouped, len(outside)).astype(float))
+    new = np.broadcast_to(regrouped, len(outside)).astype(float)
+    return Bearing(outside, alike, new, np.zeros(len(outside), dtype=bool))
 
 
 def test_examples() -> None:
@@ -62,10 +63,10 @@ def test_what_is_wrong_alike_is_shifted_and_scatter_is_not() -> None:
     rng = np.random.default_rng(1)
     true = 1 + np.array([0.1, -0.1, 0.2, -0.2, 0.15, -0.15])
     ways = np.repeat([[1.0, 0.0], [0.0, 1.0]], 3, axis=0)
-    where = Bearing(np.full(6, 0.5), 0.9 * ways @ ways.T + 0.1 * np.eye(6), np.zeros(6))
+    where = Bearing(np.full(6, 0.5), 0.9 * ways @ ways.T + 0.1 * np.eye(6), np.zeros(6), np.zeros(6, dtype=bool))
     unit = np.abs(true - 1) + 0.05
     fitted = fit_calibration(true - 0.2 * unit * ways[:, 0], true, 1.0, where)
-    query = Bearing(np.full(2, 0.5), 0.9 * np.eye(2) @ ways.T, np.zeros(2))
+    query = Bearing(np.full(2, 0.5), 0.9 * np.eye(2) @ ways.T, np.zeros(2), np.zeros(2, dtype=bool))
     value, _ = fitted.apply(np.array([1.1, 1.1]), query)
     assert value[0] == pytest.approx(1.1 + 0.2 * (0.1 + fitted.sigma / 3), rel=0.02)
     assert value[1] == pytest.approx(1.1, abs=1e-9)
@@ -85,7 +86,7 @@ def test_a_shift_that_is_chosen_by_chance_is_not_made() -> None:
         ways /= np.linalg.norm(ways, axis=1, keepdims=True)
         true = 1 + 0.1 * rng.normal(size=7)
         raw = true + 0.01 * rng.normal(size=7)
-        where = Bearing(np.full(7, 0.5), ways @ ways.T, np.zeros(7))
+        where = Bearing(np.full(7, 0.5), ways @ ways.T, np.zeros(7), np.zeros(7, dtype=bool))
         shifted, alone = (fit_calibration(raw, true, 1.0, a) for a in (where, at(np.full(7, 0.5))))
         ratio.append(np.linalg.norm(shifted.predicted - true) / np.linalg.norm(alone.predicted - true))
     assert np.mean(np.isclose(ratio, 1)) > 0.6

@@ -139,7 +139,13 @@ def test_drawn_weights_keep_what_known_states_span_and_a_share_of_the_rest():
 def ended(theta):
     """Replays of recorded batches that ended so."""
     rows = len(theta)
-    return Replayed(theta, torch.ones(rows, dtype=torch.float64), torch.zeros(rows, dtype=torch.float64), {})
+    return Replayed(
+        theta,
+        torch.ones(rows, dtype=torch.float64),
+        torch.zeros(rows, dtype=torch.float64),
+        torch.zeros(rows, dtype=torch.bool),
+        {},
+    )
 
 
 @pytest.mark.parametrize(("noise", "expected"), [(6.0, "less"), (0.0, "all")])

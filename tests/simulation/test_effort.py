@@ -159,7 +159,7 @@ def test_auto_takes_what_errs_less_on_the_runs(sim: osc.Simulator) -> None:
 def test_clearly_less_is_more_than_chance() -> None:
     rng = np.random.default_rng(0)
     true = rng.normal(size=8)
-    at = Bearing(np.ones(8), np.zeros((8, 8)), np.zeros(8))
+    at = Bearing(np.ones(8), np.zeros((8, 8)), np.zeros(8), np.zeros(8, dtype=bool))
     good, poor = (fit_calibration(true + size * rng.normal(size=8), true, 0.0, at) for size in (0.01, 0.5))
     slightly = replace(good, predicted=true + 1.01 * (good.predicted - true) * np.array([1, -1] * 4))
     assert errs_less([good], [poor])
@@ -172,7 +172,9 @@ def test_clearly_less_is_more_than_chance() -> None:
 
 def test_where_the_replay_is_inaccurate_a_quarter_less_is_enough() -> None:
     true = np.arange(8.0)
-    fitted = fit_calibration(true, true, 0.0, Bearing(np.ones(8), np.zeros((8, 8)), np.zeros(8)))
+    fitted = fit_calibration(
+        true, true, 0.0, Bearing(np.ones(8), np.zeros((8, 8)), np.zeros(8), np.zeros(8, dtype=bool))
+    )
     other, same, less = (
         replace(fitted, predicted=true + errors) for errors in (np.full(8, 1.0), [0.1] * 7 + [7.3], [0.1] * 7 + [4.3])
     )

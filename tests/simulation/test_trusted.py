@@ -11,8 +11,9 @@ import pytest
 import orderscope as osc
 import tasks_tiny
 from orderscope.engine.calibration import Bearing, fit_calibration
+from orderscope.engine.units import order_shares
 from orderscope.orders import resolve
-from orderscope.simulation.trusted import beyond_effects, largest_shares, purer_batches
+from orderscope.simulation.trusted import beyond_effects, sorted_as_recorded
 
 
 def dealt(steps: int = 9, batch: int = 6) -> osc.Task:
@@ -39,23 +40,26 @@ def sim(task: osc.Task, tmp_path_factory: pytest.TempPathFactory) -> osc.Simulat
 
 def test_effects_are_compared_with_the_largest_of_a_true_run() -> None:
     true = np.array([1.0, 0.5, 2.4, 1.2])
-    fitted = fit_calibration(true, true, 1.0, Bearing(np.ones(4), np.zeros((4, 4)), np.zeros(4)))
+    fitted = fit_calibration(
+        true, true, 1.0, Bearing(np.ones(4), np.zeros((4, 4)), np.zeros(4), np.zeros(4, dtype=bool))
+    )
     assert beyond_effects(np.array([3.0, 3.2, -1.0, -1.2]), fitted).tolist() == [False, True, False, True]
 
 
-def purer(orders: np.ndarray, recorded: np.ndarray, codes: np.ndarray) -> list[bool]:
-    return purer_batches(largest_shares(orders, codes), largest_shares(recorded, codes).max(0)).tolist()
-
-
-def test_batches_are_compared_with_the_recorded_ones_group_by_group() -> None:
+def test_two_recorded_orders_must_sort_samples_as_much_as_one_that_is_trusted() -> None:
     codes = np.array([0, 0, 0, 0, 1, 1, 1, 1])
-    mixed = np.array([[0, 1, 4, 5], [2, 3, 6, 7]])
+    mixed, other = np.array([[0, 1, 4, 5], [2, 3, 6, 7]]), np.array([[0, 2, 4, 6], [1, 3, 5, 7]])
     more, pure = np.array([[0, 1, 2, 4], [3, 5, 6, 7]]), np.array([[0, 1, 2, 3], [4, 5, 6, 7]])
-    assert purer(np.stack([mixed, more, pure]), mixed[None], codes) == [False, False, False]
-    seldom = np.array([0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1])
-    few = np.array([[0, 1, 2, 7], [3, 4, 5, 8]])
-    assert purer(np.array([[[0, 1, 2, 3], [7, 8, 9, 10]]]), few[None], seldom) == [True]
-    assert purer(np.stack([mixed, pure]), mixed[None], np.zeros(8, dtype=int)) == [False, False]
+    asked = order_shares(np.stack([mixed, more, pure]), codes, 2)
+    assert asked[:, 0].tolist() == [0.5, 0.625, 1.0]
+    for recorded, trusted in (
+        ([mixed, other], [True, True, False]),
+        ([mixed, other, pure], [True, True, False]),
+        ([mixed, other, pure, pure[::-1]], [True, True, True]),
+    ):
+        assert sorted_as_recorded(asked, order_shares(np.stack(recorded), codes, 2)).tolist() == trusted
+    alone = order_shares(np.stack([mixed, pure]), np.zeros(8, dtype=int), 1)
+    assert sorted_as_recorded(alone, alone[[0, 0]]).all()
 
 
 def test_samples_sorted_by_group_are_not_trusted_where_batches_mix_groups(sim: osc.Simulator, task: osc.Task) -> None:
@@ -64,8 +68,8 @@ def test_samples_sorted_by_group_are_not_trusted_where_batches_mix_groups(sim: o
     sorted_, late, whole = found.why_untrusted("eval")
     assert not found.trusted[:2].any()
     for why in (sorted_, late):
-        assert any("more of one group than any recorded batch" in reason for reason in why)
-    assert not any("more of one group" in reason for reason in whole)
+        assert any("sort samples by group as much" in reason for reason in why)
+    assert not any("sort samples" in reason for reason in whole)
 
 
 def test_an_effect_larger_than_any_recorded_one_is_not_trusted(
@@ -75,7 +79,7 @@ def test_an_effect_larger_than_any_recorded_one_is_not_trusted(
     effect = abs(float(sim.predict(orders, metrics=["eval"]).metrics["eval"][0]) - fitted.reference)
     for factor, beyond in ((1.4, False), (1.6, True)):
         size = effect / factor / np.abs(fitted.true - fitted.reference).max()
-        smaller = replace(fitted, true=fitted.reference + size * (fitted.true - fitted.reference))
+        smaller = replace(fitted, largest=size * fitted.largest)
         monkeypatch.setitem(sim.__dict__, "calibration", {"eval": smaller})
         found = sim.predict(orders, metrics=["eval"])
         assert any("effect on eval is larger" in why for why in found.why_untrusted("eval")[0]) is beyond
@@ -85,7 +89,7 @@ def test_an_effect_larger_than_any_recorded_one_is_not_trusted(
 
 def test_each_metric_is_trusted_or_not_on_its_own(sim: osc.Simulator, monkeypatch: pytest.MonkeyPatch) -> None:
     fitted, orders = sim.calibration["eval"], sim.order[::-1][None]
-    good = replace(fitted, held=(1.0, 1.0), farthest=9.0, left=0.5, quantile=1e3, true=np.append(fitted.true[1:], 9.0))
+    good = replace(fitted, held=(1.0, 1.0), farthest=9.0, left=0.5, quantile=1e3, largest=9.0)
     poor = replace(good, held=(0.5, 0.5))
     names = ["again", "eval"]
     assert sorted(sim.losses) == names

@@ -10,6 +10,10 @@ anchors do not span over its mean on the left-out runs, lambda the one that pred
 the share of their squared residuals that this explains. Nothing is shifted unless each run is told better by a
 regression that was chosen without it.
 
+Where batches mix groups, runs that sort the samples by group have many times the effect of the others, and as large
+errors. So there are two fits: one on the runs that sort nothing, for orders like these; and one on all, for orders that
+sort samples and for effects more than `FARTHER` times the largest of the first runs'.
+
 Error bars come from the residuals before that, see `orderscope.engine.error_bars`: a shift that was right on the runs
 narrows no interval, since a few runs say little of how much it leaves elsewhere.
 
@@ -32,6 +36,7 @@ from orderscope_kernels.shapes import Bool, Float
 SHIFTED = 1 / 3  # effect, in sigma, that shifts take no effect at all for
 MUCH = 1 / 4  # of the mean error, a gain that need not be clear: 1/2 over 512 steps, where one run of eight may lose
 ROUNDING = 4  # machine epsilons of a value: each of the two that are compared is a mean of many rounded losses
+FARTHER = 1.5  # times the largest effect, or distance, of the runs: as far as their errors tell of an order's
 RIDGES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 
 
@@ -43,14 +48,17 @@ class Bearing:
         outside: distance of their states from the anchors' span, see `Replayed`, [n].
         alike: cosines between their final displacements from the reference and those of the left-out runs, [n, runs].
         regrouped: share of their steps that trained batches which were not recorded, [n].
+        sorting: whether they sort samples by group more than the reference order does, see
+            `orderscope.engine.units.sorts_more`, bool [n].
     """
 
     outside: Float[np.ndarray, " n"]
     alike: Float[np.ndarray, "n runs"]
     regrouped: Float[np.ndarray, " n"]
+    sorting: Bool[np.ndarray, " n"]
 
-    def __getitem__(self, rows: slice) -> Bearing:
-        return Bearing(self.outside[rows], self.alike[rows], self.regrouped[rows])
+    def __getitem__(self, rows: slice | Bool[np.ndarray, " n"]) -> Bearing:
+        return Bearing(self.outside[rows], self.alike[rows], self.regrouped[rows], self.sorting[rows])
 
 
 def directions(theta: Float[Tensor, "n coords"], center: Float[Tensor, " coords"]) -> Float[Tensor, "n coords"]:
@@ -80,6 +88,10 @@ class Calibration:
             number where no run is of that kind.
         rounding: how far two values that ought to be the same may differ by arithmetic alone; no error is smaller.
         predicted, error, true: leave-one-out predictions of the runs, their errors, and the true values.
+        largest: largest effect of the runs.
+        usual: which runs it is fitted on, bool [runs]; None for all.
+        beyond: the fit on all runs, for orders that sort samples and for larger effects; None where that is this one.
+            `predicted`, `error`, `true` and `farthest` are of all runs in either.
     """
 
     reference: float
@@ -95,6 +107,9 @@ class Calibration:
     predicted: np.ndarray
     error: np.ndarray
     true: np.ndarray
+    largest: float
+    usual: np.ndarray | None = None
+    beyond: Calibration | None = None
 
     @property
     def skilled(self) -> bool:
@@ -121,7 +136,23 @@ class Calibration:
             value [n], error [n].
         """
         unit = _unit(raw, self.reference, self.sigma, _far(at, self.typical))
-        return raw + at.alike @ self.shift * unit, self._error(raw, at, pushed)
+        among = pushed if pushed is None or self.usual is None else pushed[:, self.usual]
+        value, error = raw + at.alike @ self.shift * unit, self._error(raw, at, among)
+        rows = self.outlying(raw, at.sorting)
+        if self.beyond is not None and rows.any():
+            value[rows], error[rows] = self.beyond.apply(raw[rows], at[rows], None if pushed is None else pushed[rows])
+        return value, error
+
+    def outlying(self, values: Float[np.ndarray, " n"], sorting: Bool[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
+        """Which values are told by the fit on all runs, where there is another, bool [n].
+
+        Args:
+            values: of the metric, [n].
+            sorting: whether their orders sort samples, bool [n].
+        """
+        if self.beyond is None:
+            return np.zeros(len(values), dtype=bool)
+        return sorting | (np.abs(values - self.reference) > FARTHER * self.largest)
 
     def holds(self, regrouped: Float[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
         """Whether intervals held on the left-out runs of an order's kind, as far as there are any, bool [n].
@@ -157,11 +188,42 @@ def fit_calibration(
         pushed: as `Calibration.apply` takes it, [runs, runs]; a run's own error is not used for it.
         eps: machine epsilon of the arithmetic that values come from; 0 where they are exact.
     """
+    usual = ~at.sorting
+    if usual.all() or usual.sum() < 2:
+        return _fitted(raw, true, reference, at, pushed, eps)
+    beyond = _fitted(raw, true, reference, at, pushed, eps)
+    among = None if pushed is None else pushed[np.ix_(usual, usual)]
+    narrow = Bearing(at.outside[usual], at.alike[np.ix_(usual, usual)], at.regrouped[usual], at.sorting[usual])
+    fitted = _fitted(raw[usual], true[usual], reference, narrow, among, eps)
+    shift, predicted, error = np.zeros(len(true)), beyond.predicted.copy(), beyond.error.copy()
+    shift[usual], predicted[usual], error[usual] = fitted.shift, fitted.predicted, fitted.error
+    return replace(fitted, shift=shift, predicted=predicted, error=error, true=true, farthest=beyond.farthest,
+                   usual=usual, beyond=beyond)  # fmt: skip
+
+
+def _fitted(
+    raw: np.ndarray, true: np.ndarray, reference: float, at: Bearing, pushed: np.ndarray | None, eps: float
+) -> Calibration:
+    """The fit on all of these runs; arguments as `fit_calibration`'s."""
     count, rounding = len(true), ROUNDING * eps * abs(reference)
+    largest = float(np.abs(true - reference).max(initial=0))
     unknown, none = np.full(count, np.nan), (float("nan"), float("nan"))
     if count < 2:
         return Calibration(
-            reference, 0.0, np.zeros(count), None, 1.0, 0.0, 0.0, np.inf, none, rounding, unknown, unknown, true
+            reference,
+            0.0,
+            np.zeros(count),
+            None,
+            1.0,
+            0.0,
+            0.0,
+            np.inf,
+            none,
+            rounding,
+            unknown,
+            unknown,
+            true,
+            largest,
         )
     sigma = float(np.append(true, reference).std(ddof=1))
     typical = float(at.outside.mean())
@@ -185,6 +247,7 @@ def fit_calibration(
         predicted=true - left,
         error=unknown,
         true=true,
+        largest=largest,
     )
     error = fitted._error(raw, at, others)
     inside, new = np.abs(left) <= error, at.regrouped >= 0.5

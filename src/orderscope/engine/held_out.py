@@ -242,18 +242,24 @@ class HeldOut:
         return _Placed(self, weights, distance, rest, bent)
 
 
-def scaled_as_known(known: HeldOut) -> HeldOut:
+def scaled_as_known(known: HeldOut, apart: Sequence[str] = ()) -> HeldOut:
     """The model with the curvature of each loss multiplied by the factor that predicts the known states best, each from
     the others, by ridge regression towards one: the sampled matrix is too large or too small along all remainders
-    alike, by chance and because it stands for the Hessian."""
-    if len(known.runs) < 4:
+    alike, by chance and because it stands for the Hessian.
+
+    Args:
+        known: the model.
+        apart: runs that are not asked. One that ends ten times as far away as the others would decide alone.
+    """
+    asked = [k for k, run in enumerate(known.runs) if k and run not in apart]
+    if len(asked) < 3:
         return known
-    states, runs = known.center + known.spread[1:], known.runs[1:]
+    states, runs = known.center + known.spread[asked], tuple(known.runs[k] for k in asked)
     flat = replace(known, shares=torch.zeros_like(known.shares))
     bent, plain = (each(states, known.names, runs) for each in (known, flat))
     factors = []
     for i, name in enumerate(known.names):
-        gain, missing = bent[name] - plain[name], known.values[i, 1:].numpy() - plain[name]
+        gain, missing = bent[name] - plain[name], known.values[i, asked].numpy() - plain[name]
         square = float(gain @ gain)
         factors.append((float(gain @ missing) / square + PRIOR) / (1 + PRIOR) if square > 0 else 1.0)
     shares = known.shares * torch.tensor(factors, dtype=known.shares.dtype).clamp_min(0)[:, None]

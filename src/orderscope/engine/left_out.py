@@ -134,6 +134,8 @@ def share_kept(held_out: HeldOut, replayed: Replayed, runs: Sequence[str], final
         final: weights at the end of the reference run.
     """
     rows = held_out.known_rows(runs)
+    usual = [row for row in rows if not replayed.sorting[row]]  # beside the errors of others these say nothing
+    rows = usual if len(usual) >= 3 else rows
     if len(rows) < 3:
         return 1.0
     names, theta = [runs[i] for i in rows], replayed.theta[rows]
@@ -146,7 +148,10 @@ def share_kept(held_out: HeldOut, replayed: Replayed, runs: Sequence[str], final
         found = held_out(drawn, held_out.names, names)
         raw[i] = (np.abs(np.stack([found[name] for name in held_out.names]) - true) / scale).mean(0)
         unit = directions(drawn, final)
-        at = Bearing(replayed.outside[rows].numpy(), (unit @ unit.T).double().numpy(), replayed.regrouped[rows].numpy())
+        alike = (unit @ unit.T).double().numpy()
+        at = Bearing(
+            replayed.outside[rows].numpy(), alike, replayed.regrouped[rows].numpy(), replayed.sorting[rows].numpy()
+        )
         calibrated_values = [
             fit_calibration(found[name], true[k], float(held_out.values[k, 0]), at).predicted
             for k, name in enumerate(held_out.names)

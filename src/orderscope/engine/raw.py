@@ -17,6 +17,7 @@ from orderscope.engine.curvature import Curvature, factor_products
 from orderscope.engine.driven import recorded_dynamics
 from orderscope.engine.held_out import HeldOut, scaled_as_known
 from orderscope.engine.own import OwnAnchors, own_anchors
+from orderscope.engine.units import sorting_orders
 from orderscope.engine.window import LONG, Window, group_fractions, stands_for
 from orderscope.errors import IncompleteRun
 from orderscope.sketching import SketchPlan, draw_coordinates, from_bfloat16, missing_units
@@ -234,7 +235,11 @@ def raw_held_out(store: RunStore, window: Window, before: HeldOut | None, count:
     kept = factor if window.dtype == torch.float64 else factor.to(torch.bfloat16)
     found = HeldOut(names, tuple(runs), torch.from_numpy(np.array(states[0][take])), spread, weight, gram, values, on,
                     along, kept.contiguous(), shares, crossed)  # fmt: skip
-    return found if before is not None else scaled_as_known(found)
+    if before is not None:
+        return found
+    orders = np.stack([load_run(store, run, gradients=False).order for run in runs])
+    sorting = sorting_orders(window, orders)
+    return scaled_as_known(found, [run for run, sorts in zip(runs, sorting, strict=True) if sorts])
 
 
 def _single_expansion(store: RunStore, window: Window, plan: SketchPlan) -> HeldOut:

@@ -46,18 +46,21 @@ class Replayed:
         outside: how far the states lay outside what the anchors span: mean over the steps of the remainder's length in
             units of the anchors' distance from the start, [orders].
         regrouped: share of the steps that trained batches which were not recorded, float64 [orders].
+        sorting: whether they sort samples by group more than the reference order does, see `sorts_more`, bool
+            [orders].
         snapshots: weights after the steps asked for, [orders, m] each.
     """
 
     theta: Float[Tensor, "orders coords"]
     outside: Float64[Tensor, " orders"]
     regrouped: Float64[Tensor, " orders"]
+    sorting: Bool[Tensor, " orders"]
     snapshots: dict[int, Float[Tensor, "orders coords"]]
 
     def cpu(self) -> Replayed:
         """The same on the CPU."""
         kept = {t: weights.cpu() for t, weights in self.snapshots.items()}
-        return Replayed(self.theta.cpu(), self.outside.cpu(), self.regrouped.cpu(), kept)
+        return Replayed(self.theta.cpu(), self.outside.cpu(), self.regrouped.cpu(), self.sorting.cpu(), kept)
 
 
 def replay(
@@ -117,7 +120,8 @@ def replay(
         if t + 1 in snapshots:
             kept[t + 1] = states.theta.clone()
     new = torch.from_numpy((units.index >= recorded).mean(1))
-    return Replayed(states.theta, outside / window.steps, new.to(device), kept)
+    sorting = torch.from_numpy(units.sorting)
+    return Replayed(states.theta, outside / window.steps, new.to(device), sorting.to(device), kept)
 
 
 class _Predicted(NamedTuple):

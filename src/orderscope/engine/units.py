@@ -13,6 +13,9 @@ from orderscope.engine.window import Window, group_fractions
 from orderscope.errors import OrderscopeError
 from orderscope_kernels.shapes import Bool, Float, Int, Int64
 
+SORTED = 0.25  # by how much of a batch samples have more of their own group beside them in an order that sorts them
+ROUNDING = 1e-3  # of shares, which are sometimes kept in a short type
+
 
 @dataclass(frozen=True)
 class Units:
@@ -23,12 +26,14 @@ class Units:
         new: samples of the regrouped batches, [regrouped, batch].
         fractions: share of each group, [U + regrouped, groups].
         has_grad: bool [U + regrouped, n_params], or None.
+        sorting: which orders sort samples by group more than the reference order does, bool [orders].
     """
 
     index: Int64[np.ndarray, "orders steps"]
     new: Int64[np.ndarray, "new batch"]
     fractions: Float[Tensor, "units groups"]
     has_grad: Bool[Tensor, "units params"] | None
+    sorting: Bool[np.ndarray, " orders"]
 
 
 def units_of(window: Window, batches: Batches, orders: Int[np.ndarray, "orders steps batch"]) -> Units:
@@ -53,7 +58,60 @@ def units_of(window: Window, batches: Batches, orders: Int[np.ndarray, "orders s
     if len(new):
         fractions = torch.cat([fractions, group_fractions(new, window.group_codes, fractions.shape[1])])
         has_grad = None if has_grad is None else torch.cat([has_grad, _any_sample(window, new)])
-    return Units(index, new, fractions, has_grad)
+    return Units(index, new, fractions, has_grad, sorting_orders(window, orders))
+
+
+def own_shares(
+    fractions: Float[np.ndarray, "n steps groups"],
+) -> Float[np.ndarray, "n groups"]:
+    """The share that a group has of the batches of its own samples, on average over these: with f_t its share of the
+    batch of step t,
+
+        s = sum_t f_t^2 / sum_t f_t,
+
+    0 where it has no samples, [n, groups].
+
+    Args:
+        fractions: f, [n, steps, groups].
+    """
+    total = fractions.sum(1)
+    return np.square(fractions).sum(1) / np.where(total > 0, total, 1)
+
+
+def sorts_more(own: Float[np.ndarray, "n groups"], others: Float[np.ndarray, " groups"]) -> Bool[np.ndarray, " n"]:
+    """Whether an order sorts samples by group more than others do: whether the samples of some group have their own
+    group in more of their batch, by more than `SORTED` of it, bool [n]. The gradients of such batches, and what follows
+    from many of them, were seen in none of those.
+
+    Args:
+        own: `own_shares` of the orders, [n, groups].
+        others: the largest of the other orders, [groups].
+    """
+    return np.any(own > others + (SORTED + ROUNDING), axis=1)
+
+
+def order_shares(
+    orders: Int[np.ndarray, "n steps batch"], codes: Int[np.ndarray, " samples"], groups: int
+) -> Float[np.ndarray, "n groups"]:
+    """`own_shares` of orders, [n, groups].
+
+    Args:
+        orders: sample ids, [n, steps, batch].
+        codes: group of every sample id, [samples].
+        groups: how many groups there are.
+    """
+    return own_shares(np.stack([(codes == group)[orders].mean(2) for group in range(groups)], axis=2))
+
+
+def sorting_orders(window: Window, orders: Int[np.ndarray, "n steps batch"]) -> Bool[np.ndarray, " n"]:
+    """Which orders sort samples by group more than the reference order does, see `sorts_more`, bool [n].
+
+    Args:
+        window: the run.
+        orders: sample ids, [n, steps, batch].
+    """
+    shares = order_shares(np.concatenate([window.order[None], orders]), window.group_codes, window.fractions.shape[1])
+    return sorts_more(shares[1:], shares[0])
 
 
 def some_of(ids: Int64[np.ndarray, "*batches batch"], count: int | None) -> Int64[np.ndarray, "*batches some"]:

@@ -75,7 +75,9 @@ def worth(store: RunStore, coords: int | None = COORDS) -> Worth | None:
         units = units_of(window, Batches(window.order), orders)
         half = replay(halved(store, window, coords), units, allowed=allowed[: len(names)]).theta
         theta, left = torch.cat([found.theta, half]), [*without, *without[: len(names)]]
-        whole = Replayed(*(x[: len(names)] for x in (found.theta, found.outside, found.regrouped)), snapshots={})
+        whole = Replayed(
+            *(x[: len(names)] for x in (found.theta, found.outside, found.regrouped, found.sorting)), snapshots={}
+        )
         theta = held_out.drawn(theta, share_kept(held_out, whole, names, window.final), left)
         values = held_out(theta, held_out.names, left)
     errors = np.zeros(3)

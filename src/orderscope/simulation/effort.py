@@ -124,7 +124,9 @@ class ProxyEstimator:
         """The bearing of orders from the final weights of their proxies, [n, m], with `outside` 1 for all."""
         runs = self._runs[1]
         alike = directions(theta, runs[0]) @ directions(runs[1:], runs[0]).T
-        return Bearing(np.ones(len(theta)), alike.double().numpy(), self._sim.regrouped(orders))
+        return Bearing(
+            np.ones(len(theta)), alike.double().numpy(), self._sim.regrouped(orders), self._sim.sorting(orders)
+        )
 
     def _trained(
         self, orders: np.ndarray, names: tuple[str, ...], rates: np.ndarray | None = None

@@ -16,6 +16,7 @@ from orderscope.engine.completed import KnownStates, held_bytes, known_states
 from orderscope.engine.left_out import LeftOut
 from orderscope.engine.loading import load_held_out, load_left_out, load_window, table_number
 from orderscope.engine.threads import one_thread
+from orderscope.engine.units import sorting_orders
 from orderscope.errors import OrderscopeError
 from orderscope.sketching import SketchPlan, require_probes
 from orderscope.store import RunStore
@@ -161,9 +162,11 @@ class OpenedRun:
         return known_states(self.store, self.plan)
 
     def sigma_order(self, metric: str) -> float:
-        """Standard deviation of the metric over reference and probes: how much order matters here."""
-        values = np.append(self.truth[metric], self.reference[metric]) if self.probes else np.zeros(2)
-        return float(values.std(ddof=1))
+        """Standard deviation of the metric over reference and probes: how much order matters here. Where batches mix
+        groups, probes that sort samples by group have many times the effect of others, and do not count."""
+        usual = ~self.sorting(self.probe_orders)
+        values = self.truth[metric][usual if usual.any() else slice(None)]
+        return float(np.append(values, self.reference[metric]).std(ddof=1)) if self.probes else 0.0
 
     def regrouped(self, orders: np.ndarray) -> np.ndarray:
         """Share of each order's batches that are not recorded batches, [n].
@@ -172,6 +175,14 @@ class OpenedRun:
             orders: sample ids, [n, steps, batch].
         """
         return (self._batches.index(orders)[0] >= self.window.units).mean(1)
+
+    def sorting(self, orders: np.ndarray) -> np.ndarray:
+        """Which orders sort samples by group more than the recorded one does, see `sorts_more`, bool [n].
+
+        Args:
+            orders: sample ids, [n, steps, batch].
+        """
+        return sorting_orders(self.window, orders)
 
     @cached_property
     def _replayed_window(self) -> Window:

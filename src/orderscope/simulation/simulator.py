@@ -17,6 +17,7 @@ from orderscope.engine.completed import completed
 from orderscope.engine.held_out import Missed
 from orderscope.engine.metrics import MetricModel, evaluated
 from orderscope.engine.threads import one_thread
+from orderscope.engine.units import order_shares
 from orderscope.errors import OrderscopeError, unknown_metric
 from orderscope.orders.checks import check_order, check_orders
 from orderscope.simulation import trusted
@@ -138,17 +139,19 @@ class Simulator(OpenedRun):
 
     def bearing(self, replayed: Replayed) -> Bearing:
         """The bearing of replays, which a calibration depends on."""
-        return self._bearing(replayed.theta, replayed.outside.numpy(), replayed.regrouped.numpy())
+        return self._bearing(
+            replayed.theta, replayed.outside.numpy(), replayed.regrouped.numpy(), replayed.sorting.numpy()
+        )
 
     @cached_property
     def left_out_bearing(self) -> Bearing:
         """The bearing of the true runs, each predicted without its own states."""
         out = self.left_out
-        return self._bearing(out.theta, out.outside, self.regrouped(self.run_orders))
+        return self._bearing(out.theta, out.outside, self.regrouped(self.run_orders), self.sorting(self.run_orders))
 
-    def _bearing(self, theta: Tensor, outside: np.ndarray, regrouped: np.ndarray) -> Bearing:
+    def _bearing(self, theta: Tensor, outside: np.ndarray, regrouped: np.ndarray, sorting: np.ndarray) -> Bearing:
         alike = directions(theta, self.window.final) @ self._pointing.T
-        return Bearing(outside, alike.double().numpy(), regrouped)
+        return Bearing(outside, alike.double().numpy(), regrouped, sorting)
 
     def predict(
         self,
@@ -224,11 +227,12 @@ class Simulator(OpenedRun):
                     self.regrouped(checked), self.regrouped(self.run_orders)
                 )
             }
-        shares = trusted.largest_shares(checked, self.window.group_codes)
-        doubts[trusted.PURE] = trusted.purer_batches(shares, self._largest_shares)
+        doubts[trusted.SORTED] = ~trusted.sorted_as_recorded(self._own_shares(checked), self._trained_shares)
         if allow_other_samples:
             doubts[trusted.OTHER_SAMPLES] = ~trusted.few_replaced(checked, self.order)
-        judged = trusted.judge(doubts, values, errors, calibration, new, known, only_order=rates is None)
+        judged = trusted.judge(
+            doubts, values, errors, calibration, new, self.sorting(checked), known, only_order=rates is None
+        )
         return Prediction(
             metrics=values,
             error=errors,
@@ -244,10 +248,12 @@ class Simulator(OpenedRun):
         )
 
     @cached_property
-    def _largest_shares(self) -> np.ndarray:
-        """The largest share that each group has of a recorded batch, [groups]."""
-        trained = np.concatenate([self.order[None], self.run_orders])
-        return trusted.largest_shares(trained, self.window.group_codes).max(0)
+    def _trained_shares(self) -> np.ndarray:
+        """The shares of their own group of all orders that were trained, [1 + runs, groups], see `own_shares`."""
+        return self._own_shares(np.concatenate([self.order[None], self.run_orders]))
+
+    def _own_shares(self, orders: np.ndarray) -> np.ndarray:
+        return order_shares(orders, self.window.group_codes, self.window.fractions.shape[1])
 
     @cached_property
     def _proxies(self) -> dict[int, ProxyEstimator]:

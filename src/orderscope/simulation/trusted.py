@@ -7,14 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from orderscope.engine.calibration import AT_LEAST, Calibration
+from orderscope.engine.calibration import AT_LEAST, FARTHER, Calibration
+from orderscope.engine.units import sorts_more
 
-# Orders are trusted up to 1.5 times as far outside the anchors' span as the farthest left-out run, and with an effect
-# up to 1.5 times the largest of the true runs. Where batches mix groups, orders that sort samples by group have up to
-# 23 times that effect: of 143 in four windows 29 of 55 trusted intervals held before, 14 of 20 with the rules below.
-FARTHER = 1.5
-# By how much of a batch one group may be more than in any recorded batch.
-PURER = 0.5
 # Largest share of the samples that a trusted order may replace, and for the proxy the largest share of the batches that
 # it may regroup if no true run regrouped more. Left-out runs replace no samples, so they do not test such orders.
 REPLACED = 0.1
@@ -42,6 +37,18 @@ def regrouped_as_recorded(regrouped: np.ndarray, recorded: np.ndarray) -> np.nda
     return regrouped <= max(REPLACED, *recorded, 0)
 
 
+def sorted_as_recorded(own: np.ndarray, recorded: np.ndarray) -> np.ndarray:
+    """Whether two or more orders that were trained sort samples by group as much as an order does, bool [n]. From one
+    alone the size of such errors is not known: on three classifiers 14 of 33 trusted intervals held.
+
+    Args:
+        own: `orderscope.engine.units.own_shares` of the orders, [n, groups].
+        recorded: those of the orders that were trained, the recorded one among them, [runs, groups].
+    """
+    as_much = [~sorts_more(own, shares) for shares in recorded]
+    return np.sum(as_much, axis=0) >= 2
+
+
 def beyond_effects(values: np.ndarray, fitted: Calibration) -> np.ndarray:
     """Whether effects are larger than `FARTHER` times the largest of a true run, bool [n].
 
@@ -49,30 +56,7 @@ def beyond_effects(values: np.ndarray, fitted: Calibration) -> np.ndarray:
         values: estimates of a metric, [n].
         fitted: its calibration.
     """
-    largest = np.abs(fitted.true - fitted.reference).max(initial=0)
-    return np.abs(values - fitted.reference) > FARTHER * largest
-
-
-def largest_shares(orders: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    """The largest share that each group has of a batch, [n, groups].
-
-    Args:
-        orders: sample ids, [n, steps, batch].
-        codes: group of every sample, as numbers from 0, [samples].
-    """
-    groups = range(int(codes.max(initial=0)) + 1)
-    return np.stack([(codes == group)[orders].mean(2).max(1) for group in groups], axis=1)
-
-
-def purer_batches(shares: np.ndarray, recorded: np.ndarray) -> np.ndarray:
-    """Whether a batch of an order holds more of one group than any recorded batch, by more than `PURER` of it, bool
-    [n]. The gradient of such a batch, and what follows from many of them, was seen in no run.
-
-    Args:
-        shares: `largest_shares` of the orders, [n, groups].
-        recorded: those of all orders that were trained, [groups].
-    """
-    return np.any(shares > recorded + PURER, axis=1)
+    return np.abs(values - fitted.reference) > FARTHER * fitted.largest
 
 
 def few_replaced(orders: np.ndarray, reference: np.ndarray) -> np.ndarray:
@@ -91,7 +75,7 @@ def few_replaced(orders: np.ndarray, reference: np.ndarray) -> np.ndarray:
 # Why an estimate is not trusted, as printed, with `FARTHER` and `REPLACED` in words. A reason against one metric names
 # it.
 TOO_FAR = "its weights go farther from the recorded states than any recorded run's, by more than half"
-PURE = "a batch holds more of one group than any recorded batch, by more than half of the batch"
+SORTED = "fewer than two recorded orders sort samples by group as much as it does"
 REGROUPED = "more than a tenth of its batches are regrouped, and more than in any recorded run"
 OTHER_SAMPLES = "more than a tenth of the recorded samples are missing"
 NOT_FINITE = "the estimate is not a finite number"
@@ -121,6 +105,7 @@ def judge(
     errors: Mapping[str, np.ndarray],
     calibration: Mapping[str, Calibration],
     regrouped: np.ndarray,
+    sorting: np.ndarray,
     known: np.ndarray,
     *,
     only_order: bool = True,
@@ -133,14 +118,23 @@ def judge(
         errors: half-widths of the intervals by metric, [n].
         calibration: by metric.
         regrouped: share of each order's batches that were not recorded, [n].
+        sorting: whether the order sorts samples, see `orderscope.engine.calibration.Bearing`, bool [n].
         known: whether the order was truly trained, bool [n].
         only_order: whether nothing but the order differs from the recorded runs, so that effects may be compared.
     """
-    own = {name: _of_interval(name, error, calibration[name], regrouped) for name, error in errors.items()}
-    if only_order:
-        for name, value in values.items():
-            if len(calibration[name].true) > 1:
-                own[name][BEYOND.format(metric=name)] = beyond_effects(value, calibration[name])
+    own: dict[str, dict[str, np.ndarray]] = {}
+    for name, value in values.items():
+        usual = calibration[name]
+        rows = usual.outlying(value, sorting)
+        own[name] = {}
+        for fitted, those in ((usual, ~rows), (usual.beyond, rows)):
+            if fitted is None:
+                continue
+            against = _of_interval(name, errors[name], fitted, regrouped)
+            if only_order and len(fitted.true) > 1:
+                against[BEYOND.format(metric=name)] = beyond_effects(value, fitted)
+            for reason, holds in against.items():
+                own[name][reason] = own[name].get(reason, False) | (holds & those)
     everywhere = {**doubts, NOT_FINITE: ~np.all([np.isfinite(v) for v in values.values()], axis=0)}
     doubted = np.any(list(everywhere.values()), axis=0)
     telling = np.any([~np.any(list(found.values()), axis=0) for found in own.values()], axis=0)

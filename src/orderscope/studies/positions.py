@@ -102,7 +102,7 @@ def _trusted(
     """Whether the losses of a unit at its places are to be trusted, bool [k]: as the metrics of an order are."""
     doubts = {trusted.TOO_FAR: ~trusted.near_anchors(outside, sim.calibration.values())}
     own, none = "the batch", np.zeros(len(value))
-    return trusted.judge(doubts, {own: value}, {own: error}, {own: fitted}, none, known).trusted
+    return trusted.judge(doubts, {own: value}, {own: error}, {own: fitted}, none, none > 0, known).trusted
 
 
 def _trained(
@@ -221,7 +221,7 @@ def _calibrated(
 ) -> list[Calibration]:
     """One calibration a unit, on the probes predicted without their own anchors."""
     if not sim.runs:
-        nowhere = Bearing(np.zeros(0), np.zeros((0, 0)), np.zeros(0))
+        nowhere = Bearing(np.zeros(0), np.zeros((0, 0)), np.zeros(0), np.zeros(0, dtype=bool))
         return [fit_calibration(np.zeros(0), np.zeros(0), float(r), nowhere) for r in recorded]
     out = sim.left_out
     at, columns, found = sim.left_out_bearing, [], []
