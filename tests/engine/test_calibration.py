@@ -93,6 +93,31 @@ def test_a_shift_that_is_chosen_by_chance_is_not_made() -> None:
     assert np.mean(np.log(ratio)) > -0.1
 
 
+def test_runs_that_sort_samples_say_nothing_of_orders_that_do_not() -> None:
+    rng = np.random.default_rng(3)
+    true = np.array([1.1, 0.9, 1.05, 0.95, 1.2, 4.0])
+    raw = true + np.array([0.01, -0.01, 0.01, -0.02, 0.01, 1.0])
+    sorting, alike = np.arange(6) == 5, rng.uniform(-1, 1, size=(6, 6)) + 2 * np.eye(6)
+    every = Bearing(np.full(6, 0.5), alike, sorting.astype(float), sorting)
+    five = Bearing(np.full(5, 0.5), alike[:5, :5], np.zeros(5), sorting[:5])
+    pushed = 0.01 + 0.01 * rng.uniform(size=(6, 6))
+    fitted = fit_calibration(raw, true, 1.0, every, pushed=pushed)
+    alone = fit_calibration(raw[:5], true[:5], 1.0, five, pushed=pushed[:5, :5])
+    query, values = (
+        Bearing(np.full(3, 0.5), alike[:3], np.zeros(3), np.array([False, False, True])),
+        np.array([1.1, 1.4, 1.1]),
+    )
+    found = fitted.apply(values, query, pushed[:3])
+    usual = alone.apply(values, Bearing(query.outside, alike[:3, :5], np.zeros(3), query.sorting), pushed[:3, :5])
+    np.testing.assert_array_equal(np.stack(found)[:, 0], np.stack(usual)[:, 0])
+    assert fitted.sigma == alone.sigma < 0.2
+    assert fitted.outlying(values, query.sorting).tolist() == [False, True, True]  # 0.4 is twice the largest effect
+    assert (found[1][1:] > 3 * usual[1][1:]).all()
+    assert fitted.beyond is not None
+    np.testing.assert_array_equal(fitted.true, true)
+    np.testing.assert_array_equal(fitted.predicted[5], fitted.beyond.predicted[5])
+
+
 def test_no_error_is_smaller_than_rounding_or_a_share_of_sigma() -> None:
     true = np.array([1.1, 0.9, 1.2, 0.8])
     fitted = fit_calibration(true, true, 1.0, at(np.full(4, 0.5)), eps=0.1)

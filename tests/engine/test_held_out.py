@@ -217,6 +217,19 @@ def test_a_curvature_of_the_wrong_size_is_scaled_as_the_known_states_say():
     assert scaled_as_known(few) is few
 
 
+def test_a_far_state_that_is_set_apart_does_not_scale_the_curvature():
+    states = normal(8, SIZE, seed=3)
+    far = torch.cat([states, 20 * normal(1, SIZE, seed=5)])
+
+    def saturating(theta):
+        return torch.log1p(bowl(theta))
+
+    usual, every = made_up(states, saturating, FACTOR), made_up(far, saturating, FACTOR)
+    apart = scaled_as_known(every, ["probe-7"]).shares[0, 0]
+    expected, decided = scaled_as_known(usual).shares[0, 0], scaled_as_known(every).shares[0, 0]
+    assert abs(float(apart - expected)) < 0.3 * abs(float(decided - expected))
+
+
 # As recorded.
 
 
