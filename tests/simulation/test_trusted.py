@@ -72,6 +72,24 @@ def test_samples_sorted_by_group_are_not_trusted_where_batches_mix_groups(sim: o
     assert not any("sort samples" in reason for reason in whole)
 
 
+def test_of_orders_that_sort_samples_only_those_that_do_so_in_part_are_trusted_by_two_others(
+    task: osc.Task, tmp_path: Path
+) -> None:
+    wholly = [resolve(f"groups:{text}", task.order, groups=task.groups) for text in ("a,b,c", "c,b,a")]
+    osc.record(task, tmp_path / "run", reuse=wholly, probes=5)
+    sim = osc.Simulator(tmp_path / "run", task)
+    rng, codes, samples = np.random.default_rng(4), task.group_codes, np.asarray(task.order).ravel()
+    partly = samples[np.argsort(codes[samples] + 0.7 * rng.normal(size=len(samples)))].reshape(task.order.shape)
+    third = resolve("groups:b,a,c", task.order, groups=task.groups)
+    why = sim.predict(np.stack([partly, third, wholly[0]]), metrics=["eval"]).why_untrusted("eval")
+    assert sim.sorting(np.stack([partly, third, task.order])).tolist() == [True, True, False]
+    assert not any("sort" in reason for reason in why[0])
+    assert any("far more than the recorded order" in reason for reason in why[1])
+    assert why[2] == ()
+    usual = np.std(np.append(sim.truth["eval"][2:], sim.reference["eval"]), ddof=1)
+    assert sim.sigma_order("eval") == pytest.approx(usual)
+
+
 def test_an_effect_larger_than_any_recorded_one_is_not_trusted(
     sim: osc.Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -78,16 +78,19 @@ def own_shares(
     return np.square(fractions).sum(1) / np.where(total > 0, total, 1)
 
 
-def sorts_more(own: Float[np.ndarray, "n groups"], others: Float[np.ndarray, " groups"]) -> Bool[np.ndarray, " n"]:
-    """Whether an order sorts samples by group more than others do: whether the samples of some group have their own
-    group in more of their batch, by more than `SORTED` of it, bool [n]. The gradients of such batches, and what follows
-    from many of them, were seen in none of those.
+def sorts_more(
+    own: Float[np.ndarray, "n groups"], others: Float[np.ndarray, " groups"], by: float = SORTED
+) -> Bool[np.ndarray, " n"]:
+    """Whether orders sort samples by group more than another does: whether the samples of some group have their own
+    group in more of their batch, by more than `by` of it, bool [n]. The gradients of such batches, and what follows
+    from many of them, were not seen in that one.
 
     Args:
         own: `own_shares` of the orders, [n, groups].
-        others: the largest of the other orders, [groups].
+        others: those of the other order, [groups].
+        by: a share of a batch.
     """
-    return np.any(own > others + (SORTED + ROUNDING), axis=1)
+    return np.any(own > others + (by + ROUNDING), axis=1)
 
 
 def order_shares(

@@ -17,7 +17,7 @@ from orderscope.engine.completed import completed
 from orderscope.engine.held_out import Missed
 from orderscope.engine.metrics import MetricModel, evaluated
 from orderscope.engine.threads import one_thread
-from orderscope.engine.units import order_shares
+from orderscope.engine.units import order_shares, sorts_more
 from orderscope.errors import OrderscopeError, unknown_metric
 from orderscope.orders.checks import check_order, check_orders
 from orderscope.simulation import trusted
@@ -227,7 +227,9 @@ class Simulator(OpenedRun):
                     self.regrouped(checked), self.regrouped(self.run_orders)
                 )
             }
-        doubts[trusted.SORTED] = ~trusted.sorted_as_recorded(self._own_shares(checked), self._trained_shares)
+        shares = self._own_shares(checked)
+        doubts[trusted.PURE] = sorts_more(shares, self._trained_shares[0], trusted.PURER)
+        doubts[trusted.SORTED] = ~trusted.sorted_as_recorded(shares, self._trained_shares)
         if allow_other_samples:
             doubts[trusted.OTHER_SAMPLES] = ~trusted.few_replaced(checked, self.order)
         judged = trusted.judge(
@@ -249,7 +251,8 @@ class Simulator(OpenedRun):
 
     @cached_property
     def _trained_shares(self) -> np.ndarray:
-        """The shares of their own group of all orders that were trained, [1 + runs, groups], see `own_shares`."""
+        """The shares of their own group of all orders that were trained, the recorded one first,
+        [1 + runs, groups], see `own_shares`."""
         return self._own_shares(np.concatenate([self.order[None], self.run_orders]))
 
     def _own_shares(self, orders: np.ndarray) -> np.ndarray:

@@ -15,6 +15,12 @@ from orderscope.engine.units import sorts_more
 REPLACED = 0.1
 
 
+# By how much of a batch samples may have more of their own group beside them than in the recorded order. With two
+# orders recorded that sort all samples, 13 of 30 intervals of such orders hold where groups are a classifier's classes,
+# and 191 of 209 of orders that sort less on nine windows.
+PURER = 0.5
+
+
 def near_anchors(outside: np.ndarray, calibrations: Iterable[Calibration]) -> np.ndarray:
     """Whether orders stay within `FARTHER` times the distance of the left-out runs from the anchors' span, bool [n];
     False for all without left-out runs.
@@ -75,6 +81,7 @@ def few_replaced(orders: np.ndarray, reference: np.ndarray) -> np.ndarray:
 # Why an estimate is not trusted, as printed, with `FARTHER` and `REPLACED` in words. A reason against one metric names
 # it.
 TOO_FAR = "its weights go farther from the recorded states than any recorded run's, by more than half"
+PURE = "it sorts samples by group far more than the recorded order does"
 SORTED = "fewer than two recorded orders sort samples by group as much as it does"
 REGROUPED = "more than a tenth of its batches are regrouped, and more than in any recorded run"
 OTHER_SAMPLES = "more than a tenth of the recorded samples are missing"
