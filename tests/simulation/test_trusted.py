@@ -11,7 +11,7 @@ import pytest
 import orderscope as osc
 import tasks_tiny
 from orderscope.engine.calibration import Bearing, fit_calibration
-from orderscope.engine.units import order_shares
+from orderscope.engine.units import own_shares
 from orderscope.orders import resolve
 from orderscope.simulation.trusted import beyond_effects, sorted_as_recorded
 
@@ -50,15 +50,15 @@ def test_two_recorded_orders_must_sort_samples_as_much_as_one_that_is_trusted() 
     codes = np.array([0, 0, 0, 0, 1, 1, 1, 1])
     mixed, other = np.array([[0, 1, 4, 5], [2, 3, 6, 7]]), np.array([[0, 2, 4, 6], [1, 3, 5, 7]])
     more, pure = np.array([[0, 1, 2, 4], [3, 5, 6, 7]]), np.array([[0, 1, 2, 3], [4, 5, 6, 7]])
-    asked = order_shares(np.stack([mixed, more, pure]), codes, 2)
+    asked = own_shares(np.stack([mixed, more, pure]), codes, 2)
     assert asked[:, 0].tolist() == [0.5, 0.625, 1.0]
     for recorded, trusted in (
         ([mixed, other], [True, True, False]),
         ([mixed, other, pure], [True, True, False]),
         ([mixed, other, pure, pure[::-1]], [True, True, True]),
     ):
-        assert sorted_as_recorded(asked, order_shares(np.stack(recorded), codes, 2)).tolist() == trusted
-    alone = order_shares(np.stack([mixed, pure]), np.zeros(8, dtype=int), 1)
+        assert sorted_as_recorded(asked, own_shares(np.stack(recorded), codes, 2)).tolist() == trusted
+    alone = own_shares(np.stack([mixed, pure]), np.zeros(8, dtype=int), 1)
     assert sorted_as_recorded(alone, alone[[0, 0]]).all()
 
 

@@ -14,7 +14,7 @@ from orderscope.errors import OrderscopeError
 from orderscope_kernels.shapes import Bool, Float, Int, Int64
 
 SORTED = 0.25  # by how much of a batch samples have more of their own group beside them in an order that sorts them
-ROUNDING = 1e-3  # of shares, which are sometimes kept in a short type
+ROUNDING = 1e-9  # of shares
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def units_of(window: Window, batches: Batches, orders: Int[np.ndarray, "orders s
 
 
 def own_shares(
-    fractions: Float[np.ndarray, "n steps groups"],
+    orders: Int[np.ndarray, "n steps batch"], codes: Int[np.ndarray, " samples"], groups: int
 ) -> Float[np.ndarray, "n groups"]:
     """The share that a group has of the batches of its own samples, on average over these: with f_t its share of the
     batch of step t,
@@ -72,10 +72,17 @@ def own_shares(
     0 where it has no samples, [n, groups].
 
     Args:
-        fractions: f, [n, steps, groups].
+        orders: sample ids, [n, steps, batch].
+        codes: group of every sample id, [samples].
+        groups: how many groups there are.
     """
-    total = fractions.sum(1)
-    return np.square(fractions).sum(1) / np.where(total > 0, total, 1)
+    _, steps, batch = orders.shape
+    first = groups * np.arange(steps)[:, None]
+    shares = np.zeros((len(orders), groups))
+    for own, order in zip(shares, orders, strict=True):  # one at a time: there may be a group for every sample
+        count = np.bincount((first + codes[order]).ravel(), minlength=steps * groups).reshape(steps, groups)
+        own[:] = np.square(count).sum(0) / (batch * np.maximum(count.sum(0), 1))
+    return shares
 
 
 def sorts_more(
@@ -93,19 +100,6 @@ def sorts_more(
     return np.any(own > others + (by + ROUNDING), axis=1)
 
 
-def order_shares(
-    orders: Int[np.ndarray, "n steps batch"], codes: Int[np.ndarray, " samples"], groups: int
-) -> Float[np.ndarray, "n groups"]:
-    """`own_shares` of orders, [n, groups].
-
-    Args:
-        orders: sample ids, [n, steps, batch].
-        codes: group of every sample id, [samples].
-        groups: how many groups there are.
-    """
-    return own_shares(np.stack([(codes == group)[orders].mean(2) for group in range(groups)], axis=2))
-
-
 def sorting_orders(window: Window, orders: Int[np.ndarray, "n steps batch"]) -> Bool[np.ndarray, " n"]:
     """Which orders sort samples by group more than the reference order does, see `sorts_more`, bool [n].
 
@@ -113,7 +107,7 @@ def sorting_orders(window: Window, orders: Int[np.ndarray, "n steps batch"]) -> 
         window: the run.
         orders: sample ids, [n, steps, batch].
     """
-    shares = order_shares(np.concatenate([window.order[None], orders]), window.group_codes, window.fractions.shape[1])
+    shares = own_shares(np.concatenate([window.order[None], orders]), window.group_codes, window.fractions.shape[1])
     return sorts_more(shares[1:], shares[0])
 
 

@@ -17,7 +17,7 @@ from orderscope.engine.completed import completed
 from orderscope.engine.held_out import Missed
 from orderscope.engine.metrics import MetricModel, evaluated
 from orderscope.engine.threads import one_thread
-from orderscope.engine.units import order_shares, sorts_more
+from orderscope.engine.units import own_shares, sorts_more
 from orderscope.errors import OrderscopeError, unknown_metric
 from orderscope.orders.checks import check_order, check_orders
 from orderscope.simulation import trusted
@@ -227,7 +227,7 @@ class Simulator(OpenedRun):
                     self.regrouped(checked), self.regrouped(self.run_orders)
                 )
             }
-        shares = self._own_shares(checked)
+        shares = self._shares(checked)
         doubts[trusted.PURE] = sorts_more(shares, self._trained_shares[0], trusted.PURER)
         doubts[trusted.SORTED] = ~trusted.sorted_as_recorded(shares, self._trained_shares)
         if allow_other_samples:
@@ -253,10 +253,10 @@ class Simulator(OpenedRun):
     def _trained_shares(self) -> np.ndarray:
         """The shares of their own group of all orders that were trained, the recorded one first,
         [1 + runs, groups], see `own_shares`."""
-        return self._own_shares(np.concatenate([self.order[None], self.run_orders]))
+        return self._shares(np.concatenate([self.order[None], self.run_orders]))
 
-    def _own_shares(self, orders: np.ndarray) -> np.ndarray:
-        return order_shares(orders, self.window.group_codes, self.window.fractions.shape[1])
+    def _shares(self, orders: np.ndarray) -> np.ndarray:
+        return own_shares(orders, self.window.group_codes, self.window.fractions.shape[1])
 
     @cached_property
     def _proxies(self) -> dict[int, ProxyEstimator]:
