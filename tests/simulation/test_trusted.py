@@ -58,6 +58,9 @@ def test_two_recorded_orders_must_sort_samples_as_much_as_one_that_is_trusted() 
         ([mixed, other, pure, pure[::-1]], [True, True, True]),
     ):
         assert sorted_as_recorded(asked, own_shares(np.stack(recorded), codes, 2)).tolist() == trusted
+    seldom = np.array([0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1])
+    few, rare = np.array([[[0, 1, 2, 7], [3, 4, 5, 8]]] * 2), np.array([[[0, 1, 2, 3], [7, 8, 9, 10]]])
+    assert sorted_as_recorded(own_shares(rare, seldom, 2), own_shares(few, seldom, 2)).tolist() == [False]
     alone = own_shares(np.stack([mixed, pure]), np.zeros(8, dtype=int), 1)
     assert sorted_as_recorded(alone, alone[[0, 0]]).all()
 

@@ -210,21 +210,9 @@ def _fitted(
     unknown, none = np.full(count, np.nan), (float("nan"), float("nan"))
     if count < 2:
         return Calibration(
-            reference,
-            0.0,
-            np.zeros(count),
-            None,
-            1.0,
-            0.0,
-            0.0,
-            np.inf,
-            none,
-            rounding,
-            unknown,
-            unknown,
-            true,
+            reference, 0.0, np.zeros(count), None, 1.0, 0.0, 0.0, np.inf, none, rounding, unknown, unknown, true,
             largest,
-        )
+        )  # fmt: skip
     sigma = float(np.append(true, reference).std(ddof=1))
     typical = float(at.outside.mean())
     unit = _unit(raw, reference, sigma, _far(at, typical))

@@ -228,12 +228,13 @@ class Simulator(OpenedRun):
                 )
             }
         shares = self._shares(checked)
-        doubts[trusted.PURE] = sorts_more(shares, self._trained_shares[0], trusted.PURER)
+        recorded = self._trained_shares[0]
+        doubts[trusted.PURE] = sorts_more(shares, recorded, trusted.PURER)
         doubts[trusted.SORTED] = ~trusted.sorted_as_recorded(shares, self._trained_shares)
         if allow_other_samples:
             doubts[trusted.OTHER_SAMPLES] = ~trusted.few_replaced(checked, self.order)
         judged = trusted.judge(
-            doubts, values, errors, calibration, new, self.sorting(checked), known, only_order=rates is None
+            doubts, values, errors, calibration, new, sorts_more(shares, recorded), known, only_order=rates is None
         )
         return Prediction(
             metrics=values,
